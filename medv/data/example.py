@@ -45,3 +45,14 @@ class Example:
     def answer(self) -> str:
         """The last assistant turn."""
         return next(turn.text for turn in reversed(self.turns) if turn.role == "assistant")
+
+
+def load_image(example: Example) -> Image.Image:
+    """The RGB picture of an example, drawn or read; raises ValueError where it has none or cannot be read."""
+    if example.image is None:
+        raise ValueError(f"example {example.id} has no image: give the folder with the images of this data set")
+    if callable(example.image):
+        return example.image()
+    from medv.data.images import open_image  # here, so that phantoms do not load the readers of file formats
+
+    return open_image(example.image)

@@ -1,0 +1,1 @@
+"""Measures: question answering, findings, text."""

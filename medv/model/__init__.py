@@ -1,0 +1,1 @@
+"""The network in transformers' own terms: configuration, modeling, processing."""

@@ -1,0 +1,151 @@
+"""LLaDA's chat format: dialogues to token ids, and which of them are trained on (Eq. 4).
+
+A message is `<|start_header_id|>role<|end_header_id|>` + two newlines + text + `<|eot_id|>`; a dialogue begins with
+`<|startoftext|>`. Special tokens are looked up by their strings in the tokenizer, never by number. This module knows no
+images: an image is `image_tokens` placeholders and a newline at the front of the first user message.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from medv.data.example import IMAGE_TOKEN, Turn
+
+# What the released models were told (LLaDA-V and LLaDA-MedV); which one the released medical weights expect is not stated.
+SYSTEM_PROMPTS = {
+    kind: (
+        f"You are a helpful {words}language and vision assistant. You are able to understand the visual content that the "
+        "user provides, and assist the user with a variety of tasks using natural language."
+    )
+    for kind, words in (("general", ""), ("medical", "medical "))
+}
+LOSS_TOKENS = ("official", "response")
+IGNORED = -100
+
+
+class Tokenizer(Protocol):
+    """The two calls of a transformers tokenizer that are used here."""
+
+    def encode(self, text: str, add_special_tokens: bool = ...) -> list[int]:
+        """Text to ids."""
+
+    def convert_tokens_to_ids(self, token: str) -> int | None:
+        """The id of one token string."""
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """The ids of the special tokens of one tokenizer."""
+
+    start_of_text: int
+    end_of_text: int
+    mask: int
+    start_header: int
+    end_header: int
+    end_of_turn: int
+    image: int
+
+    STRINGS = {  # noqa: RUF012 (a constant, not a field)
+        "start_of_text": "<|startoftext|>",
+        "end_of_text": "<|endoftext|>",
+        "mask": "<|mdm_mask|>",
+        "start_header": "<|start_header_id|>",
+        "end_header": "<|end_header_id|>",
+        "end_of_turn": "<|eot_id|>",
+        "image": IMAGE_TOKEN,
+    }
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> "SpecialTokens":
+        """Look the ids up; raises ValueError naming every string that the tokenizer lacks."""
+        ids = {name: tokenizer.convert_tokens_to_ids(text) for name, text in cls.STRINGS.items()}
+        unknown = getattr(tokenizer, "unk_token_id", None)
+        missing = [cls.STRINGS[name] for name, value in ids.items() if value is None or value == unknown]
+        if missing:
+            raise ValueError(
+                f"the tokenizer has no token {', '.join(missing)}: a LLaDA tokenizer with {IMAGE_TOKEN} is needed"
+            )
+        return cls(**ids)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of one dialogue, their labels (-100 where a token is never hidden) and the length of the last answer."""
+
+    ids: list[int]
+    labels: list[int]
+    answer_length: int
+
+
+def encode_dialogue(
+    tokenizer: Tokenizer,
+    turns: tuple[Turn, ...],
+    *,
+    system: str | None = None,
+    image_tokens: int = 0,
+    loss_tokens: str = "official",
+) -> Encoded:
+    """A whole training dialogue; it must end with an assistant turn.
+
+    loss_tokens="official": every token of an assistant message is a target, its header too, and so are the structural
+    tokens (start of text, headers, end of turn) of all other messages, as the reference trains. "response": only the text
+    of the assistant and its end of turn, as Eq. 4 is written.
+    """
+    if loss_tokens not in LOSS_TOKENS:
+        raise ValueError(f"unknown loss_tokens {loss_tokens!r}: use one of {', '.join(LOSS_TOKENS)}")
+    if not turns or turns[-1].role != "assistant":
+        raise ValueError("a training dialogue must end with an assistant turn")
+    special = SpecialTokens.of(tokenizer)
+    structural = {special.start_of_text, special.start_header, special.end_header, special.end_of_turn}
+    ids, labels = [], []
+    for role, header, body in _messages(tokenizer, special, turns, system, image_tokens):
+        ids += header + body
+        if loss_tokens == "response":
+            labels += [IGNORED] * len(header) + (body if role == "assistant" else [IGNORED] * len(body))
+        elif role == "assistant":
+            labels += header + body
+        else:
+            labels += [token if token in structural else IGNORED for token in header + body]
+    return Encoded(ids, labels, answer_length=len(body))
+
+
+def encode_prompt(
+    tokenizer: Tokenizer, turns: tuple[Turn, ...], *, system: str | None = None, image_tokens: int = 0
+) -> list[int]:
+    """The ids of a dialogue up to where the assistant's next answer begins; it must end with a user turn."""
+    if not turns or turns[-1].role != "user":
+        raise ValueError("a prompt must end with a user turn")
+    special = SpecialTokens.of(tokenizer)
+    ids = [
+        token
+        for _, header, body in _messages(tokenizer, special, turns, system, image_tokens)
+        for token in header + body
+    ]
+    return ids + _header(tokenizer, special, "assistant")
+
+
+def _messages(
+    tokenizer: Tokenizer, special: SpecialTokens, turns: tuple[Turn, ...], system: str | None, image_tokens: int
+) -> list[tuple[str, list[int], list[int]]]:
+    """(role, header ids, body ids) of every message; start of text belongs to the first header."""
+    messages = [] if system is None else [("system", _text(tokenizer, system))]
+    image_left = image_tokens
+    for turn in turns:
+        body = _text(tokenizer, turn.text)
+        if turn.role == "user" and image_left:
+            body = [special.image] * image_left + _text(tokenizer, "\n" + turn.text)
+            image_left = 0
+        messages.append((turn.role, body))
+    encoded = [(role, _header(tokenizer, special, role), [*body, special.end_of_turn]) for role, body in messages]
+    first_role, first_header, first_body = encoded[0]
+    return [(first_role, [special.start_of_text, *first_header], first_body), *encoded[1:]]
+
+
+def _header(tokenizer: Tokenizer, special: SpecialTokens, role: str) -> list[int]:
+    return [special.start_header, *_text(tokenizer, role), special.end_header, *_text(tokenizer, "\n\n")]
+
+
+def _text(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of plain text. Special strings inside data are text, not commands: they must not become special tokens."""
+    for string in SpecialTokens.STRINGS.values():
+        text = text.replace(string, " ")
+    return tokenizer.encode(text, add_special_tokens=False)

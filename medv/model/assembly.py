@@ -1,0 +1,110 @@
+"""Building a model: from a shape (random weights) or from a language tower and a vision tower on disk (stage 1's start)."""
+
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+
+from medv.data.chat import SpecialTokens
+from medv.model.configuration import MedVConfig
+from medv.model.modeling import MedVForMaskedDiffusion
+from medv.model.processing import MedVProcessor, siglip_processor
+from medv.profiles import ModelShape
+
+
+def shape_config(shape: ModelShape, special: SpecialTokens, **options) -> MedVConfig:
+    """The configuration of a shape with the ids of a tokenizer; `options` are further fields of MedVConfig."""
+    vision = SiglipVisionConfig(
+        hidden_size=shape.vision_hidden_size,
+        intermediate_size=shape.vision_intermediate_size,
+        num_hidden_layers=shape.vision_layers,
+        num_attention_heads=shape.vision_heads,
+        image_size=shape.image_size,
+        patch_size=shape.patch_size,
+        vision_use_head=False,
+    )
+    text = LlamaConfig(
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
+        vocab_size=shape.vocab_size,
+        max_position_embeddings=shape.max_positions,
+        rope_theta=shape.rope_theta,
+        rms_norm_eps=1e-5,
+        initializer_range=shape.initializer_range,
+        tie_word_embeddings=shape.tie_word_embeddings,
+        bos_token_id=special.start_of_text,
+        eos_token_id=special.end_of_text,
+        pad_token_id=special.end_of_text,
+        is_causal=False,
+    )
+    return MedVConfig(vision_config=vision, text_config=text, **_token_ids(special), **options)
+
+
+def _token_ids(special: SpecialTokens) -> dict:
+    """The ids that the sampler must know. End of text may be written by our own models and ends a response like end of turn."""
+    return {
+        "image_token_id": special.image,
+        "mask_token_id": special.mask,
+        "stop_token_ids": [special.end_of_turn, special.end_of_text],
+        "suppress_token_ids": [
+            special.start_of_text,
+            special.start_header,
+            special.end_header,
+            special.image,
+            special.mask,
+        ],
+        "fill_token_id": special.end_of_text,
+    }
+
+
+def random_model(shape: ModelShape, special: SpecialTokens, *, seed: int, **options) -> MedVForMaskedDiffusion:
+    """A model with random weights that depend on `seed` alone; torch's global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return MedVForMaskedDiffusion(shape_config(shape, special, **options))
+
+
+def assemble(language: Path, vision: Path, *, seed: int, **options) -> MedVForMaskedDiffusion:
+    """A language tower (LlamaForCausalLM folder with its tokenizer), a vision tower (SiglipVisionModel folder) and a new
+    projector drawn from `seed`: where stage 1 begins. Weights are float32.
+    """
+    tower = SiglipVisionModel.from_pretrained(vision, dtype=torch.float32, vision_use_head=False)
+    text = LlamaForCausalLM.from_pretrained(language, dtype=torch.float32)
+    special = SpecialTokens.of(AutoTokenizer.from_pretrained(language))
+    config = MedVConfig(vision_config=tower.config, text_config=text.config, **_token_ids(special), **options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = MedVForMaskedDiffusion(config)
+    model.model.vision_tower.load_state_dict(tower.state_dict())
+    model.model.language_model.load_state_dict(text.model.state_dict())
+    model.lm_head.load_state_dict(text.lm_head.state_dict())
+    model.tie_weights()
+    return model
+
+
+def language_tower(model: MedVForMaskedDiffusion) -> LlamaForCausalLM:
+    """The language tower of a model with its head, sharing the weights."""
+    with torch.device("meta"):
+        tower = LlamaForCausalLM(model.config.text_config)
+    tower.model, tower.lm_head = model.model.language_model, model.lm_head
+    return tower
+
+
+def new_processor(
+    tokenizer: PreTrainedTokenizerFast, config: MedVConfig, *, system: str | None = None
+) -> MedVProcessor:
+    """The processor that belongs to a model."""
+    vision = config.vision_config
+    return MedVProcessor(
+        siglip_processor(vision.image_size), tokenizer, image_tokens=config.image_tokens, system=system
+    )

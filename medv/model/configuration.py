@@ -1,0 +1,53 @@
+"""The configuration of LLaDA-MedV: a SigLIP vision tower, a projector and a bidirectional Llama (Fig. 2, Table 6)."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+
+@strict
+class MedVConfig(PreTrainedConfig):
+    """Configuration of `MedVForMaskedDiffusion`.
+
+    vision_config: a `SiglipVisionConfig`; `num_hidden_layers` counts the layers that are kept (26 of 27 in the release), as
+    features are the output of the last of them, before the final layer norm. text_config: a `LlamaConfig`; attention is
+    made bidirectional here (`is_causal=False`), whatever the dictionary says. The token ids come from the tokenizer (see
+    `medv.data.chat.SpecialTokens`); the defaults are those of the released model. suppress_token_ids are never written by
+    the sampler unless its own configuration says otherwise; stop_token_ids end a response. loss_normalization and
+    noise_eps belong to the training loss (see `medv.diffusion.loss`).
+    """
+
+    model_type = "llada_medv"
+    sub_configs_defaults = {  # noqa: RUF012 (the class attribute that transformers reads)
+        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="siglip_vision_model"),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
+    }
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    projector_hidden_act: str = "gelu"
+    image_token_id: int = 126349
+    mask_token_id: int = 126336
+    stop_token_ids: list[int] | tuple[int, ...] = (126348,)
+    suppress_token_ids: list[int] | tuple[int, ...] = (126081, 126080, 126346, 126347)
+    fill_token_id: int = 126081
+    loss_normalization: str = "sample"
+    noise_eps: float = 1e-3
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        # The switch that makes a stock Llama bidirectional with and without padding. The attribute of the attention
+        # modules alone would leave padded batches causal, silently.
+        self.text_config.is_causal = False
+        self.vision_config.vision_use_head = False
+        if self.text_config.tie_word_embeddings:
+            self.tie_word_embeddings = True
+
+    @property
+    def image_tokens(self) -> int:
+        """Visual tokens of one view of an image: 27 * 27 = 729 for the released tower, 16 for the tiny one."""
+        return (self.vision_config.image_size // self.vision_config.patch_size) ** 2
+
+
+AutoConfig.register(MedVConfig.model_type, MedVConfig)

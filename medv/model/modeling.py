@@ -1,0 +1,237 @@
+"""LLaDA-MedV in transformers' own parts: SigLIP features, a two-layer projector, a Llama that sees both directions.
+
+`forward` holds the training loss of Eq. 4 (corruption included), so that distributed wrappers see one call; only the
+masked positions reach the output head. `generate` is Algorithm 1 of the paper through `medv.diffusion.sampler`. There is no
+shift: the logits at position i predict token i. This module knows no files, no tokenizer and no training loop.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoModel, PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.utils import ModelOutput
+
+from medv.diffusion.corruption import corrupt
+from medv.diffusion.loss import masked_cross_entropy, token_weights
+from medv.diffusion.sampler import SamplerConfig, SamplerOutput, sample
+from medv.model.configuration import MedVConfig
+
+IGNORED_LABEL = -100
+
+
+@dataclass
+class MedVOutput(ModelOutput):
+    """loss: float32 scalar, given labels. logits: float [B, K, V] at the asked columns, without labels. masked: bool
+    [B, T], the positions that the loss looked at. last_hidden_state: [B, T, D].
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    masked: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None
+
+
+class MedVProjector(nn.Module):
+    """Two linear layers with a GELU between: vision width to language width (Table 6)."""
+
+    def __init__(self, config: MedVConfig):
+        super().__init__()
+        width = config.text_config.hidden_size
+        self.linear_1 = nn.Linear(config.vision_config.hidden_size, width)
+        self.act = ACT2FN[config.projector_hidden_act]
+        self.linear_2 = nn.Linear(width, width)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """[n, N, D_vision] -> [n, N, D]."""
+        return self.linear_2(self.act(self.linear_1(features)))
+
+
+class MedVPreTrainedModel(PreTrainedModel):
+    """What transformers needs to know of every MedV model."""
+
+    config: MedVConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    # The loss is already a mean; without this the Trainer would take it for a sum and scale it by the accumulation.
+    accepts_loss_kwargs = False
+    _no_split_modules = ["LlamaDecoderLayer", "SiglipEncoderLayer"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+
+class MedVModel(MedVPreTrainedModel):
+    """The towers and the projector, without the output head."""
+
+    def __init__(self, config: MedVConfig):
+        super().__init__(config)
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.projector = MedVProjector(config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embedding of the language tower."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embedding of the language tower."""
+        self.language_model.set_input_embeddings(value)
+
+    def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Projected visual tokens [n, N, D] of n views [n, 3, H, W].
+
+        Features are the output of the last kept layer, without the final layer norm, as in the reference.
+        """
+        tower = self.vision_tower
+        pixel_values = pixel_values.to(dtype=tower.dtype)
+        features = tower.encoder(inputs_embeds=tower.embeddings(pixel_values)).last_hidden_state  # [n, N, D_vision]
+        return self.projector(features)
+
+    def embed(self, input_ids: torch.Tensor, image_features: torch.Tensor | None) -> torch.Tensor:
+        """Token embeddings [B, T, D] with the visual tokens in the place of their placeholders, in order."""
+        embeds = self.get_input_embeddings()(input_ids)  # [B, T, D]
+        placeholders = input_ids == self.config.image_token_id  # [B, T]
+        wanted, given = int(placeholders.sum()), 0 if image_features is None else image_features[..., 0].numel()
+        if wanted != given:
+            raise ValueError(
+                f"the text has {wanted} image placeholders but the images give {given} visual tokens: "
+                "let MedVProcessor build both from the same images"
+            )
+        if not wanted:
+            return embeds
+        return embeds.masked_scatter(placeholders[..., None], image_features.to(embeds.dtype))
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Hidden states [B, T, D] of ids [B, T]; every token sees every other that `attention_mask` [B, T] does not hide."""
+        if pixel_values is not None:
+            image_features = self.get_image_features(pixel_values)
+        positions = None
+        if attention_mask is not None:
+            positions = (attention_mask.long().cumsum(dim=1) - 1).clamp_min(0)  # [B, T]: padding moves no token
+        outputs = self.language_model(
+            inputs_embeds=self.embed(input_ids, image_features),
+            attention_mask=attention_mask,
+            position_ids=positions,
+            use_cache=False,
+        )
+        return outputs.last_hidden_state
+
+
+class MedVForMaskedDiffusion(MedVPreTrainedModel):
+    """LLaDA-MedV: answers about an image by unmasking."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: MedVConfig):
+        super().__init__(config)
+        self.model = MedVModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embedding of the language tower."""
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embedding of the language tower."""
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The output head."""
+        return self.lm_head
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        t: torch.Tensor | None = None,
+        u: torch.Tensor | None = None,
+        logits_to_keep: slice | None = None,
+    ) -> MedVOutput:
+        """The loss of clean text, or the logits of a canvas.
+
+        input_ids [B, T] int64; attention_mask [B, T], 1 = seen; pixel_values [n, 3, H, W] or image_features [n, N, D] in
+        the order of the placeholders. With labels [B, T] (-100 = never hidden, never scored) `input_ids` must be clean: the
+        positions u [B, T] < p(t [B]) are masked and scored (Eq. 1-4); without t and u they come from torch's global
+        generator. Without labels the logits of the columns `logits_to_keep` (all by default) are returned.
+        """
+        if labels is None:
+            hidden = self.model(input_ids, attention_mask, pixel_values, image_features)  # [B, T, D]
+            kept = hidden if logits_to_keep is None else hidden[:, logits_to_keep]
+            return MedVOutput(logits=self.lm_head(kept), last_hidden_state=hidden)
+        if (t is None) != (u is None):
+            raise ValueError("t and u belong together: give both, or neither to draw them")
+        if t is None:
+            t, u = torch.rand(len(input_ids)), torch.rand(input_ids.shape)
+        targets = labels != IGNORED_LABEL
+        noise = corrupt(
+            input_ids,
+            targets,
+            t.to(input_ids.device),
+            u.to(input_ids.device),
+            self.config.mask_token_id,
+            eps=self.config.noise_eps,
+        )
+        hidden = self.model(noise.ids, attention_mask, pixel_values, image_features)
+        weights = token_weights(noise.masked, targets, noise.p_mask, self.config.loss_normalization)
+        loss = masked_cross_entropy(hidden[noise.masked], self.lm_head, labels[noise.masked], weights)
+        return MedVOutput(loss=loss, masked=noise.masked, last_hidden_state=hidden)
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        *,
+        config: SamplerConfig,
+        row_indices: list[int] | None = None,
+    ) -> SamplerOutput:
+        """Answer left-padded prompts [B, P]; the images are looked at once. See `medv.diffusion.sampler.sample`."""
+        if attention_mask is not None and not attention_mask[:, -1].all():
+            raise ValueError("a prompt is padded on its right: pad prompts on the left, as MedVProcessor does")
+        model = self.model
+        features = None if pixel_values is None else model.get_image_features(pixel_values)
+        width = input_ids.shape[1]
+        full_mask = None
+        if attention_mask is not None and not attention_mask.all():
+            answer = attention_mask.new_ones(len(input_ids), config.gen_length)
+            full_mask = torch.cat([attention_mask, answer], dim=1)  # [B, P + L]
+
+        def denoise(canvas: torch.Tensor, columns: slice, *, unconditional: bool = False) -> torch.Tensor:
+            ids, seen = canvas, features
+            if unconditional:
+                ids, seen = canvas.clone(), None
+                ids[:, :width] = self.config.mask_token_id
+            return self(ids, full_mask, image_features=seen, logits_to_keep=columns).logits
+
+        own = self.config
+        settings = dataclasses.replace(
+            config,
+            suppress_tokens=_first_given(config.suppress_tokens, own.suppress_token_ids),
+            stop_tokens=_first_given(config.stop_tokens, own.stop_token_ids),
+        )
+        ids = {"mask_token_id": own.mask_token_id, "fill_token_id": own.fill_token_id}
+        return sample(denoise, input_ids, settings, row_indices=row_indices, **ids)
+
+
+def _first_given(asked: tuple[int, ...] | None, default: list[int] | tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(default) if asked is None else asked
+
+
+AutoModel.register(MedVConfig, MedVForMaskedDiffusion)

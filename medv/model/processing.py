@@ -1,0 +1,105 @@
+"""From images and questions to tensors: `MedVProcessor`, the SigLIP image processor and LLaDA's chat format in one object.
+
+It renders the prompt, puts one placeholder per visual token where the image goes and pads prompts on the left. It knows no
+network and no data set.
+"""
+
+from collections.abc import Sequence
+
+from PIL import Image
+from transformers import AutoProcessor, BatchFeature, ProcessorMixin
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+from medv.data.chat import SYSTEM_PROMPTS, SpecialTokens, encode_prompt
+from medv.data.example import Turn
+from medv.model.configuration import MedVConfig
+
+
+class MedVProcessor(ProcessorMixin):
+    """`processor(images=..., text=..., return_tensors="pt")` gives what `MedVForMaskedDiffusion.generate` takes.
+
+    image_processor: resizes to the tower's square size (bicubic) and scales to [-1, 1]. tokenizer: a fast tokenizer with
+    LLaDA's special tokens and `<image>`. image_tokens: visual tokens of one image. system: "medical", "general", a text of
+    one's own, or None for no system message (the tiny models are trained without).
+    """
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        image_tokens: int = 729,
+        system: str | None = "medical",
+        chat_template: str | None = None,
+    ):
+        self.image_tokens = image_tokens
+        self.system = system
+        self.special = SpecialTokens.of(tokenizer)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    @property
+    def system_prompt(self) -> str | None:
+        """The text of the system message, or None."""
+        return SYSTEM_PROMPTS.get(self.system, self.system)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """The tensors that `__call__` makes."""
+        return ["input_ids", "attention_mask", "pixel_values"]
+
+    def __call__(
+        self,
+        images: Image.Image | Sequence[Image.Image] | None = None,
+        text: str | Sequence[str] | None = None,
+        return_tensors: str = "pt",
+    ) -> BatchFeature:
+        """One prompt per question, with one image each (or none for all).
+
+        Returns input_ids and attention_mask [B, P] int64, padded on the left, and pixel_values [B, 3, H, W] float32.
+        Raises ValueError for an empty question or where images and questions differ in number.
+        """
+        questions = [text] if isinstance(text, str) else list(text or ())
+        pictures = [images] if isinstance(images, Image.Image) else images and list(images)
+        if not questions or not all(question.strip() for question in questions):
+            raise ValueError("the question is empty: ask something about the image")
+        if pictures is not None and len(pictures) != len(questions):
+            raise ValueError(f"{len(pictures)} images but {len(questions)} questions: give one image per question")
+        prompts = [self.encode_turns((Turn("user", q.strip()),), with_image=pictures is not None) for q in questions]
+        return self.batch(prompts, pictures, return_tensors=return_tensors)
+
+    def encode_turns(self, turns: tuple[Turn, ...], *, with_image: bool) -> list[int]:
+        """Prompt ids of a dialogue that ends with a user turn."""
+        image_tokens = self.image_tokens if with_image else 0
+        return encode_prompt(self.tokenizer, turns, system=self.system_prompt, image_tokens=image_tokens)
+
+    def batch(
+        self, prompts: list[list[int]], images: list[Image.Image] | None, *, return_tensors: str = "pt"
+    ) -> BatchFeature:
+        """Pad prompts on the left and add the pixels."""
+        width = max(len(prompt) for prompt in prompts)
+        pad = self.special.end_of_text
+        data = {
+            "input_ids": [[pad] * (width - len(prompt)) + prompt for prompt in prompts],
+            "attention_mask": [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts],
+        }
+        if images is not None:
+            data["pixel_values"] = self.pixels(images)
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def pixels(self, images: Sequence[Image.Image]):
+        """float32 [n, 3, H, W] in [-1, 1]."""
+        return self.image_processor([image.convert("RGB") for image in images], return_tensors="pt")["pixel_values"]
+
+    def decode_response(self, ids, length: int | None = None) -> str:
+        """The text of one row of `SamplerOutput.sequences`, without special tokens."""
+        kept = list(ids)[: len(ids) if length is None else length]
+        return self.tokenizer.decode(kept, skip_special_tokens=True).strip()
+
+
+def siglip_processor(image_size: int) -> SiglipImageProcessorPil:
+    """The reference's image preparation: squashed to a square by bicubic interpolation, scaled to [-1, 1]."""
+    half = [0.5, 0.5, 0.5]
+    size = {"height": image_size, "width": image_size}
+    return SiglipImageProcessorPil(size=size, image_mean=half, image_std=half)
+
+
+AutoProcessor.register(MedVConfig, MedVProcessor)

@@ -1,0 +1,250 @@
+"""The one dial: everything that differs between a laptop, one GPU and the paper's machine, as frozen data.
+
+`tiny` runs on two CPU cores without network or weights, `small` on one GPU with real VQA-RAD images, `paper` is Table 6 of
+the paper with the released weights; `smoke` is for the tests, and nothing it makes is a result. A profile is printed and
+saved with every artifact. This module imports nothing but the standard library.
+"""
+
+from dataclasses import asdict, dataclass, field, replace
+
+STAGES = ("align", "instruct", "vqa")
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes of the network. vision_* describe the SigLIP tower, the rest the language tower."""
+
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    vocab_size: int
+    vision_hidden_size: int
+    vision_intermediate_size: int
+    vision_layers: int
+    vision_heads: int
+    image_size: int
+    patch_size: int
+    rope_theta: float = 10_000.0
+    max_positions: int = 2048
+    tie_word_embeddings: bool = True
+    initializer_range: float = 0.02
+
+    @property
+    def image_tokens(self) -> int:
+        """Visual tokens of one image."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True)
+class StageRecipe:
+    """How one stage is trained.
+
+    trains: the parts that learn ("projector", "language_model"); the vision tower never does. samples: training examples
+    (0 = all there are). batch_size: of the whole machine. learning_rate: AdamW, cosine decay, `warmup` as a share of the
+    steps. loss_tokens, padding, normalization, times: named choices of `medv.data.chat`, `medv.training.collate`,
+    `medv.diffusion.loss` and `medv.training.stream`. sources: where each value comes from.
+    """
+
+    trains: tuple[str, ...]
+    samples: int
+    epochs: float
+    batch_size: int
+    learning_rate: float
+    warmup: float = 0.03
+    weight_decay: float = 0.0
+    max_length: int = 8192
+    loss_tokens: str = "official"
+    padding: str = "batch"
+    normalization: str = "sample"
+    times: str = "iid"
+    sources: str = ""
+
+
+@dataclass(frozen=True)
+class SamplerSpec:
+    """L, B and Z of one use."""
+
+    gen_length: int
+    block_length: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One position of the dial. `stages` maps align, instruct and vqa to recipes; `pretrain` the bundled towers' steps."""
+
+    name: str
+    purpose: str
+    model: ModelShape
+    stages: dict[str, StageRecipe]
+    pretrain: dict[str, int]
+    describe: SamplerSpec
+    answer: SamplerSpec
+    seeds: tuple[int, ...]
+    evaluation_questions: int
+    evaluation_descriptions: int
+    synthetic: bool = True
+    system: str | None = None
+    dtype: str = "float32"
+    notes: str = ""
+    extra: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict:
+        """A JSON-able copy."""
+        return asdict(self)
+
+
+_BOTH = ("projector", "language_model")
+_TINY_MODEL = ModelShape(
+    hidden_size=128,
+    intermediate_size=320,
+    layers=4,
+    heads=4,
+    vocab_size=1536,
+    vision_hidden_size=96,
+    vision_intermediate_size=256,
+    vision_layers=4,
+    vision_heads=4,
+    image_size=64,
+    patch_size=16,
+    max_positions=512,
+    initializer_range=0.08,
+)
+_TINY_NOTE = "chosen on the phantoms' validation split"
+
+TINY = Profile(
+    name="tiny",
+    purpose="any laptop CPU, no network, no weights: the default",
+    model=_TINY_MODEL,
+    stages={
+        "align": StageRecipe(
+            trains=("projector",),
+            samples=4000,
+            epochs=2,
+            batch_size=32,
+            learning_rate=2e-3,
+            loss_tokens="response",
+            padding="none",
+            normalization="masked",
+            times="stratified",
+            sources=_TINY_NOTE,
+        ),
+        "instruct": StageRecipe(
+            trains=_BOTH,
+            samples=6000,
+            epochs=4,
+            batch_size=16,
+            learning_rate=1e-3,
+            loss_tokens="response",
+            padding="batch",
+            normalization="masked",
+            times="stratified",
+            sources=_TINY_NOTE,
+        ),
+        "vqa": StageRecipe(
+            trains=_BOTH,
+            samples=8000,
+            epochs=4,
+            batch_size=32,
+            learning_rate=1e-3,
+            loss_tokens="response",
+            padding="fixed:8",
+            normalization="masked",
+            times="stratified",
+            sources=_TINY_NOTE,
+        ),
+    },
+    pretrain={"tower_steps": 6000, "text_steps": 8000, "general_steps": 1500, "finish_steps": 4000},
+    describe=SamplerSpec(gen_length=128, block_length=32, steps=128),
+    answer=SamplerSpec(gen_length=8, block_length=8, steps=8),
+    seeds=(0, 1, 2),
+    evaluation_questions=600,
+    evaluation_descriptions=100,
+)
+
+SMOKE = replace(
+    TINY,
+    name="smoke",
+    purpose="the tests: every notebook in seconds; nothing it makes is a result",
+    stages={name: replace(recipe, samples=24, epochs=1, batch_size=8) for name, recipe in TINY.stages.items()},
+    pretrain={"tower_steps": 2, "text_steps": 2, "general_steps": 2, "finish_steps": 2},
+    describe=SamplerSpec(gen_length=16, block_length=8, steps=4),
+    seeds=(0,),
+    evaluation_questions=16,
+    evaluation_descriptions=4,
+)
+
+SMALL = replace(
+    TINY,
+    name="small",
+    purpose="one GPU (or a patient CPU): phantoms and real VQA-RAD images",
+    model=ModelShape(
+        hidden_size=512,
+        intermediate_size=1408,
+        layers=12,
+        heads=8,
+        vocab_size=4096,
+        vision_hidden_size=384,
+        vision_intermediate_size=1536,
+        vision_layers=8,
+        vision_heads=6,
+        image_size=128,
+        patch_size=16,
+        max_positions=1024,
+    ),
+    stages={
+        "align": replace(TINY.stages["align"], samples=20_000, learning_rate=1e-3),
+        "instruct": replace(TINY.stages["instruct"], samples=40_000, batch_size=64, learning_rate=5e-4),
+        "vqa": replace(TINY.stages["vqa"], samples=40_000, batch_size=64, learning_rate=3e-4),
+    },
+    notes="sizes fixed, recipes not yet measured on a GPU",
+)
+
+_LR = "learning rate: LLaDA-V's script value, not confirmed for LLaDA-MedV (missing in the paper's text)"
+_TABLE6 = "batch, epochs, samples, warm-up, maximum length: Table 6; "
+PAPER = Profile(
+    name="paper",
+    purpose="4 x 80 GB GPUs, network, released weights: the paper's own experiment",
+    model=ModelShape(
+        hidden_size=4096,
+        intermediate_size=12288,
+        layers=32,
+        heads=32,
+        vocab_size=126464,
+        vision_hidden_size=1152,
+        vision_intermediate_size=4304,
+        vision_layers=26,
+        vision_heads=16,
+        image_size=384,
+        patch_size=14,
+        rope_theta=500_000.0,
+        max_positions=16384,
+        tie_word_embeddings=False,
+    ),
+    stages={
+        "align": StageRecipe(("projector",), 600_000, 2, 32, 1e-3, sources=_TABLE6 + _LR),
+        "instruct": StageRecipe(_BOTH, 60_000, 4, 8, 1e-5, sources=_TABLE6 + _LR),
+        "vqa": StageRecipe(
+            _BOTH, 1797, 2, 8, 1e-5, sources=_TABLE6 + "VQA-RAD column; SLAKE 4919 x 10, PathVQA 19755 x 7; " + _LR
+        ),
+    },
+    pretrain={},
+    describe=SamplerSpec(gen_length=256, block_length=64, steps=256),
+    answer=SamplerSpec(gen_length=64, block_length=64, steps=64),
+    seeds=(0,),
+    evaluation_questions=451,
+    evaluation_descriptions=193,
+    synthetic=False,
+    system="medical",
+    dtype="bfloat16",
+)
+
+PROFILES = {profile.name: profile for profile in (TINY, SMALL, PAPER, SMOKE)}
+
+
+def get_profile(name: str) -> Profile:
+    """The profile of that name; raises ValueError listing the names there are."""
+    if name not in PROFILES:
+        raise ValueError(f"unknown profile {name!r}: use one of {', '.join(PROFILES)}")
+    return PROFILES[name]

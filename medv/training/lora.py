@@ -1,0 +1,38 @@
+"""LoRA on the language tower, by peft: the pattern is anchored, so the vision tower is never touched."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from medv.model.modeling import MedVForMaskedDiffusion
+
+LANGUAGE_LAYERS = r"model\.language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
+
+
+@dataclass(frozen=True)
+class LoraRecipe:
+    """Rank, scale (alpha) and dropout of the adapters; the projector is trained in full beside them."""
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+
+
+def attach_lora(model: MedVForMaskedDiffusion, recipe: LoraRecipe) -> PeftModel:
+    """Freeze the model, put adapters on every linear map of the language tower's layers and train the projector in full."""
+    config = LoraConfig(
+        r=recipe.rank,
+        lora_alpha=recipe.alpha,
+        lora_dropout=recipe.dropout,
+        target_modules=LANGUAGE_LAYERS,
+        modules_to_save=["projector"],
+        bias="none",
+    )
+    return get_peft_model(model, config)
+
+
+def merge_lora(network: PeftModel, folder: Path) -> MedVForMaskedDiffusion:
+    """Save the adapters to `folder`, then fold them into the weights and return the plain model."""
+    network.save_pretrained(folder)
+    return network.merge_and_unload()

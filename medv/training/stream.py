@@ -1,0 +1,71 @@
+"""The order of training: which example, at which step, with which noise.
+
+The stream is a plain sequence of positions. Position i holds an example of a permutation drawn from (seed, epoch), and the
+seeds of its noise, (seed, step, example index); so the order and the noise are the same on one process and on eight, with
+and without accumulation, after a resume too, as long as the global batch size is the same. It knows no model.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from medv.data.example import Example
+
+TIMES = ("iid", "stratified")
+
+
+class TrainingStream(Dataset):
+    """`steps * batch_size` items in training order; item = encode(example) plus the seeds of its noise.
+
+    times="iid": each t is uniform (the reference). "stratified": the samples of one global batch take the batch_size equal
+    parts of (0, 1), which lowers the variance of the loss (MDLM).
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        encode: Callable[[Example], dict],
+        *,
+        seed: int,
+        batch_size: int,
+        steps: int,
+        times: str = "iid",
+    ):
+        if not examples:
+            raise ValueError("there are no training examples")
+        if times not in TIMES:
+            raise ValueError(f"unknown times {times!r}: use one of {', '.join(TIMES)}")
+        self.examples, self.encode = examples, encode
+        self.seed, self.batch_size, self.steps, self.times = seed, batch_size, steps, times
+        self._order = lru_cache(maxsize=2)(self._permutation)
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, epoch, 0x0DE2]).permutation(len(self.examples))
+
+    def __len__(self) -> int:
+        return self.steps * self.batch_size
+
+    def __getitem__(self, position: int) -> dict:
+        if not 0 <= position < len(self):
+            raise IndexError(f"position {position} is outside the {len(self)} of the stream")
+        epoch, place = divmod(position, len(self.examples))
+        index = int(self._order(epoch)[place])
+        step, slot = divmod(position, self.batch_size)
+        stratum = (slot, self.batch_size) if self.times == "stratified" else (0, 1)
+        return self.encode(self.examples[index]) | {"noise": (self.seed, step, index), "stratum": stratum}
+
+
+class ValidationStream(Dataset):
+    """Every example at every t of a fixed grid, with fixed noise: validation losses of two checkpoints are comparable."""
+
+    def __init__(self, examples: Sequence[Example], encode: Callable[[Example], dict], *, grid: int = 4, seed: int = 0):
+        self.examples, self.encode, self.grid, self.seed = examples, encode, grid, seed
+
+    def __len__(self) -> int:
+        return len(self.examples) * self.grid
+
+    def __getitem__(self, position: int) -> dict:
+        index, k = divmod(position, self.grid)
+        return self.encode(self.examples[index]) | {"noise": (self.seed, -1 - k, index), "stratum": (k, self.grid)}
