@@ -1,0 +1,199 @@
+"""Closed accuracy and open recall of visual question answering (Tables 2 and 4), as the official evaluation computes them.
+
+"Official" is LLaVA-Med v1.0.0, whose evaluation the paper uses; its two variants differ on closed questions. `batch` (the
+default, and the one that can produce the paper's numbers) counts an answer as right when the normalized reference occurs
+anywhere in the normalized prediction; `gated` also demands a "yes" or "no" somewhere in the prediction. Both reward verbose
+answers: "yes no" is right for every yes/no question. So strict accuracy, recall over distinct words, and the share of answers
+that say both yes and no stand beside them. This module knows no files, no model and no image.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import fmean
+
+import numpy as np
+
+from medv.data.example import Example
+from medv.evaluation.normalize import normalize
+
+VARIANTS = ("batch", "gated")
+_YES_NO = re.compile(r"\b(yes|no)\b")
+_CLOSED_METRICS = {"closed_accuracy": "hit", "closed_strict_accuracy": "strict_hit", "yes_and_no_share": "yes_and_no"}
+_OPEN_METRICS = {
+    "open_recall": "recall",
+    "open_precision": "precision",
+    "open_f1": "f1",
+    "open_set_recall": "set_recall",
+}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What is right, and whether the question is "OPEN" or "CLOSED"; the id and the question serve to pair predictions.
+
+    `id_key` is the field that the id came from: ids of unlike fields ("qid", "question_id") may number different things.
+    """
+
+    answer: str
+    answer_type: str
+    id: str | None = None
+    id_key: str | None = None
+    question: str | None = None
+
+    def __post_init__(self):
+        if self.answer_type not in ("OPEN", "CLOSED"):
+            raise ValueError(f"answer_type {self.answer_type!r} of question {self.id}: it must be 'OPEN' or 'CLOSED'")
+
+    @classmethod
+    def of(cls, example: Example) -> "Reference":
+        """The reference of a question-answering example."""
+        return cls(
+            example.answer, example.answer_type or "missing", example.id, example.meta.get("id_key"), example.question
+        )
+
+
+@dataclass(frozen=True)
+class ItemScore:
+    """The scores of one question, each in [0, 1]; those of the other answer type are None."""
+
+    id: str | None
+    answer_type: str
+    hit: float | None = None
+    strict_hit: float | None = None
+    yes_and_no: float | None = None
+    recall: float | None = None
+    precision: float | None = None
+    f1: float | None = None
+    set_recall: float | None = None
+
+
+@dataclass(frozen=True)
+class VQAScores:
+    """The scores of a set of questions in percent (None where it has no question of that type) and the items they average."""
+
+    closed_accuracy: float | None
+    open_recall: float | None
+    open_precision: float | None
+    open_f1: float | None
+    closed_strict_accuracy: float | None
+    open_set_recall: float | None
+    yes_and_no_share: float | None
+    n_closed: int
+    n_open: int
+    variant: str
+    items: tuple[ItemScore, ...] = field(repr=False)
+
+    def to_dict(self) -> dict[str, float | int | str | None]:
+        """The scores without the items, ready for JSON."""
+        scores = asdict(self)
+        del scores["items"]
+        return scores
+
+    def values(self, metric: str) -> np.ndarray:
+        """The per-question values behind one metric, in percent and in order, e.g. `values("open_recall")`: [n_open]."""
+        names = _CLOSED_METRICS | _OPEN_METRICS
+        if metric not in names:
+            raise ValueError(f"unknown metric {metric!r}: choose from {', '.join(names)}")
+        found = (getattr(item, names[metric]) for item in self.items)
+        return np.array([100.0 * value for value in found if value is not None])
+
+    def intervals(self, *, seed: int, level: float = 0.95, resamples: int = 2000) -> dict[str, tuple[float, float]]:
+        """A bootstrap interval over questions, in percent, for every metric that has questions."""
+        return {
+            metric: bootstrap_interval(values, seed=seed, level=level, resamples=resamples)
+            for metric in _CLOSED_METRICS | _OPEN_METRICS
+            if len(values := self.values(metric))
+        }
+
+
+def evaluate_vqa(references: Sequence[Reference], predictions: Sequence[str], *, variant: str = "batch") -> VQAScores:
+    """Score `predictions[i]` against `references[i]`.
+
+    Raises ValueError when the two differ in number, when there are none, or for an unknown variant.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"unknown variant {variant!r}: choose 'batch' or 'gated'")
+    if len(references) != len(predictions):
+        raise ValueError(
+            f"{len(references)} references but {len(predictions)} predictions: give one prediction for each"
+        )
+    if not references:
+        raise ValueError("there is nothing to score: no references were given")
+    items = tuple(_score(r, p, variant) for r, p in zip(references, predictions, strict=True))
+
+    def mean(name: str) -> float | None:
+        values = [value for item in items if (value := getattr(item, name)) is not None]
+        return 100.0 * fmean(values) if values else None
+
+    n_closed = sum(item.answer_type == "CLOSED" for item in items)
+    means = {metric: mean(name) for metric, name in (_CLOSED_METRICS | _OPEN_METRICS).items()}
+    return VQAScores(**means, n_closed=n_closed, n_open=len(items) - n_closed, variant=variant, items=items)
+
+
+def _score(reference: Reference, prediction: str, variant: str) -> ItemScore:
+    if not isinstance(prediction, str):
+        raise ValueError(f"the prediction for question {reference.id} is {prediction!r}: it must be a string")
+    right, said = normalize(reference.answer), normalize(prediction)
+    if reference.answer_type == "CLOSED":
+        return ItemScore(
+            reference.id,
+            "CLOSED",
+            hit=float(right in said and (variant == "batch" or "yes" in said or "no" in said)),
+            strict_hit=float(_strictly_right(right, said)),
+            yes_and_no=float(set(_YES_NO.findall(said)) == {"yes", "no"}),
+        )
+    # The official token scores normalize a second time, which matters only for texts with more than 32 full stops.
+    right, said = normalize(right), normalize(said)
+    recall, precision, f1 = token_scores(right.split(), said.split())
+    return ItemScore(
+        reference.id,
+        "OPEN",
+        recall=recall,
+        precision=precision,
+        f1=f1,
+        set_recall=_set_recall(right.split(), said.split()),
+    )
+
+
+def _strictly_right(right: str, said: str) -> bool:
+    if right in ("yes", "no"):
+        first = _YES_NO.search(said)
+        return first is not None and first[0] == right
+    return right == said
+
+
+def token_scores(reference: Sequence[str], prediction: Sequence[str]) -> tuple[float, float, float]:
+    """Official recall, precision and F1 of a prediction's words, in [0, 1]; all 0 if nothing matches.
+
+    The matches count the prediction's occurrences without clipping, so an answer that repeats one right word approaches
+    recall 1: for "pleural effusion", "effusion" three times scores 0.75. Compare with the recall over distinct words.
+    """
+    wanted, given = Counter(reference), Counter(prediction)
+    found = sum(count for word, count in given.items() if word in wanted)
+    if not found:
+        return 0.0, 0.0, 0.0
+    missed = sum(count for word, count in wanted.items() if word not in given)
+    recall, precision = found / (found + missed), found / given.total()
+    return recall, precision, 2 * recall * precision / (recall + precision)
+
+
+def _set_recall(reference: Sequence[str], prediction: Sequence[str]) -> float:
+    wanted = set(reference)
+    return len(wanted & set(prediction)) / len(wanted) if wanted else 0.0
+
+
+def bootstrap_interval(
+    values: Sequence[float], *, seed: int | Sequence[int], level: float = 0.95, resamples: int = 2000
+) -> tuple[float, float]:
+    """The percentile bootstrap interval of the mean of `values`, in their unit; the same seed gives the same interval."""
+    values = np.asarray(values, dtype=float)
+    if values.ndim != 1 or not values.size or not np.isfinite(values).all():
+        raise ValueError("a bootstrap needs a one-dimensional, non-empty list of finite values")
+    if not 0 < level < 1 or resamples < 1:
+        raise ValueError(f"level {level} must lie between 0 and 1, and resamples {resamples} must be at least 1")
+    rng = np.random.default_rng(seed)
+    means = [rng.choice(values, size=values.size).mean() for _ in range(resamples)]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
