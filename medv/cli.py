@@ -1,0 +1,242 @@
+"""The command line. Each command is a thin call into the library; heavy imports happen inside the commands.
+
+Bad input ends with one sentence on standard error and exit code 2; nothing half-written stays.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from medv.profiles import get_profile
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="A research companion for LLaDA-MedV.")
+evaluate_app = typer.Typer(no_args_is_help=True, help="Score predictions.")
+data_app = typer.Typer(no_args_is_help=True, help="Look at data sets.")
+app.add_typer(evaluate_app, name="evaluate")
+app.add_typer(data_app, name="data")
+console, errors = Console(), Console(stderr=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+ProfileName = Annotated[str, typer.Option("--profile", "-p", help="tiny, small, paper or smoke.")]
+
+
+def _in_words(command: Callable) -> Callable:
+    """Turn the errors that a person can mend into one sentence and exit code 2."""
+
+    @wraps(command)
+    def wrapped(*args, **kwargs):
+        try:
+            return command(*args, **kwargs)
+        except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, FileExistsError) as error:
+            errors.print(f"[red]medv:[/red] {escape(str(error))}", soft_wrap=True)
+            raise typer.Exit(2) from error
+
+    return wrapped
+
+
+@app.command()
+@_in_words
+def reproduce(
+    profile: ProfileName = "tiny",
+    only: Annotated[list[str] | None, typer.Option("--only", help="A notebook, figure or table; repeatable.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where results go; default runs/<profile>.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and why.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Run again even what is up to date.")] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Light notebooks that may run at once.")] = 2,
+    publish: Annotated[bool, typer.Option("--publish", help="Copy the results to figures/<profile>/.")] = False,
+) -> None:
+    """Run the notebooks to figures, tables and index.html; cached and resumable."""
+    from medv.reproduce import reproduce as run
+
+    get_profile(profile)
+    code = run(profile, only=tuple(only or ()), out=out, dry_run=dry_run, force=force, jobs=jobs, publish=publish)
+    raise typer.Exit(code)
+
+
+@app.command()
+@_in_words
+def ask(
+    image: Annotated[Path, typer.Argument(help="PNG, JPEG or DICOM.")],
+    question: Annotated[str, typer.Argument(help="A question about the image.")],
+    model: Annotated[Path | None, typer.Option(help="A model folder; default: the bundled tiny model.")] = None,
+    gen_length: Annotated[int, typer.Option(help="L, tokens of the response canvas.")] = 64,
+    block_length: Annotated[int, typer.Option(help="B, tokens of a block.")] = 32,
+    steps: Annotated[int, typer.Option(help="Z, forwards over all blocks.")] = 64,
+    temperature: Annotated[float, typer.Option(help="0 = the most probable token.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the random draws.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Answer a question about one image."""
+    from medv.data.example import Example, Turn
+    from medv.data.images import open_image
+    from medv.diffusion.sampler import SamplerConfig
+
+    config = SamplerConfig(gen_length, block_length, steps, temperature=temperature, seed=seed)
+    if not question.strip():
+        raise ValueError("the question is empty: ask something about the image")
+    picture = open_image(image)
+    from medv.evaluation.answering import answer_with_trace
+    from medv.model.bundled import bundled, load_model
+
+    network, processor = load_model(model or bundled("tiny_model"))
+    _check_length(question, network, gen_length)
+    example = Example("ask", lambda: picture, (Turn("user", question),))
+    answer, _ = answer_with_trace(network, processor, example, config)
+    if as_json:
+        print(json.dumps(answer.to_dict(), ensure_ascii=False))
+        return
+    console.print(answer.text or "(an empty answer)", markup=False, highlight=False)
+    if model is None:
+        note = "a bundled model of about 1.5 million parameters, trained on drawings: never for clinical use"
+        errors.print(f"[dim]{answer.forwards} forwards, {answer.seconds:.2f} s; {note}[/dim]", soft_wrap=True)
+
+
+def _check_length(question: str, network, gen_length: int) -> None:
+    limit = network.config.text_config.max_position_embeddings
+    # a character is at most a token or so; beyond this the question cannot fit whatever the tokenizer does
+    if len(question) + gen_length > limit * 8:
+        raise ValueError(
+            f"the question has {len(question)} characters: this model reads about {limit} tokens, shorten it"
+        )
+
+
+@app.command()
+@_in_words
+def train(
+    stage: Annotated[str, typer.Argument(help="pretrain (the bundled towers), align, instruct or vqa.")],
+    out: Annotated[Path, typer.Option(help="Folder of the result; a run that was stopped there goes on.")],
+    profile: ProfileName = "tiny",
+    data: Annotated[
+        str, typer.Option(help="phantoms, vqa_rad, slake, pathvqa, llava_med_align, llava_med_instruct.")
+    ] = "phantoms",
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of a real data set.")] = None,
+    init: Annotated[
+        Path | None, typer.Option(help="Model folder to start from; default: the towers of the package.")
+    ] = None,
+    lora: Annotated[
+        bool, typer.Option("--lora", help="Adapters on the language tower instead of full fine-tuning.")
+    ] = False,
+    rank: Annotated[int, typer.Option(min=1, help="LoRA rank.")] = 16,
+    seed: Annotated[int, typer.Option(help="Of order, noise and new weights.")] = 0,
+    accumulation: Annotated[int, typer.Option(min=1, help="Cut each batch into so many parts.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Train one stage of the paper's recipe."""
+    chosen = get_profile(profile)
+    if stage == "pretrain":
+        from medv.training.pretrain import pretrain
+
+        pretrain(chosen, out, seed=seed)
+        return
+    from medv.training.command import run_stage
+    from medv.training.lora import LoraRecipe
+
+    facts = run_stage(
+        stage,
+        chosen,
+        out,
+        data=data,
+        data_dir=data_dir,
+        init=init,
+        lora=LoraRecipe(rank=rank, alpha=2 * rank) if lora else None,
+        seed=seed,
+        accumulation=accumulation,
+    )
+    _print_mapping(f"{stage}: saved to {out}", facts, as_json)
+
+
+@app.command()
+@_in_words
+def generate(
+    questions: Annotated[Path, typer.Option(help="JSON lines with question_id, image and text.")],
+    images: Annotated[Path, typer.Option(help="Folder of the images.")],
+    model: Annotated[Path, typer.Option(help="Model folder.")],
+    out: Annotated[Path, typer.Option(help="Answers as JSON lines; answers that are there are kept.")],
+    gen_length: Annotated[int, typer.Option(help="L, tokens of the response canvas.")] = 64,
+    block_length: Annotated[int, typer.Option(help="B, tokens of a block.")] = 64,
+    steps: Annotated[int, typer.Option(help="Z, forwards over all blocks.")] = 64,
+    temperature: Annotated[float, typer.Option(help="0 = the most probable token.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the random draws.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions at once.")] = 16,
+) -> None:
+    """Answer the questions of a benchmark; resumable."""
+    from medv.diffusion.sampler import SamplerConfig
+    from medv.evaluation.benchmark import answer_file
+
+    config = SamplerConfig(gen_length, block_length, steps, temperature=temperature, seed=seed)
+    count = answer_file(questions, images, model, out, config, batch_size=batch_size)
+    console.print(f"{count} answers in {escape(str(out))}")
+
+
+@evaluate_app.command("vqa")
+@_in_words
+def evaluate_vqa_command(
+    references: Annotated[Path, typer.Option(help="The official annotation file, as shipped.")],
+    predictions: Annotated[Path, typer.Option(help="JSON lines with `text` or `answer`.")],
+    variant: Annotated[
+        str, typer.Option(help="batch (the published results) or gated (asks for a yes or no).")
+    ] = "batch",
+    as_json: AsJson = False,
+) -> None:
+    """Closed accuracy and open recall, exactly as the official evaluation computes them, and stricter values beside them."""
+    from medv.evaluation.vqa import evaluate_vqa, pair, read_predictions, read_references
+
+    wanted, given = pair(read_references(references), read_predictions(predictions))
+    _print_mapping(f"VQA, {variant} variant (percent)", evaluate_vqa(wanted, given, variant=variant).to_dict(), as_json)
+
+
+@data_app.command("check")
+@_in_words
+def data_check(
+    name: Annotated[str, typer.Argument(help="vqa_rad, slake, pathvqa, qa50, ...")],
+    folder: Annotated[Path, typer.Argument(help="Folder of the data set.")],
+    as_json: AsJson = False,
+) -> None:
+    """Validate a data set and compare it with its row of Table 8."""
+    from medv.data.check import check_dataset, render_check
+
+    result = check_dataset(name, folder)
+    if as_json:
+        print(json.dumps(result.to_dict(), ensure_ascii=False, indent=2))
+    else:
+        render_check(result, console)
+
+
+@app.command()
+@_in_words
+def doctor(as_json: AsJson = False) -> None:
+    """Versions, devices, and what each profile can do here."""
+    from medv.doctor import examine
+
+    _print_mapping("medv doctor", examine(), as_json)
+
+
+def _print_mapping(title: str, mapping: dict, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(mapping, ensure_ascii=False))
+        return
+    table = Table(title=escape(title), show_header=False)
+    for name, value in mapping.items():
+        table.add_row(escape(str(name)), f"{value:.4f}" if isinstance(value, float) else escape(str(value)))
+    console.print(table)
+
+
+def main() -> None:
+    """Entry point of the `medv` command."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        errors.print("medv: interrupted; what was finished is kept")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Answers of a model to the questions of a data set: batched, seeded, in order, each with what it cost.
+
+A batch mixes examples; each keeps its own index for the random draws, so an answer does not depend on the batch it was made
+in (beyond the last bits of floating point). It knows no metric.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from medv.data.example import Example, Turn, load_image
+from medv.diffusion.sampler import SamplerConfig
+from medv.diffusion.trace import Trace
+from medv.model.modeling import MedVForMaskedDiffusion
+from medv.model.processing import MedVProcessor
+
+View = Callable[[Example], Image.Image | None]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer. tokens: length before the stop token; forwards: network calls; seconds: wall time of its batch, shared
+    equally; finish_reason: "stop" or "length".
+    """
+
+    id: str
+    question: str
+    text: str
+    tokens: int
+    forwards: int
+    seconds: float
+    finish_reason: str
+
+    def to_dict(self) -> dict:
+        """A JSON-able copy."""
+        return asdict(self)
+
+
+def full_view(example: Example) -> Image.Image | None:
+    """The example's own image, or None for text."""
+    return None if example.image is None else load_image(example)
+
+
+def gray_view(example: Example) -> Image.Image | None:
+    """A uniform gray picture in the image's place: the model is asked blind."""
+    return None if example.image is None else Image.new("RGB", (64, 64), (127, 127, 127))
+
+
+def answer_examples(
+    model: MedVForMaskedDiffusion,
+    processor: MedVProcessor,
+    examples: Sequence[Example],
+    config: SamplerConfig,
+    *,
+    view: View = full_view,
+    batch_size: int = 50,
+    quiet: bool = False,
+) -> list[Answer]:
+    """Answer the first question of every example, in order."""
+    bar = tqdm(total=len(examples), desc="answers", unit="question", disable=quiet)
+    answers = []
+    for batch in stream_answers(model, processor, examples, config, view=view, batch_size=batch_size):
+        answers += batch
+        bar.update(len(batch))
+    bar.close()
+    return answers
+
+
+def stream_answers(
+    model: MedVForMaskedDiffusion,
+    processor: MedVProcessor,
+    examples: Sequence[Example],
+    config: SamplerConfig,
+    *,
+    view: View = full_view,
+    batch_size: int = 50,
+    first_index: int = 0,
+) -> Iterator[list[Answer]]:
+    """The same, batch by batch; `first_index` is the index of the first example for the random draws."""
+    for start in range(0, len(examples), batch_size):
+        batch = examples[start : start + batch_size]
+        rows = range(first_index + start, first_index + start + len(batch))
+        yield [answer for answer, _ in _answer_batch(model, processor, batch, config, view, list(rows))]
+
+
+def answer_with_trace(
+    model: MedVForMaskedDiffusion, processor: MedVProcessor, example: Example, config: SamplerConfig
+) -> tuple[Answer, Trace]:
+    """One answer and how it came about."""
+    return _answer_batch(model, processor, [example], config, full_view, [0])[0]
+
+
+def _answer_batch(
+    model: MedVForMaskedDiffusion,
+    processor: MedVProcessor,
+    batch: Sequence[Example],
+    config: SamplerConfig,
+    view: View,
+    rows: list[int],
+) -> list[tuple[Answer, Trace]]:
+    images = [view(example) for example in batch]
+    with_image = images[0] is not None
+    if any((image is not None) != with_image for image in images):
+        raise ValueError("a batch mixes questions with and without an image: answer them in two calls")
+    prompts = [processor.encode_turns((Turn("user", ex.question.strip()),), with_image=with_image) for ex in batch]
+    inputs = processor.batch(prompts, images if with_image else None).to(model.device)
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        output = model.generate(**inputs, config=config, row_indices=rows)
+    model.train(was_training)
+    ids = output.sequences.tolist()
+    answers = [
+        Answer(
+            id=example.id,
+            question=example.question,
+            text=processor.decode_response(ids[row], output.lengths[row]),
+            tokens=output.lengths[row],
+            forwards=output.forwards[row],
+            seconds=output.seconds / len(batch),
+            finish_reason=output.finish_reason[row],
+        )
+        for row, example in enumerate(batch)
+    ]
+    return [(answer, output.trace.of_row(row)) for row, answer in enumerate(answers)]

@@ -1,0 +1,151 @@
+"""Making the bundled tiny weights: `medv train pretrain`.
+
+Four things stand for what the paper downloads: a tokenizer and a text-trained language tower (the role of LLaDA-8B-Instruct),
+a vision tower (the role of SigLIP2) and a general-domain vision-language model (the role of LLaDA-V). A fifth, the finished
+tiny model, has gone through all stages for longer, so that `medv ask` and the sampling studies start from real text. Every
+part is a folder that is made whole or not at all; a run that was stopped goes on with the next part.
+"""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, SiglipVisionModel
+
+from medv.artifacts import write_json
+from medv.data.chat import SpecialTokens
+from medv.data.example import Example
+from medv.data.phantom_sets import alignment_set, description_set, general_set, instruct_set, text_set, vqa_set
+from medv.model.assembly import assemble, language_tower, new_processor, random_model
+from medv.model.modeling import MedVForMaskedDiffusion
+from medv.profiles import Profile, StageRecipe
+from medv.training.stages import train_stage
+from medv.training.tokenizer import train_tokenizer
+from medv.training.tower import train_tower
+
+PARTS = ("tokenizer", "vision_tower", "language_tower", "general_model", "tiny_model")
+
+
+def pretrain(profile: Profile, out: Path, *, seed: int = 0, only: Sequence[str] = PARTS, quiet: bool = False) -> None:
+    """Make the bundled parts in `out`; parts that are there are kept. `only` names the parts to make."""
+    unknown = set(only) - set(PARTS)
+    if unknown:
+        raise ValueError(f"unknown part {', '.join(sorted(unknown))}: use {', '.join(PARTS)}")
+    makers = {
+        "tokenizer": _make_tokenizer,
+        "vision_tower": _make_vision_tower,
+        "language_tower": _make_language_tower,
+        "general_model": _make_general_model,
+        "tiny_model": _make_tiny_model,
+    }
+    for part in PARTS:
+        if part in only and not (out / part / "part.json").exists():
+            facts = makers[part](profile, out, seed, quiet)
+            shutil.rmtree(out / part / "checkpoints", ignore_errors=True)
+            write_json(out / part / "part.json", {"profile": profile.to_dict(), "seed": seed, **facts})
+
+
+def text_recipe(profile: Profile, steps: int, *, batch_size: int = 16, learning_rate: float = 2e-3) -> StageRecipe:
+    """The recipe of the text stage: like instruction tuning, but of the language tower alone."""
+    base = profile.stages["instruct"]
+    return replace(
+        base, trains=("language_model",), samples=0, epochs=1, batch_size=batch_size, learning_rate=learning_rate
+    )
+
+
+def mixture(profile: Profile, split: str, count: int) -> list[Example]:
+    """Dialogues, captions and questions in one set: what the finished tiny model is trained on."""
+    size = profile.model.image_size
+    parts = (
+        instruct_set(split, count // 2, image_size=size),
+        alignment_set(split, count // 8, image_size=size),
+        vqa_set(split, count - count // 2 - count // 8, image_size=size),
+    )
+    return [example for part in parts for example in part]
+
+
+def _texts(count: int) -> Iterator[str]:
+    for maker in (text_set, instruct_set, vqa_set, alignment_set, general_set):
+        for example in maker("train", count):
+            yield from (turn.text for turn in example.turns)
+    yield from ("user", "assistant", "system", "\n\n") * 50
+
+
+def _make_tokenizer(profile: Profile, out: Path, seed: int, quiet: bool) -> dict:
+    tokenizer = train_tokenizer(_texts(4000), profile.model.vocab_size)
+    tokenizer.save_pretrained(out / "tokenizer")
+    return {"tokens": len(tokenizer)}
+
+
+def _make_vision_tower(profile: Profile, out: Path, seed: int, quiet: bool) -> dict:
+    steps = profile.pretrain["tower_steps"]
+    return {"accuracy": train_tower(profile.model, out / "vision_tower", steps=steps, seed=seed, quiet=quiet)}
+
+
+def _tokenizer(out: Path) -> PreTrainedTokenizerFast:
+    return AutoTokenizer.from_pretrained(out / "tokenizer")
+
+
+def _make_language_tower(profile: Profile, out: Path, seed: int, quiet: bool) -> dict:
+    tokenizer, target = _tokenizer(out), out / "language_tower"
+    shape = replace(profile.model, vocab_size=len(tokenizer))
+    model = random_model(shape, SpecialTokens.of(tokenizer), seed=seed)
+    recipe = text_recipe(profile, profile.pretrain["text_steps"])
+    examples = text_set("train", profile.pretrain["text_steps"] * recipe.batch_size)
+    work = out / "language_tower" / "checkpoints"
+    processor = new_processor(tokenizer, model.config)
+    train_stage(model, processor, recipe, examples, work, validation=text_set("validation", 64), seed=seed, quiet=quiet)
+    language_tower(model).save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    shutil.copy(work / "history.json", target / "history.json")
+    return {"steps": profile.pretrain["text_steps"]}
+
+
+def _stages(
+    profile: Profile, out: Path, name: str, sets: dict[str, list[Example]], seed: int, quiet: bool
+) -> MedVForMaskedDiffusion:
+    """Run stages one after another from the towers; the last one's model is saved under `name`."""
+    model = assemble(out / "language_tower", out / "vision_tower", seed=seed)
+    processor = new_processor(_tokenizer(out), model.config, system=profile.system)
+    for stage, examples in sets.items():
+        work = out / name / "checkpoints" / stage
+        if (work / "training.json").exists():
+            model = MedVForMaskedDiffusion.from_pretrained(work, dtype=torch.float32)
+            continue
+        model = train_stage(model, processor, profile.stages[stage], examples, work, seed=seed, quiet=quiet)
+    model.save_pretrained(out / name)
+    processor.save_pretrained(out / name)
+    return model
+
+
+def _make_general_model(profile: Profile, out: Path, seed: int, quiet: bool) -> dict:
+    size, steps = profile.model.image_size, profile.pretrain["general_steps"]
+    count = steps * profile.stages["instruct"].batch_size // int(profile.stages["instruct"].epochs)
+    examples = general_set("train", max(count, 8), image_size=size)
+    sets = {"align": examples[: max(len(examples) // 4, 8)], "instruct": examples}
+    _stages(profile, out, "general_model", sets, seed, quiet)
+    return {"examples": len(examples)}
+
+
+def _make_tiny_model(profile: Profile, out: Path, seed: int, quiet: bool) -> dict:
+    steps = profile.pretrain["finish_steps"]
+    count = max(8, steps * profile.stages["instruct"].batch_size // int(profile.stages["instruct"].epochs))
+    sets = {
+        "align": alignment_set("train", profile.stages["align"].samples, image_size=profile.model.image_size),
+        "instruct": mixture(profile, "train", count),
+    }
+    _stages(profile, out, "tiny_model", sets, seed, quiet)
+    return {"examples": count, "held_out": len(description_set("validation", 1))}
+
+
+def export_half(source: Path, target: Path) -> None:
+    """Copy the bundled parts with weights in float16, half the bytes; they are loaded as float32 again."""
+    for part in PARTS:
+        shutil.copytree(source / part, target / part, dirs_exist_ok=True)
+    SiglipVisionModel.from_pretrained(source / "vision_tower").half().save_pretrained(target / "vision_tower")
+    language = assemble(source / "language_tower", source / "vision_tower", seed=0)
+    language_tower(language).half().save_pretrained(target / "language_tower")
+    for part in ("general_model", "tiny_model"):
+        MedVForMaskedDiffusion.from_pretrained(source / part).half().save_pretrained(target / part)

@@ -1,0 +1,169 @@
+"""The vision tower in the role of SigLIP2: a small SigLIP encoder trained on drawn images before any language.
+
+SigLIP2 learned from image-text pairs of the web. A tower of half a million parameters and minutes of one core cannot; it is
+told the attributes of the drawing instead (which domain, which finding, which side, ...), at every patch token, because
+patch tokens are what the language tower will read. That is supervision the real tower never had, and a reader of the tiny
+results should know it. Images come from the training split only.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import SiglipVisionConfig, SiglipVisionModel, Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from medv.data.general import ShapeScene, draw_shapes, sample_shapes
+from medv.data.phantoms import draw, phantom_scene
+from medv.data.scene import Scene, split_seed
+from medv.profiles import ModelShape
+
+UNKNOWN = -100
+ATTRIBUTES = ("domain", "finding", "side", "level", "size", "acquisition", "shape", "color", "count")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The values of each attribute, in a fixed order, learned from scenes."""
+
+    values: dict[str, tuple[str, ...]]
+
+    @classmethod
+    def of(cls, scenes: Sequence[Scene | ShapeScene]) -> "Labels":
+        """Every value that occurs."""
+        found = {name: sorted({str(_value(scene, name)) for scene in scenes} - {"None"}) for name in ATTRIBUTES}
+        return cls({name: tuple(values) for name, values in found.items()})
+
+    def encode(self, scene: Scene | ShapeScene) -> list[int]:
+        """Class indices of a scene, -100 where the attribute does not apply."""
+        pairs = ((self.values[name], str(_value(scene, name))) for name in ATTRIBUTES)
+        return [values.index(value) if value in values else UNKNOWN for values, value in pairs]
+
+
+def _value(scene: Scene | ShapeScene, name: str) -> str | int | None:
+    if name == "domain" and isinstance(scene, ShapeScene):
+        return "general"
+    return getattr(scene, name, None)
+
+
+def tower_scenes(split: str, count: int) -> list[Scene | ShapeScene]:
+    """`count` scenes of the tower's own range of a split; one in six is of the general family."""
+    start = 500_000_000
+    return [
+        sample_shapes(split_seed(split, start + i)) if i % 6 == 5 else phantom_scene(split, start + i)
+        for i in range(count)
+    ]
+
+
+class SceneImages(Dataset):
+    """Drawn scenes with their labels; a drawn image is kept as bytes."""
+
+    def __init__(self, scenes: Sequence[Scene | ShapeScene], labels: Labels, image_size: int, *, repeat: int = 1):
+        self.scenes, self.labels, self.size, self.repeat = scenes, labels, image_size, repeat
+        self._picture = functools.lru_cache(maxsize=None)(self._draw)
+
+    def _draw(self, index: int) -> np.ndarray:
+        scene = self.scenes[index]
+        return (draw_shapes if isinstance(scene, ShapeScene) else draw)(scene, self.size)
+
+    def __len__(self) -> int:
+        return len(self.scenes) * self.repeat
+
+    def __getitem__(self, position: int) -> dict:
+        index = position % len(self.scenes)
+        pixels = torch.from_numpy(self._picture(index)).permute(2, 0, 1).float() / 127.5 - 1  # [3, H, W]
+        return {"pixel_values": pixels, "labels": torch.tensor(self.labels.encode(self.scenes[index]))}
+
+
+class AttributeTower(nn.Module):
+    """A SigLIP encoder with one linear head per attribute on every patch token and on their mean."""
+
+    def __init__(self, config: SiglipVisionConfig, labels: Labels):
+        super().__init__()
+        self.tower = SiglipVisionModel(config)
+        self.sizes = [len(labels.values[name]) for name in ATTRIBUTES]
+        self.heads = nn.Linear(config.hidden_size, sum(self.sizes))
+
+    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """pixel_values [B, 3, H, W], labels [B, A] -> loss and the logits of the mean token [B, sum of classes]."""
+        tower = self.tower
+        tokens = tower.encoder(inputs_embeds=tower.embeddings(pixel_values)).last_hidden_state  # [B, N, D]
+        pooled = self.heads(F.layer_norm(tokens.mean(dim=1), tokens.shape[-1:]))  # [B, C]
+        each = self.heads(F.layer_norm(tokens, tokens.shape[-1:]))  # [B, N, C]
+        loss = self._loss(pooled[:, None], labels) + self._loss(each, labels)
+        return {"loss": loss, "logits": pooled}
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy over attributes and tokens; logits [B, n, C]."""
+        losses = [
+            F.cross_entropy(
+                part.flatten(0, 1), labels[:, i].repeat_interleave(part.shape[1]), ignore_index=UNKNOWN, reduction="sum"
+            )
+            / ((labels[:, i] != UNKNOWN).sum().clamp_min(1) * part.shape[1])
+            for i, part in enumerate(logits.split(self.sizes, dim=-1))
+        ]
+        return torch.stack(losses).mean()
+
+    def accuracy(self, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+        """Share of right answers per attribute; logits [n, C], labels [n, A]."""
+        result = {}
+        for i, part in enumerate(logits.split(self.sizes, dim=-1)):
+            known = labels[:, i] != UNKNOWN
+            result[ATTRIBUTES[i]] = float((part.argmax(-1) == labels[:, i])[known].float().mean())
+        return result
+
+
+def train_tower(
+    shape: ModelShape, out: Path, *, steps: int, seed: int, images: int = 24_000, quiet: bool = False
+) -> dict:
+    """Train the tower and save it to `out` (a SiglipVisionModel folder); returns its validation accuracy per attribute."""
+    scenes = tower_scenes("train", images)
+    labels = Labels.of(scenes)
+    config = SiglipVisionConfig(
+        hidden_size=shape.vision_hidden_size,
+        intermediate_size=shape.vision_intermediate_size,
+        num_hidden_layers=shape.vision_layers,
+        num_attention_heads=shape.vision_heads,
+        image_size=shape.image_size,
+        patch_size=shape.patch_size,
+        vision_use_head=False,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AttributeTower(config, labels)
+    args = TrainingArguments(
+        output_dir=str(out / "checkpoints"),
+        max_steps=steps,
+        per_device_train_batch_size=64,
+        learning_rate=1e-3,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.05,
+        weight_decay=0.01,
+        save_steps=max(1, steps // 4),
+        save_total_limit=1,
+        logging_steps=max(1, steps // 50),
+        report_to="none",
+        use_cpu=not torch.cuda.is_available(),
+        seed=seed,
+        disable_tqdm=quiet,
+        remove_unused_columns=False,
+    )
+    checkpoints = out / "checkpoints"
+    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    held_out = SceneImages(tower_scenes("validation", 1200), labels, shape.image_size)
+    trainer = Trainer(model=model, args=args, train_dataset=SceneImages(scenes, labels, shape.image_size))
+    trainer.train(resume_from_checkpoint=last)
+    model.eval()
+    model.tower.save_pretrained(out)
+    with torch.inference_mode():
+        items = [held_out[i] for i in range(len(held_out))]
+        pixels, truth = (torch.stack([item[key] for item in items]) for key in ("pixel_values", "labels"))
+        return model.accuracy(
+            model(pixels.to(trainer.args.device), truth.to(trainer.args.device))["logits"].cpu(), truth
+        )
