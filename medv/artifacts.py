@@ -1,0 +1,280 @@
+"""Files that are either whole or absent: atomic writes, fingerprints, manifests and resumable JSON lines.
+
+Everything that medv makes (weights, answers, figures, tables) goes through here, so that a run killed at any moment leaves
+nothing half-written, and so that each result says what made it. It knows paths and bytes; it knows no model and no figure.
+"""
+
+import csv
+import dataclasses
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import shutil
+import subprocess
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+PACKAGE = Path(__file__).parent
+MANIFEST = "manifest.json"
+VERSIONS = (
+    "medv",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "peft",
+    "deepspeed",
+    "accelerate",
+    "numpy",
+    "pandas",
+    "pillow",
+)
+
+
+def _plain(value: Any) -> Any:
+    """Turn what `json` does not know (numpy, paths, dataclasses, sets) into what it does."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, Path):
+        return value.as_posix()
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON: {value!r}")
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; on success it is flushed to disk and renamed to `path`, else removed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{uuid.uuid4().hex[:8]}.partial.{path.name}")
+    try:
+        yield partial
+        with partial.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write `text` (UTF-8, newlines as given) to `path` atomically."""
+    with atomic_file(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="")
+    return Path(path)
+
+
+def write_json(path: str | Path, value: Any) -> Path:
+    """Write `value` as indented JSON to `path` atomically; numpy values, paths and dataclasses are understood."""
+    return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=_plain) + "\n")
+
+
+def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]], fields: Sequence[str] | None = None) -> Path:
+    """Write `rows` as CSV to `path` atomically; `fields` defaults to the keys of the first row.
+
+    Raises ValueError if there are neither rows nor fields, or if a row has a key that is not a field.
+    """
+    if fields is None:
+        if not rows:
+            raise ValueError(f"no rows and no fields for {path}: pass fields=[...] to write an empty table")
+        fields = list(rows[0])
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fields, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return write_text(path, text.getvalue())
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextmanager
+def atomic_directory(target: str | Path) -> Iterator[Path]:
+    """Yield an empty folder beside `target` to build in; it replaces `target` only when the block ends without an error.
+
+    A process killed inside the block leaves `target` as it was; what it left behind is removed by the next builder.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(f".{target.name}.partial-*"):
+        pid = left.name.rpartition("-")[2]
+        if not (pid.isdigit() and _alive(int(pid)) and int(pid) != os.getpid()):
+            shutil.rmtree(left)
+    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    partial.mkdir()
+    try:
+        yield partial
+        if target.exists():
+            old = target.with_name(f".{target.name}.partial-old-{os.getpid()}")
+            target.rename(old)
+            partial.rename(target)
+            shutil.rmtree(old)
+        else:
+            partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def append_jsonl(path: str | Path, record: Mapping[str, Any]) -> None:
+    """Append one record as a JSON line and flush it to disk, after cutting off a line torn by an earlier crash."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(record, ensure_ascii=False, default=_plain).encode() + b"\n"
+    with path.open("ab+") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        if size:
+            stream.seek(size - 1)
+            if stream.read(1) != b"\n":
+                stream.seek(0)
+                stream.truncate(stream.read().rfind(b"\n") + 1)
+        stream.write(line)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+    """Read JSON lines; a missing file is an empty list, and a last line without its newline (torn by a crash) is dropped.
+
+    Raises ValueError, naming the line, if any other line is not JSON.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    records = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        if not line.strip():
+            continue
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number} is not JSON ({error}): remove that line and run again") from None
+    return records
+
+
+def fingerprint(*things: Any) -> str:
+    """The sha256 (hex) of files, folders (names and contents, manifests left out) and JSON-like values, in order.
+
+    A `Path` means the bytes there, whatever it is called; anything else is hashed as canonical JSON. Manifests carry times,
+    so leaving them out makes equal weights equal. Raises FileNotFoundError for a path that does not exist.
+    """
+    digest = hashlib.sha256()
+    for thing in things:
+        if isinstance(thing, Path):
+            digest.update(_path_digest(thing))
+        else:
+            digest.update(json.dumps(thing, sort_keys=True, default=_plain).encode())
+        digest.update(b"\0")
+    return digest.hexdigest()
+
+
+def _path_digest(path: Path) -> bytes:
+    if path.is_dir():
+        files = (f for f in path.rglob("*") if f.is_file() and f.name != MANIFEST)
+        return _tree_digest(path, files)
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
+
+
+def _tree_digest(root: Path, files: Iterable[Path]) -> bytes:
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(file.relative_to(root).as_posix().encode() + b"\0" + _path_digest(file))
+    return digest.digest()
+
+
+@cache
+def code_fingerprint(exclude: tuple[str, ...] = ()) -> str:
+    """The sha256 of the installed medv package: sources and data files, `exclude` (paths inside it) and bytecode left out."""
+    skip = {PACKAGE / name for name in exclude}
+    files = [f for f in PACKAGE.rglob("*") if f.is_file() and "__pycache__" not in f.parts and f not in skip]
+    return _tree_digest(PACKAGE, (f for f in files if not f.name.startswith("."))).hex()
+
+
+@cache
+def versions() -> dict[str, str | None]:
+    """The installed versions of the packages that can change a result (None: not installed), and of Python."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in VERSIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def machine() -> str:
+    """The kind of computer, without its name: operating system, processor, number of cores."""
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+
+
+@cache
+def git_commit() -> str | None:
+    """The commit of the source tree that medv runs from, with "+changes" if it differs from it; None outside git."""
+    command = ["git", "-C", str(PACKAGE), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
+    try:
+        # Without this test, an installed copy would report the commit of whatever repository surrounds the environment.
+        tracked = subprocess.run(
+            ["git", "-C", str(PACKAGE), "ls-files", "--error-unmatch", "__init__.py"], capture_output=True
+        )
+        if tracked.returncode:
+            return None
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() or None
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What made a result: enough to make it again, and to see what has changed since.
+
+    `inputs` maps the name of each artifact read to its fingerprint; `about` holds what only this kind of result has
+    (a caption, the label of the data, a test score).
+    """
+
+    name: str
+    profile: dict[str, Any] = dataclasses.field(default_factory=dict)
+    seed: int | None = None
+    parameters: dict[str, Any] = dataclasses.field(default_factory=dict)
+    inputs: dict[str, str] = dataclasses.field(default_factory=dict)
+    about: dict[str, Any] = dataclasses.field(default_factory=dict)
+    seconds: float | None = None
+    versions: dict[str, str | None] = dataclasses.field(default_factory=versions)
+    code: str = dataclasses.field(default_factory=code_fingerprint)
+    commit: str | None = dataclasses.field(default_factory=git_commit)
+    platform: str = dataclasses.field(default_factory=machine)
+    created: str = dataclasses.field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def write(self, path: str | Path) -> Path:
+        """Write the manifest as JSON; a folder gets it as `manifest.json`."""
+        path = Path(path)
+        return write_json(path / MANIFEST if path.is_dir() else path, self)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """Read a manifest from a file, or from `manifest.json` in a folder; raises ValueError if it is not one."""
+        path = Path(path)
+        path = path / MANIFEST if path.is_dir() else path
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} is not a medv manifest: {error}") from None

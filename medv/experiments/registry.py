@@ -1,0 +1,171 @@
+"""Which notebook makes which artifact, figure and table, and from what: the graph that `medv reproduce` walks.
+
+One `Node` per notebook; an edge runs from the maker of an artifact to whoever needs it. `EXHIBITS` lists every table and
+figure of the paper, so that what is not reproduced yet is seen to be missing. This module knows names only: it opens no file.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Node:
+    """One notebook of the reproduction.
+
+    `needs` and `makes` name artifacts (folders or files under the run folder, as "models/stage1"); `results` names the
+    figures and tables that it saves. `parameters` are passed to the notebook beside profile, seed and out. A `heavy` node
+    trains or generates for long: nothing else runs at the same time.
+    """
+
+    name: str
+    notebook: str
+    title: str
+    needs: tuple[str, ...] = ()
+    makes: tuple[str, ...] = ()
+    results: tuple[str, ...] = ()
+    parameters: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    heavy: bool = False
+
+
+NODES: tuple[Node, ...] = (
+    Node("quickstart", "00_quickstart.ipynb", "Ask a question about an image", results=("quickstart",)),
+    Node("data", "01_data.ipynb", "The phantoms, and the data sets of the paper", results=("phantoms", "table8")),
+    Node(
+        "corruption",
+        "02_corruption_and_loss.ipynb",
+        "The corruption process and the loss (Eq. 1-4)",
+        results=("corruption", "loss_weights"),
+    ),
+    Node("model", "03_model_and_checkpoints.ipynb", "The model, its stages and its checkpoints", results=("table6",)),
+    Node(
+        "stage1",
+        "10_stage1_alignment.ipynb",
+        "Stage 1: align the projector",
+        makes=("models/stage1",),
+        results=("stage1",),
+        heavy=True,
+    ),
+    Node(
+        "stage2",
+        "11_stage2_instruction.ipynb",
+        "Stage 2: tune on instructions",
+        needs=("models/stage1",),
+        makes=("models/stage2",),
+        results=("stage2",),
+        heavy=True,
+    ),
+    Node(
+        "stage3",
+        "12_stage3_vqa.ipynb",
+        "Stage 3: tune on visual question answering",
+        needs=("models/stage2",),
+        makes=("models/stage3",),
+        results=("table2", "fig03"),
+        heavy=True,
+    ),
+)
+
+EXHIBITS: dict[str, str] = {
+    "table1": "Open-ended biomedical visual conversation, scored by a judge",
+    "table2": "Fine-tuned visual question answering on VQA-RAD, SLAKE and PathVQA",
+    "table3": "Response length and time per query",
+    "table4": "What the initialization contributes",
+    "table5": "Generation length, sampling steps and block length",
+    "table6": "Training recipe of the three stages",
+    "table7": "The baseline models",
+    "table8": "The question-answering data sets",
+    "fig01": "Open-ended conversation: scores of several models",
+    "fig02": "Open-ended conversation: answers side by side",
+    "fig03": "Visual question answering after stage 3",
+    "fig04": "Response length of several models",
+    "fig05": "Token repetition in answers",
+    "fig06": "Open-ended conversation: further example 1",
+    "fig07": "Open-ended conversation: further example 2",
+    "fig08": "Open-ended conversation: further example 3",
+    "fig09": "Generation settings: effect of the generation length",
+    "fig10": "Token repetition against sampling steps",
+    "fig11": "Generation settings: effect of the block length",
+    "fig12": "Generation settings: effect of the number of steps",
+}
+"""Every table and figure of the paper by name: the title in our words."""
+
+
+def counterpart(result: str) -> str | None:
+    """What a result stands beside in the paper: "Table 2" for "table2", "Figure 3" for "fig03", None for our own."""
+    if result not in EXHIBITS:
+        return None
+    kind, number = ("Table", result[5:]) if result.startswith("table") else ("Figure", result[3:])
+    return f"{kind} {int(number)}"
+
+
+def planned(nodes: Iterable[Node] = NODES) -> tuple[str, ...]:
+    """The tables and figures of the paper that no notebook makes yet, in the paper's order."""
+    made = {result for node in nodes for result in node.results}
+    return tuple(name for name in EXHIBITS if name not in made)
+
+
+def makers(nodes: Iterable[Node] = NODES) -> dict[str, Node]:
+    """Map each artifact, figure and table to its node; raises ValueError if two nodes make the same one."""
+    found: dict[str, Node] = {}
+    for node in nodes:
+        for product in (*node.makes, *node.results):
+            if product in found:
+                raise ValueError(f"{product!r} is made twice, by {found[product].name!r} and {node.name!r}: rename one")
+            found[product] = node
+    return found
+
+
+def find_node(name: str, nodes: Iterable[Node] = NODES) -> Node:
+    """The node called `name`; raises ValueError, listing the names, if there is none."""
+    by_name = {node.name: node for node in nodes}
+    if name not in by_name:
+        raise ValueError(f"unknown notebook node {name!r}: choose one of {', '.join(by_name)}")
+    return by_name[name]
+
+
+def parents(node: Node, nodes: Iterable[Node] = NODES) -> tuple[Node, ...]:
+    """The nodes that make what `node` needs; raises ValueError if nobody makes one of them."""
+    made_by = makers(nodes)
+    for artifact in node.needs:
+        if artifact not in made_by:
+            raise ValueError(f"{node.name!r} needs {artifact!r}, which no notebook makes: add it to one node's `makes`")
+    return tuple(dict.fromkeys(made_by[artifact] for artifact in node.needs))
+
+
+def ordered(nodes: Iterable[Node] = NODES, only: Iterable[str] = ()) -> tuple[Node, ...]:
+    """The nodes, makers before users, otherwise as declared; with `only`, those that make these names and their makers.
+
+    `only` takes names of nodes, artifacts, figures and tables. Raises ValueError for an unknown or a not yet reproduced
+    name, for two nodes of one name, for a product without a maker or with two, and for a cycle.
+    """
+    nodes = tuple(nodes)
+    by_name = {node.name: node for node in nodes}
+    if len(by_name) != len(nodes):
+        raise ValueError(f"two notebook nodes have the same name: {sorted(node.name for node in nodes)}")
+    graph = {node.name: [parent.name for parent in parents(node, nodes)] for node in nodes}
+    try:
+        order = tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        raise ValueError(f"the notebooks need each other in a circle: {' -> '.join(error.args[1])}") from None
+    wanted = set(order) if not only else set()
+    queue = [_maker_of(name, nodes).name for name in only]
+    while queue:
+        name = queue.pop()
+        wanted.add(name)
+        queue += graph[name]
+    return tuple(by_name[name] for name in order if name in wanted)
+
+
+def _maker_of(name: str, nodes: tuple[Node, ...]) -> Node:
+    by_name = {node.name: node for node in nodes}
+    products = makers(nodes)
+    if name in by_name:
+        return by_name[name]
+    if name in products:
+        return products[name]
+    if name in EXHIBITS:
+        raise ValueError(f"{counterpart(name)} ({name}) is not reproduced yet: no notebook makes it")
+    names = ", ".join((*by_name, *products))
+    raise ValueError(f"nothing is called {name!r}: choose one of {names}")
