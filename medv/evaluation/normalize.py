@@ -43,7 +43,7 @@ def normalize(text: str) -> str:
     """The comparable form of an answer: lower case, marks resolved, number words as digits, no articles; possibly empty.
 
     A mark is deleted throughout when it touches a space anywhere in the text or when the text has a comma between digits
-    ("1,000"), and is replaced by a space otherwise: "x-ray" becomes "x ray", but "T2-weighted - image" becomes "t2weighted image".
+    ("1,000"), and is replaced by a space otherwise: "x-ray" becomes "x ray", "T2-weighted - image" "t2weighted image".
     """
     text = original = text.lower()
     grouped = _GROUPED_DIGITS.search(original) is not None

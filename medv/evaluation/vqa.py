@@ -15,8 +15,22 @@ from statistics import fmean
 
 import numpy as np
 
-from medv.data.example import Example
 from medv.evaluation.normalize import normalize
+from medv.evaluation.pairing import Prediction, Reference, pair, read_predictions, read_references
+
+__all__ = [
+    "VARIANTS",
+    "ItemScore",
+    "Prediction",
+    "Reference",
+    "VQAScores",
+    "bootstrap_interval",
+    "evaluate_vqa",
+    "pair",
+    "read_predictions",
+    "read_references",
+    "token_scores",
+]
 
 VARIANTS = ("batch", "gated")
 _YES_NO = re.compile(r"\b(yes|no)\b")
@@ -27,31 +41,6 @@ _OPEN_METRICS = {
     "open_f1": "f1",
     "open_set_recall": "set_recall",
 }
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What is right, and whether the question is "OPEN" or "CLOSED"; the id and the question serve to pair predictions.
-
-    `id_key` is the field that the id came from: ids of unlike fields ("qid", "question_id") may number different things.
-    """
-
-    answer: str
-    answer_type: str
-    id: str | None = None
-    id_key: str | None = None
-    question: str | None = None
-
-    def __post_init__(self):
-        if self.answer_type not in ("OPEN", "CLOSED"):
-            raise ValueError(f"answer_type {self.answer_type!r} of question {self.id}: it must be 'OPEN' or 'CLOSED'")
-
-    @classmethod
-    def of(cls, example: Example) -> "Reference":
-        """The reference of a question-answering example."""
-        return cls(
-            example.answer, example.answer_type or "missing", example.id, example.meta.get("id_key"), example.question
-        )
 
 
 @dataclass(frozen=True)

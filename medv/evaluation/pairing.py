@@ -1,0 +1,155 @@
+"""Reference answers and predicted answers from files, and which prediction belongs to which question.
+
+References are the official annotation files; predictions are JSON lines with `text` (or `answer`). Published prediction files
+often carry ids of their own numbering (LLaVA-Med's `question_id` is not VQA-RAD's `qid`, though the two ranges overlap), so ids
+alone are not trusted across differently named fields. This module scores nothing.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medv.data.example import Example
+from medv.data.readers import DataError, read_llava_med, read_pathvqa, read_rows, read_slake, read_vqa_rad
+
+_ID_KEYS = ("question_id", "qid", "id")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What is right, and whether the question is "OPEN" or "CLOSED"; the id and the question serve to pair predictions.
+
+    `id_key` is the field that the id came from: ids of unlike fields ("qid", "question_id") may number different things.
+    """
+
+    answer: str
+    answer_type: str
+    id: str | None = None
+    id_key: str | None = None
+    question: str | None = None
+
+    def __post_init__(self):
+        if self.answer_type not in ("OPEN", "CLOSED"):
+            raise ValueError(f"answer_type {self.answer_type!r} of question {self.id}: it must be 'OPEN' or 'CLOSED'")
+
+    @classmethod
+    def of(cls, example: Example) -> "Reference":
+        """The reference of a question-answering example; raises ValueError for an example without an answer type."""
+        id_key = example.meta.get("id_key")
+        return cls(example.answer, example.answer_type or "", example.id, id_key, example.question)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model said, with the id and the prompt that its file gives, if any."""
+
+    text: str
+    id: str | None = None
+    id_key: str | None = None
+    prompt: str | None = None
+
+
+def read_references(path: str | Path, *, language: str = "en") -> list[Reference]:
+    """The references of an annotation file as shipped: VQA-RAD, SLAKE (one language), PathVQA or LLaVA-Med's VQA files.
+
+    All rows are kept, in file order. Raises DataError for a file of another kind.
+    """
+    fields = read_rows(path)[0]
+    if "q_lang" in fields:
+        examples = read_slake(path, language=language)
+    elif "phrase_type" in fields:
+        examples = read_vqa_rad(path, frame_rows=True)
+    elif "sentf" in fields or {"id", "image", "question", "answer", "answer_type"} <= fields.keys():
+        examples = read_pathvqa(path)
+    elif fields.keys() & {"conversations", "conversatons"} and "answer_type" in fields:
+        examples = read_llava_med(path)
+    else:
+        raise DataError(
+            f"{path} is no annotation file of VQA-RAD, SLAKE, PathVQA or LLaVA-Med VQA (its rows have {', '.join(fields)})"
+        )
+    if not examples:
+        raise DataError(f"{path} has no question in language {language!r}")
+    return [Reference.of(example) for example in examples]
+
+
+def read_predictions(path: str | Path) -> list[Prediction]:
+    """The answers of a JSON-lines file, one object with `text` (or `answer`) a row; an id and a `prompt` are used if present."""
+    predictions = []
+    for number, fields in enumerate(read_rows(path), start=1):
+        text = next((fields[key] for key in ("text", "answer") if fields.get(key) is not None), None)
+        if not isinstance(text, str):
+            raise DataError(f"{path} row {number}: the answer is {text!r}; give it as a string in 'text' (or 'answer')")
+        id_key = next((key for key in _ID_KEYS if fields.get(key) is not None), None)
+        identity = None if id_key is None else str(fields[id_key])
+        prompt = fields.get("prompt")
+        predictions.append(Prediction(text, identity, id_key, prompt if isinstance(prompt, str) else None))
+    return predictions
+
+
+def pair(references: Sequence[Reference], predictions: Sequence[Prediction]) -> list[str]:
+    """The predicted text for each reference: by id where both sides have the same ids, by order otherwise.
+
+    By order, the counts must agree, and where the predictions carry prompts each must contain its reference's question. Raises
+    DataError when the ids contradict each other: repeated, or overlapping in part without prompts that settle the order.
+    """
+    if len(references) != len(predictions):
+        raise DataError(
+            f"{len(references)} questions but {len(predictions)} predictions: every question needs exactly one prediction"
+            + _ids_missing(references, predictions)
+        )
+    wanted, given = [row.id for row in references], [row.id for row in predictions]
+    if wanted != given and None not in wanted and None not in given:
+        _check_unique(wanted, "references")
+        _check_unique(given, "predictions")
+        if set(wanted) == set(given):
+            text_of = {prediction.id: prediction.text for prediction in predictions}
+            return [text_of[identity] for identity in wanted]
+        if not _numbered_apart(references, predictions):
+            raise DataError(
+                f"the ids of questions and predictions do not match{_ids_missing(references, predictions)}: "
+                "mend the ids, or remove them from the predictions to pair by order"
+            )
+    _check_prompts(references, predictions)
+    return [prediction.text for prediction in predictions]
+
+
+def _numbered_apart(references: Sequence[Reference], predictions: Sequence[Prediction]) -> bool:
+    """Whether ids that differ are plainly of two numberings, so that the order alone can pair the files."""
+    if references[0].id_key is not None and references[0].id_key == predictions[0].id_key:
+        return False
+    given = [row.id for row in predictions]
+    row_numbers = any(given == [str(n) for n in range(first, first + len(given))] for first in (0, 1))
+    has_prompts = all(row.prompt for row in predictions)  # which are then compared with the questions
+    return row_numbers or has_prompts or not {row.id for row in references} & set(given)
+
+
+def _check_unique(ids: Sequence[str], side: str) -> None:
+    repeated = [identity for identity, count in Counter(ids).items() if count > 1]
+    if repeated:
+        raise DataError(f"the {side} repeat id {repeated[0]} ({len(repeated)} ids in all): every id must be unique")
+
+
+def _ids_missing(references: Sequence[Reference], predictions: Sequence[Prediction]) -> str:
+    wanted, given = {row.id for row in references} - {None}, {row.id for row in predictions} - {None}
+    if not wanted & given:
+        return ""
+    lacking = [row.id for row in references if row.id not in given]
+    extra = [row.id for row in predictions if row.id not in wanted]
+    parts = [
+        f"{len(ids)} {what} (first: {ids[0]})" for ids, what in ((lacking, "unanswered"), (extra, "unknown")) if ids
+    ]
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+def _check_prompts(references: Sequence[Reference], predictions: Sequence[Prediction]) -> None:
+    for number, (reference, prediction) in enumerate(zip(references, predictions, strict=True), start=1):
+        if prediction.prompt and reference.question and _letters(reference.question) not in _letters(prediction.prompt):
+            raise DataError(
+                f"prediction {number} answers {prediction.prompt!r}, but question {number} is {reference.question!r}: "
+                "the two files are not in the same order"
+            )
+
+
+def _letters(text: str) -> str:
+    return "".join(letter for letter in text.lower() if letter.isalnum())
