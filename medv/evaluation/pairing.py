@@ -74,7 +74,7 @@ def read_references(path: str | Path, *, language: str = "en") -> list[Reference
 
 
 def read_predictions(path: str | Path) -> list[Prediction]:
-    """The answers of a JSON-lines file, one object with `text` (or `answer`) a row; an id and a `prompt` are used if present."""
+    """The answers of a JSON-lines file: `text` (or `answer`) in each row, and an id and a `prompt` if present."""
     predictions = []
     for number, fields in enumerate(read_rows(path), start=1):
         text = next((fields[key] for key in ("text", "answer") if fields.get(key) is not None), None)

@@ -1,0 +1,178 @@
+"""Is a downloaded data set what the paper used? Its counts beside the paper's (Table 8; Table 1 for the chat benchmark).
+
+Only what is said in the files is checked: counts, missing images, repeated or empty answers. It opens no image and changes nothing.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from medv.data.example import Example
+from medv.data.readers import FILES, QA50_DOMAINS, DataError, find_file, read_dataset
+from medv.paper import table
+
+_SHORT = {"validation": "val"}  # as the columns of Table 8 are called
+# Cells that the published data contradict: what the data hold, and why that is believed.
+MISPRINTS = {
+    ("pathvqa", "validation", "images"): (
+        832,
+        "the paper's cell is wrong: the published files and LLaVA-Med's count say 832",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Count:
+    """One cell of the comparison. `paper` is None where the paper prints none; `note` explains a cell that the paper misprints."""
+
+    split: str
+    quantity: str
+    counted: int
+    paper: int | None = None
+    note: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """ "match", "mismatch", "misprint" (the data are right and the paper's cell is not) or "" (nothing to compare)."""
+        if self.paper is None:
+            return ""
+        if self.counted == self.paper:
+            return "match"
+        return "misprint" if self.note else "mismatch"
+
+
+@dataclass(frozen=True)
+class DatasetCheck:
+    """What was counted and what is odd, in words; `problems` that the paper's own data have too are no obstacle."""
+
+    name: str
+    counts: tuple[Count, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def matches(self) -> bool:
+        """Whether every count is the paper's, or is right where the paper misprints it."""
+        return all(count.verdict != "mismatch" for count in self.counts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The check ready for JSON, with the verdict of each count."""
+        counts = [asdict(count) | {"verdict": count.verdict} for count in self.counts]
+        return {"name": self.name, "matches": self.matches, "counts": counts, "problems": list(self.problems)}
+
+
+def check_dataset(name: str, folder: str | Path, *, images: str | Path | None = None) -> DatasetCheck:
+    """Count every split found in a data set's folder and list what is odd about it.
+
+    Raises DataError if no split is found or a file cannot be read.
+    """
+    name = name.replace("-", "_")
+    counts, problems, found = [], [], {}
+    for split in FILES.get(name, {"train": ()}):
+        try:
+            find_file(name, folder, split)
+        except DataError as error:
+            problems.append(f"{split}: {error}")
+            continue
+        examples = found[split] = read_dataset(name, folder, split, images=images)
+        counts += _counts(name, split, examples)
+        problems += [f"{split}: {problem}" for problem in _problems(examples)]
+    if not found:
+        raise DataError(problems[0].partition(": ")[2])
+    return DatasetCheck(name, tuple(counts), (*problems, *_shared_images(found)))
+
+
+def _counts(name: str, split: str, examples: Sequence[Example]) -> list[Count]:
+    types = Counter(example.answer_type for example in examples)
+    counted = {"images": len({example.meta.get("image") for example in examples} - {None}), "qa_pairs": len(examples)}
+    if name == "qa50":
+        kinds = Counter(example.meta["type"] for example in examples)
+        domains = Counter(example.meta["domain"] for example in examples)
+        counted = {
+            "images": counted["images"],
+            "conversation": kinds["conversation"],
+            "description": kinds["detailed_description"],
+            **{domain: domains[domain] for domain in QA50_DOMAINS},
+            "overall": len(examples),
+        }
+        paper = {quantity: int(value) for quantity, value in table("table1_counts").iloc[0].items()}
+    else:
+        if name in ("vqa_rad", "slake", "pathvqa", "llava_med_vqa"):
+            counted |= {"closed_form": types["CLOSED"], "open_form": types["OPEN"]}
+        published = table("table8").set_index("detail")
+        column = f"{name}_{_SHORT.get(split, split)}"
+        paper = published[column].to_dict() if column in published else {}
+    cells = []
+    for quantity, value in counted.items():
+        true, why = MISPRINTS.get((name, split, quantity), (None, ""))
+        printed = paper.get(quantity)
+        cells.append(
+            Count(split, quantity, value, None if printed is None else int(printed), why if value == true else "")
+        )
+    return cells
+
+
+def _problems(examples: Sequence[Example]) -> list[str]:
+    named = {example.meta["image"]: example.image for example in examples if "image" in example.meta}
+    missing = [name for name, path in named.items() if path is not None and not path.is_file()]
+    empty = [example.id for example in examples if any(not t.text for t in example.turns if t.role == "assistant")]
+    rows = Counter((example.meta.get("image"), example.turns) for example in examples)
+    repeated = sum(count - 1 for count in rows.values())
+    ids = [identity for identity, count in Counter(example.id for example in examples).items() if count > 1]
+    damaged = [example.id for example in examples if any("\ufffd" in turn.text for turn in example.turns)]
+    problems = []
+    if named and all(path is None for path in named.values()):
+        problems.append("no image folder was given or found, so the images were counted by name only")
+    if missing:
+        problems.append(f"{len(missing)} of {len(named)} images are missing (first: {missing[0]})")
+    if repeated:
+        problems.append(f"{repeated} rows repeat the image, question and answer of an earlier row")
+    if contradictions := _contradictions(examples):
+        problems.append(f"{contradictions} closed questions about one image have several answers")
+    if ids:
+        problems.append(f"{len(ids)} ids are not unique (first: {ids[0]})")
+    if empty:
+        problems.append(f"{len(empty)} answers are empty (first: id {empty[0]})")
+    if damaged:
+        problems.append(f"{len(damaged)} rows have characters lost in an earlier conversion (first: id {damaged[0]})")
+    return problems
+
+
+def _contradictions(examples: Sequence[Example]) -> int:
+    answers = defaultdict(set)
+    for example in examples:
+        if example.answer_type == "CLOSED":
+            answers[example.meta.get("image"), example.question].add(example.answer.lower())
+    return sum(len(given) > 1 for given in answers.values())
+
+
+def _shared_images(found: dict[str, Sequence[Example]]) -> list[str]:
+    images = {split: {e.meta["image"] for e in examples if "image" in e.meta} for split, examples in found.items()}
+    return [
+        f"{split}: {len(shared)} of {len(images[split])} images also occur in train (the split is by question)"
+        for split in ("validation", "test")
+        if (shared := images.get(split, set()) & images.get("train", set()))
+    ]
+
+
+def render_check(check: DatasetCheck, console: Console) -> None:
+    """Print the counts as Table 8 lists them, the paper's beside ours, then what is odd."""
+    grid = Table(title=f"{check.name}: counted beside the paper's", title_justify="left")
+    for heading, side in (("split", "left"), ("", "left"), ("counted", "right"), ("paper", "right"), ("", "left")):
+        grid.add_column(heading, justify=side)
+    colors = {"match": "green", "mismatch": "red", "misprint": "yellow", "": "dim"}
+    for count in check.counts:
+        verdict = f"[{colors[count.verdict]}]{count.verdict}{': ' if count.note else ''}{count.note}[/]"
+        printed = "" if count.paper is None else str(count.paper)
+        grid.add_row(count.split, count.quantity, str(count.counted), printed, verdict)
+    console.print(grid)
+    for problem in check.problems:
+        console.print(f"- {problem}", markup=False, highlight=False)
+    if any(count.paper is not None for count in check.counts):
+        console.print(
+            "These are the paper's data." if check.matches else "These are not the data that the paper counts."
+        )
