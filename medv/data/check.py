@@ -1,6 +1,6 @@
 """Is a downloaded data set what the paper used? Its counts beside the paper's (Table 8; Table 1 for the chat benchmark).
 
-Only what is said in the files is checked: counts, missing images, repeated or empty answers. It opens no image and changes nothing.
+Only what the files say is checked: counts, missing images, repeated or empty answers. It opens no image and changes nothing.
 """
 
 from collections import Counter, defaultdict
@@ -21,14 +21,14 @@ _SHORT = {"validation": "val"}  # as the columns of Table 8 are called
 MISPRINTS = {
     ("pathvqa", "validation", "images"): (
         832,
-        "the paper's cell is wrong: the published files and LLaVA-Med's count say 832",
+        "the paper's cell is wrong: the published files hold 832",
     ),
 }
 
 
 @dataclass(frozen=True)
 class Count:
-    """One cell of the comparison. `paper` is None where the paper prints none; `note` explains a cell that the paper misprints."""
+    """One cell: `paper` is None where the paper prints none; `note` explains a cell that the paper misprints."""
 
     split: str
     quantity: str
@@ -83,7 +83,10 @@ def check_dataset(name: str, folder: str | Path, *, images: str | Path | None = 
         problems += [f"{split}: {problem}" for problem in _problems(examples)]
     if not found:
         raise DataError(problems[0].partition(": ")[2])
-    return DatasetCheck(name, tuple(counts), (*problems, *_shared_images(found)))
+    problems += _shared_images(found)
+    if not any(example.image for examples in found.values() for example in examples):
+        problems.append("no image folder was given or found, so the images were counted by name only")
+    return DatasetCheck(name, tuple(counts), tuple(problems))
 
 
 def _counts(name: str, split: str, examples: Sequence[Example]) -> list[Count]:
@@ -125,8 +128,6 @@ def _problems(examples: Sequence[Example]) -> list[str]:
     ids = [identity for identity, count in Counter(example.id for example in examples).items() if count > 1]
     damaged = [example.id for example in examples if any("\ufffd" in turn.text for turn in example.turns)]
     problems = []
-    if named and all(path is None for path in named.values()):
-        problems.append("no image folder was given or found, so the images were counted by name only")
     if missing:
         problems.append(f"{len(missing)} of {len(named)} images are missing (first: {missing[0]})")
     if repeated:
@@ -166,13 +167,14 @@ def render_check(check: DatasetCheck, console: Console) -> None:
         grid.add_column(heading, justify=side)
     colors = {"match": "green", "mismatch": "red", "misprint": "yellow", "": "dim"}
     for count in check.counts:
-        verdict = f"[{colors[count.verdict]}]{count.verdict}{': ' if count.note else ''}{count.note}[/]"
+        words = f"mismatch, but {count.note}" if count.verdict == "misprint" else count.verdict
+        verdict = f"[{colors[count.verdict]}]{words}[/]"
         printed = "" if count.paper is None else str(count.paper)
         grid.add_row(count.split, count.quantity, str(count.counted), printed, verdict)
     console.print(grid)
     for problem in check.problems:
         console.print(f"- {problem}", markup=False, highlight=False)
     if any(count.paper is not None for count in check.counts):
-        console.print(
-            "These are the paper's data." if check.matches else "These are not the data that the paper counts."
-        )
+        agree = "All counts agree with the paper's" if check.matches else "Some counts differ from the paper's"
+        misprints = sum(count.verdict == "misprint" for count in check.counts)
+        console.print(f"{agree}, but for {misprints} that the paper misprints." if misprints else f"{agree}.")
