@@ -87,8 +87,8 @@ def read_predictions(path: str | Path) -> list[Prediction]:
     return predictions
 
 
-def pair(references: Sequence[Reference], predictions: Sequence[Prediction]) -> list[str]:
-    """The predicted text for each reference: by id where both sides have the same ids, by order otherwise.
+def pair(references: Sequence[Reference], predictions: Sequence[Prediction]) -> tuple[list[Reference], list[str]]:
+    """The references in their order and the predicted text for each: by id where both sides have the same ids, else by order.
 
     By order, the counts must agree, and where the predictions carry prompts each must contain its reference's question. Raises
     DataError when the ids contradict each other: repeated, or overlapping in part without prompts that settle the order.
@@ -104,14 +104,14 @@ def pair(references: Sequence[Reference], predictions: Sequence[Prediction]) -> 
         _check_unique(given, "predictions")
         if set(wanted) == set(given):
             text_of = {prediction.id: prediction.text for prediction in predictions}
-            return [text_of[identity] for identity in wanted]
+            return list(references), [text_of[identity] for identity in wanted]
         if not _numbered_apart(references, predictions):
             raise DataError(
                 f"the ids of questions and predictions do not match{_ids_missing(references, predictions)}: "
                 "mend the ids, or remove them from the predictions to pair by order"
             )
     _check_prompts(references, predictions)
-    return [prediction.text for prediction in predictions]
+    return list(references), [prediction.text for prediction in predictions]
 
 
 def _numbered_apart(references: Sequence[Reference], predictions: Sequence[Prediction]) -> bool:
