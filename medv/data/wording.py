@@ -35,7 +35,7 @@ _PLACES = (
     "in the {level} {region} on the {side}",
 )
 _PLACES_IN_A_BODY = (*_PLACES, "in the {level} part of the {side} {region}")
-_PLACES_IN_A_FIELD = (*_PLACES, "in the {level} part of the {region} on the {side}")
+_PLACES_IN_A_FIELD = (*_PLACES, "in the {level} {side} part of the {region}")
 # How a finding is counted; the others count as they are ("a small nodule").
 _COUNTED = {
     "consolidation": "area of consolidation",
@@ -62,6 +62,28 @@ _FINDING_SENTENCES = (
     "There is {a_noun} {place}. It is {size} in size.",
     "{A_noun} is present on the {side}. It is {size} and lies in the {level} {region}.",
 )
+_APPEARANCES = {
+    ("chest_xray", "pleural effusion"): "It is dense and lies along the chest wall.",
+    ("chest_xray", "pneumothorax"): "The edge of the lung is seen as a thin line.",
+    ("chest_xray", "consolidation"): "It is hazy and has a soft edge.",
+    ("chest_xray", "nodule"): "It is round and dense.",
+    ("ct", "cyst"): "It is round, dark and smooth.",
+    ("ct", "calcification"): "It is as bright as bone.",
+    ("ct", "mass"): "It is lobulated and has a bright rim.",
+    ("ct", "fluid collection"): "It is dark and lies along the abdominal wall.",
+    ("mri", "tumor"): "It has a bright rim and a dark core.",
+    ("mri", "infarct"): "It has the form of a wedge.",
+    ("mri", "hemorrhage"): "It has bright and dark parts.",
+    ("mri", "edema"): "It follows the white matter.",
+    ("histology", "inflammation"): "The cells are round, dark and crowded.",
+    ("histology", "necrosis"): "It is pale and has few nuclei.",
+    ("histology", "carcinoma"): "The nuclei are irregular and crowded.",
+    ("histology", "fibrosis"): "It is made of pale and wavy strands.",
+    ("gross", "tumor"): "It is pale and bulges from the tissue.",
+    ("gross", "hemorrhage"): "It is dark red.",
+    ("gross", "cyst"): "It is smooth and has a pale rim.",
+    ("gross", "ulcer"): "It has a yellow base and a red rim.",
+}
 _NORMAL_SENTENCES = (
     "No abnormality is seen in the {region}.",
     "There is no focal abnormality in the {region}.",
@@ -205,7 +227,7 @@ def description(scene: Scene, rng: np.random.Generator) -> str:
     background = list(rng.permutation(_BACKGROUND[scene.domain]))
     slots = {
         "S": pick(rng, _STUDY_SENTENCES).format_map(words),
-        "F": pick(rng, _NORMAL_SENTENCES if normal else _FINDING_SENTENCES).format_map(words),
+        "F": _finding(scene, rng, words),
         "N": _negatives(scene, rng, words),
         "I": pick(rng, _NORMAL_IMPRESSIONS if normal else _IMPRESSIONS).format_map(
             words | {"place": _place(scene, rng)}
@@ -275,6 +297,14 @@ def _words(scene: Scene, rng: np.random.Generator, studies: int = 3) -> dict[str
 def _place(scene: Scene, rng: np.random.Generator) -> str:
     places = _PLACES_IN_A_FIELD if scene.domain in ("histology", "gross") else _PLACES_IN_A_BODY
     return pick(rng, places).format(side=scene.side, level=scene.level, region=_REGION[scene.domain])
+
+
+def _finding(scene: Scene, rng: np.random.Generator, words: dict[str, str]) -> str:
+    """What is there, and in half of the abnormal images how it looks."""
+    if scene.finding == NORMAL:
+        return pick(rng, _NORMAL_SENTENCES).format_map(words)
+    said = pick(rng, _FINDING_SENTENCES).format_map(words)
+    return said if rng.random() < 0.5 else f"{said} {_APPEARANCES[scene.domain, scene.finding]}"
 
 
 def _negatives(scene: Scene, rng: np.random.Generator, words: dict[str, str]) -> str:
