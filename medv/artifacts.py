@@ -109,19 +109,22 @@ def _alive(pid: int) -> bool:
 
 
 @contextmanager
-def atomic_directory(target: str | Path) -> Iterator[Path]:
-    """Yield an empty folder beside `target` to build in; it replaces `target` only when the block ends without an error.
+def atomic_directory(target: str | Path, keep: str | None = None) -> Iterator[Path]:
+    """Yield a folder beside `target` to build in; it replaces `target` only when the block ends without an error.
 
-    A process killed inside the block leaves `target` as it was; what it left behind is removed by the next builder.
+    A process killed inside the block leaves `target` as it was. The folder is empty, and what a killed builder left behind
+    is removed by the next one; but a builder that passes `keep`, a name for exactly this work, finds its own unfinished
+    folder again.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial-{keep or os.getpid()}")
     for left in target.parent.glob(f".{target.name}.partial-*"):
         pid = left.name.rpartition("-")[2]
-        if not (pid.isdigit() and _alive(int(pid)) and int(pid) != os.getpid()):
+        busy = pid.isdigit() and int(pid) != os.getpid() and _alive(int(pid))
+        if not busy and not (keep and left == partial):
             shutil.rmtree(left)
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    partial.mkdir()
+    partial.mkdir(exist_ok=True)
     try:
         yield partial
         if target.exists():
@@ -132,7 +135,8 @@ def atomic_directory(target: str | Path) -> Iterator[Path]:
         else:
             partial.rename(target)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if not keep:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def append_jsonl(path: str | Path, record: Mapping[str, Any]) -> None:

@@ -1,0 +1,191 @@
+"""What a notebook holds while it runs: its profile, its folder, its inputs, and where its figures and tables go.
+
+A notebook opens one `Run` in its second cell and goes through it for every file, so that inputs are found or explained,
+outputs are whole or absent, and each figure says what made it. Driven by papermill or by hand, the same code runs.
+"""
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from medv.artifacts import Manifest, atomic_directory, fingerprint, versions, write_text
+from medv.experiments.registry import EXHIBITS, NODES, Node, counterpart, find_node, makers
+from medv.profiles import Profile, get_profile
+from medv.report import figures, tables
+
+RESUME_KEY = "MEDV_RESUME_KEY"
+"""Set by `medv reproduce` to the notebook's fingerprint: long work of the very same notebook may then be continued."""
+
+
+def project_root() -> Path:
+    """The nearest folder at or above the current one with a pyproject.toml, else the current one."""
+    here = Path.cwd()
+    return next((folder for folder in (here, *here.parents) if (folder / "pyproject.toml").is_file()), here)
+
+
+def default_out(profile: str) -> Path:
+    """Where a run of this profile goes if nobody says otherwise: `runs/<profile>` under the project."""
+    return project_root() / "runs" / profile
+
+
+def open_run(
+    node_name: str,
+    *,
+    profile: str = "tiny",
+    seed: int = 0,
+    out: str | Path | None = None,
+    parameters: Mapping[str, Any] | None = None,
+) -> "Run":
+    """Open the run of a notebook, named as in `medv.experiments.registry`.
+
+    `out` defaults to `runs/<profile>` under the project, the folder that `medv reproduce` uses. `parameters` are the
+    notebook's own parameters, for the manifests. Raises ValueError for an unknown notebook or profile.
+    """
+    node, chosen = find_node(node_name), get_profile(profile)
+    folder = Path(out) if out else default_out(profile)
+    return Run(node, chosen, seed, folder.expanduser().resolve(), dict(node.parameters) | dict(parameters or {}))
+
+
+@dataclass
+class Run:
+    """One notebook at work. `out` is absolute; the names of inputs and outputs are those that its `node` declares."""
+
+    node: Node
+    profile: Profile
+    seed: int
+    out: Path
+    parameters: dict[str, Any] = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
+    _inputs: dict[str, str] = field(default_factory=dict)
+
+    def banner(self) -> None:
+        """Print what this run is: notebook, profile, seed, device, versions, folder."""
+        import torch
+
+        device = (
+            torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+        )
+        known = versions()
+        packages = ", ".join(f"{name} {known[name]}" for name in ("medv", "python", "torch", "transformers"))
+        print(f"{self.node.title}\nprofile  {self.profile.name}: {self.profile.purpose}\nseed     {self.seed}")
+        print(f"device   {device}\nversions {packages}\nresults  {os.path.relpath(self.out)}")
+
+    def artifact(self, name: str) -> Path:
+        """The path of an artifact that this notebook needs (or has made).
+
+        Raises ValueError if the registry does not declare it, FileNotFoundError, naming the notebook that makes it, if
+        it is not there yet.
+        """
+        if name not in (*self.node.needs, *self.node.makes):
+            raise ValueError(
+                f"{self.node.name!r} does not declare {name!r}: add it to `needs` in medv/experiments/registry.py"
+            )
+        path = self.out / name
+        if not path.exists():
+            maker = makers().get(name)
+            by = (
+                f"run notebooks/{maker.notebook} first, or `medv reproduce --only {maker.name}`"
+                if maker
+                else "make it first"
+            )
+            raise FileNotFoundError(f"{name} is not in {self.out}: {by} (profile {self.profile.name})")
+        if name in self.node.needs:
+            self._inputs[name] = fingerprint(path)
+        return path
+
+    @contextmanager
+    def making(self, name: str) -> Iterator[Path]:
+        """Yield a folder to build an artifact in; it takes its place, with a manifest, when the block ends without an error.
+
+        Under `medv reproduce`, a folder left by a killed run of the very same notebook and inputs is handed back, so that
+        a training can continue from its checkpoints.
+        """
+        if name not in self.node.makes:
+            raise ValueError(
+                f"{self.node.name!r} does not declare {name!r}: add it to `makes` in medv/experiments/registry.py"
+            )
+        with atomic_directory(self.out / name, keep=os.environ.get(RESUME_KEY)) as folder:
+            yield folder
+            self._manifest(name, {}).write(folder)
+
+    def figure(
+        self,
+        fig: Figure,
+        name: str,
+        frame: pd.DataFrame,
+        *,
+        caption: str = "",
+        data: str | None = None,
+        comparable: bool = False,
+    ) -> Figure:
+        """Save a figure as PNG, SVG, CSV (`frame`, what is drawn) and JSON (the manifest); returns the figure to show it.
+
+        `data` labels the source in the footer, default "synthetic phantoms"; `comparable` drops the warning there, for
+        what no profile changes (a formula, a count of a real data set).
+        """
+        return self._save(fig, name, frame, caption, data, comparable)
+
+    def table(
+        self,
+        frame: pd.DataFrame,
+        name: str,
+        *,
+        caption: str = "",
+        data: str | None = None,
+        comparable: bool = False,
+        digits: int = 2,
+    ) -> pd.DataFrame:
+        """Save a table as CSV, JSON (the manifest), PNG and SVG; returns the frame to show it. Options as in `figure`."""
+        title = caption or EXHIBITS.get(name, name)
+        self._save(tables.table_figure(frame, title, digits=digits), name, frame, title, data, comparable)
+        return frame
+
+    def footer(self, data: str | None = None, comparable: bool = False) -> str:
+        """The line under a figure that says where its data come from and whether they compare with the paper's."""
+        data = data or ("synthetic phantoms" if self.profile.synthetic else "real data")
+        if comparable or self.profile.name == "paper":
+            return data
+        return f"{data}, profile {self.profile.name}: not comparable with the paper"
+
+    def _save(
+        self, fig: Figure, name: str, frame: pd.DataFrame, caption: str, data: str | None, comparable: bool
+    ) -> Figure:
+        if name not in self.node.results:
+            raise ValueError(
+                f"{self.node.name!r} does not declare {name!r}: add it to `results` in medv/experiments/registry.py"
+            )
+        text, stem = self.footer(data, comparable), self.out / "figures" / name
+        figures.footer(fig, text)
+        figures.save(fig, stem)
+        write_text(stem.with_name(f"{name}.csv"), frame.to_csv(index=False, lineterminator="\n"))
+        about = {
+            "caption": caption or EXHIBITS.get(name, ""),
+            "data": text,
+            "comparable": comparable or self.profile.name == "paper",
+            "counterpart": counterpart(name),
+            "kind": "table" if name.startswith("table") else "figure",
+        }
+        self._manifest(name, about).write(stem.with_name(f"{name}.json"))
+        return fig
+
+    def _manifest(self, name: str, about: dict[str, Any]) -> Manifest:
+        about = {"node": self.node.name, "notebook": self.node.notebook, **about}
+        return Manifest(
+            name=name,
+            profile=self.profile.to_dict(),
+            seed=self.seed,
+            parameters=self.parameters,
+            inputs=dict(self._inputs),
+            about=about,
+            seconds=round(time.perf_counter() - self.started, 3),
+        )
+
+
+__all__ = ["NODES", "RESUME_KEY", "Run", "default_out", "open_run", "project_root"]

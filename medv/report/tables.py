@@ -1,0 +1,114 @@
+"""Tables: ours beside the paper's, as text, HTML and a picture.
+
+The paper's numbers keep to their own columns and are never averaged, ranked or drawn with ours. It knows frames only: which
+table of the paper a frame belongs to is said by the caller.
+"""
+
+import html
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from medv.report.figures import INK, footer, new_figure, theme
+
+OURS, PAPER = "ours", "paper"
+
+
+def compare(ours: pd.DataFrame, paper: pd.DataFrame, on: str | Sequence[str]) -> pd.DataFrame:
+    """Put two tables side by side on their key columns: each other column becomes "X (ours)" or "X (paper)".
+
+    Rows of one side only stay, with empty cells on the other. Raises ValueError if a key is missing or names a row twice.
+    """
+    keys = [on] if isinstance(on, str) else list(on)
+    for name, frame in ((OURS, ours), (PAPER, paper)):
+        missing = [key for key in keys if key not in frame.columns]
+        if missing:
+            raise ValueError(f"the {name} table has no column {', '.join(missing)}: it has {', '.join(frame.columns)}")
+        twice = frame[frame.duplicated(keys)]
+        if len(twice):
+            raise ValueError(f"the {name} table has two rows {twice[keys].iloc[0].to_dict()}: the keys must be unique")
+    sides = [
+        frame.rename(columns={c: f"{c} ({name})" for c in frame.columns if c not in keys})
+        for name, frame in ((OURS, ours), (PAPER, paper))
+    ]
+    rows = pd.concat([ours[keys], paper[keys]]).drop_duplicates()  # an outer merge would sort them
+    return rows.merge(sides[0], on=keys, how="left").merge(sides[1], on=keys, how="left")
+
+
+def show(value: object, digits: int = 2) -> str:
+    """A cell as text: floats to `digits` places without idle zeros, missing values as an en dash."""
+    if value is None or (np.isscalar(value) and pd.isna(value)):
+        return "–"
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, float | np.floating):
+        return (
+            f"{value:.{digits}f}".rstrip("0").rstrip(".")
+            if value != 0 and abs(value) >= 10**-digits
+            else f"{value:.3g}"
+        )
+    return str(value)
+
+
+def to_markdown(frame: pd.DataFrame, digits: int = 2) -> str:
+    """The frame as a Markdown table; bars and line breaks in cells are escaped, the index is left out."""
+
+    def row(cells: Sequence[object]) -> str:
+        texts = (show(cell, digits).replace("\\", "\\\\").replace("|", "\\|").replace("\n", "<br>") for cell in cells)
+        return "| " + " | ".join(texts) + " |"
+
+    body = [row(cells) for cells in frame.itertuples(index=False, name=None)]
+    return "\n".join([row(list(frame.columns)), "|" + " --- |" * frame.shape[1], *body]) + "\n"
+
+
+def to_html(frame: pd.DataFrame, digits: int = 2) -> str:
+    """The frame as an HTML table, every cell escaped; cells of numeric columns carry class "n", the paper's class "paper"."""
+    kinds = [
+        " ".join(["n"] * pd.api.types.is_numeric_dtype(frame.iloc[:, i]) + [PAPER] * str(name).endswith(f"({PAPER})"))
+        for i, name in enumerate(frame.columns)
+    ]
+    attributes = [f' class="{kind}"' if kind else "" for kind in kinds]
+
+    def row(tag: str, cells: Sequence[object]) -> str:
+        inner = (
+            f"<{tag}{attribute}>{html.escape(show(cell, digits))}</{tag}>"
+            for attribute, cell in zip(attributes, cells, strict=True)
+        )
+        return "<tr>" + "".join(inner) + "</tr>"
+
+    body = "".join(row("td", cells) for cells in frame.itertuples(index=False, name=None))
+    return f"<table><thead>{row('th', list(frame.columns))}</thead><tbody>{body}</tbody></table>"
+
+
+def table_figure(frame: pd.DataFrame, title: str = "", note: str = "", *, digits: int = 2, wrap: int = 28) -> Figure:
+    """The frame as a picture: ruled head, right-aligned numbers, long cells wrapped, `note` in small print below."""
+    if frame.empty:
+        raise ValueError("an empty table cannot be drawn: it has no rows")
+    cells = [
+        [textwrap.fill(show(cell, digits), wrap) for cell in row] for row in frame.itertuples(index=False, name=None)
+    ]
+    head = [textwrap.fill(str(name).replace("_", " "), 14) for name in frame.columns]
+    lines = [max(text.count("\n") + 1 for text in row) for row in [head, *cells]]
+    widths = [max(max(map(len, text.split("\n"))) for text in column) + 2 for column in zip(head, *cells, strict=True)]
+    right = np.cumsum(widths)
+    with theme():
+        fig, ax = new_figure(max(4.0, 0.075 * right[-1]), 0.19 * sum(lines) + 0.09 * len(lines) + 0.35)
+        ax.set(xlim=(0, right[-1]), ylim=(sum(lines) + 0.5 * len(lines), 0))
+        ax.set_axis_off()
+        y = 0.0
+        for number, (row, count) in enumerate(zip([head, *cells], lines, strict=True)):
+            for text, start, end, name in zip(row, right - widths, right, frame.columns, strict=True):
+                numeric = pd.api.types.is_numeric_dtype(frame[name]) if frame.columns.is_unique else False
+                x, side = (end - 1, "right") if numeric else (start + 0.5, "left")
+                weight = "normal" if number else "bold"
+                ax.text(x, y + (count + 0.5) / 2, text, ha=side, va="center", fontsize=8, weight=weight)
+            y += count + 0.5
+            ax.axhline(y, color=INK, lw=0.3 if number else 1.0, alpha=1.0 if number == 0 else 0.35)
+        if title:
+            ax.set_title(textwrap.fill(title, max(40, int(right[-1]))), loc="left")
+        if note:
+            footer(fig, note)
+    return fig
