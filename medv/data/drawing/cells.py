@@ -45,16 +45,27 @@ def nuclei(
     )
     table[0, ~present] = 9.0
     near = _neighbors(canvas.size, cells)
-    px, py, a, b, c, d = (values[near] for values in table)
-    dx, dy = canvas.x - px, canvas.y - py
-    closest = ((a * dx + b * dy) ** 2 + (c * dy - d * dx) ** 2).min(axis=0)
+    dx, dy, a, b, c, d = (np.take(values, near) for values in table)
+    np.subtract(canvas.x, dx, out=dx)
+    np.subtract(canvas.y, dy, out=dy)
+    # In place, for these are the largest arrays of a picture.
+    a *= dx
+    b *= dy
+    a += b
+    a *= a
+    c *= dy
+    d *= dx
+    c -= d
+    c *= c
+    a += c
+    closest = a.min(axis=0)
     return canvas.cover((np.sqrt(closest) - 1.0) * radius, soft)
 
 
 @lru_cache(maxsize=32)
 def _neighbors(size: int, cells: int) -> np.ndarray:
     """For every pixel the 9 squares around it, as indices into a grid with one square of margin: [9, size, size]."""
-    square = np.floor((np.arange(size) + 0.5) / size * cells).astype(np.int32) + 1
+    square = np.floor((np.arange(size) + 0.5) / size * cells).astype(np.intp) + 1
     steps = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
     near = np.stack([(square + i)[:, None] * (cells + 2) + (square + j)[None, :] for i, j in steps])
     near.setflags(write=False)

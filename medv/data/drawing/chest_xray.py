@@ -42,7 +42,10 @@ class _Thorax:
         """Signed distance to one lung."""
         u = side * (x - self.x - self.tilt * (y - 0.5))
         middle = self.width * (0.135 + 0.085 * (y - self.apex))
-        outline = ellipse(u - middle, y, 0.0, 0.62, 0.145 * self.width, 0.62 - self.apex)
+        rx, ry = 0.145 * self.width, 0.62 - self.apex
+        across, up = ((u - middle) / rx) ** 2, ((y - 0.62) / ry) ** 2
+        # Less the product, the ellipse is squared towards a box: broad apices, straight flanks.
+        outline = (np.sqrt(np.maximum(across + up - 0.3 * across * up, 0)) - 1.0) * rx
         return np.maximum(outline, y - self.dome(u, side))
 
 
@@ -50,42 +53,44 @@ def draw(scene: Scene, canvas: Canvas) -> np.ndarray:
     """One chest X-ray as gray values, [size, size]."""
     portable = scene.acquisition == "portable"
     thorax = _Thorax.sample(canvas, portable)
+    heart = _heart(canvas, thorax)
+    behind = canvas.cover(heart, 0.02)
     lungs = {side: thorax.lung(canvas.x, canvas.y, side) for side in (-1, 1)}
     air = np.maximum(*(canvas.cover(distance, 0.018) for distance in lungs.values()))
-    heart = _heart(canvas, thorax)
-    film = _soft_tissue(canvas, thorax, air, heart)
-    vessels = _vessels(canvas, thorax) * air * (1 - heart)
-    bones = _bones(canvas, thorax)
+    film = _soft_tissue(canvas, thorax, air, behind)
+    vessels = _vessels(canvas, thorax) * air * (1 - behind)
+    bones = _bones(canvas, thorax) * (1 - 0.5 * behind)
     if scene.finding != NORMAL:
         lesion = _place(scene, canvas, thorax)
-        film, vessels = _FINDINGS[scene.finding](canvas, thorax, lesion, lungs[lesion.sx], film, vessels)
+        lung = np.maximum(lungs[lesion.sx], -heart)
+        film, vessels = _FINDINGS[scene.finding](canvas, thorax, lesion, lung, film, vessels)
     film = film + 0.17 * vessels + bones
     film = _expose(canvas, film, portable)
-    if portable:
-        film = _leads(canvas, thorax, film)
-    return film
+    return _leads(canvas, thorax, film) if portable else film
 
 
 def _heart(canvas: Canvas, thorax: _Thorax) -> np.ndarray:
-    """Opacity of heart and mediastinum; the apex points to the right of the image."""
-    x, scale = thorax.x, thorax.heart
-    lean, rise = canvas.uniform(0.45, 0.75), canvas.uniform(0.0, 0.03)
-    floor = thorax.domes[1]
-    ventricle = canvas.ellipse(x + 0.055 * scale, floor - 0.115 - rise, 0.155 * scale, 0.115, lean)
-    atrium = canvas.ellipse(x - 0.025, floor - 0.13 - rise, 0.075 * scale, 0.12)
-    waist = np.abs(canvas.x - x - thorax.tilt * (canvas.y - 0.5)) - canvas.uniform(0.042, 0.058)
-    knob = canvas.ellipse(x + 0.045, 0.335, canvas.uniform(0.028, 0.042), 0.042)
-    cover = canvas.cover(np.minimum(ventricle, atrium), 0.025)
-    return np.maximum(np.maximum(cover, canvas.cover(waist, 0.03)), canvas.cover(knob, 0.02))
+    """Signed distance to heart and mediastinum; the apex points to the right of the image."""
+    x, scale, floor = thorax.x, thorax.heart, thorax.domes[1]
+    lean, rise = canvas.uniform(0.45, 0.7), canvas.uniform(0.0, 0.02)
+    ventricle = canvas.ellipse(x + 0.060 * scale, floor - 0.095 - rise, 0.160 * scale, 0.108, lean)
+    atrium = canvas.ellipse(x - 0.02, floor - 0.12 - rise, 0.078 * scale, 0.125)
+    trunk = canvas.ellipse(x + 0.022, floor - 0.27, 0.065, 0.11, -0.25)
+    u = np.abs(canvas.x - x - thorax.tilt * (canvas.y - 0.5))
+    waist = u - canvas.uniform(0.038, 0.050) - 0.012 * np.cos(canvas.y * 9.0)
+    knob = canvas.ellipse(x + 0.04, 0.335, canvas.uniform(0.026, 0.040), 0.045)
+    return np.minimum(np.minimum(ventricle, atrium), np.minimum(np.minimum(trunk, waist), knob))
 
 
 def _soft_tissue(canvas: Canvas, thorax: _Thorax, air: np.ndarray, heart: np.ndarray) -> np.ndarray:
     """Absorption without bones and vessels."""
     x, y = canvas.x, canvas.y
     u = np.abs(x - thorax.x)
-    shoulder = canvas.uniform(0.03, 0.07)
-    trunk = np.maximum(u - canvas.uniform(0.42, 0.52), shoulder + 0.9 * np.maximum(u - 0.13, 0) ** 1.5 - y)
-    body = canvas.cover(np.minimum(trunk, np.maximum(u - 0.1, y - 0.3)), 0.03)
+    shoulder, flank = canvas.uniform(0.02, 0.06), canvas.uniform(0.41, 0.47)
+    arms = np.maximum(np.abs(u - flank - 0.10) - 0.075 - 0.05 * (0.5 - y), -1)
+    slope = shoulder + 0.55 * np.maximum(u - 0.12, 0) ** 1.3 + 3.0 * np.maximum(u - 0.42, 0) ** 2 - y
+    trunk = np.maximum(np.minimum(u - flank - 0.05 * np.clip(0.4 - y, 0, 1), arms), slope)
+    body = canvas.cover(np.minimum(trunk, np.maximum(u - 0.1, y - 0.3)), 0.025)
     shade = 0.52 + 0.12 * np.cos(u * 4.0) + 0.05 * canvas.noise(3)
     side = np.where(x < thorax.x, thorax.dome(u, -1), thorax.dome(u, 1))
     belly = canvas.cover(side - y, 0.02) * (u < 0.36)
@@ -93,10 +98,10 @@ def _soft_tissue(canvas: Canvas, thorax: _Thorax, air: np.ndarray, heart: np.nda
     if canvas.uniform(0, 1) < 0.6:
         bubble = canvas.ellipse(thorax.x + canvas.uniform(0.13, 0.2), thorax.domes[1] + 0.075, 0.055, 0.03)
         film -= 0.22 * canvas.cover(bubble, 0.02)
-    film -= 0.40 * air * (1 - 0.93 * heart)
-    film += 0.10 * heart * (y < 0.9)
-    trachea = canvas.cover(np.abs(x - thorax.x) - 0.018, 0.015) * canvas.cover(y - 0.36, 0.06)
-    return film - 0.12 * trachea
+    film -= 0.41 * air * (1 - 0.95 * heart)
+    film += 0.07 * heart * canvas.cover(0.40 - y, 0.4) * (y < 0.9)
+    trachea = canvas.cover(np.abs(x - thorax.x) - 0.018, 0.015) * canvas.cover(y - 0.38, 0.06)
+    return film - 0.14 * trachea
 
 
 def _vessels(canvas: Canvas, thorax: _Thorax) -> np.ndarray:
@@ -122,10 +127,10 @@ def _bones(canvas: Canvas, thorax: _Thorax) -> np.ndarray:
     ribs *= cage * np.clip((0.95 - y) * 5, 0, 1)
     rise, height = canvas.uniform(0.10, 0.3), canvas.uniform(0.15, 0.19)
     collar = np.abs(y - height + rise * (u - 0.05) - 0.03 * np.sin(u * 16)) - 0.011
-    bones = ribs + 0.11 * canvas.cover(collar, 0.014) * (u > 0.03) * (u < 0.36)
-    spine = canvas.cover(u - 0.03, 0.02) * (0.05 + 0.03 * np.cos(2 * np.pi * y / (spacing * 0.8)))
+    bones = ribs + 0.14 * canvas.cover(collar, 0.014) * (u > 0.03) * (u < 0.36)
+    spine = canvas.cover(u - 0.03, 0.02) * (0.03 + 0.03 * np.cos(2 * np.pi * y / (spacing * 0.8)))
     blade = np.abs(ellipse(u, y, 0.41, 0.26, 0.075, 0.16, -0.25))
-    return bones + spine + 0.06 * canvas.cover(blade - 0.006, 0.02)
+    return bones + spine + 0.05 * canvas.cover(blade - 0.006, 0.02)
 
 
 def _expose(canvas: Canvas, film: np.ndarray, portable: bool) -> np.ndarray:
@@ -180,9 +185,10 @@ def _effusion(canvas, thorax, lesion, lung, film, vessels):
 def _pneumothorax(canvas, thorax, lesion, lung, film, vessels):
     """Air outside the lung: the lung is drawn in from the wall, its edge is a thin line."""
     depth = 0.15 if lesion.large else 0.065
-    near = np.clip(0.5 + lesion.sy * (canvas.y - 0.45) / 0.22, 0, 1)
+    near = np.clip(0.5 + lesion.sy * (canvas.y - 0.46) / 0.30, 0, 1)
+    near = near * near * (3 - 2 * near)
     inward = lesion.sx * depth * near
-    collapsed = thorax.lung(canvas.x + inward, canvas.y + lesion.sy * depth * 0.9 * near, lesion.sx)
+    collapsed = thorax.lung(canvas.x + inward, canvas.y + lesion.sy * depth * 0.7 * near, lesion.sx)
     inside = canvas.cover(lung, 0.015)
     gas = inside * canvas.cover(-collapsed, 0.01)
     line = inside * canvas.cover(np.abs(collapsed) - 0.006, 0.01) * (near > 0.1)
@@ -200,9 +206,12 @@ def _consolidation(canvas, thorax, lesion, lung, film, vessels):
 
 
 def _nodule(canvas, thorax, lesion, lung, film, vessels):
-    """A round dense shadow."""
-    opacity = canvas.cover(canvas.ellipse(lesion.x, lesion.y, lesion.radius, lesion.radius), 0.016)
-    return over(film, 0.82, 0.88 * opacity), vessels * (1 - opacity)
+    """A round dense shadow, densest in the middle like the ball that it is."""
+    r = lesion.radius
+    distance = canvas.ellipse(lesion.x, lesion.y, r, r * canvas.lesion_rng.uniform(0.9, 1.0), 0.7)
+    opacity = canvas.cover(distance + 0.04 * r * canvas.noise(9, canvas.lesion_rng), 0.018)
+    thick = 0.72 + 0.14 * np.sqrt(np.clip(-distance / r, 0, 1))
+    return over(film, thick, 0.92 * opacity), vessels * (1 - opacity)
 
 
 _FINDINGS = {

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from medv.data.drawing.canvas import Canvas, Lesion, ellipse, over, place
+from medv.data.drawing.canvas import Canvas, Lesion, over, place
 from medv.data.scene import NORMAL, Scene
 
 _FAT, _MUSCLE, _BONE, _FLUID = 0.20, 0.47, 0.97, 0.33
@@ -11,7 +11,7 @@ _FAT, _MUSCLE, _BONE, _FLUID = 0.20, 0.47, 0.97, 0.33
 def draw(scene: Scene, canvas: Canvas) -> np.ndarray:
     """One CT slice as gray values, [size, size]."""
     contrast = scene.acquisition == "contrast"
-    rx, ry = canvas.uniform(0.40, 0.455), canvas.uniform(0.315, 0.365)
+    rx, ry = canvas.uniform(0.41, 0.465), canvas.uniform(0.33, 0.385)
     center = canvas.uniform(0.485, 0.515), canvas.uniform(0.475, 0.505)
     fat = canvas.uniform(0.02, 0.055)
     # A body is a rounded box rather than an ellipse: the fourth power squares its flanks.
@@ -109,38 +109,42 @@ def _spine(canvas, center, ry, image, contrast):
 def _place(scene: Scene, canvas: Canvas, center: tuple[float, float], ry: float) -> Lesion:
     dx, dy = ((0.18, 0.22), (0.11, 0.14)) if scene.size == "large" else ((0.17, 0.25), (0.12, 0.16))
     calcified = scene.finding == "calcification"
-    small, large = ((0.055, 0.065), (0.115, 0.135)) if calcified else ((0.07, 0.085), (0.145, 0.165))
+    small, large = ((0.055, 0.065), (0.11, 0.125)) if calcified else ((0.07, 0.085), (0.145, 0.165))
     return place(scene, canvas, center=center, dx=dx, dy=dy, small=small, large=large)
 
 
 def _cyst(canvas, lesion, center, cavity, image):
     """Dark, smooth and round within a cuff of the organ that it grew from."""
     distance = canvas.ellipse(lesion.x, lesion.y, lesion.radius, lesion.radius * 0.95)
-    image = over(image, 0.60, canvas.cover(distance - 0.03, 0.02) * canvas.cover(cavity, 0.01))
-    return over(image, _FLUID - 0.06, canvas.cover(distance, 0.012))
+    inside = canvas.cover(cavity + 0.004, 0.01)
+    image = over(image, 0.60, canvas.cover(distance - 0.03, 0.02) * inside)
+    return over(image, _FLUID - 0.06, canvas.cover(distance, 0.012) * inside)
 
 
 def _calcification(canvas, lesion, center, cavity, image):
-    """As bright as bone, lumpy, with the dark streaks of beam hardening."""
+    """Clumps as bright as bone around a solid middle."""
     rng = canvas.lesion_rng
     distance = canvas.ellipse(lesion.x, lesion.y, lesion.radius, lesion.radius * 0.85, rng.uniform(-1, 1))
-    image = over(image, 0.55, canvas.cover(distance - 0.03, 0.03) * canvas.cover(cavity, 0.01))
-    lumps = distance + 0.014 * canvas.noise(16, rng)
-    return over(image, 1.08, canvas.cover(lumps, 0.012))
+    inside = canvas.cover(cavity + 0.004, 0.01)
+    image = over(image, 0.50, canvas.cover(distance - 0.03, 0.03) * inside)
+    grit = np.clip(canvas.noise(20, rng) * 1.5 + 1.2, 0, 1)
+    clumps = canvas.cover(distance + 0.016 * canvas.fractal(13, 2, rng), 0.014)
+    solid = canvas.cover(distance + 0.3 * lesion.radius, 0.4 * lesion.radius)
+    return over(image, 1.08, clumps * np.maximum(grit, solid) * inside)
 
 
 def _mass(canvas, lesion, center, cavity, image):
-    """Lobulated and uneven with a brighter rim."""
+    """Lobulated: an uneven, partly dying core within a thick brighter rim."""
     rng = canvas.lesion_rng
     angle = np.arctan2(canvas.y - lesion.y, canvas.x - lesion.x)
-    lobes = 0.10 * np.sin(int(rng.integers(4, 7)) * angle + rng.uniform(0, 6)) + 0.06 * np.sin(
-        3 * angle + rng.uniform(0, 6)
-    )
+    lobes = 0.08 * np.sin(int(rng.integers(4, 7)) * angle + rng.uniform(0, 6))
+    lobes = lobes + 0.06 * np.sin(3 * angle + rng.uniform(0, 6))
     distance = canvas.ellipse(lesion.x, lesion.y, lesion.radius, lesion.radius) - lobes * lesion.radius
-    core = 0.40 + 0.13 * canvas.noise(14, rng)
-    inside = canvas.cover(cavity - 0.02, 0.02)
-    image = over(image, core, canvas.cover(distance, 0.012) * inside)
-    return over(image, 0.80, canvas.cover(np.abs(distance + 0.012) - 0.010, 0.012) * inside)
+    inside = canvas.cover(cavity - 0.006, 0.012)
+    image = over(image, _FAT, canvas.cover(distance - 0.010, 0.012) * inside)
+    image = over(image, 0.78 + 0.05 * canvas.noise(20, rng), canvas.cover(distance, 0.014) * inside)
+    core = np.clip(0.42 + 0.17 * canvas.noise(15, rng), 0.2, 0.7)
+    return over(image, core, canvas.cover(distance + 0.022 + 0.12 * lesion.radius, 0.025) * inside)
 
 
 def _collection(canvas, lesion, center, cavity, image):
@@ -148,10 +152,10 @@ def _collection(canvas, lesion, center, cavity, image):
     angle = np.arctan2(canvas.y - center[1], canvas.x - center[0])
     at = np.arctan2(lesion.sy * 0.62, lesion.sx * 0.80)
     away = np.abs((angle - at + np.pi) % (2 * np.pi) - np.pi)
-    depth, reach = (0.15, 0.62) if lesion.large else (0.085, 0.40)
+    depth, reach = (0.16, 0.64) if lesion.large else (0.095, 0.40)
     crescent = np.maximum(cavity, -cavity - depth * np.sqrt(np.clip(1 - (away / reach) ** 2, 0, 1)) + 0.012)
-    image = over(image, 0.66, canvas.cover(crescent - 0.014, 0.012))
-    return over(image, _FLUID, canvas.cover(crescent, 0.012))
+    image = over(image, 0.72, canvas.cover(crescent - 0.016, 0.014))
+    return over(image, _FLUID - 0.03, canvas.cover(crescent, 0.012))
 
 
 _FINDINGS = {"cyst": _cyst, "calcification": _calcification, "mass": _mass, "fluid collection": _collection}

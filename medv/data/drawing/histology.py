@@ -32,7 +32,7 @@ def _stroma(canvas, eosin, high):
     """Pink ground with fibers and fine clefts."""
     fibers = canvas.fractal(5 if high else 9, 3)
     image = eosin + fibers[..., None] * np.array([0.012, 0.035, 0.022], np.float32)
-    clefts = np.exp(-(canvas.noise(6 if high else 11) ** 2) * 90)
+    clefts = np.exp(-(canvas.noise(6 if high else 11) ** 2) * 30) * np.clip(canvas.noise(5) + 0.2, 0, 1)
     return over(image, (0.97, 0.93, 0.96), 0.55 * clefts)
 
 
@@ -42,13 +42,16 @@ def _glands(canvas, hematoxylin, image, high, clear):
     for _ in range(count):
         x, y = canvas.uniform(0.02, 0.98), canvas.uniform(0.02, 0.98)
         r = canvas.uniform(0.13, 0.17) if high else canvas.uniform(0.065, 0.09)
-        beads, turn = int(2 * np.pi * r / (0.085 if high else 0.038)), canvas.uniform(0, 6)
-        gland = canvas.ellipse(x, y, r, r * canvas.uniform(0.7, 1.0), turn)
-        angle = np.arctan2(canvas.y - y, canvas.x - x)
+        nucleus, turn, flat = (0.023 if high else 0.0115), canvas.uniform(0, 6), canvas.uniform(0.75, 1.0)
+        gland = canvas.ellipse(x, y, r, r * flat, turn)
         image = over(image, (0.84, 0.62, 0.80), 0.8 * canvas.cover(gland, 0.01) * clear)
-        image = over(image, _LUMEN, canvas.cover(gland + 0.55 * r, 0.012) * clear)
-        ring = canvas.cover(np.abs(gland + 0.17 * r) - 0.12 * r, 0.012) * np.clip(0.75 + np.cos(beads * angle), 0, 1)
-        image = over(image, hematoxylin + 0.03, 0.9 * ring * clear)
+        image = over(image, _LUMEN, canvas.cover(gland + 0.58 * r, 0.012) * clear)
+        # Basal nuclei: the angle cut into equal arcs, one nucleus in the middle of each.
+        arc = 2 * np.pi / int(2 * np.pi * r / (2.6 * nucleus))
+        angle = np.arctan2(canvas.y - y, canvas.x - x)
+        along = ((angle + turn) % arc - arc / 2) * (r - 1.4 * nucleus)
+        beads = np.sqrt(along**2 + (0.75 * (gland + 1.5 * nucleus)) ** 2) - nucleus
+        image = over(image, hematoxylin + 0.09, 0.9 * canvas.cover(beads, 0.01) * clear)
     return image
 
 
@@ -79,42 +82,48 @@ def _within(lesion: Lesion, rng: np.random.Generator, scale: float = 1.0):
 def _inflammation(canvas, lesion, hematoxylin, image, high):
     """A dense crowd of small, dark, round cells."""
     rng = canvas.lesion_rng
-    cells, radius = (18, 0.021) if high else (30, 0.0125)
+    cells, radius = (19, 0.022) if high else (30, 0.0125)
     opacity = nuclei(canvas, cells, radius, rng=rng, keep=_within(lesion, rng), density=0.95, stretch=0.05, soft=0.008)
     return over(image, (0.22, 0.12, 0.42), 0.95 * opacity)
 
 
 def _necrosis(canvas, lesion, hematoxylin, image, high):
-    """A pale, smudged area without nuclei."""
+    """A pale, smudged area without nuclei but for their dust."""
     rng = canvas.lesion_rng
-    smudge = canvas.ellipse(lesion.x, lesion.y, lesion.radius, lesion.radius) + 0.012 * canvas.noise(9, rng)
-    pale = np.array([0.98, 0.80, 0.78], np.float32) + 0.02 * canvas.noise(22, rng)[..., None]
-    return over(image, pale, canvas.cover(smudge, 0.035))
+    smudge = canvas.ellipse(lesion.x, lesion.y, lesion.radius, lesion.radius) + 0.018 * canvas.fractal(7, 2, rng)
+    pale = np.array([0.98, 0.83, 0.83], np.float32) + 0.03 * canvas.fractal(14, 2, rng)[..., None]
+    image = over(image, pale, canvas.cover(smudge, 0.04))
+    dust = nuclei(canvas, 26, 0.005, rng=rng, keep=_within(lesion, rng, 0.9), density=0.2)
+    return over(image, (0.62, 0.42, 0.58), 0.45 * dust)
 
 
 def _carcinoma(canvas, lesion, hematoxylin, image, high):
     """Crowded, large, irregular nuclei and back-to-back glands."""
     rng = canvas.lesion_rng
-    area = canvas.ellipse(lesion.x, lesion.y, lesion.radius, lesion.radius) + 0.01 * canvas.noise(8, rng)
-    image = over(image, (0.70, 0.46, 0.72), 0.9 * canvas.cover(area, 0.02))
-    cells, radius = (8, 0.060) if high else (14, 0.034)
-    opacity = nuclei(canvas, cells, radius, rng=rng, keep=_within(lesion, rng), stretch=0.9, spread=0.3, soft=0.012)
-    image = over(image, (0.30, 0.10, 0.44), 0.95 * opacity)
-    lumina = np.clip((canvas.noise(9, rng) - 1.1) * 4, 0, 1) * canvas.cover(area + 0.02, 0.02)
-    return over(image, _LUMEN, lumina)
+    area = canvas.ellipse(lesion.x, lesion.y, lesion.radius, lesion.radius) + 0.012 * canvas.noise(8, rng)
+    image = over(image, (0.68, 0.44, 0.70), 0.9 * canvas.cover(area - 0.01, 0.025))
+    cells, radius = (11, 0.046) if high else (17, 0.030)
+    keep = _within(lesion, rng, 1.05)
+    opacity = nuclei(canvas, cells, radius, rng=rng, keep=keep, density=0.9, stretch=0.7, spread=0.3, soft=0.012)
+    chromatin = np.array([0.33, 0.12, 0.45], np.float32) + 0.05 * canvas.noise(30, rng)[..., None]
+    image = over(image, chromatin, 0.93 * opacity)
+    lumina = np.clip((canvas.noise(10, rng) - 1.2) * 4, 0, 1) * canvas.cover(area + 0.03, 0.02)
+    return over(image, _LUMEN, 0.9 * lumina)
 
 
 def _fibrosis(canvas, lesion, hematoxylin, image, high):
-    """Wavy, pale strands of collagen."""
+    """Wavy, pale strands of collagen with a few spindle nuclei."""
     rng = canvas.lesion_rng
-    turn = rng.uniform(-0.7, 0.7)
-    across = canvas.y * np.cos(turn) + canvas.x * np.sin(turn) + 0.016 * canvas.noise(6, rng)
-    strands = 0.5 + 0.5 * np.sin(across * (95 if high else 140))
-    area = canvas.cover(
-        canvas.ellipse(lesion.x, lesion.y, lesion.radius * 1.05, lesion.radius) + 0.01 * canvas.noise(8, rng), 0.03
-    )
-    color = (0.90, 0.70, 0.80) + strands[..., None] * np.array([0.08, 0.24, 0.17], np.float32)
-    return over(image, color, 0.95 * area)
+    turn = rng.uniform(-0.6, 0.6)
+    along = canvas.x * np.cos(turn) - canvas.y * np.sin(turn)
+    across = canvas.y * np.cos(turn) + canvas.x * np.sin(turn)
+    across = across + 0.012 * np.sin(along * rng.uniform(22, 30) + 6 * across) + 0.014 * canvas.noise(7, rng)
+    strands = 0.5 + 0.5 * np.sin(across * (100 if high else 135))
+    area = canvas.ellipse(lesion.x, lesion.y, lesion.radius * 1.08, lesion.radius) + 0.02 * canvas.fractal(7, 2, rng)
+    color = (0.91, 0.68, 0.79) + strands[..., None] * np.array([0.08, 0.28, 0.19], np.float32)
+    image = over(image, color, 0.95 * canvas.cover(area, 0.03))
+    spindle = nuclei(canvas, 12, 0.010, rng=rng, keep=_within(lesion, rng, 0.9), density=0.3, stretch=1.0, soft=0.01)
+    return over(image, hematoxylin, 0.8 * spindle)
 
 
 _FINDINGS = {"inflammation": _inflammation, "necrosis": _necrosis, "carcinoma": _carcinoma, "fibrosis": _fibrosis}

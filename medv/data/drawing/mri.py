@@ -7,8 +7,8 @@ from medv.data.scene import NORMAL, Scene
 
 # Brightness of the tissues in the two weightings.
 _TISSUE = {
-    "T1": {"csf": 0.10, "gray": 0.42, "white": 0.60, "scalp": 0.88, "infarct": 0.20, "edema": 0.34},
-    "T2": {"csf": 0.95, "gray": 0.52, "white": 0.34, "scalp": 0.62, "infarct": 0.86, "edema": 0.70},
+    "T1": {"csf": 0.10, "gray": 0.42, "white": 0.60, "scalp": 0.88, "infarct": 0.19, "edema": 0.28},
+    "T2": {"csf": 0.95, "gray": 0.52, "white": 0.34, "scalp": 0.62, "infarct": 0.86, "edema": 0.76},
 }
 
 
@@ -37,9 +37,9 @@ def draw(scene: Scene, canvas: Canvas) -> np.ndarray:
 def _parenchyma(canvas, center, brain, tissue, image):
     """Folded cortex over white matter: sulci are cut into the depth below the surface."""
     depth = -brain
-    folds = np.exp(-(canvas.noise(9) ** 2) * 14) + 0.8 * np.exp(-(canvas.noise(14) ** 2) * 9)
+    folds = np.exp(-(canvas.noise(10) ** 2) * 24) + 0.9 * np.exp(-(canvas.noise(15) ** 2) * 18)
     atrophy = canvas.uniform(0.7, 1.15)
-    below = depth - 0.055 * atrophy * folds * np.exp(-np.clip(depth - 0.02, 0, 1) * 11)
+    below = depth - 0.004 - 0.068 * atrophy * folds * np.exp(-np.clip(depth - 0.02, 0, 1) * 9)
     midline = np.abs(canvas.x - center[0] - 0.006 * canvas.noise(6))
     end = np.abs(canvas.y - center[1])
     fissure = np.where(end > 0.13, midline - 0.004 - 0.03 * np.clip(end - 0.27, 0, 1), 1.0)
@@ -72,14 +72,15 @@ def _place(scene: Scene, canvas: Canvas, center: tuple[float, float]) -> Lesion:
 
 
 def _tumor(canvas, lesion, center, brain, tissue, image):
-    """A bright ring around a dark, uneven core."""
+    """A bright ring of uneven width around a dark core."""
     rng = canvas.lesion_rng
     r = lesion.radius
     distance = canvas.ellipse(lesion.x, lesion.y, r, r * rng.uniform(0.85, 1.0), rng.uniform(-1, 1))
     distance = distance + 0.010 * canvas.noise(10, rng)
     inside = canvas.cover(brain, 0.01)
-    image = over(image, 0.18 + 0.05 * canvas.noise(16, rng), canvas.cover(distance, 0.012) * inside)
-    return over(image, 1.0, canvas.cover(np.abs(distance + 0.014) - 0.013, 0.012) * inside)
+    image = over(image, 0.20 + 0.06 * canvas.noise(18, rng), canvas.cover(distance, 0.012) * inside)
+    width = np.clip(0.012 + 0.004 * canvas.noise(9, rng), 0.008, 0.022)
+    return over(image, 0.97, canvas.cover(np.abs(distance + 0.014) - width, 0.014) * inside)
 
 
 def _infarct(canvas, lesion, center, brain, tissue, image):
@@ -90,29 +91,32 @@ def _infarct(canvas, lesion, center, brain, tissue, image):
     dx, dy = canvas.x - tx, canvas.y - ty
     along, across = dx * np.cos(at) + dy * np.sin(at), dy * np.cos(at) - dx * np.sin(at)
     half = 0.60 if lesion.large else 0.42
-    wedge = np.maximum((np.abs(across) - 0.012) - half * along, brain) + 0.006 * canvas.noise(12, canvas.lesion_rng)
+    wedge = np.maximum((np.abs(across) - 0.012) - half * along, brain) + 0.009 * canvas.fractal(9, 2, canvas.lesion_rng)
     return over(image, tissue["infarct"], 0.95 * canvas.cover(wedge, 0.018))
 
 
 def _hemorrhage(canvas, lesion, center, brain, tissue, image):
-    """Blotches of very bright and very dark within a dark rim."""
+    """Blotches of very bright and very dark blood within a dark rim."""
     rng = canvas.lesion_rng
     distance = canvas.ellipse(lesion.x, lesion.y, lesion.radius, lesion.radius * 0.85, rng.uniform(-1, 1))
-    distance = distance + 0.018 * canvas.fractal(8, 2, rng)
-    blotch = np.where(canvas.noise(13, rng) > -0.35, 1.0, 0.0)
-    image = over(image, 0.0, canvas.cover(distance - 0.006, 0.015) * canvas.cover(brain, 0.01))
-    return over(image, blotch, canvas.cover(distance + 0.02, 0.012) * canvas.cover(brain, 0.01))
+    distance = distance + 0.016 * canvas.fractal(8, 2, rng)
+    inside = canvas.cover(brain, 0.01)
+    image = over(image, 0.0, canvas.cover(distance - 0.008, 0.015) * inside)
+    core = canvas.cover(distance + 0.6 * lesion.radius, lesion.radius)
+    blood = np.clip(0.45 + 0.70 * canvas.noise(22, rng) + 0.9 * core, 0.05, 1.0)
+    return over(image, blood, canvas.cover(distance + 0.018, 0.02) * inside)
 
 
 def _edema(canvas, lesion, center, brain, tissue, image):
     """Fingers of swelling along the white matter; the cortex is spared."""
     rng = canvas.lesion_rng
     angle = np.arctan2(canvas.y - lesion.y, canvas.x - lesion.x)
-    fingers = np.sin(int(rng.integers(5, 7)) * angle + rng.uniform(0, 6)) * 0.35 * lesion.radius
+    fingers = np.sin(int(rng.integers(5, 7)) * angle + rng.uniform(0, 6)) * 0.28 * lesion.radius
     distance = (
         canvas.ellipse(lesion.x, lesion.y, lesion.radius, lesion.radius * 1.1) - fingers + 0.01 * canvas.noise(9, rng)
     )
-    opacity = canvas.cover(distance, 0.07) * canvas.cover(brain + 0.035, 0.03)
+    own = canvas.cover(0.025 - lesion.sx * (canvas.x - center[0]), 0.02)
+    opacity = canvas.cover(distance, 0.06) * canvas.cover(brain + 0.035, 0.03) * own
     return over(image, tissue["edema"], 0.92 * opacity)
 
 
