@@ -62,10 +62,10 @@ def tower_scenes(split: str, count: int) -> list[Scene | ShapeScene]:
 
 
 class SceneImages(Dataset):
-    """Drawn scenes with their labels; a drawn image is kept as bytes."""
+    """Drawn scenes with their labels, in order; a drawn image is kept as bytes."""
 
-    def __init__(self, scenes: Sequence[Scene | ShapeScene], labels: Labels, image_size: int, *, repeat: int = 1):
-        self.scenes, self.labels, self.size, self.repeat = scenes, labels, image_size, repeat
+    def __init__(self, scenes: Sequence[Scene | ShapeScene], labels: Labels, image_size: int):
+        self.scenes, self.labels, self.size = scenes, labels, image_size
         self._picture = functools.lru_cache(maxsize=None)(self._draw)
 
     def _draw(self, index: int) -> np.ndarray:
@@ -73,12 +73,39 @@ class SceneImages(Dataset):
         return (draw_shapes if isinstance(scene, ShapeScene) else draw)(scene, self.size)
 
     def __len__(self) -> int:
-        return len(self.scenes) * self.repeat
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> dict:
+        return self._item(index, self._picture(index))
+
+    def _item(self, index: int, picture: np.ndarray) -> dict:
+        pixels = torch.from_numpy(picture).permute(2, 0, 1).float() / 127.5 - 1  # [3, H, W]
+        return {"pixel_values": pixels, "labels": torch.tensor(self.labels.encode(self.scenes[index]))}
+
+
+class AugmentedImages(SceneImages):
+    """`draws` random scenes, each shifted by up to 4 pixels and changed a little in contrast and brightness.
+
+    What is drawn at a position depends on (seed, position) alone. Shifts are small beside the distance of a lesion from the
+    midlines, so every label stays true.
+    """
+
+    def __init__(self, scenes, labels, image_size: int, *, draws: int, seed: int):
+        super().__init__(scenes, labels, image_size)
+        self.draws, self.seed = draws, seed
+
+    def __len__(self) -> int:
+        return self.draws
 
     def __getitem__(self, position: int) -> dict:
-        index = position % len(self.scenes)
-        pixels = torch.from_numpy(self._picture(index)).permute(2, 0, 1).float() / 127.5 - 1  # [3, H, W]
-        return {"pixel_values": pixels, "labels": torch.tensor(self.labels.encode(self.scenes[index]))}
+        rng = np.random.default_rng([self.seed, position, 0xA06])
+        index = int(rng.integers(len(self.scenes)))
+        margin = self.size // 16
+        padded = np.pad(self._picture(index), ((margin, margin), (margin, margin), (0, 0)), mode="edge")
+        top, left = rng.integers(0, 2 * margin + 1, size=2)
+        picture = padded[top : top + self.size, left : left + self.size].astype(np.float32)
+        picture = (picture - 127.5) * rng.uniform(0.85, 1.15) + 127.5 + rng.uniform(-12, 12)
+        return self._item(index, picture.clip(0, 255))
 
 
 class AttributeTower(nn.Module):
@@ -120,7 +147,7 @@ class AttributeTower(nn.Module):
 
 
 def train_tower(
-    shape: ModelShape, out: Path, *, steps: int, seed: int, images: int = 24_000, quiet: bool = False
+    shape: ModelShape, out: Path, *, steps: int, seed: int, images: int = 60_000, quiet: bool = False
 ) -> dict:
     """Train the tower and save it to `out` (a SiglipVisionModel folder); returns its validation accuracy per attribute."""
     scenes = tower_scenes("train", images)
@@ -152,12 +179,14 @@ def train_tower(
         use_cpu=not torch.cuda.is_available(),
         seed=seed,
         disable_tqdm=quiet,
+        train_sampling_strategy="sequential",
         remove_unused_columns=False,
     )
     checkpoints = out / "checkpoints"
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     held_out = SceneImages(tower_scenes("validation", 1200), labels, shape.image_size)
-    trainer = Trainer(model=model, args=args, train_dataset=SceneImages(scenes, labels, shape.image_size))
+    drawn = AugmentedImages(scenes, labels, shape.image_size, draws=steps * args.train_batch_size, seed=seed)
+    trainer = Trainer(model=model, args=args, train_dataset=drawn)
     trainer.train(resume_from_checkpoint=last)
     model.eval()
     model.tower.save_pretrained(out)
