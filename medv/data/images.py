@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MAX_SIDE = 16_384
 MAX_PIXELS = 64_000_000
-_FORMATS = ("JPEG", "MPO", "PNG")  # MPO: what cameras write into .jpg
+_FORMATS = ("JPEG", "PNG")
 _DICOM_SUFFIXES = (".dcm", ".dicom")
 _DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
 # What the decoders raise on damaged data, besides their own errors.
@@ -51,18 +51,18 @@ def open_image(path: str | Path, *, max_side: int = MAX_SIDE, max_pixels: int = 
     """
     path = Path(path)
     try:
-        if path.is_dir():
-            raise ImageError(f"{path} is a folder: give an image file")
-        if path.stat().st_size == 0:
-            raise ImageError(f"{path} is empty (0 bytes)")
         with path.open("rb") as file:
             head = file.read(132)
     except FileNotFoundError:
         raise ImageError(f"{path} does not exist") from None
+    except IsADirectoryError:
+        raise ImageError(f"{path} is a folder: give an image file") from None
     except OSError as error:
         raise ImageError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError:
         raise ImageError(f"{str(path)!r} is not a file name") from None
+    if not head:
+        raise ImageError(f"{path} is empty (0 bytes)")
     if head[128:] == b"DICM" or path.suffix.lower() in _DICOM_SUFFIXES:
         return _open_dicom(path, max_side, max_pixels)
     return _open_picture(path, max_side, max_pixels)
@@ -168,7 +168,10 @@ def _open_dicom(path: Path, max_side: int, max_pixels: int) -> Image.Image:
 
 def _check_decoder(path: Path, data: "Dataset") -> None:
     from pydicom.pixels import get_decoder
+    from pydicom.uid import ExplicitVRLittleEndian
 
+    if "TransferSyntaxUID" not in data.file_meta:  # a bare data set, as old devices write
+        data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     syntax = data.file_meta.TransferSyntaxUID
     if syntax.is_compressed and not get_decoder(syntax).is_available:
         raise ImageError(
