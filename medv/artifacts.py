@@ -40,6 +40,17 @@ VERSIONS = (
 )
 
 
+def project_root() -> Path:
+    """The nearest folder at or above the current one with a pyproject.toml, else the current one."""
+    here = Path.cwd()
+    return next((folder for folder in (here, *here.parents) if (folder / "pyproject.toml").is_file()), here)
+
+
+def default_out(profile: str) -> Path:
+    """Where a run of this profile goes if nobody says otherwise: `runs/<profile>` under the project."""
+    return project_root() / "runs" / profile
+
+
 def _plain(value: Any) -> Any:
     """Turn what `json` does not know (numpy, paths, dataclasses, sets) into what it does."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -15,24 +15,11 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from medv.artifacts import Manifest, atomic_directory, fingerprint, versions, write_text
-from medv.experiments.registry import EXHIBITS, NODES, Node, counterpart, find_node, makers
+from medv.artifacts import Manifest, atomic_directory, default_out, fingerprint, versions, write_text
+from medv.experiments.cache import RESUME_KEY
+from medv.experiments.registry import EXHIBITS, Node, counterpart, find_node, makers
 from medv.profiles import Profile, get_profile
-from medv.report import figures, tables
-
-RESUME_KEY = "MEDV_RESUME_KEY"
-"""Set by `medv reproduce` to the notebook's fingerprint: long work of the very same notebook may then be continued."""
-
-
-def project_root() -> Path:
-    """The nearest folder at or above the current one with a pyproject.toml, else the current one."""
-    here = Path.cwd()
-    return next((folder for folder in (here, *here.parents) if (folder / "pyproject.toml").is_file()), here)
-
-
-def default_out(profile: str) -> Path:
-    """Where a run of this profile goes if nobody says otherwise: `runs/<profile>` under the project."""
-    return project_root() / "runs" / profile
+from medv.report import figures
 
 
 def open_run(
@@ -144,7 +131,7 @@ class Run:
     ) -> pd.DataFrame:
         """Save a table as CSV, JSON (the manifest), PNG and SVG; returns the frame to show it. Options as in `figure`."""
         title = caption or EXHIBITS.get(name, name)
-        self._save(tables.table_figure(frame, title, digits=digits), name, frame, title, data, comparable)
+        self._save(figures.table_figure(frame, title, digits=digits), name, frame, title, data, comparable)
         return frame
 
     def footer(self, data: str | None = None, comparable: bool = False) -> str:
@@ -186,6 +173,3 @@ class Run:
             about=about,
             seconds=round(time.perf_counter() - self.started, 3),
         )
-
-
-__all__ = ["NODES", "RESUME_KEY", "Run", "default_out", "open_run", "project_root"]

@@ -18,6 +18,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from medv.artifacts import atomic_file
+from medv.report.tables import show
 
 PALETTE = sns.color_palette("colorblind").as_hex()
 INK, MUTED = "#1b1b1b", "#5f6368"
@@ -235,4 +236,35 @@ def heatmap(
         ax.set(title=title, xlabel=frame.columns.name or "", ylabel=frame.index.name or "")
         ax.tick_params(length=0)
         ax.set_xticks(ax.get_xticks(), ax.get_xticklabels(), rotation=25, ha="right")
+    return fig
+
+
+def table_figure(frame: pd.DataFrame, title: str = "", note: str = "", *, digits: int = 2, wrap: int = 28) -> Figure:
+    """The frame as a picture: ruled head, right-aligned numbers, long cells wrapped, `note` in small print below."""
+    if frame.empty:
+        raise ValueError("an empty table cannot be drawn: it has no rows")
+    cells = [
+        [textwrap.fill(show(cell, digits), wrap) for cell in row] for row in frame.itertuples(index=False, name=None)
+    ]
+    head = [textwrap.fill(str(name).replace("_", " "), 14) for name in frame.columns]
+    lines = [max(text.count("\n") + 1 for text in row) for row in [head, *cells]]
+    widths = [max(max(map(len, text.split("\n"))) for text in column) + 2 for column in zip(head, *cells, strict=True)]
+    right = np.cumsum(widths)
+    with theme():
+        fig, ax = new_figure(max(4.0, 0.075 * right[-1]), 0.19 * sum(lines) + 0.09 * len(lines) + 0.35)
+        ax.set(xlim=(0, right[-1]), ylim=(sum(lines) + 0.5 * len(lines), 0))
+        ax.set_axis_off()
+        y = 0.0
+        for number, (row, count) in enumerate(zip([head, *cells], lines, strict=True)):
+            for text, start, end, name in zip(row, right - widths, right, frame.columns, strict=True):
+                numeric = pd.api.types.is_numeric_dtype(frame[name]) if frame.columns.is_unique else False
+                x, side = (end - 1, "right") if numeric else (start + 0.5, "left")
+                weight = "normal" if number else "bold"
+                ax.text(x, y + (count + 0.5) / 2, text, ha=side, va="center", fontsize=8, weight=weight)
+            y += count + 0.5
+            ax.axhline(y, color=INK, lw=0.3 if number else 1.0, alpha=1.0 if number == 0 else 0.35)
+        if title:
+            ax.set_title(textwrap.fill(title, max(40, int(right[-1]))), loc="left")
+        if note:
+            footer(fig, note)
     return fig

@@ -1,18 +1,14 @@
-"""Tables: ours beside the paper's, as text, HTML and a picture.
+"""Tables: ours beside the paper's, as text and HTML.
 
 The paper's numbers keep to their own columns and are never averaged, ranked or drawn with ours. It knows frames only: which
 table of the paper a frame belongs to is said by the caller.
 """
 
 import html
-import textwrap
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
-
-from medv.report.figures import INK, footer, new_figure, theme
 
 OURS, PAPER = "ours", "paper"
 
@@ -81,34 +77,3 @@ def to_html(frame: pd.DataFrame, digits: int = 2) -> str:
 
     body = "".join(row("td", cells) for cells in frame.itertuples(index=False, name=None))
     return f"<table><thead>{row('th', list(frame.columns))}</thead><tbody>{body}</tbody></table>"
-
-
-def table_figure(frame: pd.DataFrame, title: str = "", note: str = "", *, digits: int = 2, wrap: int = 28) -> Figure:
-    """The frame as a picture: ruled head, right-aligned numbers, long cells wrapped, `note` in small print below."""
-    if frame.empty:
-        raise ValueError("an empty table cannot be drawn: it has no rows")
-    cells = [
-        [textwrap.fill(show(cell, digits), wrap) for cell in row] for row in frame.itertuples(index=False, name=None)
-    ]
-    head = [textwrap.fill(str(name).replace("_", " "), 14) for name in frame.columns]
-    lines = [max(text.count("\n") + 1 for text in row) for row in [head, *cells]]
-    widths = [max(max(map(len, text.split("\n"))) for text in column) + 2 for column in zip(head, *cells, strict=True)]
-    right = np.cumsum(widths)
-    with theme():
-        fig, ax = new_figure(max(4.0, 0.075 * right[-1]), 0.19 * sum(lines) + 0.09 * len(lines) + 0.35)
-        ax.set(xlim=(0, right[-1]), ylim=(sum(lines) + 0.5 * len(lines), 0))
-        ax.set_axis_off()
-        y = 0.0
-        for number, (row, count) in enumerate(zip([head, *cells], lines, strict=True)):
-            for text, start, end, name in zip(row, right - widths, right, frame.columns, strict=True):
-                numeric = pd.api.types.is_numeric_dtype(frame[name]) if frame.columns.is_unique else False
-                x, side = (end - 1, "right") if numeric else (start + 0.5, "left")
-                weight = "normal" if number else "bold"
-                ax.text(x, y + (count + 0.5) / 2, text, ha=side, va="center", fontsize=8, weight=weight)
-            y += count + 0.5
-            ax.axhline(y, color=INK, lw=0.3 if number else 1.0, alpha=1.0 if number == 0 else 0.35)
-        if title:
-            ax.set_title(textwrap.fill(title, max(40, int(right[-1]))), loc="left")
-        if note:
-            footer(fig, note)
-    return fig

@@ -1,0 +1,203 @@
+"""The driver on toy notebooks: what runs, what is cached, and what survives a failure or a kill."""
+
+import dataclasses
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from rich.console import Console
+
+from medv.experiments.registry import EXHIBITS, NODES, Node, counterpart, makers, ordered, planned
+from medv.reproduce import reproduce
+
+PARAMETERS = "profile = 'tiny'\nseed = 0\nout = None"
+SETUP = """
+from pathlib import Path
+out = Path(out)
+def note(name):
+    with (out / 'log.txt').open('a') as log:
+        log.write(name + '\\n')
+def artifact(name, text):
+    (out / name).parent.mkdir(parents=True, exist_ok=True)
+    (out / name).write_text(text)
+def result(name):
+    for suffix in ('svg', 'csv', 'json'):
+        artifact(f'figures/{name}.{suffix}', '{"about": {"caption": "a <b>"}, "seed": 0}' if suffix == 'json' else 'x\\n1\\n')
+    from PIL import Image
+    Image.new('RGB', (4, 4)).save(out / f'figures/{name}.png')
+"""
+FIRST = Node("first", "first.ipynb", "Makes weights", makes=("models/first",), heavy=True)
+SECOND = Node("second", "second.ipynb", "Draws", needs=("models/first",), results=("fig03",))
+ALONE = Node("alone", "alone.ipynb", "Needs nobody", results=("alone",))
+TOYS = (ALONE, SECOND, FIRST)
+BODIES = {
+    "first": "note('first'); artifact('models/first', 'w')",
+    "second": "note('second'); result('fig03')",
+    "alone": "note('alone'); result('alone')",
+}
+
+
+def write_notebook(folder: Path, name: str, body: str, parameters: str = PARAMETERS) -> Path:
+    cells = [nbformat.v4.new_code_cell(text) for text in (parameters, SETUP, body)]
+    cells[0].metadata.tags = ["parameters"]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    path = folder / f"{name}.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
+    return path
+
+
+@pytest.fixture
+def toys(tmp_path):
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    for name, body in BODIES.items():
+        write_notebook(folder, name, body)
+    return folder
+
+
+def drive(toys: Path, nodes=TOYS, **options) -> tuple[int, str, list[str]]:
+    """Reproduce the toys; the exit code, what was printed, and the notebooks that really ran, in order."""
+    out = toys.parent / "run"
+    log = out / "log.txt"
+    log.unlink(missing_ok=True)
+    console = Console(file=io.StringIO(), width=200)
+    code = reproduce("smoke", out=out, nodes=nodes, notebooks=toys, console=console, **options)
+    return code, console.file.getvalue(), log.read_text().split() if log.exists() else []
+
+
+def test_a_run_is_ordered_then_cached_then_stale_with_a_reason(toys):
+    code, printed, ran = drive(toys, jobs=2)
+    assert (code, sorted(ran)) == (0, ["alone", "first", "second"]) and ran.index("first") < ran.index("second"), (
+        printed
+    )
+    page = (toys.parent / "run" / "index.html").read_text()
+    assert "a &lt;b&gt;" in page and "a <b>" not in page
+    assert all(name in page for name in EXHIBITS) and "not yet" in page
+    assert "http" not in page
+
+    code, printed, ran = drive(toys)
+    assert (code, ran) == (0, []) and printed.count("cached") >= 3
+
+    changed = [dataclasses.replace(FIRST, parameters={"steps": 128}), SECOND, ALONE]
+    with pytest.raises(ValueError, match=r"first\.ipynb has no parameter 'steps': .* profile, seed, out"):
+        drive(toys, changed)
+
+    write_notebook(toys, "alone", BODIES["alone"] + "\n# once more")
+    code, printed, ran = drive(toys)
+    assert (code, ran) == (0, ["alone"]) and "stale: notebook changed" in printed
+
+    (toys.parent / "run" / "models" / "first").write_text("changed by hand")
+    _, printed, ran = drive(toys, dry_run=True)
+    assert ran == [] and "changed by something else" in printed and "needs first, which will run" in printed
+
+
+def test_a_changed_parameter_is_shown_old_to_new(toys):
+    write_notebook(toys, "alone", BODIES["alone"], PARAMETERS + "\nsteps: int = 1")
+    steps = [[dataclasses.replace(ALONE, parameters={"steps": count})] for count in (64, 128)]
+    assert drive(toys, steps[0])[0] == 0
+    _, printed, ran = drive(toys, steps[1], dry_run=True)
+    assert "stale: parameter steps 64 -> 128" in printed and ran == []
+    assert (toys.parent / "run" / "notebooks" / "alone.ipynb").exists()
+    assert "steps = 64" in (toys.parent / "run" / "notebooks" / "alone.ipynb").read_text()
+
+
+def test_a_failure_blocks_its_dependants_and_nobody_else(toys):
+    write_notebook(toys, "first", "note('first')\nraise ValueError('no [weights] today')")
+    code, printed, ran = drive(toys)
+    assert code == 1 and sorted(ran) == ["alone", "first"]
+    assert "ValueError: no [weights] today" in printed and "| raise ValueError" in printed
+    assert "blocked" in printed and "needs first" in printed
+    notebooks = toys.parent / "run" / "notebooks"
+    assert (notebooks / "first.failed.ipynb").exists() and not (notebooks / "first.ipynb").exists()
+
+    write_notebook(toys, "first", "note('first')")
+    code, printed, _ = drive(toys, only=["first"])
+    assert code == 1 and "models/first was not made" in printed
+
+    write_notebook(toys, "first", BODIES["first"])
+    code, _, ran = drive(toys)
+    assert (code, ran) == (0, ["first", "second"]) and not (notebooks / "first.failed.ipynb").exists()
+
+
+def test_only_takes_a_figure_with_what_it_needs(toys):
+    code, _, ran = drive(toys, only=["fig03"])
+    assert (code, ran) == (0, ["first", "second"])
+    with pytest.raises(ValueError, match="not reproduced yet"):
+        drive(toys, only=["fig09"])
+    with pytest.raises(ValueError, match="nothing is called 'stage9': choose one of alone, second, first"):
+        drive(toys, only=["stage9"])
+    code, printed, ran = drive(toys, only=["second"], publish=True)
+    published = sorted(path.name for path in (toys.parent / "figures" / "smoke").iterdir())
+    assert ran == [] and published == ["fig03.csv", "fig03.json", "fig03.png", "fig03.svg"], printed
+
+
+CHILD = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_reproduce import TOYS
+from medv.reproduce import reproduce
+sys.exit(reproduce("smoke", out=Path(sys.argv[2]), nodes=TOYS, notebooks=sys.argv[3]))
+"""
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_killed_run_continues_where_it_was(toys):
+    out = toys.parent / "run"
+    slow = "import os, time; note('second'); artifact('half', str(os.getpid())); time.sleep(600)"
+    write_notebook(toys, "second", slow)
+    command = [sys.executable, "-c", CHILD, str(Path(__file__).parent), str(out), str(toys)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 120
+    while not (out / "half").exists() and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert (out / "half").exists(), child.communicate(timeout=5)[0]
+    with pytest.raises(RuntimeError, match=f"process {child.pid} is already reproducing"):
+        drive(toys)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    kernel = int((out / "half").read_text())
+    while alive(kernel) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not alive(kernel), "a killed driver left its kernel running"
+    assert not (out / "notebooks" / "second.ipynb").exists()
+
+    write_notebook(toys, "second", BODIES["second"])
+    code, printed, ran = drive(toys)
+    assert code == 0 and ran == ["second"], printed
+
+
+def test_every_exhibit_of_the_paper_is_made_or_planned():
+    made = set(makers()) & set(EXHIBITS)
+    assert (
+        made | set(planned())
+        == set(EXHIBITS)
+        == {f"table{n}" for n in range(1, 9)} | {f"fig{n:02}" for n in range(1, 13)}
+    )
+    assert [counterpart(name) for name in ("table2", "fig03", "pareto")] == ["Table 2", "Figure 3", None]
+    assert {node.name for node in ordered(only=["table2"])} == {"stage1", "stage2", "stage3"}
+    assert len({node.notebook for node in NODES}) == len(NODES)
+
+
+def test_a_graph_with_a_hole_a_double_or_a_circle_is_refused():
+    a = Node("a", "a.ipynb", "", needs=("y",), makes=("x",))
+    b = Node("b", "b.ipynb", "", needs=("x",), makes=("y",))
+    with pytest.raises(ValueError, match="circle"):
+        ordered([a, b])
+    with pytest.raises(ValueError, match="needs 'y', which no notebook makes"):
+        ordered([a])
+    with pytest.raises(ValueError, match="made twice, by 'a' and 'c'"):
+        ordered([a, b, Node("c", "c.ipynb", "", makes=("x",))])
