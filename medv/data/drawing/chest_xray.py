@@ -155,7 +155,7 @@ def _leads(canvas: Canvas, thorax: _Thorax, film: np.ndarray) -> np.ndarray:
 
 
 def _place(scene: Scene, canvas: Canvas, thorax: _Thorax) -> Lesion:
-    sizes = {"nodule": ((0.055, 0.065), (0.115, 0.135)), "consolidation": ((0.075, 0.09), (0.15, 0.175))}
+    sizes = {"nodule": ((0.055, 0.065), (0.115, 0.135)), "consolidation": ((0.068, 0.08), (0.16, 0.18))}
     small, large = sizes.get(scene.finding, ((0.07, 0.09), (0.15, 0.18)))
     lower = scene.level == "lower"
     return place(
@@ -184,8 +184,8 @@ def _effusion(canvas, thorax, lesion, lung, film, vessels):
 
 def _pneumothorax(canvas, thorax, lesion, lung, film, vessels):
     """Air outside the lung: the lung is drawn in from the wall, its edge is a thin line."""
-    depth = 0.15 if lesion.large else 0.065
-    near = np.clip(0.5 + lesion.sy * (canvas.y - 0.46) / 0.30, 0, 1)
+    depth, start = (0.18, -0.13) if lesion.large else (0.055, 0.04)
+    near = np.clip((lesion.sy * (canvas.y - 0.46) - start) / (0.10 - start), 0, 1)
     near = near * near * (3 - 2 * near)
     inward = lesion.sx * depth * near
     collapsed = thorax.lung(canvas.x + inward, canvas.y + lesion.sy * depth * 0.7 * near, lesion.sx)
@@ -199,7 +199,9 @@ def _pneumothorax(canvas, thorax, lesion, lung, film, vessels):
 def _consolidation(canvas, thorax, lesion, lung, film, vessels):
     """A fluffy opacity with air bronchograms."""
     rng = canvas.lesion_rng
-    ragged = canvas.ellipse(lesion.x, lesion.y, lesion.radius, lesion.radius * 0.92) + 0.022 * canvas.fractal(9, 2, rng)
+    ragged = canvas.ellipse(
+        lesion.x, lesion.y, lesion.radius, lesion.radius * (1.1 if lesion.large else 0.9)
+    ) + 0.018 * canvas.fractal(9, 2, rng)
     opacity = canvas.cover(ragged, 0.07) * canvas.cover(lung, 0.02)
     bronchi = np.exp(-(canvas.noise(12, rng) ** 2) * 10.0)
     return film + opacity * (0.36 - 0.10 * bronchi), vessels * (1 - 0.7 * opacity)

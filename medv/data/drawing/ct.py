@@ -109,7 +109,7 @@ def _spine(canvas, center, ry, image, contrast):
 def _place(scene: Scene, canvas: Canvas, center: tuple[float, float], ry: float) -> Lesion:
     dx, dy = ((0.18, 0.22), (0.11, 0.14)) if scene.size == "large" else ((0.17, 0.25), (0.12, 0.16))
     calcified = scene.finding == "calcification"
-    small, large = ((0.055, 0.065), (0.11, 0.125)) if calcified else ((0.07, 0.085), (0.145, 0.165))
+    small, large = ((0.062, 0.07), (0.12, 0.13)) if calcified else ((0.07, 0.085), (0.145, 0.165))
     return place(scene, canvas, center=center, dx=dx, dy=dy, small=small, large=large)
 
 
@@ -128,7 +128,7 @@ def _calcification(canvas, lesion, center, cavity, image):
     inside = canvas.cover(cavity + 0.004, 0.01)
     image = over(image, 0.50, canvas.cover(distance - 0.03, 0.03) * inside)
     grit = np.clip(canvas.noise(20, rng) * 1.5 + 1.2, 0, 1)
-    clumps = canvas.cover(distance + 0.016 * canvas.fractal(13, 2, rng), 0.014)
+    clumps = canvas.cover(distance + 0.13 * lesion.radius * canvas.fractal(13, 2, rng), 0.014)
     solid = canvas.cover(distance + 0.3 * lesion.radius, 0.4 * lesion.radius)
     return over(image, 1.08, clumps * np.maximum(grit, solid) * inside)
 
@@ -143,7 +143,7 @@ def _mass(canvas, lesion, center, cavity, image):
     inside = canvas.cover(cavity - 0.006, 0.012)
     image = over(image, _FAT, canvas.cover(distance - 0.010, 0.012) * inside)
     image = over(image, 0.78 + 0.05 * canvas.noise(20, rng), canvas.cover(distance, 0.014) * inside)
-    core = np.clip(0.42 + 0.17 * canvas.noise(15, rng), 0.2, 0.7)
+    core = np.clip(0.48 + 0.15 * canvas.noise(15, rng), 0.25, 0.75)
     return over(image, core, canvas.cover(distance + 0.022 + 0.12 * lesion.radius, 0.025) * inside)
 
 
@@ -152,8 +152,9 @@ def _collection(canvas, lesion, center, cavity, image):
     angle = np.arctan2(canvas.y - center[1], canvas.x - center[0])
     at = np.arctan2(lesion.sy * 0.62, lesion.sx * 0.80)
     away = np.abs((angle - at + np.pi) % (2 * np.pi) - np.pi)
-    depth, reach = (0.16, 0.64) if lesion.large else (0.095, 0.40)
-    crescent = np.maximum(cavity, -cavity - depth * np.sqrt(np.clip(1 - (away / reach) ** 2, 0, 1)) + 0.012)
+    depth, reach = (0.17, 0.72) if lesion.large else (0.09, 0.38)
+    inner = depth * np.sqrt(np.clip(1 - (away / reach) ** 2, 0, 1)) - 0.1 * np.clip(away / reach - 0.95, 0, 1)
+    crescent = np.maximum(cavity, -cavity - inner)
     image = over(image, 0.72, canvas.cover(crescent - 0.016, 0.014))
     return over(image, _FLUID - 0.03, canvas.cover(crescent, 0.012))
 

@@ -70,7 +70,7 @@ def _cut_surface(canvas, slab, fresh):
 
 def _place(scene: Scene, canvas: Canvas, center: tuple[float, float]) -> Lesion:
     dx, dy = ((0.17, 0.20), (0.14, 0.16)) if scene.size == "large" else ((0.14, 0.21), (0.13, 0.17))
-    return place(scene, canvas, center=center, dx=dx, dy=dy, small=(0.07, 0.085), large=(0.14, 0.16))
+    return place(scene, canvas, center=center, dx=dx, dy=dy, small=(0.08, 0.09), large=(0.145, 0.165))
 
 
 def _outline(canvas, lesion, ragged):
@@ -90,7 +90,7 @@ def _relief(canvas, lesion, distance):
 def _tumor(canvas, lesion, tissue):
     """A white-tan bulging nodule."""
     distance = _outline(canvas, lesion, 0.014)
-    color = np.array([0.90, 0.82, 0.68], np.float32) * (1 + 0.05 * canvas.fractal(10, 2, canvas.lesion_rng)[..., None])
+    color = np.array([0.91, 0.86, 0.76], np.float32) * (1 + 0.05 * canvas.fractal(10, 2, canvas.lesion_rng)[..., None])
     tissue = tissue * (1 - 0.35 * canvas.cover(distance - 0.015, 0.03)[..., None])
     return over(tissue, color * _relief(canvas, lesion, distance)[..., None], canvas.cover(distance, 0.012))
 
@@ -126,7 +126,7 @@ def _ulcer(canvas, lesion, tissue):
     distance = _outline(canvas, lesion, 0.010)
     rim = np.array([0.66, 0.13, 0.11], np.float32) * (1 + 0.10 * canvas.noise(14, rng)[..., None])
     tissue = over(tissue, rim * _relief(canvas, lesion, distance)[..., None], canvas.cover(distance - 0.008, 0.02))
-    floor = distance + 0.32 * lesion.radius + 0.006 * canvas.noise(16, rng)
+    floor = distance + 0.26 * lesion.radius + 0.006 * canvas.noise(16, rng)
     base = np.array([0.84, 0.70, 0.33], np.float32) * (1 + 0.10 * canvas.noise(18, rng)[..., None])
     base = over(base, (0.45, 0.22, 0.10), 0.5 * np.clip(canvas.noise(13, rng) - 0.6, 0, 1))
     shade = 2.0 - _relief(canvas, lesion, distance)

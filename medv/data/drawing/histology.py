@@ -12,7 +12,7 @@ _LUMEN = (0.95, 0.92, 0.95)
 def draw(scene: Scene, canvas: Canvas) -> np.ndarray:
     """One field of view as RGB values, [size, size, 3]."""
     high = scene.acquisition == "high power"
-    eosin = np.array([canvas.uniform(0.88, 0.95), canvas.uniform(0.64, 0.74), canvas.uniform(0.78, 0.86)], np.float32)
+    eosin = np.array([canvas.uniform(0.88, 0.95), canvas.uniform(0.60, 0.70), canvas.uniform(0.78, 0.86)], np.float32)
     hematoxylin = np.array(
         [canvas.uniform(0.36, 0.46), canvas.uniform(0.22, 0.32), canvas.uniform(0.55, 0.64)], np.float32
     )
@@ -84,14 +84,14 @@ def _inflammation(canvas, lesion, hematoxylin, image, high):
     rng = canvas.lesion_rng
     cells, radius = (19, 0.022) if high else (30, 0.0125)
     opacity = nuclei(canvas, cells, radius, rng=rng, keep=_within(lesion, rng), density=0.95, stretch=0.05, soft=0.008)
-    return over(image, (0.22, 0.12, 0.42), 0.95 * opacity)
+    return over(image, (0.17, 0.13, 0.46), 0.95 * opacity)
 
 
 def _necrosis(canvas, lesion, hematoxylin, image, high):
     """A pale, smudged area without nuclei but for their dust."""
     rng = canvas.lesion_rng
     smudge = canvas.ellipse(lesion.x, lesion.y, lesion.radius, lesion.radius) + 0.018 * canvas.fractal(7, 2, rng)
-    pale = np.array([0.98, 0.83, 0.83], np.float32) + 0.03 * canvas.fractal(14, 2, rng)[..., None]
+    pale = np.array([0.99, 0.86, 0.84], np.float32) + 0.03 * canvas.fractal(14, 2, rng)[..., None]
     image = over(image, pale, canvas.cover(smudge, 0.04))
     dust = nuclei(canvas, 26, 0.005, rng=rng, keep=_within(lesion, rng, 0.9), density=0.2)
     return over(image, (0.62, 0.42, 0.58), 0.45 * dust)
@@ -101,13 +101,15 @@ def _carcinoma(canvas, lesion, hematoxylin, image, high):
     """Crowded, large, irregular nuclei and back-to-back glands."""
     rng = canvas.lesion_rng
     area = canvas.ellipse(lesion.x, lesion.y, lesion.radius, lesion.radius) + 0.012 * canvas.noise(8, rng)
-    image = over(image, (0.68, 0.44, 0.70), 0.9 * canvas.cover(area - 0.01, 0.025))
+    image = over(image, (0.72, 0.40, 0.66), 0.9 * canvas.cover(area - 0.01, 0.025))
     cells, radius = (11, 0.046) if high else (17, 0.030)
     keep = _within(lesion, rng, 1.05)
     opacity = nuclei(canvas, cells, radius, rng=rng, keep=keep, density=0.9, stretch=0.7, spread=0.3, soft=0.012)
-    chromatin = np.array([0.33, 0.12, 0.45], np.float32) + 0.05 * canvas.noise(30, rng)[..., None]
+    chromatin = np.array([0.38, 0.10, 0.42], np.float32) + 0.05 * canvas.noise(30, rng)[..., None]
     image = over(image, chromatin, 0.93 * opacity)
-    lumina = np.clip((canvas.noise(10, rng) - 1.2) * 4, 0, 1) * canvas.cover(area + 0.03, 0.02)
+    slit = canvas.ellipse(lesion.x, lesion.y, 0.40 * lesion.radius, 0.26 * lesion.radius, rng.uniform(-1.5, 1.5))
+    lumina = np.clip((canvas.noise(10, rng) - 1.3) * 4, 0, 1) * canvas.cover(area + 0.03, 0.02)
+    lumina = np.maximum(lumina, canvas.cover(slit + 0.008 * canvas.noise(14, rng), 0.012))
     return over(image, _LUMEN, 0.9 * lumina)
 
 
@@ -118,9 +120,9 @@ def _fibrosis(canvas, lesion, hematoxylin, image, high):
     along = canvas.x * np.cos(turn) - canvas.y * np.sin(turn)
     across = canvas.y * np.cos(turn) + canvas.x * np.sin(turn)
     across = across + 0.012 * np.sin(along * rng.uniform(22, 30) + 6 * across) + 0.014 * canvas.noise(7, rng)
-    strands = 0.5 + 0.5 * np.sin(across * (100 if high else 135))
+    strands = 0.5 + 0.5 * np.sin(across * (84 if high else 112))
     area = canvas.ellipse(lesion.x, lesion.y, lesion.radius * 1.08, lesion.radius) + 0.02 * canvas.fractal(7, 2, rng)
-    color = (0.91, 0.68, 0.79) + strands[..., None] * np.array([0.08, 0.28, 0.19], np.float32)
+    color = (0.86, 0.58, 0.76) + strands[..., None] * np.array([0.12, 0.37, 0.21], np.float32)
     image = over(image, color, 0.95 * canvas.cover(area, 0.03))
     spindle = nuclei(canvas, 12, 0.010, rng=rng, keep=_within(lesion, rng, 0.9), density=0.3, stretch=1.0, soft=0.01)
     return over(image, hematoxylin, 0.8 * spindle)

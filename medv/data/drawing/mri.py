@@ -7,8 +7,8 @@ from medv.data.scene import NORMAL, Scene
 
 # Brightness of the tissues in the two weightings.
 _TISSUE = {
-    "T1": {"csf": 0.10, "gray": 0.42, "white": 0.60, "scalp": 0.88, "infarct": 0.19, "edema": 0.28},
-    "T2": {"csf": 0.95, "gray": 0.52, "white": 0.34, "scalp": 0.62, "infarct": 0.86, "edema": 0.76},
+    "T1": {"csf": 0.10, "gray": 0.42, "white": 0.60, "scalp": 0.88, "infarct": 0.19, "edema": 0.25},
+    "T2": {"csf": 0.95, "gray": 0.52, "white": 0.34, "scalp": 0.62, "infarct": 0.86, "edema": 0.80},
 }
 
 
@@ -86,11 +86,11 @@ def _tumor(canvas, lesion, center, brain, tissue, image):
 def _infarct(canvas, lesion, center, brain, tissue, image):
     """A wedge with its point at the ventricle and its base on the cortex."""
     at = np.arctan2((lesion.y - center[1]) * 0.9, lesion.x - center[0])
-    tip = 0.10 if lesion.large else 0.17
+    tip = 0.08 if lesion.large else 0.16
     tx, ty = center[0] + tip * np.cos(at) * 0.8, center[1] + tip * np.sin(at)
     dx, dy = canvas.x - tx, canvas.y - ty
     along, across = dx * np.cos(at) + dy * np.sin(at), dy * np.cos(at) - dx * np.sin(at)
-    half = 0.60 if lesion.large else 0.42
+    half = 0.66 if lesion.large else 0.42
     wedge = np.maximum((np.abs(across) - 0.012) - half * along, brain) + 0.009 * canvas.fractal(9, 2, canvas.lesion_rng)
     return over(image, tissue["infarct"], 0.95 * canvas.cover(wedge, 0.018))
 
@@ -102,8 +102,8 @@ def _hemorrhage(canvas, lesion, center, brain, tissue, image):
     distance = distance + 0.016 * canvas.fractal(8, 2, rng)
     inside = canvas.cover(brain, 0.01)
     image = over(image, 0.0, canvas.cover(distance - 0.008, 0.015) * inside)
-    core = canvas.cover(distance + 0.6 * lesion.radius, lesion.radius)
-    blood = np.clip(0.45 + 0.70 * canvas.noise(22, rng) + 0.9 * core, 0.05, 1.0)
+    core = canvas.cover(distance + 0.35 * lesion.radius, 0.7 * lesion.radius)
+    blood = np.clip(0.45 + 0.70 * canvas.noise(22, rng) + core, 0.05, 1.0)
     return over(image, blood, canvas.cover(distance + 0.018, 0.02) * inside)
 
 
@@ -116,7 +116,7 @@ def _edema(canvas, lesion, center, brain, tissue, image):
         canvas.ellipse(lesion.x, lesion.y, lesion.radius, lesion.radius * 1.1) - fingers + 0.01 * canvas.noise(9, rng)
     )
     own = canvas.cover(0.025 - lesion.sx * (canvas.x - center[0]), 0.02)
-    opacity = canvas.cover(distance, 0.06) * canvas.cover(brain + 0.035, 0.03) * own
+    opacity = canvas.cover(distance - 0.012, 0.045) * canvas.cover(brain + 0.035, 0.03) * own
     return over(image, tissue["edema"], 0.92 * opacity)
 
 
