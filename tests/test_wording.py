@@ -65,6 +65,13 @@ def test_no_phrase_of_a_domain_dominates(descriptions):
         assert len(last) >= 4 and max(last.values()) < 0.6 * sum(last.values()), (domain, last)
 
 
+def test_what_is_there_is_never_denied(descriptions):
+    denial = re.compile(r"\b(no|neither|absent|without)\b", re.IGNORECASE)
+    for scene, text in zip(SCENES, descriptions, strict=True):
+        denied = [sentence.lower() for sentence in text.split(". ") if denial.search(sentence)]
+        assert denied and not any(scene.finding in sentence for sentence in denied if scene.finding != NORMAL), text
+
+
 def test_articles_are_right(descriptions):
     for text in [*descriptions, *(caption(scene, rng(scene.seed)) for scene in SCENES)]:
         assert not re.search(r"\b[Aa] ([aeiou]|MR)", text), text

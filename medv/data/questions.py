@@ -301,7 +301,7 @@ def _closed(kind: str, named: str, paraphrase: int, scene: Scene) -> Question:
     answer = "yes" if value_of(scene, kind) == named else "no"
     text = templates[paraphrase].format(x=_phrase(kind, named))
     if kind == "finding":
-        said = f"there is {'' if answer == 'yes' else 'no '}{_phrase(kind, named) if answer == 'yes' else named}"
+        said = f"there is {_phrase(kind, named) if answer == 'yes' else 'no ' + named}"
     else:
         said = _statement(kind, scene)
     return Question(kind, "closed", text, answer, f"{answer.capitalize()}, {said}.", _short(kind, named), scene)
