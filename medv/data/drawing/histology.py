@@ -91,7 +91,7 @@ def _necrosis(canvas, lesion, hematoxylin, image, high):
     """A pale, smudged area without nuclei but for their dust."""
     rng = canvas.lesion_rng
     smudge = canvas.ellipse(lesion.x, lesion.y, lesion.radius, lesion.radius) + 0.018 * canvas.fractal(7, 2, rng)
-    pale = np.array([0.99, 0.86, 0.84], np.float32) + 0.03 * canvas.fractal(14, 2, rng)[..., None]
+    pale = np.array([0.99, 0.87, 0.82], np.float32) + 0.03 * canvas.fractal(14, 2, rng)[..., None]
     image = over(image, pale, canvas.cover(smudge, 0.04))
     dust = nuclei(canvas, 26, 0.005, rng=rng, keep=_within(lesion, rng, 0.9), density=0.2)
     return over(image, (0.62, 0.42, 0.58), 0.45 * dust)
