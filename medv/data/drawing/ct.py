@@ -118,7 +118,7 @@ def _cyst(canvas, lesion, center, cavity, image):
     distance = canvas.ellipse(lesion.x, lesion.y, lesion.radius, lesion.radius * 0.95)
     inside = canvas.cover(cavity + 0.004, 0.01)
     image = over(image, 0.60, canvas.cover(distance - 0.03, 0.02) * inside)
-    return over(image, _FLUID - 0.06, canvas.cover(distance, 0.012) * inside)
+    return over(image, _FLUID - 0.16, canvas.cover(distance, 0.012) * inside)
 
 
 def _calcification(canvas, lesion, center, cavity, image):
@@ -156,7 +156,7 @@ def _collection(canvas, lesion, center, cavity, image):
     inner = depth * np.sqrt(np.clip(1 - (away / reach) ** 2, 0, 1)) - 0.1 * np.clip(away / reach - 0.95, 0, 1)
     crescent = np.maximum(cavity, -cavity - inner)
     image = over(image, 0.72, canvas.cover(crescent - 0.016, 0.014))
-    return over(image, _FLUID - 0.03, canvas.cover(crescent, 0.012))
+    return over(image, _FLUID + 0.03, canvas.cover(crescent, 0.012))
 
 
 _FINDINGS = {"cyst": _cyst, "calcification": _calcification, "mass": _mass, "fluid collection": _collection}

@@ -7,8 +7,8 @@ from medv.data.scene import NORMAL, Scene
 
 # Brightness of the tissues in the two weightings.
 _TISSUE = {
-    "T1": {"csf": 0.10, "gray": 0.42, "white": 0.60, "scalp": 0.88, "infarct": 0.19, "edema": 0.25},
-    "T2": {"csf": 0.95, "gray": 0.52, "white": 0.34, "scalp": 0.62, "infarct": 0.86, "edema": 0.80},
+    "T1": {"csf": 0.10, "gray": 0.42, "white": 0.60, "scalp": 0.88, "infarct": 0.13, "edema": 0.30},
+    "T2": {"csf": 0.95, "gray": 0.52, "white": 0.34, "scalp": 0.62, "infarct": 0.93, "edema": 0.70},
 }
 
 
@@ -79,7 +79,7 @@ def _tumor(canvas, lesion, center, brain, tissue, image):
     distance = distance + 0.010 * canvas.noise(10, rng)
     inside = canvas.cover(brain, 0.01)
     image = over(image, 0.20 + 0.06 * canvas.noise(18, rng), canvas.cover(distance, 0.012) * inside)
-    width = np.clip(0.012 + 0.004 * canvas.noise(9, rng), 0.008, 0.022)
+    width = np.clip(0.015 + 0.004 * canvas.noise(9, rng), 0.010, 0.024)
     return over(image, 0.97, canvas.cover(np.abs(distance + 0.014) - width, 0.014) * inside)
 
 
@@ -103,7 +103,7 @@ def _hemorrhage(canvas, lesion, center, brain, tissue, image):
     inside = canvas.cover(brain, 0.01)
     image = over(image, 0.0, canvas.cover(distance - 0.008, 0.015) * inside)
     core = canvas.cover(distance + 0.35 * lesion.radius, 0.7 * lesion.radius)
-    blood = np.clip(0.45 + 0.70 * canvas.noise(22, rng) + core, 0.05, 1.0)
+    blood = np.clip(0.65 + 0.60 * canvas.noise(22, rng) + core, 0.05, 1.0)
     return over(image, blood, canvas.cover(distance + 0.018, 0.02) * inside)
 
 
@@ -116,7 +116,7 @@ def _edema(canvas, lesion, center, brain, tissue, image):
         canvas.ellipse(lesion.x, lesion.y, lesion.radius, lesion.radius * 1.1) - fingers + 0.01 * canvas.noise(9, rng)
     )
     own = canvas.cover(0.025 - lesion.sx * (canvas.x - center[0]), 0.02)
-    opacity = canvas.cover(distance - 0.012, 0.045) * canvas.cover(brain + 0.035, 0.03) * own
+    opacity = canvas.cover(distance - 0.018, 0.045) * canvas.cover(brain + 0.035, 0.03) * own
     return over(image, tissue["edema"], 0.92 * opacity)
 
 
