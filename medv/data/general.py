@@ -96,7 +96,7 @@ def _distance(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         narrow, wide = np.minimum(np.abs(u), np.abs(v)), np.maximum(np.abs(u), np.abs(v))
         return np.maximum(narrow - 0.32, wide - 1.0)
     if shape == "triangle":
-        return np.maximum(np.abs(u) * 0.866 - v * 0.5, v) - 0.52 + 0.0 * r
+        return np.maximum(np.abs(u) * 0.866 - v * 0.5, v) - 0.52
     # A star: five spikes around the center.
     angle = (np.arctan2(u, -v) + np.pi / 5) % (2 * np.pi / 5) - np.pi / 5
     spike_u, spike_v = r * np.abs(np.sin(angle)), r * np.cos(angle)

@@ -87,7 +87,7 @@ def _soft_tissue(canvas: Canvas, thorax: _Thorax, air: np.ndarray, heart: np.nda
     x, y = canvas.x, canvas.y
     u = np.abs(x - thorax.x)
     shoulder, flank = canvas.uniform(0.02, 0.06), canvas.uniform(0.41, 0.47)
-    arms = np.maximum(np.abs(u - flank - 0.10) - 0.075 - 0.05 * (0.5 - y), -1)
+    arms = np.abs(u - flank - 0.10) - 0.075 - 0.05 * (0.5 - y)
     slope = shoulder + 0.55 * np.maximum(u - 0.12, 0) ** 1.3 + 3.0 * np.maximum(u - 0.42, 0) ** 2 - y
     trunk = np.maximum(np.minimum(u - flank - 0.05 * np.clip(0.4 - y, 0, 1), arms), slope)
     body = canvas.cover(np.minimum(trunk, np.maximum(u - 0.1, y - 0.3)), 0.025)
@@ -107,7 +107,7 @@ def _soft_tissue(canvas: Canvas, thorax: _Thorax, air: np.ndarray, heart: np.nda
 def _vessels(canvas: Canvas, thorax: _Thorax) -> np.ndarray:
     """Lung markings that thin out from the hila."""
     warp = 0.25 * canvas.noise(5)
-    ridges = np.exp(-((canvas.noise(11) + warp) ** 2) * 9.0) + 0.6 * np.exp(-((canvas.noise(20)) ** 2) * 7.0)
+    ridges = np.exp(-((canvas.noise(11) + warp) ** 2) * 9.0) + 0.6 * np.exp(-(canvas.noise(20) ** 2) * 7.0)
     hila = [np.hypot(canvas.x - thorax.x - side * 0.095, (canvas.y - 0.47 - 0.01 * side) * 0.75) for side in (-1, 1)]
     near = np.exp(-np.minimum(*hila) * 8.0)
     return ridges * (0.12 + 0.75 * near) + 0.9 * near**2.5

@@ -14,7 +14,7 @@ def draw(scene: Scene, canvas: Canvas) -> np.ndarray:
     rx, ry = canvas.uniform(0.41, 0.465), canvas.uniform(0.33, 0.385)
     center = canvas.uniform(0.485, 0.515), canvas.uniform(0.475, 0.505)
     fat = canvas.uniform(0.02, 0.055)
-    # A body is a rounded box rather than an ellipse: the fourth power squares its flanks.
+    # A body is a rounded box rather than an ellipse: taking the product away pushes its corners out.
     u, v = (canvas.x - center[0]) / rx, (canvas.y - center[1]) / ry
     round_ = np.sqrt(u**2 + v**2 - 0.22 * u**2 * v**2) + 0.012 * canvas.noise(4)
     skin = (round_ - 1.0) * ry
