@@ -44,7 +44,12 @@ def nuclei(
         np.float32
     )
     table[0, ~present] = 9.0
-    near = _neighbors(canvas.size, cells)
+    closest = _closest(canvas, table, _neighbors(canvas.size, cells))
+    return canvas.cover((np.sqrt(closest) - 1.0) * radius, soft)
+
+
+def _closest(canvas: Canvas, table: np.ndarray, near: np.ndarray) -> np.ndarray:
+    """For every pixel the squared distance to the nearest nucleus in units of its radius, [size, size]."""
     dx, dy, a, b, c, d = (np.take(values, near) for values in table)
     np.subtract(canvas.x, dx, out=dx)
     np.subtract(canvas.y, dy, out=dy)
@@ -58,8 +63,7 @@ def nuclei(
     c -= d
     c *= c
     a += c
-    closest = a.min(axis=0)
-    return canvas.cover((np.sqrt(closest) - 1.0) * radius, soft)
+    return a.min(axis=0)
 
 
 @lru_cache(maxsize=32)
