@@ -90,7 +90,7 @@ def test_with_nothing_masked_the_loss_is_a_zero_of_the_graph(normalization):
 
 
 def test_a_sample_without_targets_adds_nothing_but_counts_in_the_mean():
-    hidden, head, ids, targets, noise = toy()
+    *_, targets, noise = toy()
     targets, masked = targets.clone(), noise.masked.clone()
     targets[2], masked[2] = False, False
     weights = token_weights(masked, targets, noise.p_mask)
