@@ -1,6 +1,7 @@
 """Run one notebook through papermill in a kernel of its own, and keep the executed copy.
 
-The copy appears under its name only when every cell has run; a failed one is kept as `NAME.failed.ipynb` to look at. This
+The copy appears under its name only when every cell has run; a failed one is kept as `NAME.failed.ipynb` to look at; what
+the kernel itself printed goes to `NAME.log`. This
 module knows no graph and no cache.
 """
 
@@ -23,7 +24,7 @@ class _Engine(NBClientEngine):
     """Papermill's own engine, with a working folder, an environment for the kernel, and word of each cell."""
 
     @classmethod
-    def execute_managed_notebook(cls, nb_man, kernel_name, *, folder, environment, on_cell, **_papermill):
+    def execute_managed_notebook(cls, nb_man, kernel_name, *, folder, environment, log, on_cell, **_papermill):
         """Execute the notebook, calling `on_cell(number, count)` as each cell starts (arguments by papermill's contract)."""
         started = nb_man.cell_start
 
@@ -40,7 +41,8 @@ class _Engine(NBClientEngine):
             startup_timeout=180,
             resources={"metadata": {"path": str(folder)}},
         )
-        return client.execute(env=dict(environment))
+        with log.open("w", encoding="utf-8") as stream:
+            return client.execute(env=dict(environment), stdout=stream, stderr=stream)
 
 
 papermill_engines.register("medv", _Engine)
@@ -61,7 +63,8 @@ def execute(
     executed.parent.mkdir(parents=True, exist_ok=True)
     partial = executed.with_name(f".{executed.stem}.partial.ipynb")
     failed = executed.with_name(f"{executed.stem}.failed.ipynb")
-    options = {"folder": notebook.parent, "environment": environment, "on_cell": on_cell}
+    log = executed.with_name(f"{executed.stem}.log")
+    options = {"folder": notebook.parent, "environment": environment, "log": log, "on_cell": on_cell}
     try:
         execute_notebook(
             _literal(notebook),
@@ -78,7 +81,7 @@ def execute(
         raise NotebookFailed(_describe(error, failed)) from None
     except DeadKernelError:
         partial.replace(failed)
-        raise NotebookFailed(f"the kernel died (out of memory, or killed)\nthe notebook so far: {failed}") from None
+        raise NotebookFailed(f"the kernel died (out of memory, or killed): see {failed} and {log}") from None
     partial.replace(executed)
     failed.unlink(missing_ok=True)
 

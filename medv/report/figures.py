@@ -232,7 +232,9 @@ def heatmap(
     with theme():
         fig, ax = new_figure(2.2 + 0.9 * frame.shape[1], 1.2 + 0.42 * frame.shape[0])
         bar = {"label": label}
-        sns.heatmap(frame, ax=ax, annot=True, fmt=".0f", cmap="viridis", vmin=low, vmax=high, cbar_kws=bar, lw=1)
+        sns.heatmap(
+            frame.astype(float), ax=ax, annot=True, fmt=".0f", cmap="viridis", vmin=low, vmax=high, cbar_kws=bar, lw=1
+        )
         ax.set(title=title, xlabel=frame.columns.name or "", ylabel=frame.index.name or "")
         ax.tick_params(length=0)
         ax.set_xticks(ax.get_xticks(), ax.get_xticklabels(), rotation=25, ha="right")

@@ -1,0 +1,55 @@
+# Every target works alone and first on a fresh clone: it makes the environment in .venv if there is none yet.
+#   make setup       the environment (again whenever pyproject.toml changes)
+#   make reproduce   run the notebooks of PROFILE to figures, tables and runs/PROFILE/index.html
+#   make figures     the same, then copy the results to figures/PROFILE/
+#   make lab         the tutorials in JupyterLab
+#   make test        the tests                make lint   style, floors
+#
+# Variables: PROFILE=tiny|small|paper   ARGS="--only table2"   PYTHON=python3.12
+#   TORCH_INDEX=https://download.pytorch.org/whl/cpu   a machine without GPU: torch without the CUDA libraries
+#   USE_UV=1                                           install with uv (if on PATH) instead of pip
+
+PROFILE ?= tiny
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+READY := .venv/.ready
+TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
+
+ifeq ($(USE_UV),1)
+UV := $(shell command -v uv)
+# uv does not read pip's settings, and without pip's own wheel folders it would choose other builds of torch.
+LINKS := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null))
+export UV_FIND_LINKS := $(shell echo $(LINKS) | tr ' ' ',')
+endif
+INSTALL := $(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/python -m pip install)
+
+.PHONY: help setup reproduce figures lab test lint
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+setup: $(READY)
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(if $(TORCH_INDEX),$(INSTALL) --index-url $(TORCH_INDEX) "$(TORCH)")
+	$(INSTALL) -e '.[all]'
+	@touch $@
+
+reproduce: $(READY)
+	$(BIN)/medv reproduce --profile $(PROFILE) $(ARGS)
+
+figures: $(READY)
+	$(BIN)/medv reproduce --profile $(PROFILE) --publish $(ARGS)
+
+# JupyterLab listens on this machine only and asks for the token that it prints.
+lab: $(READY)
+	$(BIN)/jupyter lab notebooks --ServerApp.ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
+
+test: $(READY)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports

@@ -1,0 +1,125 @@
+"""How large a model is, what each stage trains of it and what that costs: Table 6 and the arithmetic beside it (notebook 03).
+
+Models are built on the meta device, where they have names and sizes and no memory. Nothing here is measured.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from medv import paper
+from medv.data.chat import SpecialTokens
+from medv.model.assembly import shape_config
+from medv.model.modeling import MedVForMaskedDiffusion
+from medv.profiles import ModelShape, Profile
+from medv.report.figures import new_figure, theme
+from medv.training.stages import freeze_except
+
+
+def empty_model(shape: ModelShape) -> MedVForMaskedDiffusion:
+    """A model of that shape on the meta device: names and sizes without memory."""
+    with torch.device("meta"):
+        return MedVForMaskedDiffusion(shape_config(shape, SpecialTokens(*range(7))))
+
+
+def parameter_counts(shapes: Mapping[str, ModelShape]) -> pd.DataFrame:
+    """Parameters of each part, one column per shape. The language tower includes its output head, counted once if tied."""
+    parts = {"vision tower": "model.vision_tower.", "projector": "model.projector."}
+    columns = {}
+    for name, shape in shapes.items():
+        sizes = {key: value.numel() for key, value in empty_model(shape).named_parameters()}
+        counts = {part: sum(n for key, n in sizes.items() if key.startswith(start)) for part, start in parts.items()}
+        total = sum(sizes.values())
+        columns[name] = counts | {"language tower": total - sum(counts.values()), "all": total}
+    return pd.DataFrame(columns).rename_axis("part").reset_index()
+
+
+def recipe_table(profile: Profile) -> pd.DataFrame:
+    """Table 6: the recipe of this profile beside the paper's; for stage 3 the paper's VQA-RAD column."""
+    model = profile.model
+    released = profile.name == "paper"
+    rows = {
+        "vision_tower": "siglip2-so400m-patch14-384"
+        if released
+        else f"SigLIP, {model.vision_layers} x {model.vision_hidden_size}",
+        "language_tower": "LLaDA-8B-Instruct"
+        if released
+        else f"Llama, {model.layers} x {model.hidden_size}, trained here",
+        "projector": "2-layer MLP with GELU",
+        "attention": "bidirectional",
+        "deepspeed": "ZeRO-3" if released else "none",
+        "optimizer": "AdamW",
+    }
+    ours = [{"setting": name} | dict.fromkeys(profile.stages, value) for name, value in rows.items()]
+    fields = {
+        "scheduler": lambda r: f"cosine, {100 * r.warmup:g}% warmup",
+        "global_batch_size": lambda r: r.batch_size,
+        "model_max_length": lambda r: min(r.max_length, model.max_positions),
+        "training_samples": lambda r: r.samples,
+        "epochs": lambda r: f"{r.epochs:g}",
+        "learning_rate": lambda r: f"{r.learning_rate:g}",
+        "trains": lambda r: " + ".join(r.trains),
+        "loss": lambda r: f"{r.normalization}, {r.times} t, {r.loss_tokens} tokens, padding {r.padding}",
+    }
+    ours += [{"setting": f} | {s: str(of(r)) for s, r in profile.stages.items()} for f, of in fields.items()]
+    published = paper.table("table6").rename(
+        columns={"alignment": "align", "md_sft": "instruct", "sd_sft_vqa_rad": "vqa"}
+    )
+    frame = pd.DataFrame(ours).merge(
+        published[["setting", *profile.stages]], "left", "setting", suffixes=(" (ours)", " (paper)")
+    )
+    return frame[["setting", *(f"{stage} ({side})" for stage in profile.stages for side in ("ours", "paper"))]]
+
+
+def stage_memory(profile: Profile) -> pd.DataFrame:
+    """Memory that training holds before any activation, in GB (1e9 bytes), by arithmetic.
+
+    A trainable parameter costs weight + gradient + AdamW's two moments in float32, and in bfloat16 a float32 master copy; a
+    frozen one costs its weight alone.
+    """
+    half = profile.dtype == "bfloat16"
+    weight, optimizer = (2, 12) if half else (4, 8)
+    model = empty_model(profile.model)
+    total = sum(p.numel() for p in model.parameters())
+    rows = []
+    for stage, recipe in profile.stages.items():
+        trainable = freeze_except(model, recipe.trains)
+        sizes = (weight * total / 1e9, weight * trainable / 1e9, optimizer * trainable / 1e9)
+        row = {
+            "stage": stage,
+            "trains": " + ".join(recipe.trains),
+            "trainable": trainable,
+            "share (%)": 100 * trainable / total,
+        }
+        rows.append(
+            row | dict(zip(("weights", "gradients", "optimizer"), sizes, strict=True)) | {"sum (GB)": sum(sizes)}
+        )
+    return pd.DataFrame(rows)
+
+
+@torch.inference_mode()
+def reach(model: MedVForMaskedDiffusion, ids: torch.Tensor) -> np.ndarray:
+    """Which token does each position feel? [T, T] bool: row i, column j is true if changing token j moves hidden state i.
+
+    ids [T] int64; each token in turn is replaced by the mask.
+    """
+    changed = ids.repeat(len(ids), 1)
+    changed.fill_diagonal_(model.config.mask_token_id)
+    moved = model(changed).last_hidden_state - model(ids[None]).last_hidden_state  # [changed j, position i, D]
+    return (moved.norm(dim=-1) > 1e-5).T.numpy()
+
+
+def reach_figure(panels: Mapping[str, np.ndarray], tokens: Sequence[str]) -> Figure:
+    """`reach` as a grid for each of several models: blue where row i feels column j."""
+    with theme():
+        fig, axes = new_figure(4.2 * len(panels), 4.0, ncols=len(panels), squeeze=False)
+        for ax, (name, felt) in zip(axes[0], panels.items(), strict=True):
+            ax.imshow(felt, cmap="Blues", vmin=0, vmax=1.4)
+            ax.set_xticks(range(len(tokens)), tokens, rotation=60, ha="right", fontsize=7.5)
+            ax.set_yticks(range(len(tokens)), tokens, fontsize=7.5)
+            ax.set(title=name, xlabel="token that is changed", ylabel="state that moves")
+            ax.grid(False)
+    return fig
