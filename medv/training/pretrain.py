@@ -47,12 +47,16 @@ def pretrain(profile: Profile, out: Path, *, seed: int = 0, only: Sequence[str] 
             write_json(out / part / "part.json", {"profile": profile.to_dict(), "seed": seed, **facts})
 
 
-def text_recipe(profile: Profile, steps: int, *, batch_size: int = 16, learning_rate: float = 2e-3) -> StageRecipe:
-    """The recipe of the text stage: like instruction tuning, but of the language tower alone."""
-    base = profile.stages["instruct"]
-    return replace(
-        base, trains=("language_model",), samples=0, epochs=1, batch_size=batch_size, learning_rate=learning_rate
-    )
+def text_recipes(profile: Profile) -> dict[str, StageRecipe]:
+    """The two phases of the text stage, both of the language tower alone: short answers first, then everything.
+
+    Reading the facts off a prompt is learned about twice as fast from answers of one sentence as from whole reports.
+    """
+    base = replace(profile.stages["instruct"], trains=("language_model",), samples=0, epochs=1)
+    return {
+        "short": replace(base, batch_size=32, learning_rate=2e-3, padding="none"),
+        "all": replace(base, batch_size=16, learning_rate=1.5e-3, padding="batch"),
+    }
 
 
 def mixture(profile: Profile, split: str, count: int) -> list[Example]:
@@ -92,15 +96,24 @@ def _make_language_tower(profile: Profile, out: Path, seed: int, quiet: bool) ->
     tokenizer, target = _tokenizer(out), out / "language_tower"
     shape = replace(profile.model, vocab_size=len(tokenizer))
     model = random_model(shape, SpecialTokens.of(tokenizer), seed=seed)
-    recipe = text_recipe(profile, profile.pretrain["text_steps"])
-    examples = text_set("train", profile.pretrain["text_steps"] * recipe.batch_size)
-    work = out / "language_tower" / "checkpoints"
     processor = new_processor(tokenizer, model.config)
-    train_stage(model, processor, recipe, examples, work, validation=text_set("validation", 64), seed=seed, quiet=quiet)
+    steps = {"short": profile.pretrain["short_steps"], "all": profile.pretrain["text_steps"]}
+    validation = text_set("validation", 64)
+    for phase, recipe in text_recipes(profile).items():
+        work, count = target / "checkpoints" / phase, steps[phase] * recipe.batch_size
+        if (work / "training.json").exists():
+            model = MedVForMaskedDiffusion.from_pretrained(work, dtype=torch.float32)
+            continue
+        examples = _short(2 * count)[:count] if phase == "short" else text_set("train", count, seed=1)
+        model = train_stage(model, processor, recipe, examples, work, validation=validation, seed=seed, quiet=quiet)
     language_tower(model).save_pretrained(target)
     tokenizer.save_pretrained(target)
-    shutil.copy(work / "history.json", target / "history.json")
-    return {"steps": profile.pretrain["text_steps"]}
+    return {"steps": steps}
+
+
+def _short(count: int) -> list[Example]:
+    """The examples of the text set with one answer of at most thirty words."""
+    return [ex for ex in text_set("train", count) if len(ex.turns) == 2 and len(ex.answer.split()) <= 30]
 
 
 def _stages(
