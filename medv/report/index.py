@@ -46,8 +46,12 @@ def write_index(out: Path, profile: str, seed: int, items: Sequence[Standing], e
         f"<h1>medv: results of profile {_safe(profile)}</h1><p class='muted'>{_safe(facts)}</p>",
         f"<p>{done} of the paper's {len(exhibits)} tables and figures have a counterpart in this run. {_warning(profile)}</p>",
         "<h2>Notebooks</h2>" + _notebooks(out, profile, items),
-        "<h2>Tables and figures</h2>" + _contents(names, made, exhibits, profile),
-        *(_result(out, name, made[name], exhibits, profile, seed) for name in names if name in made),
+        "<h2>Tables and figures</h2>" + _contents(out, names, made, exhibits, profile),
+        *(
+            _result(out, name, made[name], exhibits, profile)
+            for name in names
+            if (out / "figures" / f"{name}.json").exists() and name in made
+        ),
     ]
     style = resources.files(__package__).joinpath("index.css").read_text(encoding="utf-8")
     head = f"<meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>medv: {_safe(profile)}</title>"
@@ -65,6 +69,10 @@ def _warning(profile: str) -> str:
     if profile == "paper":
         return ""
     return f"Profile <code>{_safe(profile)}</code> uses small models: its numbers do not compare with the paper's."
+
+
+def _shown(out: Path, name: str) -> bool:
+    return (out / "figures" / f"{name}.json").exists()
 
 
 def _status(item: Standing) -> str:
@@ -93,38 +101,37 @@ def _notebooks(out: Path, profile: str, items: Sequence[Standing]) -> str:
     return f"<div class='scroll'><table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table></div>"
 
 
-def _contents(names: Sequence[str], made: dict[str, Standing], exhibits: dict[str, str], profile: str) -> str:
+def _contents(
+    out: Path, names: Sequence[str], made: dict[str, Standing], exhibits: dict[str, str], profile: str
+) -> str:
     rows = []
     for name in names:
         item = made.get(name)
-        label = f"<a href='#{_safe(name)}'>{_safe(name)}</a>" if item else _safe(name)
+        label = f"<a href='#{_safe(name)}'>{_safe(name)}</a>" if _shown(out, name) else _safe(name)
         status = _status(item) if item else "<span class='planned'>not yet</span>"
         command = _command(profile, name) if item else ""
-        title = exhibits.get(name, "our own")
+        title = exhibits.get(name) or f"our own ({item.node.title})"
         rows.append(f"<tr><td>{label}</td><td>{_safe(title)}</td><td>{status}</td><td>{command}</td></tr>")
-    head = "<tr><th>name</th><th>in the paper</th><th>status</th><th>command</th></tr>"
+    head = "<tr><th>name</th><th>what</th><th>status</th><th>command</th></tr>"
     return f"<div class='scroll'><table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table></div>"
 
 
-def _result(out: Path, name: str, item: Standing, exhibits: dict[str, str], profile: str, seed: int) -> str:
+def _result(out: Path, name: str, item: Standing, exhibits: dict[str, str], profile: str) -> str:
     """One table or figure: what it is, the picture or the numbers, and the paper's numbers if it is a table of the paper."""
     stem = out / "figures" / name
-    manifest_path = stem.with_name(f"{name}.json")
-    about = {"caption": exhibits.get(name, ""), "data": "", "counterpart": None}
-    if manifest_path.exists():
-        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-        about, seed = about | manifest["about"], manifest["seed"]
+    manifest = json.loads(stem.with_name(f"{name}.json").read_text(encoding="utf-8"))
+    about = {"caption": exhibits.get(name, ""), "data": "", "counterpart": None} | manifest["about"]
     heading = f"{name} · beside {about['counterpart']} of the paper" if about["counterpart"] else name
     facts = " · ".join(
-        filter(None, (_status(item), _seconds(item), f"profile {_safe(profile)}", f"seed {_safe(seed)}"))
+        filter(None, (_status(item), _seconds(item), f"profile {_safe(profile)}", f"seed {_safe(manifest['seed'])}"))
     )
     parts = [f"<h3>{_safe(heading)}</h3><p>{_safe(about['caption'])}</p><p class='muted'>{facts}</p>"]
-    is_table = name.startswith("table")
-    if not stem.with_name(f"{name}.png").exists():
-        parts.append("<p class='muted'>Nothing to show yet.</p>")
-    elif is_table:
-        ours = f"<div><strong>ours</strong>{to_html(_ours(stem))}</div>"
-        parts.append(f"<div class='sides'>{ours}{_papers(name)}</div>")
+    if name.startswith("table"):
+        ours = pd.read_csv(stem.with_name(f"{name}.csv"))
+        both = any(str(column).endswith("(paper)") for column in ours.columns)  # the notebook has put them side by side
+        whose = "ours and the paper's" if both else "ours"
+        block = f"<div><strong>{whose}</strong>{to_html(ours)}</div>{'' if both else _papers(name)}"
+        parts.append(f"<div class='sides'>{block}</div>")
     else:
         alt = _safe(about["caption"] or name)
         parts.append(f"<a href='figures/{_safe(name)}.svg'><img alt='{alt}' src='{_thumbnail(stem)}'></a>")
@@ -132,10 +139,6 @@ def _result(out: Path, name: str, item: Standing, exhibits: dict[str, str], prof
         f"<p class='muted'>{_safe(about['data'])}</p><p class='muted'>{_links(stem)} {_command(profile, name)}</p>"
     )
     return f"<article id='{_safe(name)}'>{''.join(parts)}</article>"
-
-
-def _ours(stem: Path) -> pd.DataFrame:
-    return pd.read_csv(stem.with_name(f"{stem.name}.csv"))
 
 
 def _papers(name: str) -> str:

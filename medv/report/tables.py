@@ -36,7 +36,7 @@ def compare(ours: pd.DataFrame, paper: pd.DataFrame, on: str | Sequence[str]) ->
 
 def show(value: object, digits: int = 2) -> str:
     """A cell as text: floats to `digits` places without idle zeros, missing values as an en dash."""
-    if value is None or (np.isscalar(value) and pd.isna(value)):
+    if value is None or value is pd.NA or (np.isscalar(value) and pd.isna(value)):
         return "–"
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
@@ -76,4 +76,5 @@ def to_html(frame: pd.DataFrame, digits: int = 2) -> str:
         return "<tr>" + "".join(inner) + "</tr>"
 
     body = "".join(row("td", cells) for cells in frame.itertuples(index=False, name=None))
-    return f"<table><thead>{row('th', list(frame.columns))}</thead><tbody>{body}</tbody></table>"
+    head = row("th", [str(name).replace("_", " ") for name in frame.columns])
+    return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"

@@ -1,7 +1,7 @@
 """The small pictures and frames of the tutorials: phantoms in a grid, a canvas as it fills, masks at several times.
 
-Notebooks 00-02 call these and narrate. Everything here is for the eye: nothing is trained and no score is computed that is
-not computed elsewhere in the library.
+Notebooks 00-02 call these and narrate. Everything here is for the eye: nothing is trained, and what is scored is scored
+elsewhere in the library.
 """
 
 from collections.abc import Mapping, Sequence
@@ -135,7 +135,7 @@ def canvas_states(
     trace: Trace, processor: MedVProcessor, length: int, forwards: Sequence[int]
 ) -> list[tuple[str, list[str], list[bool], list[bool]]]:
     """The first `length` positions of the canvas after so many forwards: (label, tokens, masked, written since the last)."""
-    final = [processor.tokenizer.decode([token]).strip() or "·" for token in trace.replay(10**9)[:length]]
+    final = [_token(processor, token) for token in trace.replay(10**9)[:length]]
     states, before = [], [True] * length
     for number in forwards:
         masked = [token == trace.mask_token_id for token in trace.replay(number - 1)[:length]]
@@ -158,6 +158,7 @@ def canvas_figure(
         )
         left.imshow(np.asarray(image), interpolation="nearest")
         left.set_axis_off()
+        left.set_anchor("N")
         left.set_title(question, fontsize=9, wrap=True)
         for number, (label, tokens, masked, fresh) in enumerate(states):
             top = number * tall
@@ -182,6 +183,11 @@ def _wrap(tokens: Sequence[str], width: int) -> tuple[list[tuple[float, int]], i
         places.append((x, line))
         x += len(token) + 0.8
     return places, line + 1
+
+
+def _token(processor: MedVProcessor, token: int) -> str:
+    text = processor.tokenizer.decode([token]).strip()
+    return text if text and text.isprintable() else "·"
 
 
 def canvas_frame(states: Sequence[tuple[str, list[str], list[bool], list[bool]]]) -> pd.DataFrame:
@@ -209,7 +215,7 @@ def corruption_rows(
     ids = torch.tensor([prompt + response])  # [1, T]
     targets = torch.tensor([[False] * len(prompt) + [True] * len(response)])
     _, u = draw_noise(seed, 0, [0], ids.shape[1])
-    tokens = [processor.tokenizer.decode([token]).strip() or "·" for token in ids[0].tolist()]
+    tokens = [_token(processor, token) for token in ids[0].tolist()]
     rows, table = [], []
     for t in times:
         noise = corrupt(ids, targets, torch.tensor([float(t)]), u, processor.special.mask)

@@ -1,0 +1,92 @@
+"""The figures of the training tutorials (notebooks 10-12): a stage at a glance, and answers beside their images.
+
+Frames in, figures out, as in `medv.report.figures`, whose parts these combine. Nothing is trained, asked or scored here.
+"""
+
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from medv.data.example import Example, load_image
+from medv.report.figures import INK, PALETTE, new_figure, theme
+
+GOOD, BAD = "#0b6b3a", "#b3261e"
+METRIC_NAMES = {"closed_accuracy": "closed accuracy", "open_recall": "open recall"}
+
+
+def stage_figure(losses: pd.DataFrame, findings: pd.DataFrame, title: str) -> tuple[Figure, pd.DataFrame]:
+    """Left: loss against step. Right: findings precision, recall and F1 of several systems with their intervals.
+
+    losses: step, loss, split. findings: system, metric, value, low, high (percent). Returns the figure and what it draws.
+    """
+    systems, metrics = list(dict.fromkeys(findings["system"])), list(dict.fromkeys(findings["metric"]))
+    width = 0.8 / len(systems)
+    with theme():
+        fig, (left, right) = new_figure(10.5, 4.0, ncols=2, gridspec_kw={"width_ratios": [1, 1.15]})
+        for color, (split, part) in zip(PALETTE, losses.groupby("split", sort=False), strict=False):
+            left.plot(
+                part["step"], part["loss"], color=color, lw=1.8, label=split, marker="o" if len(part) < 15 else None
+            )
+        left.set(title=title, xlabel="optimizer step", ylabel="loss")
+        left.legend()
+        for place, system in enumerate(systems):
+            rows = findings[findings["system"] == system].set_index("metric").reindex(metrics)
+            at = np.arange(len(metrics)) + (place - (len(systems) - 1) / 2) * width
+            spread = np.abs(rows[["low", "high"]].to_numpy(float).T - rows["value"].to_numpy(float))
+            hatch = "///" if "wrong image" in system else None
+            color = PALETTE[place // 2] if hatch is None else "#d5d8dc"
+            style = {"color": color, "label": system, "hatch": hatch, "edgecolor": "white"}
+            right.bar(at, rows["value"], width * 0.92, yerr=spread, error_kw={"ecolor": INK, "capsize": 2}, **style)
+        right.set_xticks(range(len(metrics)), metrics)
+        right.set(title="Facts in the text", ylabel="score (%)", ylim=(0, 105))
+        right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2)
+        right.grid(False, axis="x")
+    frames = [losses.assign(panel="loss"), findings.assign(panel="findings")]
+    return fig, pd.concat(frames, ignore_index=True)
+
+
+def control_bars(summary: pd.DataFrame, test: str) -> pd.DataFrame:
+    """The rows of `medv.experiments.stages.scores` for one test set, as `figures.accuracy_bars` wants them."""
+    rows = summary[(summary["test"] == test) & summary["metric"].isin(METRIC_NAMES)]
+    return rows.assign(metric=rows["metric"].map(METRIC_NAMES)).rename(columns={"condition": "system"})
+
+
+def chosen_answers(items: pd.DataFrame, test: str, *, count: int = 10) -> pd.DataFrame:
+    """Answers of the first seed to look at: as many wrong as right where there are enough, of many kinds, in test order.
+
+    Columns: id, kind, question, reference, answer, right (closed: counted right; open: all words of the reference).
+    """
+    rows = items[(items["test"] == test) & (items["condition"] == "model") & (items["seed"] == items["seed"].min())]
+    rows = rows.assign(right=(rows["closed_accuracy"].fillna(rows["open_set_recall"]) == 100))
+    nth = rows.groupby(["right", rows["kind"].fillna("any"), "answer_type"]).cumcount()
+    rows = rows.assign(nth=nth).sort_values(["nth", "id"], kind="stable")
+    wrong = rows[~rows["right"]].head(count // 2)
+    right = rows[rows["right"]].head(count - len(wrong))
+    wrong = rows[~rows["right"]].head(count - len(right))
+    columns = ["id", "kind", "question", "reference", "answer", "right"]
+    return pd.concat([right, wrong])[columns].reset_index(drop=True)
+
+
+def answer_figure(chosen: pd.DataFrame, examples: Sequence[Example], title: str, *, columns: int = 5) -> Figure:
+    """Each image with its question, the answer (green right, red wrong) and, where wrong, the reference."""
+    by_id = {example.id: example for example in examples}
+    rows = -(-len(chosen) // columns)
+    with theme():
+        fig, axes = new_figure(2.25 * columns, 3.15 * rows, nrows=rows, ncols=columns, squeeze=False)
+        for ax in axes.flat:
+            ax.set_axis_off()
+        for ax, row in zip(axes.flat, chosen.itertuples(), strict=False):
+            ax.imshow(np.asarray(load_image(by_id[row.id])), interpolation="nearest")
+            question = textwrap.fill(row.question, 30)
+            said = textwrap.fill(
+                f"{row.answer or '(nothing)'}" + ("" if row.right else f"  [truth: {row.reference}]"), 30
+            )
+            style = {"transform": ax.transAxes, "ha": "left", "va": "top", "fontsize": 8, "parse_math": False}
+            ax.text(0, -0.04, question, **style)
+            below = -0.04 - 0.085 * (question.count("\n") + 1)
+            ax.text(0, below, said, color=GOOD if row.right else BAD, weight="bold", **style)
+        fig.suptitle(title, fontsize=11, fontweight="bold")
+    return fig
