@@ -297,7 +297,7 @@ def test_generate_refuses_prompts_padded_on_the_right():
         model().generate(ids, mask, config=SamplerConfig(gen_length=4, block_length=4, steps=4))
 
 
-def test_generate_leaves_the_models_own_suppressed_and_stop_tokens_unless_told():
+def test_the_configuration_knows_which_tokens_end_a_response_and_which_are_never_written():
     network = model()
     config = network.config
     assert set(config.suppress_token_ids) == {

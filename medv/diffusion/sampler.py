@@ -162,7 +162,8 @@ def _fill_block(denoise: Denoiser, state: _State, config: SamplerConfig, block: 
             break
         logits = _guided_logits(denoise, state.canvas, slice(width + start, width + end), config)  # [B, K, V]
         if config.suppress_tokens:
-            logits[..., list(config.suppress_tokens)] = -torch.inf
+            never = torch.tensor(config.suppress_tokens, device=logits.device)
+            logits = logits.index_fill(-1, never, -torch.inf)  # a copy: the denoiser's own tensor is left as it is
         tokens, confidence = _predict(logits, state, config)  # [B, K] each
         candidates = _candidates(state, config, start, end, width)
         chosen = top_positions(confidence.masked_fill(~candidates, -torch.inf), count) & candidates  # [B, K]

@@ -221,9 +221,11 @@ class MedVForMaskedDiffusion(MedVPreTrainedModel):
             return self(ids, full_mask, image_features=seen, logits_to_keep=columns).logits
 
         own = self.config
+        # A placeholder in the answer would ask for one more visual token than there are.
+        suppressed = (*_first_given(config.suppress_tokens, own.suppress_token_ids), own.image_token_id)
         settings = dataclasses.replace(
             config,
-            suppress_tokens=_first_given(config.suppress_tokens, own.suppress_token_ids),
+            suppress_tokens=suppressed,
             stop_tokens=_first_given(config.stop_tokens, own.stop_token_ids),
         )
         ids = {"mask_token_id": own.mask_token_id, "fill_token_id": own.fill_token_id}
