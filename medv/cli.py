@@ -156,7 +156,7 @@ def train(
 @app.command()
 @_in_words
 def generate(
-    questions: Annotated[Path, typer.Option(help="JSON lines with question_id, image and text.")],
+    questions: Annotated[Path, typer.Option(help="JSON lines with question_id, image and text; or see --data.")],
     images: Annotated[Path, typer.Option(help="Folder of the images.")],
     model: Annotated[Path, typer.Option(help="Model folder.")],
     out: Annotated[Path, typer.Option(help="Answers as JSON lines; answers that are there are kept.")],
@@ -166,13 +166,16 @@ def generate(
     temperature: Annotated[float, typer.Option(help="0 = the most probable token.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the random draws.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions at once.")] = 16,
+    data: Annotated[
+        str | None, typer.Option(help="Read --questions as this data set: vqa_rad, slake, pathvqa, qa50.")
+    ] = None,
 ) -> None:
     """Answer the questions of a benchmark; resumable."""
     from medv.diffusion.sampler import SamplerConfig
-    from medv.evaluation.benchmark import answer_file
+    from medv.evaluation.benchmark import answer_file, read_questions
 
     config = SamplerConfig(gen_length, block_length, steps, temperature=temperature, seed=seed)
-    count = answer_file(questions, images, model, out, config, batch_size=batch_size)
+    count = answer_file(read_questions(questions, images, data=data), model, out, config, batch_size=batch_size)
     console.print(f"{count} answers in {escape(str(out))}")
 
 

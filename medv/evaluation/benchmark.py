@@ -1,6 +1,7 @@
 """`medv generate`: answers to a file of questions, appended batch by batch, so that a stopped run loses nothing."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -8,13 +9,18 @@ from tqdm.auto import tqdm
 from medv.artifacts import append_jsonl, fingerprint, read_jsonl
 from medv.data.example import Example, Turn
 from medv.data.images import resolve_image
+from medv.data.readers import read_dataset
 from medv.diffusion.sampler import SamplerConfig
 from medv.evaluation.answering import stream_answers
 from medv.model.bundled import load_model
 
 
-def read_questions(path: Path, images: Path) -> list[Example]:
-    """Questions as JSON lines: `question_id` (or `id`), `text` (or `question`) and `image`, in file order."""
+def read_questions(path: Path, images: Path, *, data: str | None = None) -> list[Example]:
+    """Questions as JSON lines: `question_id` (or `id`), `text` (or `question`) and `image`, in file order; or, with `data`,
+    the annotation file of that data set as shipped.
+    """
+    if data is not None:
+        return read_dataset(data, path, "test", images=images)
     examples = []
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
@@ -36,16 +42,14 @@ def read_questions(path: Path, images: Path) -> list[Example]:
 
 
 def answer_file(
-    questions: Path, images: Path, model: Path, out: Path, config: SamplerConfig, *, batch_size: int = 16
+    examples: Sequence[Example], model: Path, out: Path, config: SamplerConfig, *, batch_size: int = 16
 ) -> int:
     """Answer what `out` does not hold yet; returns the number of answers there are.
 
     Raises ValueError where `out` holds answers made with other settings, another model or other questions.
     """
-    examples = read_questions(questions, images)
-    settings = fingerprint(
-        {"config": str(config), "model": str(model), "questions": questions.read_text(encoding="utf-8")}
-    )
+    asked = [(example.id, example.question) for example in examples]
+    settings = fingerprint({"config": str(config), "model": str(model), "questions": asked})
     done = read_jsonl(out) if out.exists() else []
     if any(row.get("settings") != settings for row in done):
         raise ValueError(f"{out} holds answers made with other settings: choose another file or delete it")
