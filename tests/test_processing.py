@@ -1,0 +1,100 @@
+"""The processor: prompts with placeholders, pixels as the tower expects them, and clear refusals."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import QUESTIONS, picture, processor, special
+
+from medv.data.chat import SYSTEM_PROMPTS, encode_prompt
+from medv.data.example import Turn
+from medv.model.processing import MedVProcessor, siglip_processor
+
+
+def test_prompts_are_padded_on_the_left_and_marked():
+    inputs = processor()(images=[picture(i) for i in range(4)], text=QUESTIONS)
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    assert ids.dtype == mask.dtype == torch.int64 and inputs["pixel_values"].shape == (4, 3, 32, 32)
+    for row, question in enumerate(QUESTIONS):
+        prompt = encode_prompt(processor().tokenizer, (Turn("user", question),), image_tokens=4)
+        assert ids[row, -len(prompt) :].tolist() == prompt
+        assert mask[row].tolist() == [0] * (ids.shape[1] - len(prompt)) + [1] * len(prompt)
+        assert (ids[row, : -len(prompt)] == special().end_of_text).all()
+
+
+def test_one_image_and_one_question_need_no_lists():
+    one, many = processor()(images=picture(1), text="Where?"), processor()(images=[picture(1)], text=["Where?"])
+    assert all(one[key].equal(many[key]) for key in many) and set(one) == set(processor().model_input_names)
+
+
+def test_without_images_there_are_no_placeholders_and_no_pixels():
+    inputs = processor()(text="What is shown?")
+    assert "pixel_values" not in inputs and not (inputs["input_ids"] == special().image).any()
+
+
+def test_white_space_around_a_question_does_not_matter():
+    padded, plain = processor()(text="  What is shown?\n"), processor()(text="What is shown?")
+    assert padded["input_ids"].equal(plain["input_ids"])
+
+
+@pytest.mark.parametrize("text", [None, "", "   ", [], ["What is shown?", " "]])
+def test_an_empty_question_is_refused(text):
+    with pytest.raises(ValueError, match="the question is empty"):
+        processor()(text=text)
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_as_many_images_as_questions_are_needed(images):
+    with pytest.raises(ValueError, match=f"{images} images but 2 questions"):
+        processor()(images=[picture(0)] * images, text=["a?", "b?"])
+
+
+def test_unknown_options_are_refused():
+    with pytest.raises(TypeError, match="max_length"):
+        processor()(text="What is shown?", max_length=4)
+
+
+def test_pixels_are_the_picture_squashed_to_a_square_and_scaled():
+    image = picture(3)
+    expected = np.asarray(image.resize((32, 32), Image.Resampling.BICUBIC), dtype=np.float32) / 127.5 - 1
+    pixels = processor().pixels([image])[0].permute(1, 2, 0)
+    assert pixels.dtype == torch.float32
+    np.testing.assert_allclose(pixels, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "I;16"])
+def test_every_color_mode_becomes_three_channels(mode):
+    image = Image.new("RGB", (20, 30), (255, 255, 255))
+    image = Image.new("I;16", (20, 30), 65535) if mode == "I;16" else image.convert(mode)
+    pixels = processor().pixels([image])
+    assert pixels.shape == (1, 3, 32, 32) and pixels.max() <= 1
+    if mode != "I;16":
+        torch.testing.assert_close(pixels, torch.ones_like(pixels))
+
+
+def test_the_system_message_is_by_name_or_in_ones_own_words():
+    for system, expected in [
+        (None, None),
+        ("medical", SYSTEM_PROMPTS["medical"]),
+        ("general", SYSTEM_PROMPTS["general"]),
+        ("Be brief.", "Be brief."),
+    ]:
+        own = processor(system)
+        assert own.system_prompt == expected
+        text = own.tokenizer.decode(own(text="Where?")["input_ids"][0])
+        assert ("system<|end_header_id|>" in text) == (expected is not None)
+        assert expected is None or f"\n\n{expected}<|eot_id|>" in text
+
+
+@pytest.mark.parametrize("system", [None, "general", "Be brief."])
+def test_save_and_load_keep_the_processor(tmp_path, system):
+    own = processor(system)
+    own.save_pretrained(tmp_path)
+    loaded = MedVProcessor.from_pretrained(tmp_path)
+    assert (loaded.system, loaded.image_tokens, loaded.special) == (system, 4, special())
+    first, second = (p(images=picture(5), text="Is there a mass?") for p in (own, loaded))
+    assert all(first[key].equal(second[key]) for key in first)
+
+
+def test_the_image_size_is_that_of_the_tower():
+    assert siglip_processor(384)(picture(0), return_tensors="pt")["pixel_values"].shape == (1, 3, 384, 384)

@@ -1,0 +1,83 @@
+"""The dial: frozen, printable, and true to the paper's sizes."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from tiny import special
+from transformers import LlamaForCausalLM
+
+from medv.data.chat import LOSS_TOKENS
+from medv.diffusion.loss import NORMALIZATIONS
+from medv.diffusion.sampler import SamplerConfig
+from medv.model.assembly import shape_config
+from medv.model.modeling import MedVForMaskedDiffusion
+from medv.profiles import PROFILES, STAGES, get_profile
+from medv.training.collate import Collator
+from medv.training.stages import PARTS
+from medv.training.stream import TIMES
+
+each_profile = pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
+
+
+@each_profile
+def test_a_profile_is_frozen(profile):
+    parts = [profile, profile.model, profile.describe, *profile.stages.values()]
+    for part in parts:
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(part, dataclasses.fields(part)[0].name, "changed")
+
+
+@each_profile
+def test_a_profile_is_json_and_a_copy(profile):
+    copy = profile.to_dict()
+    assert json.loads(json.dumps(copy))["name"] == profile.name
+    copy["stages"]["align"]["samples"] = -1
+    assert profile.stages["align"].samples >= 0
+
+
+@each_profile
+def test_a_profile_names_only_choices_that_exist(profile):
+    assert tuple(profile.stages) == STAGES
+    for recipe in profile.stages.values():
+        assert recipe.loss_tokens in LOSS_TOKENS and recipe.normalization in NORMALIZATIONS
+        assert recipe.times in TIMES and set(recipe.trains) <= set(PARTS)
+        Collator(special(), padding=recipe.padding)
+    for spec in (profile.describe, profile.answer):
+        SamplerConfig(**dataclasses.asdict(spec))
+    assert profile.stages["align"].trains == ("projector",)
+
+
+@each_profile
+def test_heads_and_patches_divide_what_they_cut(profile):
+    shape = profile.model
+    assert shape.hidden_size % shape.heads == 0 and shape.vision_hidden_size % shape.vision_heads == 0
+    assert shape.image_tokens == (shape.image_size // shape.patch_size) ** 2
+
+
+def test_a_profile_is_found_by_name_and_an_unknown_name_lists_the_others():
+    assert all(get_profile(name) is profile for name, profile in PROFILES.items())
+    with pytest.raises(ValueError, match=r"unknown profile 'big': use one of tiny, small, paper, smoke"):
+        get_profile("big")
+
+
+def parameters(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_the_papers_language_tower_has_the_parameters_of_llada_8b():
+    config = shape_config(get_profile("paper").model, special())
+    with torch.device("meta"):
+        tower = LlamaForCausalLM(config.text_config)
+        whole = MedVForMaskedDiffusion(config)
+    assert parameters(tower) == 8_015_581_184
+    assert config.image_tokens == 729
+    assert parameters(whole.model.language_model) + parameters(whole.lm_head) == 8_015_581_184
+
+
+@pytest.mark.parametrize(("name", "low", "high"), [("tiny", 0.5e6, 3e6), ("small", 30e6, 150e6)])
+def test_the_sizes_are_what_the_profiles_are_for(name, low, high):
+    with torch.device("meta"):
+        network = MedVForMaskedDiffusion(shape_config(get_profile(name).model, special()))
+    assert low <= parameters(network) <= high
