@@ -1,0 +1,234 @@
+"""What notebooks 10-12 do with a training stage: run it, read what the model then writes, and compare it with its controls.
+
+Every comparison is made on images that no training has seen, with an interval, and beside what the same texts or answers
+score without a look at the right image. This module draws nothing and knows no notebook.
+"""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from medv.artifacts import write_json
+from medv.data.example import Example
+from medv.data.phantom_sets import vqa_set
+from medv.data.readers import read_dataset
+from medv.evaluation.answering import answer_examples
+from medv.evaluation.findings import score_descriptions
+from medv.evaluation.study import CONDITIONS, METRICS, sampler_config, summarize, vqa_study
+from medv.evaluation.vqa import bootstrap_interval
+from medv.model.bundled import load_model
+from medv.model.modeling import MedVForMaskedDiffusion
+from medv.model.processing import MedVProcessor
+from medv.profiles import Profile, SamplerSpec
+from medv.training.command import run_stage
+
+Network = tuple[MedVForMaskedDiffusion, MedVProcessor]
+WRONG = "{}, wrong image"
+SENTENCE = SamplerSpec(gen_length=16, block_length=16, steps=16)
+"""Room for the full sentences with which a stage-2 model answers a question."""
+
+
+def finish_stage(stage: str, profile: Profile, folder: Path, **options) -> dict:
+    """`run_stage`, then without its checkpoints: facts of the run and `seconds`, also where the stage was finished before."""
+    facts = run_stage(stage, profile, folder, **options)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return facts
+
+
+# --- What it writes: captions and descriptions (notebooks 10, 11) ---
+
+
+def write_texts(network: Network, examples: Sequence[Example], spec: SamplerSpec, *, seed: int = 0) -> list[str]:
+    """What the model writes to the request of each example."""
+    model, processor = network
+    return [a.text for a in answer_examples(model, processor, examples, sampler_config(spec, seed=seed), quiet=True)]
+
+
+def judge_texts(system: str, texts: Sequence[str], examples: Sequence[Example]) -> pd.DataFrame:
+    """Findings precision, recall and F1 of each text in percent: system, id, metric, score.
+
+    A second system, "..., wrong image", scores each text against the truth of the next example: what fluent text about some
+    other image of the same world reaches.
+    """
+    scenes = [example.meta["scene"] for example in examples]
+    frames = []
+    for name, truths in ((system, scenes), (WRONG.format(system), scenes[1:] + scenes[:1])):
+        items = score_descriptions(texts, truths, resamples=1).items
+        for metric in ("precision", "recall", "f1"):
+            scores = [100.0 * getattr(item, metric) for item in items]
+            ids = [example.id for example in examples]
+            frames.append(pd.DataFrame({"system": name, "id": ids, "metric": metric, "score": scores}))
+    return pd.concat(frames, ignore_index=True)
+
+
+def summarize_texts(judged: pd.DataFrame) -> pd.DataFrame:
+    """Mean and 95 % bootstrap interval over texts: system, metric, value, low, high (percent), n."""
+    rows = []
+    for (system, metric), part in judged.groupby(["system", "metric"], sort=False):
+        low, high = bootstrap_interval(part["score"], seed=0)
+        row = {"system": system, "metric": metric, "value": part["score"].mean(), "low": low, "high": high}
+        rows.append(row | {"n": len(part)})
+    return pd.DataFrame(rows)
+
+
+def difference(judged: pd.DataFrame, better: str, base: str, *, metric: str = "f1") -> str:
+    """One sentence on whether `better` beats `base` on the texts that both wrote: a paired bootstrap of the difference."""
+    grid = (
+        judged[judged["metric"] == metric].pivot(index="id", columns="system", values="score")[[better, base]].dropna()
+    )
+    gap = (grid[better] - grid[base]).to_numpy()
+    low, high = bootstrap_interval(gap, seed=0)
+    verdict = "a gain" if low > 0 else "a loss" if high < 0 else "no difference shown"
+    return f"{metric} of {better} minus {base}: {gap.mean():+.1f} points [{low:+.1f}, {high:+.1f}], n = {len(gap)}: {verdict}"
+
+
+def texts_beside_truth(examples: Sequence[Example], texts: Sequence[str], count: int = 3) -> str:
+    """The first few requests with the true facts, the reference and what the model wrote, to read."""
+    said = []
+    for example, text in list(zip(examples, texts, strict=True))[:count]:
+        facts = ", ".join(value for _, value in sorted(example.meta["scene"].facts()))
+        said.append(f"truth      {facts}\nreference  {example.answer}\nmodel      {text or '(nothing)'}\n")
+    return "\n".join(said)
+
+
+# --- What it answers (notebook 12) ---
+
+
+def question_sets(
+    profile: Profile, data: str, data_dir: str | Path | None
+) -> tuple[list[Example], dict[str, list[Example]]]:
+    """Training questions and the test sets by name: the phantoms' main and hard set, or the test split of a real data set.
+
+    Raises ValueError for real data without a folder, or without images in it.
+    """
+    if data == "phantoms":
+        size, count = profile.model.image_size, profile.evaluation_questions
+        train = vqa_set("train", profile.stages["vqa"].samples, image_size=size)
+        tests = {"phantoms": vqa_set("test", count, image_size=size)}
+        return train, tests | {"phantoms, hard": vqa_set("test", count, hard=True, image_size=size)}
+    if data_dir is None:
+        raise ValueError(f"data={data!r} needs the folder of the data set: set data_dir")
+    train, test = (read_dataset(data, data_dir, split) for split in ("train", "test"))
+    if any(example.image is None for example in (*train, *test)):
+        raise ValueError(f"{data_dir} has no image folder: put the images of {data} into {Path(data_dir) / 'images'}")
+    return train, {f"{data} test": test}
+
+
+def fit_answers(profile: Profile, processor: MedVProcessor, train: Sequence[Example]) -> Profile:
+    """The profile with a canvas that holds 95 % of the training answers and their end, in training as in answering.
+
+    The canvas grows in steps of 8 tokens and never shrinks; phantom answers keep the profile's own.
+    """
+    lengths = [len(processor.tokenizer.encode(example.answer, add_special_tokens=False)) + 1 for example in train]
+    length = max(profile.answer.gen_length, 8 * int(np.ceil(np.quantile(lengths, 0.95) / 8)))
+    if not profile.synthetic or length == profile.answer.gen_length:
+        return profile
+    recipe = replace(profile.stages["vqa"], padding=f"fixed:{length}")
+    return replace(profile, stages=profile.stages | {"vqa": recipe}, answer=SamplerSpec(length, length, length))
+
+
+def train_seeds(
+    profile: Profile, folder: Path, init: Path, *, data: str = "phantoms", data_dir: str | Path | None = None
+) -> pd.DataFrame:
+    """Stage 3 once per seed of the profile, each in `folder`/seed<k>; a finished seed is kept. One row of facts a seed.
+
+    The weights of the first seed are copied to `folder` itself, so that the folder is a model like any other.
+    """
+    rows = []
+    for seed in profile.seeds:
+        options = {"init": init, "seed": seed, "data": data, "data_dir": None if data_dir is None else Path(data_dir)}
+        rows.append({"seed": seed} | finish_stage("vqa", profile, folder / f"seed{seed}", **options))
+    shutil.copytree(folder / f"seed{profile.seeds[0]}", folder, dirs_exist_ok=True)
+    write_json(folder / "seeds.json", rows)
+    return pd.DataFrame(rows)
+
+
+def study_before(
+    network: Network, profile: Profile, train: Sequence[Example], tests: Mapping[str, Sequence[Example]], seed: int = 0
+) -> pd.DataFrame:
+    """The model before stage 3 on every test set, answering in sentences; columns as `study_seeds`."""
+    spec = max(SENTENCE, profile.answer, key=lambda spec: spec.gen_length)
+    frames = []
+    for name, test in tests.items():
+        items = vqa_study(*network, train, test, sampler_config(spec), seed=seed, conditions=["model"], quiet=True)
+        frames.append(items.assign(test=name, condition="before stage 3"))
+    return pd.concat(frames, ignore_index=True)
+
+
+def study_seeds(
+    profile: Profile, folder: Path, train: Sequence[Example], tests: Mapping[str, Sequence[Example]]
+) -> pd.DataFrame:
+    """Every seed's model with its controls on every test set: the rows of `vqa_study` and the name of the set in `test`.
+
+    The hard set goes without the gray image, to save time.
+    """
+    frames = []
+    for seed in profile.seeds:
+        network = load_model(folder / f"seed{seed}")
+        for name, test in tests.items():
+            shown = [c for c in CONDITIONS if not (name.endswith("hard") and c == "gray image")]
+            config = sampler_config(profile.answer, seed=seed)
+            items = vqa_study(*network, train, test, config, seed=seed, conditions=shown, quiet=True)
+            frames.append(items.assign(test=name))
+    return pd.concat(frames, ignore_index=True)
+
+
+def scores(items: pd.DataFrame) -> pd.DataFrame:
+    """`summarize` per test set, and the wall time: test, condition, metric, value, low, high, n, seeds,
+    seconds_per_question."""
+    frames = []
+    for name, part in items.groupby("test", sort=False):
+        seconds = part.groupby("condition")["seconds"].mean()
+        summary = summarize(part)
+        frames.append(summary.assign(test=name, seconds_per_question=summary["condition"].map(seconds)))
+    return pd.concat(frames, ignore_index=True)[["test", *frames[0].columns.drop("test")]]
+
+
+def score_table(summary: pd.DataFrame, metrics: Sequence[str] = METRICS[:4]) -> pd.DataFrame:
+    """`scores` as a table to read: a row per test set and system, "mean [low, high]" and n, seeds, seconds per question."""
+    rows = []
+    for (name, condition), part in summary.groupby(["test", "condition"], sort=False):
+        cells = {row.metric: row for row in part.itertuples()}
+        row = {"test set": name, "system": condition}
+        for metric in metrics:
+            if cell := cells.get(metric):
+                row[metric] = f"{cell.value:.1f} [{cell.low:.1f}, {cell.high:.1f}]"
+        for form in ("closed", "open"):
+            row[f"n {form}"] = next((cell.n for metric, cell in cells.items() if metric.startswith(form)), 0)
+        rows.append(row | {"seeds": part["seeds"].max(), "s per question": part["seconds_per_question"].iloc[0]})
+    return pd.DataFrame(rows)
+
+
+def margins(summary: pd.DataFrame) -> pd.DataFrame:
+    """How far the model stands above its best control, in points, per test set and metric."""
+    rows = []
+    controls = ("shuffled images", "gray image", "question only", "majority")
+    for (name, metric), part in summary.groupby(["test", "metric"], sort=False):
+        if metric not in METRICS[:2]:
+            continue
+        value = part.set_index("condition")["value"]
+        best = value[value.index.isin(controls)].idxmax()
+        row = {
+            "test set": name,
+            "metric": metric,
+            "model": value["model"],
+            "best control": best,
+            "control": value[best],
+        }
+        rows.append(row | {"margin": value["model"] - value[best]})
+    return pd.DataFrame(rows)
+
+
+def by_kind(items: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy of closed and recall of open questions per kind and test set, beside the question-only control: a grid."""
+    kept = items[items["condition"].isin(["model", "question only"])].copy()
+    kept["score"] = kept["closed_accuracy"].fillna(kept["open_recall"])
+    kept["column"] = kept["answer_type"].str.lower() + ", " + kept["condition"]
+    kept["row"] = kept["test"] + ": " + kept["kind"].fillna("any").astype(str)
+    columns = [f"{form}, {who}" for form in ("closed", "open") for who in ("model", "question only")]
+    grid = kept.pivot_table(index="row", columns="column", values="score", sort=False)
+    return grid.reindex(columns=columns).rename_axis(index=None, columns=None)
