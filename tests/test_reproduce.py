@@ -13,6 +13,7 @@ import nbformat
 import pytest
 from rich.console import Console
 
+from medv.experiments.reach import library_of
 from medv.experiments.registry import EXHIBITS, NODES, Node, counterpart, makers, ordered, planned
 from medv.reproduce import reproduce
 
@@ -201,3 +202,15 @@ def test_a_graph_with_a_hole_a_double_or_a_circle_is_refused():
         ordered([a])
     with pytest.raises(ValueError, match="made twice, by 'a' and 'c'"):
         ordered([a, b, Node("c", "c.ipynb", "", makes=("x",))])
+
+
+def test_a_notebook_feels_only_the_library_that_it_imports(tmp_path):
+    felt = library_of(
+        ["from medv.diffusion import loss\nimport numpy", "def later():\n    from medv.data.scene import Scene"]
+    )
+    assert {"__init__.py", "diffusion/__init__.py", "diffusion/loss.py", "data/scene.py"} <= set(felt)
+    assert not [name for name in felt if name.startswith(("training/", "evaluation/", "report/", "paper/"))]
+    assert "paper/tables/table2.csv" in library_of(["import medv.paper"])
+    everything = library_of(["from medv import MedVConfig"])
+    assert everything == library_of(["!medv doctor"]) and "training/stages.py" in everything
+    assert "experiments/run.py" in everything and not {"cli.py", "experiments/registry.py"} & set(everything)

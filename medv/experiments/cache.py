@@ -1,7 +1,7 @@
 """When does a notebook have to run again? Its fingerprint, what it left the last time, and the difference in words.
 
-A fingerprint has parts (the notebook's code, its parameters, the profile, the library, the inputs, the versions of torch and
-transformers), kept as they are, so that a stale result can say why it is stale. This module runs nothing.
+A fingerprint has parts (the notebook's code, its parameters, the profile, the library files that it can feel, the inputs, the
+versions of torch and transformers), kept as they are, so that a stale result can say why it is stale. This module runs nothing.
 """
 
 import ast
@@ -11,13 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medv.artifacts import code_fingerprint, fingerprint, versions, write_json
+from medv.artifacts import fingerprint, versions, write_json
+from medv.experiments.reach import library_of
 from medv.experiments.registry import Node
 from medv.profiles import Profile
-
-DRIVER = ("cli.py", "doctor.py", "reproduce.py", "experiments/cache.py", "experiments/execute.py")
-DRIVER += ("report/index.py", "report/index.css")
-"""Parts of the library that no notebook can feel: changing them makes nothing stale."""
 
 RESUME_KEY = "MEDV_RESUME_KEY"
 """Set in a notebook's environment to its fingerprint: unfinished work of the very same notebook may be continued."""
@@ -85,11 +82,12 @@ def parts(node: Node, shop: Workshop) -> dict[str, Any]:
     """The parts of the fingerprint of `node`: equal parts mean equal results. Its inputs must exist."""
     parameters = {name: value for name, value in shop.parameters(node).items() if name != "out"}
     found = versions()
+    code = [cell["source"] for cell in code_cells(shop.notebooks / node.notebook)]
     everything = {
-        "notebook": fingerprint([cell["source"] for cell in code_cells(shop.notebooks / node.notebook)]),
+        "notebook": fingerprint(code),
         "parameter": parameters,
         "profile": shop.profile.to_dict(),
-        "library": code_fingerprint(DRIVER),
+        "library": library_of(code),
         "input": {name: fingerprint(shop.out / name) for name in node.needs},
         "version": {name: found[name] for name in ("torch", "transformers")},
     }

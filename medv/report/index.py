@@ -47,11 +47,7 @@ def write_index(out: Path, profile: str, seed: int, items: Sequence[Standing], e
         f"<p>{done} of the paper's {len(exhibits)} tables and figures have a counterpart in this run. {_warning(profile)}</p>",
         "<h2>Notebooks</h2>" + _notebooks(out, profile, items),
         "<h2>Tables and figures</h2>" + _contents(out, names, made, exhibits, profile),
-        *(
-            _result(out, name, made[name], exhibits, profile)
-            for name in names
-            if (out / "figures" / f"{name}.json").exists() and name in made
-        ),
+        *(_result(out, name, made[name], exhibits, profile) for name in names if name in made and _shown(out, name)),
     ]
     style = resources.files(__package__).joinpath("index.css").read_text(encoding="utf-8")
     head = f"<meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>medv: {_safe(profile)}</title>"
