@@ -8,9 +8,11 @@ Padding policies (the question most asked of masked diffusion training, as it de
 "none"     padding is invisible and never scored.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
+from PIL import Image
 
 from medv.data.chat import IGNORED, SpecialTokens, encode_dialogue
 from medv.data.example import Example, load_image
@@ -23,7 +25,7 @@ class Encoder:
 
     def __init__(self, processor: MedVProcessor, *, loss_tokens: str, max_length: int):
         self.processor, self.loss_tokens, self.max_length = processor, loss_tokens, max_length
-        self._pixels: dict[str, torch.Tensor] = {}
+        self._pixels: dict[Path | Callable[[], Image.Image], torch.Tensor] = {}
 
     def __call__(self, example: Example) -> dict:
         """Encode one example; raises ValueError naming it where it is longer than `max_length`."""
@@ -46,9 +48,9 @@ class Encoder:
         return item
 
     def _pixels_of(self, example: Example) -> torch.Tensor:
-        if example.id not in self._pixels:
-            self._pixels[example.id] = self.processor.pixels([load_image(example)])[0]  # [3, H, W]
-        return self._pixels[example.id]
+        if example.image not in self._pixels:
+            self._pixels[example.image] = self.processor.pixels([load_image(example)])[0]  # [3, H, W]
+        return self._pixels[example.image]
 
 
 class Collator:

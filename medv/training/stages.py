@@ -81,6 +81,7 @@ def train_stage(
     model.config.loss_normalization = recipe.normalization
     freeze_except(model, recipe.trains)
     network = attach_lora(model, lora) if lora else model
+    trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
     encode = Encoder(processor, loss_tokens=recipe.loss_tokens, max_length=recipe.max_length)
     steps = training_steps(recipe, len(examples))
     stream = TrainingStream(examples, encode, seed=seed, batch_size=recipe.batch_size, steps=steps, times=recipe.times)
@@ -98,7 +99,8 @@ def train_stage(
     if stop_after and trainer.state.global_step < steps:
         return model
     trained = merge_lora(network, out / "adapter") if lora else model
-    _save(trained, processor, recipe, out, trainer, seed=seed, lora=lora)
+    facts = {"seed": seed, "lora": asdict(lora) if lora else None, "trainable_parameters": trainable}
+    _save(trained, processor, recipe, out, trainer, facts)
     return trained
 
 
@@ -147,18 +149,12 @@ def _arguments(
     )
 
 
-def _save(model, processor, recipe, out: Path, trainer: Trainer, *, seed: int, lora: LoraRecipe | None) -> None:
+def _save(model, processor, recipe, out: Path, trainer: Trainer, facts: dict) -> None:
     """Weights, processor, loss curves and recipe."""
     if not trainer.is_world_process_zero():
         return
     model.save_pretrained(out)
     processor.save_pretrained(out)
     write_json(out / "history.json", trainer.state.log_history)
-    facts = {
-        "recipe": asdict(recipe),
-        "steps": trainer.state.global_step,
-        "seed": seed,
-        "lora": asdict(lora) if lora else None,
-        "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
-    }
+    facts = {"recipe": asdict(recipe), "steps": trainer.state.global_step, **facts}
     write_json(out / "training.json", facts)

@@ -1,0 +1,260 @@
+"""Training on the real Trainer, a few steps at a time: the cut of a batch and an interruption change nothing, and each stage
+trains only what it should.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import examples, model, picture, processor, special
+from transformers import AutoModel
+
+from medv.data.example import Example, Turn
+from medv.model.bundled import load_model
+from medv.model.modeling import MedVForMaskedDiffusion
+from medv.profiles import StageRecipe
+from medv.training.collate import Collator, Encoder
+from medv.training.lora import LoraRecipe
+from medv.training.stages import freeze_except, train_stage, training_steps
+from medv.training.stream import TrainingStream, ValidationStream
+
+BOTH = ("projector", "language_model")
+RECIPE = StageRecipe(BOTH, samples=0, epochs=2, batch_size=2, learning_rate=1e-3, max_length=100, padding="none")
+ALIGN = replace(RECIPE, trains=("projector",), epochs=0.4)
+Weights = dict[str, torch.Tensor]
+
+
+def train(out: Path, recipe: StageRecipe = RECIPE, **options) -> MedVForMaskedDiffusion:
+    """Train a fresh copy of the model on ten examples: ten steps of two by default."""
+    return train_stage(model(), processor(), recipe, examples(10), out, quiet=True, **options)
+
+
+def weights(network: MedVForMaskedDiffusion) -> Weights:
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def changed(before: Weights, after: Weights) -> set[str]:
+    assert before.keys() == after.keys()
+    return {name for name in before if not before[name].equal(after[name])}
+
+
+def read(path: Path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[Path, Weights]:
+    """A run of ten steps with validation: its folder and its weights."""
+    out = tmp_path_factory.mktemp("whole")
+    return out, weights(train(out, validation=examples(3)))
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory) -> tuple[Path, MedVForMaskedDiffusion]:
+    """A LoRA run of four steps: its folder and the merged model."""
+    out = tmp_path_factory.mktemp("lora")
+    return out, train(out, replace(RECIPE, epochs=0.8), lora=LoraRecipe(rank=4, alpha=8))
+
+
+# The same training, however it is cut.
+
+
+def test_two_runs_with_the_same_seed_are_identical_and_another_seed_differs(whole, tmp_path):
+    short = replace(RECIPE, epochs=0.6)
+    first, second, other = (weights(train(tmp_path / str(i), short, seed=seed)) for i, seed in enumerate((0, 0, 1)))
+    assert not changed(first, second) and changed(first, other)
+
+
+@pytest.mark.parametrize("padding", ["none", "fixed:12"])
+@pytest.mark.parametrize("times", ["iid", "stratified"])
+def test_accumulating_two_halves_equals_one_batch(tmp_path, padding, times):
+    recipe = replace(RECIPE, epochs=0.8, padding=padding, times=times)
+    one, two = train(tmp_path / "1", recipe), train(tmp_path / "2", recipe, accumulation=2)
+    assert changed(weights(one), weights(model()))
+    for (name, a), b in zip(one.state_dict().items(), two.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6, msg=name)
+    losses = [[row["loss"] for row in read(tmp_path / n / "history.json") if "loss" in row] for n in "12"]
+    assert len(losses[0]) == 4 and losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_ten_steps_equal_five_an_interruption_and_five_more(whole, tmp_path):
+    _, reference = whole
+    train(tmp_path, stop_after=5)
+    assert not (tmp_path / "training.json").exists() and not (tmp_path / "config.json").exists()
+    resumed = weights(train(tmp_path))
+    assert read(tmp_path / "training.json")["steps"] == 10
+    assert not changed(reference, resumed), "bit for bit"
+
+
+def test_an_interrupted_adapter_goes_on_exactly_too(adapted, tmp_path):
+    _, merged = adapted
+    recipe, lora = replace(RECIPE, epochs=0.8), LoraRecipe(rank=4, alpha=8)
+    train(tmp_path, recipe, lora=lora, stop_after=2)
+    assert not changed(weights(merged), weights(train(tmp_path, recipe, lora=lora)))
+
+
+# What each stage trains, and what it leaves behind.
+
+
+def test_align_trains_the_projector_alone(tmp_path):
+    names = changed(weights(model()), weights(train(tmp_path, ALIGN)))
+    assert names == {name for name in model().state_dict() if name.startswith("model.projector.")}
+
+
+def test_instruct_trains_projector_and_language_tower_and_never_the_vision_tower(whole):
+    names = changed(weights(model()), whole[1])
+    learned = ("model.projector.", "model.language_model.", "lm_head.")
+    assert names == {name for name in model().state_dict() if name.startswith(learned)}
+
+
+def test_the_vision_tower_cannot_be_asked_to_learn():
+    with pytest.raises(ValueError, match=r"unknown part vision_tower: a stage trains projector or language_model"):
+        freeze_except(model(), ("projector", "vision_tower"))
+    network = model()
+    assert freeze_except(network, BOTH) == sum(p.numel() for p in network.parameters() if p.requires_grad)
+    assert not any(p.requires_grad for p in network.model.vision_tower.parameters())
+
+
+def test_a_run_leaves_a_model_that_loads_and_its_loss_curves(whole):
+    out, trained = whole
+    network, loaded_processor = load_model(out)
+    assert not changed(trained, weights(network)) and loaded_processor.special == special()
+    history = read(out / "history.json")
+    steps = [[row["step"] for row in history if key in row] for key in ("loss", "eval_loss")]
+    assert steps[0] == list(range(1, 11)) and steps[1] and steps[1][-1] == 10
+    assert all(row[key] > 0 for row in history for key in ("loss", "eval_loss") if key in row)
+    facts = read(out / "training.json")
+    assert (facts["steps"], facts["seed"], facts["lora"]) == (10, 0, None)
+    assert StageRecipe(**facts["recipe"] | {"trains": tuple(facts["recipe"]["trains"])}) == RECIPE
+    assert facts["trainable_parameters"] == freeze_except(model(), BOTH)
+
+
+def test_training_lowers_the_loss(tmp_path):
+    recipe = replace(RECIPE, epochs=8, learning_rate=3e-3, normalization="masked", loss_tokens="response")
+    train(tmp_path, recipe, validation=examples(4))
+    losses = [row["eval_loss"] for row in read(tmp_path / "history.json") if "eval_loss" in row]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_lora_saves_its_adapter_and_a_plain_merged_model(adapted):
+    out, merged = adapted
+    assert (out / "adapter" / "adapter_model.safetensors").is_file()
+    loaded = AutoModel.from_pretrained(out)
+    assert type(loaded) is type(merged) is MedVForMaskedDiffusion
+    assert not changed(weights(merged), weights(loaded))
+    names = changed(weights(model()), weights(merged))
+    assert {n for n in names if "projector" in n} == {n for n in weights(model()) if n.startswith("model.projector.")}
+    assert all("_proj.weight" in n and ".language_model.layers." in n for n in names if "projector" not in n)
+    assert len(names) == 4 + 2 * 7
+
+
+def test_lora_reports_what_it_trained(adapted):
+    facts = read(adapted[0] / "training.json")
+    projector = sum(p.numel() for p in model().model.projector.parameters())
+    widths = 4 * (32 + 32) + 3 * (32 + 64)  # q, k, v, o are 32 x 32; gate, up, down join 32 and 64
+    assert facts["lora"] == {"rank": 4, "alpha": 8, "dropout": 0.0}
+    assert facts["trainable_parameters"] == projector + 2 * 4 * widths
+
+
+# Refusals.
+
+
+def test_a_batch_that_cannot_be_cut_is_refused(tmp_path):
+    for accumulation in (3, 4):
+        with pytest.raises(ValueError, match=f"batch of 2 cannot be cut into 1 processes x {accumulation}"):
+            train(tmp_path, accumulation=accumulation)
+
+
+def test_an_example_that_is_too_long_is_named_with_its_length(tmp_path):
+    long = Example("case-77", None, (Turn("user", "Why?"), Turn("assistant", "x" * 200)))
+    with pytest.raises(ValueError, match=r"example case-77 has \d+ tokens, more than the maximum of 100"):
+        train_stage(model(), processor(), RECIPE, [long] * 2, tmp_path, quiet=True)
+
+
+def test_an_example_whose_image_is_missing_is_named(tmp_path):
+    lost = Example("case-78", tmp_path / "lost.png", (Turn("user", "Why?"), Turn("assistant", "x")))
+    with pytest.raises((ValueError, OSError), match=r"lost\.png"):
+        train_stage(model(), processor(), RECIPE, [lost] * 2, tmp_path, quiet=True)
+
+
+# The stream: the order of examples and the seeds of their noise.
+
+
+def name_of(example: Example) -> dict:
+    return {"id": example.id}
+
+
+def stream(**options) -> TrainingStream:
+    return TrainingStream(examples(6), name_of, **{"seed": 0, "batch_size": 4, "steps": 6} | options)
+
+
+def test_every_epoch_holds_every_example_once_in_its_own_order():
+    ids = [item["id"] for item in (stream()[i] for i in range(24))]
+    epochs = [ids[i : i + 6] for i in range(0, 24, 6)]
+    assert all(sorted(epoch) == [f"example-{i}" for i in range(6)] for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_the_noise_names_seed_step_and_example():
+    items = [stream(seed=5)[i] for i in range(24)]
+    for position, item in enumerate(items):
+        seed, step, index = item["noise"]
+        assert (seed, step, f"example-{index}") == (5, position // 4, item["id"])
+    assert all(item["stratum"] == (0, 1) for item in items)
+
+
+def test_strata_cover_each_global_batch():
+    items = [stream(times="stratified")[i] for i in range(24)]
+    assert [item["stratum"] for item in items] == [(i % 4, 4) for i in range(24)]
+
+
+def test_a_stream_has_an_end_and_refuses_nothing_to_read():
+    assert len(list(stream())) == len(stream()) == 24
+    with pytest.raises(ValueError, match="unknown times 'cosine': use one of iid, stratified"):
+        stream(times="cosine")
+    with pytest.raises(ValueError, match="no training examples"):
+        TrainingStream([], name_of, seed=0, batch_size=1, steps=1)
+
+
+def test_validation_sees_every_example_at_every_time_with_the_same_noise():
+    encode = Encoder(processor(), loss_tokens="response", max_length=100)
+    fixed = ValidationStream(examples(3), encode, grid=4)
+    batch = Collator(special(), padding="none")([fixed[i] for i in range(len(fixed))])
+    assert (batch["t"] * 4).floor().tolist() == [0, 1, 2, 3] * 3
+    again = Collator(special(), padding="none")([fixed[i] for i in range(len(fixed))])
+    assert all(batch[key].equal(again[key]) for key in batch)
+    assert len({fixed[i]["noise"] for i in range(len(fixed))}) == len(fixed)
+
+
+@pytest.mark.parametrize(
+    ("count", "epochs", "batch", "steps"), [(10, 2, 2, 10), (10, 1, 4, 3), (1797, 2, 8, 450), (3, 0.1, 8, 1)]
+)
+def test_steps_of_a_recipe(count, epochs, batch, steps):
+    assert training_steps(replace(RECIPE, epochs=epochs, batch_size=batch), count) == steps
+
+
+# Encoding.
+
+
+def question_about(identity: str, image: Path | Callable | None) -> Example:
+    return Example(identity, image, (Turn("user", "What is shown?"), Turn("assistant", "chest")))
+
+
+def test_examples_with_the_same_name_keep_their_own_images():
+    encode = Encoder(processor(), loss_tokens="response", max_length=100)
+    first, second = (encode(question_about("1", lambda i=i: picture(i)))["pixel_values"] for i in (0, 5))
+    assert first.equal(processor().pixels([picture(0)])[0]) and second.equal(processor().pixels([picture(5)])[0])
+
+
+def test_a_batch_may_mix_examples_with_and_without_images(tmp_path):
+    encode = Encoder(processor(), loss_tokens="response", max_length=100)
+    mixed = [question_about("text", None), examples(1)[0], question_about("text-2", None)]
+    items = [encode(example) | {"noise": (0, 0, i), "stratum": (0, 1)} for i, example in enumerate(mixed)]
+    batch = Collator(special(), padding="none")(items)
+    assert batch["pixel_values"].shape == (1, 3, 32, 32)
+    assert model()(**batch).loss.isfinite()
+    text_only = Collator(special(), padding="none")(items[:1])
+    assert "pixel_values" not in text_only and model()(**text_only).loss.isfinite()
