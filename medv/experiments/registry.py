@@ -62,7 +62,7 @@ NODES: tuple[Node, ...] = (
         "Stage 3: tune on visual question answering",
         needs=("models/stage2",),
         makes=("models/stage3",),
-        results=("table2", "fig03"),
+        results=("table2", "fig03", "vqa_controls", "vqa_kinds"),
         heavy=True,
     ),
 )

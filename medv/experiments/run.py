@@ -36,8 +36,21 @@ def open_run(
     notebook's own parameters, for the manifests. Raises ValueError for an unknown notebook or profile.
     """
     node, chosen = find_node(node_name), get_profile(profile)
+    _set_up_display()
     folder = Path(out) if out else default_out(profile)
     return Run(node, chosen, seed, folder.expanduser().resolve(), dict(node.parameters) | dict(parameters or {}))
+
+
+def _set_up_display() -> None:
+    """In a notebook: bare figures are shown, table cells are shown whole, and reading weights draws no progress bar."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read by transformers when it is imported
+    import IPython
+    from IPython.core.pylabtools import select_figure_formats
+
+    shell = IPython.get_ipython()
+    if shell is not None:
+        select_figure_formats(shell, {"png"}, bbox_inches="tight")
+        pd.set_option("display.max_colwidth", None)
 
 
 @dataclass

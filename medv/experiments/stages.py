@@ -28,6 +28,8 @@ from medv.training.command import run_stage
 
 Network = tuple[MedVForMaskedDiffusion, MedVProcessor]
 WRONG = "{}, wrong image"
+CAPTION = SamplerSpec(gen_length=32, block_length=32, steps=32)
+"""Room for a caption of stage 1, one token per forward."""
 SENTENCE = SamplerSpec(gen_length=16, block_length=16, steps=16)
 """Room for the full sentences with which a stage-2 model answers a question."""
 
