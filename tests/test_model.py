@@ -280,10 +280,11 @@ def test_merged_equals_unmerged_and_the_merged_model_is_plain(tmp_path):
     with torch.no_grad():
         unmerged = network(ids, mask, pixels).logits
         assert not torch.allclose(unmerged, model()(ids, mask, pixels).logits, atol=1e-3)
+        close = {"rtol": 0, "atol": 1e-5 * unmerged.abs().max().item()}
         merged = merge_lora(network, tmp_path / "adapter")
-        torch.testing.assert_close(merged(ids, mask, pixels).logits, unmerged, **CLOSE)
+        torch.testing.assert_close(merged(ids, mask, pixels).logits, unmerged, **close)
         reloaded = PeftModel.from_pretrained(model(), tmp_path / "adapter").eval()
-        torch.testing.assert_close(reloaded(ids, mask, pixels).logits, unmerged, **CLOSE)
+        torch.testing.assert_close(reloaded(ids, mask, pixels).logits, unmerged, **close)
     assert type(merged) is MedVForMaskedDiffusion
     assert merged.state_dict().keys() == model().state_dict().keys()
 

@@ -17,7 +17,7 @@ from medv.model.bundled import load_model
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.profiles import StageRecipe
 from medv.training.collate import Collator, Encoder
-from medv.training.lora import LoraRecipe
+from medv.training.lora import LoraRecipe, attach_lora
 from medv.training.stages import freeze_except, train_stage, training_steps
 from medv.training.stream import TrainingStream, ValidationStream
 
@@ -94,6 +94,24 @@ def test_an_interrupted_adapter_goes_on_exactly_too(adapted, tmp_path):
     recipe, lora = replace(RECIPE, epochs=0.8), LoraRecipe(rank=4, alpha=8)
     train(tmp_path, recipe, lora=lora, stop_after=2)
     assert not changed(weights(merged), weights(train(tmp_path, recipe, lora=lora)))
+
+
+def test_an_adapter_begins_the_same_whatever_was_drawn_before(adapted, tmp_path):
+    torch.manual_seed(12345)
+    before = torch.get_rng_state()
+    first, other = (attach_lora(model(), LoraRecipe(rank=4), seed=seed) for seed in (0, 1))
+    assert torch.get_rng_state().equal(before)
+    assert changed(weights(first), weights(other))
+    again = train(tmp_path, replace(RECIPE, epochs=0.8), lora=LoraRecipe(rank=4, alpha=8))
+    assert not changed(weights(adapted[1]), weights(again))
+
+
+def test_a_run_killed_while_it_saved_goes_on_from_the_checkpoint_before(whole, tmp_path):
+    train(tmp_path, stop_after=5)
+    half = tmp_path / "checkpoints" / "checkpoint-6"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half of the weights")
+    assert not changed(whole[1], weights(train(tmp_path)))
 
 
 # What each stage trains, and what it leaves behind.

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from medv.model.modeling import MedVForMaskedDiffusion
@@ -19,8 +20,11 @@ class LoraRecipe:
     dropout: float = 0.0
 
 
-def attach_lora(model: MedVForMaskedDiffusion, recipe: LoraRecipe) -> PeftModel:
-    """Freeze the model, put adapters on every linear map of the language tower's layers and train the projector in full."""
+def attach_lora(model: MedVForMaskedDiffusion, recipe: LoraRecipe, *, seed: int = 0) -> PeftModel:
+    """Freeze the model, put adapters on every linear map of the language tower's layers and train the projector in full.
+
+    The adapters begin as a function of `seed` alone; torch's global generator is left as it was.
+    """
     config = LoraConfig(
         r=recipe.rank,
         lora_alpha=recipe.alpha,
@@ -29,7 +33,9 @@ def attach_lora(model: MedVForMaskedDiffusion, recipe: LoraRecipe) -> PeftModel:
         modules_to_save=["projector"],
         bias="none",
     )
-    return get_peft_model(model, config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)
 
 
 def merge_lora(network: PeftModel, folder: Path) -> MedVForMaskedDiffusion:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from medv.artifacts import write_json
 from medv.data.example import Example
@@ -80,7 +79,7 @@ def train_stage(
     """
     model.config.loss_normalization = recipe.normalization
     freeze_except(model, recipe.trains)
-    network = attach_lora(model, lora) if lora else model
+    network = attach_lora(model, lora, seed=seed) if lora else model
     trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
     encode = Encoder(processor, loss_tokens=recipe.loss_tokens, max_length=recipe.max_length)
     steps = training_steps(recipe, len(examples))
@@ -93,9 +92,7 @@ def train_stage(
         data_collator=Collator(processor.special, padding=recipe.padding),
         callbacks=[_StopAfter(stop_after)] if stop_after else None,
     )
-    trainer.train(
-        resume_from_checkpoint=get_last_checkpoint(str(out / "checkpoints")) if _has_checkpoint(out) else None
-    )
+    trainer.train(resume_from_checkpoint=last_checkpoint(out / "checkpoints"))
     if stop_after and trainer.state.global_step < steps:
         return model
     trained = merge_lora(network, out / "adapter") if lora else model
@@ -104,8 +101,10 @@ def train_stage(
     return trained
 
 
-def _has_checkpoint(out: Path) -> bool:
-    return (out / "checkpoints").is_dir() and get_last_checkpoint(str(out / "checkpoints")) is not None
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest complete checkpoint of a run. The Trainer writes its state last: a run killed while saving has none."""
+    complete = [state.parent for state in folder.glob("checkpoint-*/trainer_state.json") if state.stat().st_size]
+    return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None
 
 
 def _arguments(

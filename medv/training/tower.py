@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import SiglipVisionConfig, SiglipVisionModel, Trainer, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from medv.data.general import ShapeScene, draw_shapes, sample_shapes
 from medv.data.phantoms import draw, phantom_scene
 from medv.data.scene import Scene, split_seed
 from medv.profiles import ModelShape
+from medv.training.stages import last_checkpoint
 
 UNKNOWN = -100
 ATTRIBUTES = ("domain", "finding", "side", "level", "size", "acquisition", "shape", "color", "count")
@@ -182,12 +182,10 @@ def train_tower(
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
     )
-    checkpoints = out / "checkpoints"
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     held_out = SceneImages(tower_scenes("validation", 1200), labels, shape.image_size)
     drawn = AugmentedImages(scenes, labels, shape.image_size, draws=steps * args.train_batch_size, seed=seed)
     trainer = Trainer(model=model, args=args, train_dataset=drawn)
-    trainer.train(resume_from_checkpoint=last)
+    trainer.train(resume_from_checkpoint=last_checkpoint(out / "checkpoints"))
     model.eval()
     model.tower.save_pretrained(out)
     with torch.inference_mode():
