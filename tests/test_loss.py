@@ -39,8 +39,12 @@ def brute_force(logits, ids, targets, noise, normalization):
                 total = total + loss / noise.p_mask[b] / own_length / rows
             elif normalization == "token":
                 total = total + loss / noise.p_mask[b] / int(targets.sum())
-            else:
+            elif normalization == "masked":
                 total = total + loss / masked_count
+            elif normalization == "masked_sample":
+                total = total + loss / int(noise.masked[b].sum()) / rows
+            else:
+                raise NotImplementedError(f"write {normalization} out here")
     return total
 
 
@@ -134,8 +138,9 @@ def test_model_loss_and_gradients_equal_the_full_logits_version(normalization):
 
 
 @pytest.mark.parametrize("padding", ["none", "fixed:12"])
-def test_loss_of_a_batch_is_the_mean_of_its_samples(padding):
-    network, items = model(), encoded(2)
+@pytest.mark.parametrize("normalization", [name for name in NORMALIZATIONS if name.endswith("sample")])
+def test_loss_of_a_batch_is_the_mean_of_its_samples(padding, normalization):
+    network, items = model(loss_normalization=normalization), encoded(2)
     collate = Collator(special(), padding=padding)
     with torch.no_grad():
         together = network(**collate(items)).loss.item()

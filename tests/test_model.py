@@ -95,6 +95,17 @@ def test_a_padded_row_has_the_states_of_its_single_run(attention, padding, width
         torch.testing.assert_close(network(ids, mask)[mask.bool()], network(alone)[0], **CLOSE)
 
 
+@pytest.mark.parametrize("padding", ["left", "right"])
+def test_padding_moves_no_token(padding):
+    network, seen = model().model, []
+    network.language_model.rotary_emb.register_forward_pre_hook(
+        lambda _, args, options: seen.append(options.get("position_ids", args[-1])), with_kwargs=True
+    )
+    ids, mask = text_row(8, 13, padding)
+    network(ids, mask)
+    assert seen[0][mask.bool()].tolist() == list(range(8))
+
+
 def test_the_logits_of_asked_columns_are_those_of_the_whole():
     network = model()
     ids, mask = text_row(8, 11, "left")
