@@ -15,6 +15,7 @@ import pandas as pd
 from medv.artifacts import write_json
 from medv.data.example import Example
 from medv.data.phantom_sets import vqa_set
+from medv.data.questions import KINDS
 from medv.data.readers import read_dataset
 from medv.evaluation.answering import answer_examples
 from medv.evaluation.findings import score_descriptions
@@ -28,6 +29,8 @@ from medv.training.command import run_stage
 
 Network = tuple[MedVForMaskedDiffusion, MedVProcessor]
 WRONG = "{}, wrong image"
+AFTER, BEFORE = "after stage 3", "before stage 3"
+TOLD = ("question only", "majority")  # answers that no network gives
 CAPTION = SamplerSpec(gen_length=32, block_length=32, steps=32)
 """Room for a caption of stage 1, one token per forward."""
 SENTENCE = SamplerSpec(gen_length=16, block_length=16, steps=16)
@@ -157,7 +160,7 @@ def study_before(
     frames = []
     for name, test in tests.items():
         items = vqa_study(*network, train, test, sampler_config(spec), seed=seed, conditions=["model"], quiet=True)
-        frames.append(items.assign(test=name, condition="before stage 3"))
+        frames.append(items.assign(test=name, condition=BEFORE))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -175,16 +178,18 @@ def study_seeds(
             shown = [c for c in CONDITIONS if not (name.endswith("hard") and c == "gray image")]
             config = sampler_config(profile.answer, seed=seed)
             items = vqa_study(*network, train, test, config, seed=seed, conditions=shown, quiet=True)
-            frames.append(items.assign(test=name))
+            frames.append(items.assign(test=name).replace({"condition": {"model": AFTER}}))
     return pd.concat(frames, ignore_index=True)
 
 
 def scores(items: pd.DataFrame) -> pd.DataFrame:
     """`summarize` per test set, and the wall time: test, condition, metric, value, low, high, n, seeds,
-    seconds_per_question."""
+    seconds_per_question (empty for answers that no network gave).
+    """
     frames = []
     for name, part in items.groupby("test", sort=False):
-        seconds = part.groupby("condition")["seconds"].mean()
+        part = part.sort_values("condition", kind="stable", key=lambda column: (column != AFTER).astype(int))
+        seconds = part[~part["condition"].isin(TOLD)].groupby("condition")["seconds"].mean()
         summary = summarize(part)
         frames.append(summary.assign(test=name, seconds_per_question=summary["condition"].map(seconds)))
     return pd.concat(frames, ignore_index=True)[["test", *frames[0].columns.drop("test")]]
@@ -208,7 +213,7 @@ def score_table(summary: pd.DataFrame, metrics: Sequence[str] = METRICS[:4]) -> 
 def margins(summary: pd.DataFrame) -> pd.DataFrame:
     """How far the model stands above its best control, in points, per test set and metric."""
     rows = []
-    controls = ("shuffled images", "gray image", "question only", "majority")
+    controls = CONDITIONS[1:]
     for (name, metric), part in summary.groupby(["test", "metric"], sort=False):
         if metric not in METRICS[:2]:
             continue
@@ -217,20 +222,29 @@ def margins(summary: pd.DataFrame) -> pd.DataFrame:
         row = {
             "test set": name,
             "metric": metric,
-            "model": value["model"],
+            AFTER: value[AFTER],
             "best control": best,
             "control": value[best],
         }
-        rows.append(row | {"margin": value["model"] - value[best]})
+        rows.append(row | {"margin": value[AFTER] - value[best]})
     return pd.DataFrame(rows)
 
 
 def by_kind(items: pd.DataFrame) -> pd.DataFrame:
     """Accuracy of closed and recall of open questions per kind and test set, beside the question-only control: a grid."""
-    kept = items[items["condition"].isin(["model", "question only"])].copy()
+    kept = items[items["condition"].isin([AFTER, "question only"])].copy()
     kept["score"] = kept["closed_accuracy"].fillna(kept["open_recall"])
     kept["column"] = kept["answer_type"].str.lower() + ", " + kept["condition"]
-    kept["row"] = kept["test"] + ": " + kept["kind"].fillna("any").astype(str)
-    columns = [f"{form}, {who}" for form in ("closed", "open") for who in ("model", "question only")]
+    kept["kind"] = pd.Categorical(kept["kind"].fillna("any"), [*KINDS, "any"])
+    kept = kept.sort_values("kind", kind="stable").sort_values("test", kind="stable")
+    kept["row"] = kept["test"] + ": " + kept["kind"].astype(str)
+    columns = [f"{form}, {who}" for form in ("closed", "open") for who in (AFTER, "question only")]
     grid = kept.pivot_table(index="row", columns="column", values="score", sort=False)
     return grid.reindex(columns=columns).rename_axis(index=None, columns=None)
+
+
+def training_time(facts: pd.DataFrame) -> str:
+    """The wall time of `train_seeds` in words; unknown where a seed was finished by an earlier, stopped run."""
+    if "seconds" not in facts or facts["seconds"].isna().any():
+        return "training time unknown, as the run was resumed"
+    return f"training took {facts['seconds'].mean():.0f} s a seed"

@@ -40,7 +40,7 @@ def stage_figure(losses: pd.DataFrame, findings: pd.DataFrame, title: str) -> tu
             color = PALETTE[place // 2] if hatch is None else "#d5d8dc"
             style = {"color": color, "label": system, "hatch": hatch, "edgecolor": "white"}
             right.bar(at, rows["value"], width * 0.92, yerr=spread, error_kw={"ecolor": INK, "capsize": 2}, **style)
-        right.set_xticks(range(len(metrics)), metrics)
+        right.set_xticks(range(len(metrics)), [{"f1": "F1"}.get(metric, metric) for metric in metrics])
         right.set(title="Facts in the text", ylabel="score (%)", ylim=(0, 105))
         right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2)
         right.grid(False, axis="x")
@@ -54,12 +54,14 @@ def control_bars(summary: pd.DataFrame, test: str) -> pd.DataFrame:
     return rows.assign(metric=rows["metric"].map(METRIC_NAMES)).rename(columns={"condition": "system"})
 
 
-def chosen_answers(items: pd.DataFrame, test: str, *, count: int = 10) -> pd.DataFrame:
+def chosen_answers(
+    items: pd.DataFrame, test: str, *, condition: str = "after stage 3", count: int = 10
+) -> pd.DataFrame:
     """Answers of the first seed to look at: as many wrong as right where there are enough, of many kinds, in test order.
 
     Columns: id, kind, question, reference, answer, right (closed: counted right; open: all words of the reference).
     """
-    rows = items[(items["test"] == test) & (items["condition"] == "model") & (items["seed"] == items["seed"].min())]
+    rows = items[(items["test"] == test) & (items["condition"] == condition) & (items["seed"] == items["seed"].min())]
     rows = rows.assign(right=(rows["closed_accuracy"].fillna(rows["open_set_recall"]) == 100))
     nth = rows.groupby(["right", rows["kind"].fillna("any"), "answer_type"]).cumcount()
     rows = rows.assign(nth=nth).sort_values(["nth", "id"], kind="stable")
@@ -75,18 +77,15 @@ def answer_figure(chosen: pd.DataFrame, examples: Sequence[Example], title: str,
     by_id = {example.id: example for example in examples}
     rows = -(-len(chosen) // columns)
     with theme():
-        fig, axes = new_figure(2.25 * columns, 3.15 * rows, nrows=rows, ncols=columns, squeeze=False)
+        fig, axes = new_figure(2.25 * columns, 3.2 * rows, nrows=rows, ncols=columns, squeeze=False)
+        fig.get_layout_engine().set(rect=(0, 0.05, 1, 0.95), hspace=0.12)
         for ax in axes.flat:
             ax.set_axis_off()
         for ax, row in zip(axes.flat, chosen.itertuples(), strict=False):
             ax.imshow(np.asarray(load_image(by_id[row.id])), interpolation="nearest")
-            question = textwrap.fill(row.question, 30)
-            said = textwrap.fill(
-                f"{row.answer or '(nothing)'}" + ("" if row.right else f"  [truth: {row.reference}]"), 30
-            )
-            style = {"transform": ax.transAxes, "ha": "left", "va": "top", "fontsize": 8, "parse_math": False}
-            ax.text(0, -0.04, question, **style)
-            below = -0.04 - 0.085 * (question.count("\n") + 1)
-            ax.text(0, below, said, color=GOOD if row.right else BAD, weight="bold", **style)
+            ax.set_title(textwrap.fill(row.question, 30), fontsize=8, weight="normal", loc="left", parse_math=False)
+            said = (row.answer or "(nothing)") + ("" if row.right else f"  [truth: {row.reference}]")
+            style = {"transform": ax.transAxes, "va": "top", "fontsize": 8, "weight": "bold", "parse_math": False}
+            ax.text(0, -0.04, textwrap.fill(said, 30), color=GOOD if row.right else BAD, **style)
         fig.suptitle(title, fontsize=11, fontweight="bold")
     return fig

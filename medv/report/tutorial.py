@@ -21,6 +21,7 @@ from medv.data.questions import ask, kinds_of
 from medv.data.scene import DOMAINS, FINDINGS, NORMAL, Scene
 from medv.data.wording import caption
 from medv.diffusion.corruption import corrupt, draw_noise
+from medv.diffusion.loss import NORMALIZATIONS
 from medv.diffusion.trace import Trace
 from medv.evaluation.controls import majority_answers
 from medv.evaluation.vqa import Reference, evaluate_vqa
@@ -234,7 +235,7 @@ def loss_noise(
     examples: Sequence[Example],
     *,
     draws: int,
-    normalizations: Sequence[str] = ("sample", "token", "masked"),
+    normalizations: Sequence[str] = tuple(NORMALIZATIONS),
     seed: int = 0,
 ) -> pd.DataFrame:
     """The loss of one fixed batch under `draws` draws of the noise: normalization, times ("iid", "stratified"), draw, loss.
@@ -273,7 +274,7 @@ def loss_weights_figure(noise: pd.DataFrame, eps: float) -> tuple[Figure, pd.Dat
     weight = 1 / ((1 - eps) * t + eps)
     names = list(dict.fromkeys(noise["normalization"]))
     with theme():
-        fig, (left, right) = new_figure(9.5, 3.6, ncols=2)
+        fig, (left, right) = new_figure(10.5, 3.6, ncols=2, gridspec_kw={"width_ratios": [1, 1.5]})
         left.plot(t, weight, color=PALETTE[0], lw=1.8)
         left.set(
             yscale="log", xlabel="time t", ylabel="weight 1 / p of a masked token", title="Few masks, large weight"
