@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 NORMALIZATIONS = {
     "sample": "1/p, divided by the sample's own target length, mean over the batch (LLaDA guidelines, LLaDA-MedV)",
     "token": "1/p, divided by the number of target tokens of the batch (SMDM)",
+    "masked_sample": "mean over a sample's masked tokens, then over the samples of the batch (short answers count fully)",
     "masked": "unweighted mean over the masked tokens of the batch (a lower-variance surrogate, not a likelihood bound)",
 }
 
@@ -30,6 +31,9 @@ def token_weights(
     rows = masked.nonzero()[:, 0]  # [M]
     if normalization == "masked":
         return torch.full((len(rows),), 1.0 / max(len(rows), 1), device=masked.device)
+    if normalization == "masked_sample":
+        counts = masked.sum(dim=1)  # [B]
+        return (1.0 / (counts * len(counts)))[rows]  # [M]
     lengths = targets.sum(dim=1)  # [B]
     total = lengths * len(lengths) if normalization == "sample" else lengths.sum().expand_as(lengths)
     return (1.0 / (p_mask.float() * total))[rows]  # [M]

@@ -54,8 +54,8 @@ def text_recipes(profile: Profile) -> dict[str, StageRecipe]:
     """
     base = replace(profile.stages["instruct"], trains=("language_model",), samples=0, epochs=1)
     return {
-        "short": replace(base, batch_size=32, learning_rate=2e-3, padding="none"),
-        "all": replace(base, batch_size=16, learning_rate=1.5e-3, padding="batch"),
+        "short": replace(base, batch_size=32, learning_rate=2e-3),
+        "all": replace(base, batch_size=16, learning_rate=1.5e-3),
     }
 
 
