@@ -120,7 +120,13 @@ def question_sets(
     train, test = (read_dataset(data, data_dir, split) for split in ("train", "test"))
     if any(example.image is None for example in (*train, *test)):
         raise ValueError(f"{data_dir} has no image folder: put the images of {data} into {Path(data_dir) / 'images'}")
-    return train, {f"{data} test": test}
+    return train, {f"{data} test": [_with_kind(example) for example in test]}
+
+
+def _with_kind(example: Example) -> Example:
+    """The kind of a real question is the first type that its file names (VQA-RAD: "PRES, SIZE")."""
+    kind = str(example.meta.get("question_type") or "any").partition(",")[0].strip().lower()
+    return replace(example, meta={"kind": kind} | example.meta)
 
 
 def fit_answers(profile: Profile, processor: MedVProcessor, train: Sequence[Example]) -> Profile:
@@ -235,7 +241,7 @@ def by_kind(items: pd.DataFrame) -> pd.DataFrame:
     kept = items[items["condition"].isin([AFTER, "question only"])].copy()
     kept["score"] = kept["closed_accuracy"].fillna(kept["open_recall"])
     kept["column"] = kept["answer_type"].str.lower() + ", " + kept["condition"]
-    kept["kind"] = pd.Categorical(kept["kind"].fillna("any"), [*KINDS, "any"])
+    kept["kind"] = pd.Categorical(kept["kind"], dict.fromkeys([*KINDS, *sorted(set(kept["kind"]))]))
     kept = kept.sort_values("kind", kind="stable").sort_values("test", kind="stable")
     kept["row"] = kept["test"] + ": " + kept["kind"].astype(str)
     columns = [f"{form}, {who}" for form in ("closed", "open") for who in (AFTER, "question only")]
