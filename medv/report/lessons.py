@@ -14,7 +14,11 @@ from medv.data.example import Example, load_image
 from medv.report.figures import INK, PALETTE, new_figure, theme
 
 GOOD, BAD = "#0b6b3a", "#b3261e"
-METRIC_NAMES = {"closed_accuracy": "closed accuracy", "open_recall": "open recall"}
+METRIC_NAMES = {
+    "closed_accuracy": "closed accuracy",
+    "closed_strict_accuracy": "closed accuracy, strict",
+    "open_recall": "open recall",
+}
 
 
 def stage_figure(losses: pd.DataFrame, findings: pd.DataFrame, title: str) -> tuple[Figure, pd.DataFrame]:
@@ -59,10 +63,10 @@ def chosen_answers(
 ) -> pd.DataFrame:
     """Answers of the first seed to look at: as many wrong as right where there are enough, of many kinds, in test order.
 
-    Columns: id, kind, question, reference, answer, right (closed: counted right; open: all words of the reference).
+    Columns: id, kind, question, reference, answer, right (closed: strictly; open: all words of the reference).
     """
     rows = items[(items["test"] == test) & (items["condition"] == condition) & (items["seed"] == items["seed"].min())]
-    rows = rows.assign(right=(rows["closed_accuracy"].fillna(rows["open_set_recall"]) == 100))
+    rows = rows.assign(right=(rows["closed_strict_accuracy"].fillna(rows["open_set_recall"]) == 100))
     nth = rows.groupby(["right", rows["kind"].fillna("any"), "answer_type"]).cumcount()
     rows = rows.assign(nth=nth).sort_values(["nth", "id"], kind="stable")
     wrong = rows[~rows["right"]].head(count // 2)
