@@ -55,6 +55,7 @@ def stage_figure(losses: pd.DataFrame, findings: pd.DataFrame, title: str) -> tu
 def control_bars(summary: pd.DataFrame, test: str) -> pd.DataFrame:
     """The rows of `medv.experiments.stages.scores` for one test set, as `figures.accuracy_bars` wants them."""
     rows = summary[(summary["test"] == test) & summary["metric"].isin(METRIC_NAMES)]
+    rows = rows.sort_values("metric", kind="stable", key=lambda column: column.map(list(METRIC_NAMES).index))
     return rows.assign(metric=rows["metric"].map(METRIC_NAMES)).rename(columns={"condition": "system"})
 
 
