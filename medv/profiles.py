@@ -12,7 +12,9 @@ STAGES = ("align", "instruct", "vqa")
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of the network. vision_* describe the SigLIP tower, the rest the language tower."""
+    """Sizes of the network. vision_* describe the SigLIP tower, image_pool how many of its patches a side become one visual
+    token by averaging (1 in the release), the rest the language tower.
+    """
 
     hidden_size: int
     intermediate_size: int
@@ -25,6 +27,7 @@ class ModelShape:
     vision_heads: int
     image_size: int
     patch_size: int
+    image_pool: int = 1
     rope_theta: float = 10_000.0
     max_positions: int = 2048
     tie_word_embeddings: bool = True
@@ -33,7 +36,7 @@ class ModelShape:
     @property
     def image_tokens(self) -> int:
         """Visual tokens of one image."""
-        return (self.image_size // self.patch_size) ** 2
+        return (self.image_size // self.patch_size // self.image_pool) ** 2
 
 
 @dataclass(frozen=True)
@@ -102,12 +105,13 @@ _TINY_MODEL = ModelShape(
     layers=4,
     heads=4,
     vocab_size=1536,
-    vision_hidden_size=128,
-    vision_intermediate_size=384,
-    vision_layers=5,
+    vision_hidden_size=96,
+    vision_intermediate_size=256,
+    vision_layers=4,
     vision_heads=4,
     image_size=64,
-    patch_size=16,
+    patch_size=8,
+    image_pool=2,
     max_positions=512,
     initializer_range=0.08,
 )
@@ -156,7 +160,7 @@ TINY = Profile(
         ),
     },
     pretrain={
-        "tower_steps": 4000,
+        "tower_steps": 3000,
         "short_steps": 2200,
         "text_steps": 2500,
         "general_steps": 1200,

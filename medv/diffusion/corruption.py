@@ -34,8 +34,9 @@ def draw_noise(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw t ~ U(0, 1) [B] and u ~ U(0, 1) [B, length], both float32 on the CPU, one generator a sample.
 
-    With `strata`, a pair (k, n) per sample, t falls uniformly into the k-th of n equal parts of the interval: when the n
-    samples of a global batch take the n parts, t stays U(0, 1) for each and the variance of the loss falls about tenfold.
+    With `strata`, a pair (k, n) per sample, t falls uniformly into the k-th of n equal parts of the interval: t stays
+    U(0, 1) for each when the n samples of a global batch take the n parts, and the batch covers the interval evenly. What
+    that does to the variance of the loss depends on the normalization; notebook 02 measures it.
     """
     times, uniforms = [], []
     for row, index in enumerate(indices):

@@ -47,7 +47,8 @@ def shape_config(shape: ModelShape, special: SpecialTokens, **options) -> MedVCo
         pad_token_id=special.end_of_text,
         is_causal=False,
     )
-    return MedVConfig(vision_config=vision, text_config=text, **_token_ids(special), **options)
+    options = {"image_pool": shape.image_pool, **_token_ids(special), **options}
+    return MedVConfig(vision_config=vision, text_config=text, **options)
 
 
 def _token_ids(special: SpecialTokens) -> dict:
@@ -74,14 +75,15 @@ def random_model(shape: ModelShape, special: SpecialTokens, *, seed: int, **opti
         return MedVForMaskedDiffusion(shape_config(shape, special, **options))
 
 
-def assemble(language: Path, vision: Path, *, seed: int, **options) -> MedVForMaskedDiffusion:
+def assemble(language: Path, vision: Path, *, seed: int, image_pool: int = 1, **options) -> MedVForMaskedDiffusion:
     """A language tower (LlamaForCausalLM folder with its tokenizer), a vision tower (SiglipVisionModel folder) and a new
     projector drawn from `seed`: where stage 1 begins. Weights are float32.
     """
     tower = SiglipVisionModel.from_pretrained(vision, dtype=torch.float32, vision_use_head=False)
     text = LlamaForCausalLM.from_pretrained(language, dtype=torch.float32)
     special = SpecialTokens.of(AutoTokenizer.from_pretrained(language))
-    config = MedVConfig(vision_config=tower.config, text_config=text.config, **_token_ids(special), **options)
+    options = {"image_pool": image_pool, **_token_ids(special), **options}
+    config = MedVConfig(vision_config=tower.config, text_config=text.config, **options)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = MedVForMaskedDiffusion(config)

@@ -10,11 +10,12 @@ class MedVConfig(PreTrainedConfig):
     """Configuration of `MedVForMaskedDiffusion`.
 
     vision_config: a `SiglipVisionConfig`; `num_hidden_layers` counts the layers that are kept (26 of 27 in the release), as
-    features are the output of the last of them, before the final layer norm. text_config: a `LlamaConfig`; attention is
-    made bidirectional here (`is_causal=False`), whatever the dictionary says. The token ids come from the tokenizer (see
-    `medv.data.chat.SpecialTokens`); the defaults are those of the released model. suppress_token_ids are never written by
-    the sampler unless its own configuration says otherwise; stop_token_ids end a response. loss_normalization and
-    noise_eps belong to the training loss (see `medv.diffusion.loss`).
+    features are the output of the last of them, before the final layer norm. image_pool: squares of so many patches a side
+    are averaged to one visual token (1, no pooling, in the release; 2 in the tiny models). text_config: a `LlamaConfig`;
+    attention is made bidirectional here (`is_causal=False`), whatever the dictionary says. The token ids come from the
+    tokenizer (see `medv.data.chat.SpecialTokens`); the defaults are those of the released model. suppress_token_ids are
+    never written by the sampler unless its own configuration says otherwise; stop_token_ids end a response.
+    loss_normalization and noise_eps belong to the training loss (see `medv.diffusion.loss`).
     """
 
     model_type = "llada_medv"
@@ -26,6 +27,7 @@ class MedVConfig(PreTrainedConfig):
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
     projector_hidden_act: str = "gelu"
+    image_pool: int = 1
     image_token_id: int = 126349
     mask_token_id: int = 126336
     stop_token_ids: list[int] | tuple[int, ...] = (126348,)
@@ -46,8 +48,8 @@ class MedVConfig(PreTrainedConfig):
 
     @property
     def image_tokens(self) -> int:
-        """Visual tokens of one view of an image: 27 * 27 = 729 for the released tower, 16 for the tiny one."""
-        return (self.vision_config.image_size // self.vision_config.patch_size) ** 2
+        """Visual tokens of one view of an image: 27 * 27 = 729 for the released tower, 4 * 4 = 16 for the tiny one."""
+        return (self.vision_config.image_size // self.vision_config.patch_size // self.image_pool) ** 2
 
 
 AutoConfig.register(MedVConfig.model_type, MedVConfig)

@@ -6,6 +6,7 @@ shift: the logits at position i predict token i. This module knows no files, no 
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +33,15 @@ class MedVOutput(ModelOutput):
     logits: torch.Tensor | None = None
     masked: torch.Tensor | None = None
     last_hidden_state: torch.Tensor | None = None
+
+
+def pool_patches(features: torch.Tensor, size: int) -> torch.Tensor:
+    """Average squares of size * size patches of a square grid: [n, P, D] -> [n, P / size**2, D], row by row."""
+    if size == 1:
+        return features
+    side = math.isqrt(features.shape[1])
+    grid = features.unflatten(1, (side // size, size, side // size, size))  # [n, s, size, s, size, D]
+    return grid.mean(dim=(2, 4)).flatten(1, 2)
 
 
 class MedVProjector(nn.Module):
@@ -90,8 +100,8 @@ class MedVModel(MedVPreTrainedModel):
         """
         tower = self.vision_tower
         pixel_values = pixel_values.to(dtype=tower.dtype)
-        features = tower.encoder(inputs_embeds=tower.embeddings(pixel_values)).last_hidden_state  # [n, N, D_vision]
-        return self.projector(features)
+        features = tower.encoder(inputs_embeds=tower.embeddings(pixel_values)).last_hidden_state  # [n, P, D_vision]
+        return self.projector(pool_patches(features, self.config.image_pool))  # [n, N, D]
 
     def embed(self, input_ids: torch.Tensor, image_features: torch.Tensor | None) -> torch.Tensor:
         """Token embeddings [B, T, D] with the visual tokens in the place of their placeholders, in order."""

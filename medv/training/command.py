@@ -51,7 +51,7 @@ def starting_point(profile: Profile, init: Path | None, *, seed: int) -> tuple[M
     if profile.name not in ("tiny", "smoke"):
         raise ValueError(f"profile {profile.name} has no bundled towers: give the weights to start from with --init")
     language = bundled("language_tower")
-    model = assemble(language, bundled("vision_tower"), seed=seed)
+    model = assemble(language, bundled("vision_tower"), seed=seed, image_pool=profile.model.image_pool)
     return model, new_processor(AutoTokenizer.from_pretrained(language), model.config, system=profile.system)
 
 

@@ -120,7 +120,7 @@ def _stages(
     profile: Profile, out: Path, name: str, sets: dict[str, list[Example]], seed: int, quiet: bool
 ) -> MedVForMaskedDiffusion:
     """Run stages one after another from the towers; the last one's model is saved under `name`."""
-    model = assemble(out / "language_tower", out / "vision_tower", seed=seed)
+    model = assemble(out / "language_tower", out / "vision_tower", seed=seed, image_pool=profile.model.image_pool)
     processor = new_processor(_tokenizer(out), model.config, system=profile.system)
     for stage, examples in sets.items():
         work = out / name / "checkpoints" / stage

@@ -5,6 +5,7 @@ tower stays frozen throughout. The result is a self-contained folder: weights in
 the loss curves and `training.json` with the recipe. A run that was stopped goes on from its last checkpoint, exactly.
 """
 
+import json
 import math
 import os
 from collections.abc import Sequence
@@ -75,8 +76,10 @@ def train_stage(
     """Train `model` in place by `recipe` and save it to the folder `out`; returns the trained model.
 
     The global batch of the recipe is cut into `accumulation` parts per process; the noise does not depend on the cut.
-    A folder with checkpoints of the same run is resumed. `stop_after` ends early with a checkpoint and saves no result.
+    A folder with checkpoints of the same run is resumed; with those of another recipe, seed or number of examples it is
+    refused with a ValueError. `stop_after` ends early with a checkpoint and saves no result.
     """
+    _claim(out, {"recipe": asdict(recipe), "seed": seed, "lora": lora and asdict(lora), "examples": len(examples)})
     model.config.loss_normalization = recipe.normalization
     freeze_except(model, recipe.trains)
     network = attach_lora(model, lora, seed=seed) if lora else model
@@ -99,6 +102,21 @@ def train_stage(
     facts = {"seed": seed, "lora": asdict(lora) if lora else None, "trainable_parameters": trainable}
     _save(trained, processor, recipe, out, trainer, facts)
     return trained
+
+
+def _claim(out: Path, run: dict) -> None:
+    """Note what this folder trains, or check that it is the same as what was begun there."""
+    note = out / "run.json"
+    run = json.loads(json.dumps(run))  # tuples become lists, as in the file
+    if not note.exists():
+        write_json(note, run)
+        return
+    begun = json.loads(note.read_text(encoding="utf-8"))
+    differ = [name for name in run if begun.get(name) != run[name]]
+    if differ:
+        raise ValueError(
+            f"{out} holds another run (its {' and '.join(differ)} differ): choose another folder or delete it"
+        )
 
 
 def last_checkpoint(folder: Path) -> str | None:

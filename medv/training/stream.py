@@ -20,7 +20,7 @@ class TrainingStream(Dataset):
     """`steps * batch_size` items in training order; item = encode(example) plus the seeds of its noise.
 
     times="iid": each t is uniform (the reference). "stratified": the samples of one global batch take the batch_size equal
-    parts of (0, 1), which lowers the variance of the loss (MDLM).
+    parts of (0, 1), so that every batch covers the interval evenly (MDLM).
     """
 
     def __init__(

@@ -8,7 +8,7 @@ results should know it. Images come from the training split only.
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,8 @@ from transformers import SiglipVisionConfig, SiglipVisionModel, Trainer, Trainin
 
 from medv.data.general import ShapeScene, draw_shapes, sample_shapes
 from medv.data.phantoms import draw, phantom_scene
-from medv.data.scene import Scene, split_seed
+from medv.data.scene import NORMAL, Scene, split_seed
+from medv.model.modeling import pool_patches
 from medv.profiles import ModelShape
 from medv.training.stages import last_checkpoint
 
@@ -62,25 +63,40 @@ def tower_scenes(split: str, count: int) -> list[Scene | ShapeScene]:
 
 
 class SceneImages(Dataset):
-    """Drawn scenes with their labels, in order; a drawn image is kept as bytes."""
+    """Drawn scenes with their labels, in order; a drawn image is kept as bytes.
 
-    def __init__(self, scenes: Sequence[Scene | ShapeScene], labels: Labels, image_size: int):
-        self.scenes, self.labels, self.size = scenes, labels, image_size
+    `patches` [P] says for each patch which finding it shows: its label where the image differs from the same image drawn
+    without the finding, else 0.
+    """
+
+    def __init__(self, scenes: Sequence[Scene | ShapeScene], labels: Labels, image_size: int, patch_size: int):
+        self.scenes, self.labels, self.size, self.patch = scenes, labels, image_size, patch_size
         self._picture = functools.lru_cache(maxsize=None)(self._draw)
 
-    def _draw(self, index: int) -> np.ndarray:
+    def _draw(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """The picture [H, W, 3] and where the finding is [H, W], both uint8."""
         scene = self.scenes[index]
-        return (draw_shapes if isinstance(scene, ShapeScene) else draw)(scene, self.size)
+        if isinstance(scene, ShapeScene):
+            return draw_shapes(scene, self.size), np.zeros((self.size, self.size), np.uint8)
+        picture = draw(scene, self.size)
+        normal = replace(scene, finding=NORMAL, side=None, level=None, size=None)
+        change = np.abs(picture.astype(int) - draw(normal, self.size)).max(axis=-1) if scene.finding != NORMAL else 0
+        return picture, np.broadcast_to(change > 16, picture.shape[:2]).astype(np.uint8)
 
     def __len__(self) -> int:
         return len(self.scenes)
 
     def __getitem__(self, index: int) -> dict:
-        return self._item(index, self._picture(index))
+        return self._item(index, *self._picture(index))
 
-    def _item(self, index: int, picture: np.ndarray) -> dict:
+    def _item(self, index: int, picture: np.ndarray, where: np.ndarray) -> dict:
+        labels = torch.tensor(self.labels.encode(self.scenes[index]))
+        side = self.size // self.patch
+        share = where.reshape(side, self.patch, side, self.patch).mean(axis=(1, 3)).reshape(-1)  # [P]
+        finding = labels[ATTRIBUTES.index("finding")]
+        patches = torch.where(torch.from_numpy(share > 0.25), finding + 1, 0)
         pixels = torch.from_numpy(picture).permute(2, 0, 1).float() / 127.5 - 1  # [3, H, W]
-        return {"pixel_values": pixels, "labels": torch.tensor(self.labels.encode(self.scenes[index]))}
+        return {"pixel_values": pixels, "labels": labels, "patches": patches}
 
 
 class AugmentedImages(SceneImages):
@@ -90,8 +106,8 @@ class AugmentedImages(SceneImages):
     midlines, so every label stays true.
     """
 
-    def __init__(self, scenes, labels, image_size: int, *, draws: int, seed: int):
-        super().__init__(scenes, labels, image_size)
+    def __init__(self, scenes, labels, image_size: int, patch_size: int, *, draws: int, seed: int):
+        super().__init__(scenes, labels, image_size, patch_size)
         self.draws, self.seed = draws, seed
 
     def __len__(self) -> int:
@@ -101,29 +117,39 @@ class AugmentedImages(SceneImages):
         rng = np.random.default_rng([self.seed, position, 0xA06])
         index = int(rng.integers(len(self.scenes)))
         margin = self.size // 16
-        padded = np.pad(self._picture(index), ((margin, margin), (margin, margin), (0, 0)), mode="edge")
         top, left = rng.integers(0, 2 * margin + 1, size=2)
-        picture = padded[top : top + self.size, left : left + self.size].astype(np.float32)
-        picture = (picture - 127.5) * rng.uniform(0.85, 1.15) + 127.5 + rng.uniform(-12, 12)
-        return self._item(index, picture.clip(0, 255))
+        rows = np.clip(np.arange(self.size) + top - margin, 0, self.size - 1)
+        columns = np.clip(np.arange(self.size) + left - margin, 0, self.size - 1)
+        picture, where = (plane[rows][:, columns] for plane in self._picture(index))
+        changed = (picture.astype(np.float32) - 127.5) * rng.uniform(0.85, 1.15) + 127.5 + rng.uniform(-12, 12)
+        return self._item(index, changed.clip(0, 255).astype(np.float32), where)
 
 
 class AttributeTower(nn.Module):
-    """A SigLIP encoder with one linear head per attribute on every patch token and on their mean."""
+    """A SigLIP encoder with linear heads: all attributes on every visual token and on their mean, the finding on each patch."""
 
-    def __init__(self, config: SiglipVisionConfig, labels: Labels):
+    def __init__(self, config: SiglipVisionConfig, labels: Labels, image_pool: int):
         super().__init__()
         self.tower = SiglipVisionModel(config)
+        self.pool = image_pool
         self.sizes = [len(labels.values[name]) for name in ATTRIBUTES]
         self.heads = nn.Linear(config.hidden_size, sum(self.sizes))
+        self.patch_head = nn.Linear(config.hidden_size, len(labels.values["finding"]) + 1)
 
-    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """pixel_values [B, 3, H, W], labels [B, A] -> loss and the logits of the mean token [B, sum of classes]."""
+    def forward(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor, patches: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """pixel_values [B, 3, H, W], labels [B, A], patches [B, P] -> loss and the logits of the mean token [B, C]."""
         tower = self.tower
-        tokens = tower.encoder(inputs_embeds=tower.embeddings(pixel_values)).last_hidden_state  # [B, N, D]
+        states = tower.encoder(inputs_embeds=tower.embeddings(pixel_values)).last_hidden_state  # [B, P, D]
+        tokens = pool_patches(states, self.pool)  # [B, N, D]
         pooled = self.heads(F.layer_norm(tokens.mean(dim=1), tokens.shape[-1:]))  # [B, C]
         each = self.heads(F.layer_norm(tokens, tokens.shape[-1:]))  # [B, N, C]
+        dense = self.patch_head(F.layer_norm(states, states.shape[-1:]))  # [B, P, F + 1]
+        # findings are rare among patches: without the weight the head would call every patch normal
+        weight = torch.ones(dense.shape[-1], device=dense.device).index_fill(0, patches.new_zeros(1), 0.2)
         loss = self._loss(pooled[:, None], labels) + self._loss(each, labels)
+        loss = loss + F.cross_entropy(dense.flatten(0, 1), patches.flatten(), weight=weight)
         return {"loss": loss, "logits": pooled}
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -135,6 +161,7 @@ class AttributeTower(nn.Module):
             / ((labels[:, i] != UNKNOWN).sum().clamp_min(1) * part.shape[1])
             for i, part in enumerate(logits.split(self.sizes, dim=-1))
         ]
+        losses[ATTRIBUTES.index("finding")] = 3 * losses[ATTRIBUTES.index("finding")]  # the one of many values
         return torch.stack(losses).mean()
 
     def accuracy(self, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
@@ -147,7 +174,7 @@ class AttributeTower(nn.Module):
 
 
 def train_tower(
-    shape: ModelShape, out: Path, *, steps: int, seed: int, images: int = 60_000, quiet: bool = False
+    shape: ModelShape, out: Path, *, steps: int, seed: int, images: int = 36_000, quiet: bool = False
 ) -> dict:
     """Train the tower and save it to `out` (a SiglipVisionModel folder); returns its validation accuracy per attribute."""
     scenes = tower_scenes("train", images)
@@ -163,12 +190,12 @@ def train_tower(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AttributeTower(config, labels)
+        model = AttributeTower(config, labels, shape.image_pool)
     args = TrainingArguments(
         output_dir=str(out / "checkpoints"),
         max_steps=steps,
         per_device_train_batch_size=64,
-        learning_rate=1e-3,
+        learning_rate=1.5e-3,
         lr_scheduler_type="cosine",
         warmup_steps=0.05,
         weight_decay=0.01,
@@ -182,15 +209,15 @@ def train_tower(
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
     )
-    held_out = SceneImages(tower_scenes("validation", 1200), labels, shape.image_size)
-    drawn = AugmentedImages(scenes, labels, shape.image_size, draws=steps * args.train_batch_size, seed=seed)
+    held_out = SceneImages(tower_scenes("validation", 1200), labels, shape.image_size, shape.patch_size)
+    drawn = AugmentedImages(
+        scenes, labels, shape.image_size, shape.patch_size, draws=steps * args.train_batch_size, seed=seed
+    )
     trainer = Trainer(model=model, args=args, train_dataset=drawn)
     trainer.train(resume_from_checkpoint=last_checkpoint(out / "checkpoints"))
     model.eval()
     model.tower.save_pretrained(out)
     with torch.inference_mode():
         items = [held_out[i] for i in range(len(held_out))]
-        pixels, truth = (torch.stack([item[key] for item in items]) for key in ("pixel_values", "labels"))
-        return model.accuracy(
-            model(pixels.to(trainer.args.device), truth.to(trainer.args.device))["logits"].cpu(), truth
-        )
+        batch = {key: torch.stack([item[key] for item in items]).to(trainer.args.device) for key in items[0]}
+        return model.accuracy(model(**batch)["logits"].cpu(), batch["labels"].cpu())
