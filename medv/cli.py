@@ -84,10 +84,10 @@ def ask(
         raise ValueError("the question is empty: ask something about the image")
     picture = open_image(image)
     from medv.evaluation.answering import answer_with_trace
-    from medv.model.bundled import bundled, load_model
+    from medv.model.bundled import bundled
 
-    network, processor = load_model(model or bundled("tiny_model"))
-    _check_length(question, network, gen_length)
+    network, processor = _load_quietly(model or bundled("tiny_model"))
+    _check_length(question, network, processor, gen_length)
     example = Example("ask", lambda: picture, (Turn("user", question),))
     answer, _ = answer_with_trace(network, processor, example, config)
     if as_json:
@@ -99,13 +99,25 @@ def ask(
         errors.print(f"[dim]{answer.forwards} forwards, {answer.seconds:.2f} s; {note}[/dim]", soft_wrap=True)
 
 
-def _check_length(question: str, network, gen_length: int) -> None:
+def _check_length(question: str, network, processor, gen_length: int) -> None:
+    from medv.data.example import Turn
+
     limit = network.config.text_config.max_position_embeddings
-    # a character is at most a token or so; beyond this the question cannot fit whatever the tokenizer does
-    if len(question) + gen_length > limit * 8:
+    tokens = len(processor.encode_turns((Turn("user", question),), with_image=True))
+    if tokens + gen_length > limit:
         raise ValueError(
-            f"the question has {len(question)} characters: this model reads about {limit} tokens, shorten it"
+            f"the prompt has {tokens} tokens and the answer {gen_length}, but this model reads {limit}: shorten the question"
         )
+
+
+def _load_quietly(folder: Path):
+    """`load_model` without the progress bar of its fraction of a second."""
+    from transformers.utils import logging
+
+    from medv.model.bundled import load_model
+
+    logging.disable_progress_bar()
+    return load_model(folder)
 
 
 @app.command()

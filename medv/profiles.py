@@ -160,7 +160,7 @@ TINY = Profile(
         ),
     },
     pretrain={
-        "tower_steps": 3000,
+        "tower_steps": 4500,
         "short_steps": 2200,
         "text_steps": 2500,
         "general_steps": 1200,

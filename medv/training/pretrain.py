@@ -12,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, SiglipVisionModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from medv.artifacts import write_json
+from medv.artifacts import atomic_directory, write_json
 from medv.data.chat import SpecialTokens
 from medv.data.example import Example
 from medv.data.phantom_sets import alignment_set, description_set, general_set, instruct_set, text_set, vqa_set
@@ -29,7 +30,10 @@ PARTS = ("tokenizer", "vision_tower", "language_tower", "general_model", "tiny_m
 
 
 def pretrain(profile: Profile, out: Path, *, seed: int = 0, only: Sequence[str] = PARTS, quiet: bool = False) -> None:
-    """Make the bundled parts in `out`; parts that are there are kept. `only` names the parts to make."""
+    """Make the bundled parts in `out`; parts that are there are kept. `only` names the parts to make.
+
+    When all are there, `out/weights` holds them in half precision, as the package carries them in `medv/weights`.
+    """
     unknown = set(only) - set(PARTS)
     if unknown:
         raise ValueError(f"unknown part {', '.join(sorted(unknown))}: use {', '.join(PARTS)}")
@@ -45,6 +49,8 @@ def pretrain(profile: Profile, out: Path, *, seed: int = 0, only: Sequence[str] 
             facts = makers[part](profile, out, seed, quiet)
             shutil.rmtree(out / part / "checkpoints", ignore_errors=True)
             write_json(out / part / "part.json", {"profile": profile.to_dict(), "seed": seed, **facts})
+    if all((out / part / "part.json").exists() for part in PARTS):
+        export_half(out, out / "weights")
 
 
 def text_recipes(profile: Profile) -> dict[str, StageRecipe]:
@@ -154,11 +160,10 @@ def _make_tiny_model(profile: Profile, out: Path, seed: int, quiet: bool) -> dic
 
 
 def export_half(source: Path, target: Path) -> None:
-    """Copy the bundled parts with weights in float16, half the bytes; they are loaded as float32 again."""
-    for part in PARTS:
-        shutil.copytree(source / part, target / part, dirs_exist_ok=True)
-    SiglipVisionModel.from_pretrained(source / "vision_tower").half().save_pretrained(target / "vision_tower")
-    language = assemble(source / "language_tower", source / "vision_tower", seed=0)
-    language_tower(language).half().save_pretrained(target / "language_tower")
-    for part in ("general_model", "tiny_model"):
-        MedVForMaskedDiffusion.from_pretrained(source / part).half().save_pretrained(target / part)
+    """Copy the parts with their weights in float16, half the bytes; they are loaded as float32 again."""
+    with atomic_directory(target) as folder:
+        for part in PARTS:
+            shutil.copytree(source / part, folder / part, dirs_exist_ok=True)
+            for file in (folder / part).glob("*.safetensors"):
+                tensors = {name: tensor.half() for name, tensor in load_file(file).items()}
+                save_file(tensors, file, metadata={"format": "pt"})

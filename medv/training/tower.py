@@ -28,6 +28,8 @@ from medv.training.stages import last_checkpoint
 UNKNOWN = -100
 ATTRIBUTES = ("domain", "finding", "side", "level", "size", "acquisition", "shape", "color", "count")
 
+LOCAL = ("finding", "side", "level", "size")
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -65,8 +67,7 @@ def tower_scenes(split: str, count: int) -> list[Scene | ShapeScene]:
 class SceneImages(Dataset):
     """Drawn scenes with their labels, in order; a drawn image is kept as bytes.
 
-    `patches` [P] says for each patch which finding it shows: its label where the image differs from the same image drawn
-    without the finding, else 0.
+    `patches` [P] bool says which patches show the finding: those where the image differs from the same image drawn without.
     """
 
     def __init__(self, scenes: Sequence[Scene | ShapeScene], labels: Labels, image_size: int, patch_size: int):
@@ -93,10 +94,8 @@ class SceneImages(Dataset):
         labels = torch.tensor(self.labels.encode(self.scenes[index]))
         side = self.size // self.patch
         share = where.reshape(side, self.patch, side, self.patch).mean(axis=(1, 3)).reshape(-1)  # [P]
-        finding = labels[ATTRIBUTES.index("finding")]
-        patches = torch.where(torch.from_numpy(share > 0.25), finding + 1, 0)
         pixels = torch.from_numpy(picture).permute(2, 0, 1).float() / 127.5 - 1  # [3, H, W]
-        return {"pixel_values": pixels, "labels": labels, "patches": patches}
+        return {"pixel_values": pixels, "labels": labels, "patches": torch.from_numpy(share > 0.25)}
 
 
 class AugmentedImages(SceneImages):
@@ -126,7 +125,9 @@ class AugmentedImages(SceneImages):
 
 
 class AttributeTower(nn.Module):
-    """A SigLIP encoder with linear heads: all attributes on every visual token and on their mean, the finding on each patch."""
+    """A SigLIP encoder with linear heads: all attributes on every visual token and on their mean, and on each patch what
+    finding it shows, of which side, level and size, or none.
+    """
 
     def __init__(self, config: SiglipVisionConfig, labels: Labels, image_pool: int):
         super().__init__()
@@ -134,7 +135,8 @@ class AttributeTower(nn.Module):
         self.pool = image_pool
         self.sizes = [len(labels.values[name]) for name in ATTRIBUTES]
         self.heads = nn.Linear(config.hidden_size, sum(self.sizes))
-        self.patch_head = nn.Linear(config.hidden_size, len(labels.values["finding"]) + 1)
+        self.patch_sizes = [len(labels.values[name]) + 1 for name in LOCAL]
+        self.patch_heads = nn.Linear(config.hidden_size, sum(self.patch_sizes))
 
     def forward(
         self, pixel_values: torch.Tensor, labels: torch.Tensor, patches: torch.Tensor
@@ -145,12 +147,20 @@ class AttributeTower(nn.Module):
         tokens = pool_patches(states, self.pool)  # [B, N, D]
         pooled = self.heads(F.layer_norm(tokens.mean(dim=1), tokens.shape[-1:]))  # [B, C]
         each = self.heads(F.layer_norm(tokens, tokens.shape[-1:]))  # [B, N, C]
-        dense = self.patch_head(F.layer_norm(states, states.shape[-1:]))  # [B, P, F + 1]
-        # findings are rare among patches: without the weight the head would call every patch normal
-        weight = torch.ones(dense.shape[-1], device=dense.device).index_fill(0, patches.new_zeros(1), 0.2)
-        loss = self._loss(pooled[:, None], labels) + self._loss(each, labels)
-        loss = loss + F.cross_entropy(dense.flatten(0, 1), patches.flatten(), weight=weight)
+        local = self.patch_heads(F.layer_norm(states, states.shape[-1:]))  # [B, P, C']
+        loss = self._loss(pooled[:, None], labels) + self._loss(each, labels) + self._local_loss(local, labels, patches)
         return {"loss": loss, "logits": pooled}
+
+    def _local_loss(self, logits: torch.Tensor, labels: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy of the patches, logits [B, P, C'], patches [B, P] bool; class 0 is "nothing here"."""
+        losses = []
+        for name, part in zip(LOCAL, logits.split(self.patch_sizes, dim=-1), strict=True):
+            target = torch.where(patches, labels[:, ATTRIBUTES.index(name), None] + 1, 0)  # [B, P]
+            # findings are rare among patches: without the weight a head would call every patch empty
+            weight = torch.ones(part.shape[-1], device=part.device)
+            weight[0] = 0.2
+            losses.append(F.cross_entropy(part.flatten(0, 1), target.flatten(), weight=weight))
+        return torch.stack(losses).mean()
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy over attributes and tokens; logits [B, n, C]."""
@@ -161,7 +171,7 @@ class AttributeTower(nn.Module):
             / ((labels[:, i] != UNKNOWN).sum().clamp_min(1) * part.shape[1])
             for i, part in enumerate(logits.split(self.sizes, dim=-1))
         ]
-        losses[ATTRIBUTES.index("finding")] = 3 * losses[ATTRIBUTES.index("finding")]  # the one of many values
+        losses[ATTRIBUTES.index("finding")] = 2 * losses[ATTRIBUTES.index("finding")]  # the one of many values
         return torch.stack(losses).mean()
 
     def accuracy(self, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
