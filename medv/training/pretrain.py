@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from medv.artifacts import atomic_directory, write_json
 from medv.data.chat import SpecialTokens
 from medv.data.example import Example
-from medv.data.phantom_sets import alignment_set, description_set, general_set, instruct_set, text_set, vqa_set
+from medv.data.phantom_sets import alignment_set, general_set, instruct_set, text_set, vqa_set
 from medv.model.assembly import assemble, language_tower, new_processor, random_model
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.profiles import Profile, StageRecipe
@@ -149,14 +149,15 @@ def _make_general_model(profile: Profile, out: Path, seed: int, quiet: bool) -> 
 
 
 def _make_tiny_model(profile: Profile, out: Path, seed: int, quiet: bool) -> dict:
-    steps = profile.pretrain["finish_steps"]
-    count = max(8, steps * profile.stages["instruct"].batch_size // int(profile.stages["instruct"].epochs))
+    size, base = profile.model.image_size, profile.stages["instruct"]
+    finish = replace(base, samples=0, epochs=1, padding="fixed:64")  # short answers learn to end on a long canvas
+    profile = replace(profile, stages={**profile.stages, "instruct": finish})
     sets = {
-        "align": alignment_set("train", profile.stages["align"].samples, image_size=profile.model.image_size),
-        "instruct": mixture(profile, "train", count),
+        "vqa": vqa_set("train", profile.stages["vqa"].samples, image_size=size),
+        "instruct": mixture(profile, "train", profile.pretrain["finish_steps"] * base.batch_size),
     }
     _stages(profile, out, "tiny_model", sets, seed, quiet)
-    return {"examples": count, "held_out": len(description_set("validation", 1))}
+    return {"examples": {stage: len(examples) for stage, examples in sets.items()}}
 
 
 def export_half(source: Path, target: Path) -> None:

@@ -27,6 +27,7 @@ from medv.training.stream import TrainingStream, ValidationStream
 PARTS = {
     "projector": ("model.projector.",),
     "language_model": ("model.language_model.", "lm_head."),
+    "language_layers": ("model.language_model.layers.", "model.language_model.norm."),  # all but the token embedding
 }
 
 
