@@ -136,7 +136,7 @@ TINY = Profile(
         ),
         "instruct": StageRecipe(
             trains=_BOTH,
-            samples=6000,
+            samples=5000,
             epochs=4,
             batch_size=16,
             learning_rate=1e-3,
@@ -166,7 +166,7 @@ TINY = Profile(
         "general_steps": 600,
         "finish_steps": 1400,
     },
-    describe=SamplerSpec(gen_length=128, block_length=32, steps=128),
+    describe=SamplerSpec(gen_length=72, block_length=24, steps=72),
     answer=SamplerSpec(gen_length=8, block_length=8, steps=8),
     seeds=(0, 1, 2),
     evaluation_questions=600,
