@@ -60,7 +60,7 @@ def text_recipes(profile: Profile) -> dict[str, StageRecipe]:
     """
     base = replace(profile.stages["instruct"], trains=("language_model",), samples=0, epochs=1)
     return {
-        "short": replace(base, batch_size=32, learning_rate=2e-3),
+        "short": replace(base, batch_size=32, learning_rate=2e-3, normalization="masked"),
         "all": replace(base, batch_size=16, learning_rate=1.5e-3),
     }
 
@@ -84,14 +84,14 @@ def _texts(count: int) -> Iterator[str]:
 
 
 def _make_tokenizer(profile: Profile, out: Path, seed: int, quiet: bool) -> dict:
-    tokenizer = train_tokenizer(_texts(4000), profile.model.vocab_size)
+    tokenizer = train_tokenizer(_texts(profile.pretrain.get("texts", 4000)), profile.model.vocab_size)
     tokenizer.save_pretrained(out / "tokenizer")
     return {"tokens": len(tokenizer)}
 
 
 def _make_vision_tower(profile: Profile, out: Path, seed: int, quiet: bool) -> dict:
-    steps = profile.pretrain["tower_steps"]
-    return {"accuracy": train_tower(profile.model, out / "vision_tower", steps=steps, seed=seed, quiet=quiet)}
+    options = {"steps": profile.pretrain["tower_steps"], "images": profile.pretrain.get("tower_images", 36_000)}
+    return {"accuracy": train_tower(profile.model, out / "vision_tower", seed=seed, quiet=quiet, **options)}
 
 
 def _tokenizer(out: Path) -> PreTrainedTokenizerFast:

@@ -1,0 +1,72 @@
+"""The weights that come with the package: they can be made again, they load, and the finished model has learned to look."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+import medv
+from medv.data.phantom_sets import vqa_set
+from medv.diffusion.sampler import SamplerConfig
+from medv.evaluation.answering import answer_examples, gray_view
+from medv.model.bundled import BUNDLED, bundled, load_model
+from medv.profiles import get_profile
+from medv.training.pretrain import PARTS, pretrain
+
+WEIGHTS = Path(medv.__file__).parent / "weights"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pretrain")
+    smoke = get_profile("smoke")
+    small = replace(smoke, pretrain={**smoke.pretrain, "tower_images": 64, "texts": 300})
+    pretrain(small, folder, quiet=True)
+    return folder
+
+
+def test_every_part_is_made_and_exported_in_half_precision(made):
+    for part in PARTS:
+        assert (made / "weights" / part / "part.json").exists()
+    for file in (made / "weights").rglob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            assert {tensors.get_tensor(name).dtype for name in tensors.keys()} == {torch.float16}  # noqa: SIM118
+
+
+def test_a_part_that_is_there_is_kept(made):
+    before = (made / "vision_tower" / "model.safetensors").stat().st_mtime_ns
+    pretrain(get_profile("smoke"), made, quiet=True)
+    assert (made / "vision_tower" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_an_unknown_part_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="unknown part"):
+        pretrain(get_profile("smoke"), tmp_path, only=["tower"])
+
+
+@pytest.mark.parametrize("part", BUNDLED)
+def test_each_bundled_part_says_how_it_was_made(part):
+    facts = json.loads((bundled(part) / "part.json").read_text())
+    assert facts["profile"]["name"] == "tiny" and facts["seed"] == 0
+
+
+def test_the_bundled_weights_are_small_and_hold_no_pickle():
+    files = [path for path in WEIGHTS.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 12e6
+    assert {path.suffix for path in files} <= {".json", ".safetensors"}
+
+
+def test_the_bundled_model_looks_at_the_image():
+    torch.set_num_threads(1)
+    model, processor = load_model(bundled("tiny_model"))
+    questions = [e for e in vqa_set("validation", 400) if e.meta["kind"] == "modality" and e.answer_type == "OPEN"][:24]
+    config = SamplerConfig(8, 8, 8)
+    seen, blind = (
+        [a.text for a in answer_examples(model, processor, questions, config, quiet=True, **view)]
+        for view in ({}, {"view": gray_view})
+    )
+    right = [sum(said == e.answer for said, e in zip(texts, questions, strict=True)) for texts in (seen, blind)]
+    assert right[0] >= 20 and right[1] <= 12
