@@ -95,7 +95,7 @@ def ask(
         return
     console.print(answer.text or "(an empty answer)", markup=False, highlight=False)
     if model is None:
-        note = "a bundled model of about 1.5 million parameters, trained on drawings: never for clinical use"
+        note = "a bundled model of about 1.3 million parameters, trained on drawings: never for clinical use"
         errors.print(f"[dim]{answer.forwards} forwards, {answer.seconds:.2f} s; {note}[/dim]", soft_wrap=True)
 
 
