@@ -3,14 +3,14 @@
 import pytest
 import torch
 from peft import PeftModel
-from tiny import examples, model, picture, processor, shape, special
+from tiny import examples, model, picture, processor, shape, special, tokenizer
 from transformers import AutoConfig, AutoModel, AutoProcessor, SiglipVisionModel
 
 from medv.diffusion.sampler import SamplerConfig
 from medv.model.assembly import assemble, language_tower, new_processor, random_model
 from medv.model.bundled import load_model
 from medv.model.configuration import MedVConfig
-from medv.model.modeling import MedVForMaskedDiffusion
+from medv.model.modeling import MedVForMaskedDiffusion, pool_patches
 from medv.model.processing import MedVProcessor
 from medv.training.collate import Collator, Encoder
 from medv.training.lora import LoraRecipe, attach_lora, merge_lora
@@ -332,3 +332,21 @@ def test_generate_refuses_unknown_options():
         SamplerConfig(remasking_strategy="random")
     with pytest.raises(TypeError, match="cache"):
         model()(ids, mask, use_cache=True)
+
+
+def test_pooling_averages_neighboring_patches_row_by_row():
+    features = torch.arange(16.0).view(1, 16, 1)  # a 4 x 4 grid, numbered row by row
+    assert pool_patches(features, 2).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
+    assert pool_patches(features, 1) is features
+
+
+def test_an_assembled_model_carries_no_path_of_its_towers(tmp_path):
+    original = model()
+    language_tower(original).save_pretrained(tmp_path / "language")
+    tokenizer().save_pretrained(tmp_path / "language")
+    original.model.vision_tower.save_pretrained(tmp_path / "vision")
+    built = assemble(tmp_path / "language", tmp_path / "vision", seed=0)
+    built.save_pretrained(tmp_path / "built")
+    assert str(tmp_path) not in (tmp_path / "built" / "config.json").read_text()
+    for name, tensor in built.model.language_model.state_dict().items():
+        assert torch.equal(tensor, original.model.language_model.state_dict()[name])

@@ -53,7 +53,8 @@ def test_a_profile_names_only_choices_that_exist(profile):
 def test_heads_and_patches_divide_what_they_cut(profile):
     shape = profile.model
     assert shape.hidden_size % shape.heads == 0 and shape.vision_hidden_size % shape.vision_heads == 0
-    assert shape.image_tokens == (shape.image_size // shape.patch_size) ** 2
+    side = shape.image_size // shape.patch_size
+    assert side % shape.image_pool == 0 and shape.image_tokens == (side // shape.image_pool) ** 2
 
 
 def test_a_profile_is_found_by_name_and_an_unknown_name_lists_the_others():

@@ -82,6 +82,9 @@ def assemble(language: Path, vision: Path, *, seed: int, image_pool: int = 1, **
     tower = SiglipVisionModel.from_pretrained(vision, dtype=torch.float32, vision_use_head=False)
     text = LlamaForCausalLM.from_pretrained(language, dtype=torch.float32)
     special = SpecialTokens.of(AutoTokenizer.from_pretrained(language))
+    tower.config._name_or_path = text.config._name_or_path = (
+        ""  # a model must not carry the paths of the machine it was made on
+    )
     options = {"image_pool": image_pool, **_token_ids(special), **options}
     config = MedVConfig(vision_config=tower.config, text_config=text.config, **options)
     with torch.random.fork_rng(devices=[]):
