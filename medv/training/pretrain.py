@@ -3,8 +3,8 @@
 Four things stand for what the paper downloads: a tokenizer and a text-trained language tower (the role of LLaDA-8B-Instruct),
 a vision tower (the role of SigLIP2) and a general-domain vision-language model (the role of LLaDA-V). A fifth, the finished
 tiny model, was tuned from the towers on short questions and then on questions, captions and dialogues together, so that
-`medv ask` answers right after install. Every
-part is a folder that is made whole or not at all; a run that was stopped goes on with the next part.
+`medv ask` answers right after install. Every part is a folder that is made whole or not at all; a run that was stopped goes
+on with the next part.
 """
 
 import shutil
