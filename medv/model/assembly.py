@@ -19,9 +19,9 @@ from medv.model.processing import MedVProcessor, siglip_processor
 from medv.profiles import ModelShape
 
 
-def shape_config(shape: ModelShape, special: SpecialTokens, **options) -> MedVConfig:
-    """The configuration of a shape with the ids of a tokenizer; `options` are further fields of MedVConfig."""
-    vision = SiglipVisionConfig(
+def vision_config(shape: ModelShape) -> SiglipVisionConfig:
+    """The configuration of a shape's vision tower, without SigLIP's pooling head."""
+    return SiglipVisionConfig(
         hidden_size=shape.vision_hidden_size,
         intermediate_size=shape.vision_intermediate_size,
         num_hidden_layers=shape.vision_layers,
@@ -30,6 +30,10 @@ def shape_config(shape: ModelShape, special: SpecialTokens, **options) -> MedVCo
         patch_size=shape.patch_size,
         vision_use_head=False,
     )
+
+
+def shape_config(shape: ModelShape, special: SpecialTokens, **options) -> MedVConfig:
+    """The configuration of a shape with the ids of a tokenizer; `options` are further fields of MedVConfig."""
     text = LlamaConfig(
         hidden_size=shape.hidden_size,
         intermediate_size=shape.intermediate_size,
@@ -48,7 +52,7 @@ def shape_config(shape: ModelShape, special: SpecialTokens, **options) -> MedVCo
         is_causal=False,
     )
     options = {"image_pool": shape.image_pool, **_token_ids(special), **options}
-    return MedVConfig(vision_config=vision, text_config=text, **options)
+    return MedVConfig(vision_config=vision_config(shape), text_config=text, **options)
 
 
 def _token_ids(special: SpecialTokens) -> dict:

@@ -21,6 +21,7 @@ from transformers import SiglipVisionConfig, SiglipVisionModel, Trainer, Trainin
 from medv.data.general import ShapeScene, draw_shapes, sample_shapes
 from medv.data.phantoms import draw, phantom_scene
 from medv.data.scene import NORMAL, Scene, split_seed
+from medv.model.assembly import vision_config
 from medv.model.modeling import pool_patches
 from medv.profiles import ModelShape
 from medv.training.stages import last_checkpoint
@@ -189,18 +190,9 @@ def train_tower(
     """Train the tower and save it to `out` (a SiglipVisionModel folder); returns its validation accuracy per attribute."""
     scenes = tower_scenes("train", images)
     labels = Labels.of(scenes)
-    config = SiglipVisionConfig(
-        hidden_size=shape.vision_hidden_size,
-        intermediate_size=shape.vision_intermediate_size,
-        num_hidden_layers=shape.vision_layers,
-        num_attention_heads=shape.vision_heads,
-        image_size=shape.image_size,
-        patch_size=shape.patch_size,
-        vision_use_head=False,
-    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AttributeTower(config, labels, shape.image_pool)
+        model = AttributeTower(vision_config(shape), labels, shape.image_pool)
     args = TrainingArguments(
         output_dir=str(out / "checkpoints"),
         max_steps=steps,
