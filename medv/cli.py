@@ -90,7 +90,7 @@ def ask(
     from medv.model.bundled import bundled
 
     network, processor = _load_quietly(model or bundled("tiny_model"))
-    _check_length(question, network, processor, gen_length)
+    _check_length(question, picture, network, processor, gen_length)
     example = Example("ask", lambda: picture, (Turn("user", question),))
     answer, _ = answer_with_trace(network, processor, example, config)
     if as_json:
@@ -102,11 +102,11 @@ def ask(
         errors.print(f"[dim]{answer.forwards} forwards, {answer.seconds:.2f} s; {note}[/dim]", soft_wrap=True)
 
 
-def _check_length(question: str, network, processor, gen_length: int) -> None:
+def _check_length(question: str, picture, network, processor, gen_length: int) -> None:
     from medv.data.example import Turn
 
     limit = network.config.text_config.max_position_embeddings
-    tokens = len(processor.encode_turns((Turn("user", question),), with_image=True))
+    tokens = len(processor.encode_turns((Turn("user", question),), image=picture))
     if tokens + gen_length > limit:
         raise ValueError(
             f"the prompt has {tokens} tokens and the answer {gen_length}, but this model reads {limit}: shorten the question"

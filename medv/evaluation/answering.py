@@ -105,7 +105,8 @@ def _answer_batch(
     with_image = images[0] is not None
     if any((image is not None) != with_image for image in images):
         raise ValueError("a batch mixes questions with and without an image: answer them in two calls")
-    prompts = [processor.encode_turns((Turn("user", ex.question.strip()),), with_image=with_image) for ex in batch]
+    pairs = zip(batch, images, strict=True)
+    prompts = [processor.encode_turns((Turn("user", ex.question.strip()),), image=image) for ex, image in pairs]
     inputs = processor.batch(prompts, images if with_image else None).to(model.device)
     was_training = model.training
     model.eval()

@@ -112,8 +112,14 @@ def language_tower(model: MedVForMaskedDiffusion) -> LlamaForCausalLM:
 def new_processor(
     tokenizer: PreTrainedTokenizerFast, config: MedVConfig, *, system: str | None = None
 ) -> MedVProcessor:
-    """The processor that belongs to a model."""
-    vision = config.vision_config
+    """The processor that belongs to a model; its views and visual tokens are those of the configuration."""
     return MedVProcessor(
-        siglip_processor(vision.image_size), tokenizer, image_tokens=config.image_tokens, system=system
+        siglip_processor(config.vision_config.image_size),
+        tokenizer,
+        image_tokens=config.image_tokens,
+        system=system,
+        image_aspect=config.image_aspect,
+        image_grid=config.image_grid,
+        image_max_tiles=config.image_max_tiles,
+        patch_merge=config.patch_merge,
     )

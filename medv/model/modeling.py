@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel, initialization
 from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput
 
@@ -19,6 +19,7 @@ from medv.diffusion.corruption import corrupt
 from medv.diffusion.loss import masked_cross_entropy, token_weights
 from medv.diffusion.sampler import SamplerConfig, SamplerOutput, sample
 from medv.model.configuration import MedVConfig
+from medv.model.merging import merge_views
 
 IGNORED_LABEL = -100
 
@@ -74,6 +75,12 @@ class MedVPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, MedVModel) and module.image_newline is not None:
+            initialization.normal_(module.image_newline, std=self.config.text_config.hidden_size**-0.5)
+
 
 class MedVModel(MedVPreTrainedModel):
     """The towers and the projector, without the output head."""
@@ -83,6 +90,9 @@ class MedVModel(MedVPreTrainedModel):
         self.vision_tower = AutoModel.from_config(config.vision_config)
         self.projector = MedVProjector(config)
         self.language_model = AutoModel.from_config(config.text_config)
+        self.image_newline = None
+        if "unpad" in config.patch_merge:
+            self.image_newline = nn.Parameter(torch.empty(config.text_config.hidden_size))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -93,18 +103,19 @@ class MedVModel(MedVPreTrainedModel):
         """Replace the token embedding of the language tower."""
         self.language_model.set_input_embeddings(value)
 
-    def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Projected visual tokens [n, N, D] of n views [n, 3, H, W].
+    def get_image_features(self, pixel_values: torch.Tensor, image_layouts: torch.Tensor | None = None) -> torch.Tensor:
+        """Projected visual tokens [n, N, D] of n views [n, 3, H, W]; with image_layouts [m, 7] those of m images, [T, D].
 
         Features are the output of the last kept layer, without the final layer norm, as in the reference.
         """
         tower = self.vision_tower
         pixel_values = pixel_values.to(dtype=tower.dtype)
         features = tower.encoder(inputs_embeds=tower.embeddings(pixel_values)).last_hidden_state  # [n, P, D_vision]
-        return self.projector(pool_patches(features, self.config.image_pool))  # [n, N, D]
+        projected = self.projector(pool_patches(features, self.config.image_pool))  # [n, N, D]
+        return projected if image_layouts is None else merge_views(projected, image_layouts, self.image_newline)
 
     def embed(self, input_ids: torch.Tensor, image_features: torch.Tensor | None) -> torch.Tensor:
-        """Token embeddings [B, T, D] with the visual tokens in the place of their placeholders, in order."""
+        """Token embeddings [B, T, D] with the visual tokens ([n, N, D] or [T', D]) in place of their placeholders, in order."""
         embeds = self.get_input_embeddings()(input_ids)  # [B, T, D]
         placeholders = input_ids == self.config.image_token_id  # [B, T]
         wanted, given = int(placeholders.sum()), 0 if image_features is None else image_features[..., 0].numel()
@@ -123,10 +134,13 @@ class MedVModel(MedVPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         image_features: torch.Tensor | None = None,
+        image_layouts: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Hidden states [B, T, D] of ids [B, T]; every token sees every other that `attention_mask` [B, T] does not hide."""
         if pixel_values is not None:
-            image_features = self.get_image_features(pixel_values)
+            image_features = self.get_image_features(pixel_values, image_layouts)
+        elif image_layouts is not None:
+            raise ValueError("image_layouts say how views are put together, but there are no pixel_values")
         positions = None
         if attention_mask is not None:
             positions = (attention_mask.long().cumsum(dim=1) - 1).clamp_min(0)  # [B, T]: padding moves no token
@@ -172,16 +186,18 @@ class MedVForMaskedDiffusion(MedVPreTrainedModel):
         t: torch.Tensor | None = None,
         u: torch.Tensor | None = None,
         logits_to_keep: slice | None = None,
+        image_layouts: torch.Tensor | None = None,
     ) -> MedVOutput:
         """The loss of clean text, or the logits of a canvas.
 
-        input_ids [B, T] int64; attention_mask [B, T], 1 = seen; pixel_values [n, 3, H, W] or image_features [n, N, D] in
-        the order of the placeholders. With labels [B, T] (-100 = never hidden, never scored) `input_ids` must be clean: the
+        input_ids [B, T] int64; attention_mask [B, T], 1 = seen; pixel_values [n, 3, H, W] of all views, with image_layouts
+        [m, 7] where the processor gives them, or image_features [n, N, D] or [T', D] instead of both, in the order of the
+        placeholders. With labels [B, T] (-100 = never hidden, never scored) `input_ids` must be clean: the
         positions u [B, T] < p(t [B]) are masked and scored (Eq. 1-4); without t and u they come from torch's global
         generator. Without labels the logits of the columns `logits_to_keep` (all by default) are returned.
         """
         if labels is None:
-            hidden = self.model(input_ids, attention_mask, pixel_values, image_features)  # [B, T, D]
+            hidden = self.model(input_ids, attention_mask, pixel_values, image_features, image_layouts)  # [B, T, D]
             kept = hidden if logits_to_keep is None else hidden[:, logits_to_keep]
             return MedVOutput(logits=self.lm_head(kept), last_hidden_state=hidden)
         if (t is None) != (u is None):
@@ -197,7 +213,7 @@ class MedVForMaskedDiffusion(MedVPreTrainedModel):
             self.config.mask_token_id,
             eps=self.config.noise_eps,
         )
-        hidden = self.model(noise.ids, attention_mask, pixel_values, image_features)
+        hidden = self.model(noise.ids, attention_mask, pixel_values, image_features, image_layouts)
         weights = token_weights(noise.masked, targets, noise.p_mask, self.config.loss_normalization)
         loss = masked_cross_entropy(hidden[noise.masked], self.lm_head, labels[noise.masked], weights)
         return MedVOutput(loss=loss, masked=noise.masked, last_hidden_state=hidden)
@@ -208,6 +224,7 @@ class MedVForMaskedDiffusion(MedVPreTrainedModel):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
+        image_layouts: torch.Tensor | None = None,
         *,
         config: SamplerConfig,
         row_indices: list[int] | None = None,
@@ -216,7 +233,7 @@ class MedVForMaskedDiffusion(MedVPreTrainedModel):
         if attention_mask is not None and not attention_mask[:, -1].all():
             raise ValueError("a prompt is padded on its right: pad prompts on the left, as MedVProcessor does")
         model = self.model
-        features = None if pixel_values is None else model.get_image_features(pixel_values)
+        features = None if pixel_values is None else model.get_image_features(pixel_values, image_layouts)
         width = input_ids.shape[1]
         full_mask = None
         if attention_mask is not None and not attention_mask.all():

@@ -1,11 +1,14 @@
 """From images and questions to tensors: `MedVProcessor`, the SigLIP image processor and LLaDA's chat format in one object.
 
-It renders the prompt, puts one placeholder per visual token where the image goes and pads prompts on the left. It knows no
-network and no data set.
+It cuts the image into views (`medv.model.views`), renders the prompt, puts one placeholder per visual token where the image
+goes and pads prompts on the left. It knows no network and no data set.
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import astuple
 
+import torch
 from PIL import Image
 from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
@@ -13,14 +16,17 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from medv.data.chat import SYSTEM_PROMPTS, SpecialTokens, encode_prompt
 from medv.data.example import Turn
 from medv.model.configuration import MedVConfig
+from medv.model.views import ViewPlan
 
 
 class MedVProcessor(ProcessorMixin):
     """`processor(images=..., text=..., return_tensors="pt")` gives what `MedVForMaskedDiffusion.generate` takes.
 
     image_processor: resizes to the tower's square size (bicubic) and scales to [-1, 1]. tokenizer: a fast tokenizer with
-    LLaDA's special tokens and `<image>`. image_tokens: visual tokens of one image. system: "medical", "general", a text of
-    one's own, or None for no system message (the tiny models are trained without).
+    LLaDA's special tokens and `<image>`. image_tokens: visual tokens of one view. system: "medical", "general", a text of
+    one's own, or None for no system message (the tiny models are trained without). image_aspect, image_grid,
+    image_max_tiles and patch_merge: how an image becomes views and tokens, see `medv.model.views`; like `system` they are
+    saved with the processor and may be given to `from_pretrained` or set later.
     """
 
     def __init__(
@@ -30,11 +36,30 @@ class MedVProcessor(ProcessorMixin):
         image_tokens: int = 729,
         system: str | None = "medical",
         chat_template: str | None = None,
+        image_aspect: str = "square",
+        image_grid: Sequence[Sequence[int]] = (),
+        image_max_tiles: int | None = None,
+        patch_merge: str = "flat",
     ):
         self.image_tokens = image_tokens
+        self.image_aspect, self.image_max_tiles, self.patch_merge = image_aspect, image_max_tiles, patch_merge
+        self.image_grid = [list(pair) for pair in image_grid]
         self.system = system
         self.special = SpecialTokens.of(tokenizer)
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        _ = self.view_plan  # refuses settings that do not fit together
+
+    @property
+    def view_plan(self) -> ViewPlan:
+        """How pictures become views and visual tokens, by the settings as they are now."""
+        return ViewPlan(
+            size=self.image_processor.size["height"],
+            side=math.isqrt(self.image_tokens),
+            aspect=self.image_aspect,
+            grid=tuple(tuple(pair) for pair in self.image_grid),
+            max_tiles=self.image_max_tiles,
+            merge=self.patch_merge,
+        )
 
     @property
     def system_prompt(self) -> str | None:
@@ -44,7 +69,12 @@ class MedVProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         """The tensors that `__call__` makes."""
-        return ["input_ids", "attention_mask", "pixel_values"]
+        return [
+            "input_ids",
+            "attention_mask",
+            "pixel_values",
+            *([] if self.patch_merge == "flat" else ["image_layouts"]),
+        ]
 
     def __call__(
         self,
@@ -54,8 +84,10 @@ class MedVProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """One prompt per question, with one image each (or none for all).
 
-        Returns input_ids and attention_mask [B, P] int64, padded on the left, and pixel_values [B, 3, H, W] float32.
-        Raises ValueError for an empty question or where images and questions differ in number.
+        Returns input_ids and attention_mask [B, P] int64, padded on the left, pixel_values float32 [V, 3, H, W] of all
+        views of all images (V = B but for "anyres"), and, unless patch_merge is "flat", image_layouts int64 [B, 7], by
+        which the model puts the views together. Raises ValueError for an empty question or where images and questions
+        differ in number.
         """
         questions = [text] if isinstance(text, str) else list(text or ())
         pictures = [images] if isinstance(images, Image.Image) else images and list(images)
@@ -63,12 +95,13 @@ class MedVProcessor(ProcessorMixin):
             raise ValueError("the question is empty: ask something about the image")
         if pictures is not None and len(pictures) != len(questions):
             raise ValueError(f"{len(pictures)} images but {len(questions)} questions: give one image per question")
-        prompts = [self.encode_turns((Turn("user", q.strip()),), with_image=pictures is not None) for q in questions]
+        pairs = zip(questions, pictures or [None] * len(questions), strict=True)
+        prompts = [self.encode_turns((Turn("user", question.strip()),), image=picture) for question, picture in pairs]
         return self.batch(prompts, pictures, return_tensors=return_tensors)
 
-    def encode_turns(self, turns: tuple[Turn, ...], *, with_image: bool) -> list[int]:
-        """Prompt ids of a dialogue that ends with a user turn."""
-        image_tokens = self.image_tokens if with_image else 0
+    def encode_turns(self, turns: tuple[Turn, ...], *, image: Image.Image | None) -> list[int]:
+        """Prompt ids of a dialogue that ends with a user turn; an image takes the placeholders of its size."""
+        image_tokens = 0 if image is None else self.view_plan.tokens(*image.size)
         return encode_prompt(self.tokenizer, turns, system=self.system_prompt, image_tokens=image_tokens)
 
     def batch(
@@ -83,11 +116,21 @@ class MedVProcessor(ProcessorMixin):
         }
         if images is not None:
             data["pixel_values"] = self.pixels(images)
+            layouts = self.layouts(images)
+            if layouts is not None:
+                data["image_layouts"] = layouts
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def pixels(self, images: Sequence[Image.Image]):
-        """float32 [n, 3, H, W] in [-1, 1]."""
-        return self.image_processor([image.convert("RGB") for image in images], return_tensors="pt")["pixel_values"]
+    def pixels(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """float32 [V, 3, H, W] in [-1, 1]: the views of all images, in order."""
+        views = [view for image in images for view in self.view_plan.views(image)]
+        return self.image_processor(views, return_tensors="pt")["pixel_values"]
+
+    def layouts(self, images: Sequence[Image.Image]) -> torch.Tensor | None:
+        """int64 [n, 7], the fields of `medv.model.views.Layout` of each image; None where views stay as they are (flat)."""
+        if self.patch_merge == "flat":
+            return None
+        return torch.tensor([astuple(self.view_plan.layout(*image.size)) for image in images])
 
     def decode_response(self, ids, length: int | None = None) -> str:
         """The text of one row of `SamplerOutput.sequences`, without special tokens."""

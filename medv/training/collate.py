@@ -19,22 +19,30 @@ from medv.data.example import Example, load_image
 from medv.diffusion.corruption import draw_noise
 from medv.model.processing import MedVProcessor
 
+KEPT_BYTES = 2 << 30
+
 
 class Encoder:
-    """Example -> {"input_ids", "labels", "answer_length", "pixel_values"}; pixels are kept in memory once computed."""
+    """Example -> {"input_ids", "labels", "answer_length"} and, with an image, {"pixel_values", "image_layouts"}.
+
+    pixel_values are [3, H, W], or [views, 3, H, W] of an image in tiles; image_layouts [1, 7] are there unless views are
+    merged flat. What was computed of images is kept in memory up to KEPT_BYTES.
+    """
 
     def __init__(self, processor: MedVProcessor, *, loss_tokens: str, max_length: int):
         self.processor, self.loss_tokens, self.max_length = processor, loss_tokens, max_length
-        self._pixels: dict[Path | Callable[[], Image.Image], torch.Tensor] = {}
+        self._kept: dict[Path | Callable[[], Image.Image], tuple[int, dict[str, torch.Tensor]]] = {}
+        self._free = KEPT_BYTES
 
     def __call__(self, example: Example) -> dict:
         """Encode one example; raises ValueError naming it where it is longer than `max_length`."""
         processor = self.processor
+        image_tokens, tensors = (0, {}) if example.image is None else self._look(example)
         encoded = encode_dialogue(
             processor.tokenizer,
             example.turns,
             system=processor.system_prompt,
-            image_tokens=0 if example.image is None else processor.image_tokens,
+            image_tokens=image_tokens,
             loss_tokens=self.loss_tokens,
         )
         if len(encoded.ids) > self.max_length:
@@ -42,15 +50,27 @@ class Encoder:
                 f"example {example.id} has {len(encoded.ids)} tokens, more than the maximum of {self.max_length}: "
                 "shorten it or raise max_length in the recipe"
             )
-        item = {"input_ids": encoded.ids, "labels": encoded.labels, "answer_length": encoded.answer_length}
-        if example.image is not None:
-            item["pixel_values"] = self._pixels_of(example)
-        return item
+        return {
+            "input_ids": encoded.ids,
+            "labels": encoded.labels,
+            "answer_length": encoded.answer_length,
+            **tensors,
+        }
 
-    def _pixels_of(self, example: Example) -> torch.Tensor:
-        if example.image not in self._pixels:
-            self._pixels[example.image] = self.processor.pixels([load_image(example)])[0]  # [3, H, W]
-        return self._pixels[example.image]
+    def _look(self, example: Example) -> tuple[int, dict[str, torch.Tensor]]:
+        """The number of visual tokens of an example's image, and the tensors that the model needs of it."""
+        if example.image in self._kept:
+            return self._kept[example.image]
+        image = load_image(example)
+        tensors = {"pixel_values": self.processor.pixels([image]).squeeze(0)}
+        layouts = self.processor.layouts([image])
+        if layouts is not None:
+            tensors["image_layouts"] = layouts  # [1, 7]
+        look = self.processor.view_plan.tokens(*image.size), tensors
+        if tensors["pixel_values"].nbytes <= self._free:
+            self._free -= tensors["pixel_values"].nbytes
+            self._kept[example.image] = look
+        return look
 
 
 class Collator:
@@ -67,7 +87,9 @@ class Collator:
             raise ValueError(f"unknown padding {padding!r}: use 'batch', 'none' or 'fixed:N'")
 
     def __call__(self, items: Sequence[dict]) -> dict[str, torch.Tensor]:
-        """input_ids, labels, attention_mask [B, T] int64, t [B], u [B, T], and pixel_values [n, 3, H, W] where there are."""
+        """input_ids, labels, attention_mask [B, T] int64, t [B], u [B, T], and where there are images pixel_values
+        [views, 3, H, W] and, unless merged flat, image_layouts [n, 7].
+        """
         rows = [self._answer_padded(item) for item in items]
         width = max(len(ids) for ids, _ in rows)
         visible = self.padding == "batch"
@@ -82,7 +104,10 @@ class Collator:
         }
         pixels = [item["pixel_values"] for item in items if "pixel_values" in item]
         if pixels:
-            batch["pixel_values"] = torch.stack(pixels)  # [n, 3, H, W]
+            batch["pixel_values"] = torch.cat([views.reshape(-1, *views.shape[-3:]) for views in pixels])
+        layouts = [item["image_layouts"] for item in items if "image_layouts" in item]
+        if layouts:
+            batch["image_layouts"] = torch.cat(layouts)
         return batch
 
     def _answer_padded(self, item: dict) -> tuple[list[int], list[int]]:

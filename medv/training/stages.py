@@ -26,8 +26,9 @@ from medv.training.stream import TrainingStream, ValidationStream
 
 PARTS = {
     "projector": ("model.projector.",),
-    "language_model": ("model.language_model.", "lm_head."),
-    "language_layers": ("model.language_model.layers.", "model.language_model.norm."),  # all but the token embedding
+    "language_model": ("model.language_model.", "lm_head.", "model.image_newline"),
+    # all but the token embedding
+    "language_layers": ("model.language_model.layers.", "model.language_model.norm.", "model.image_newline"),
 }
 
 
