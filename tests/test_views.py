@@ -106,6 +106,21 @@ def test_the_tokens_of_the_released_mode():
     assert ViewPlan(384, 27).tokens(800, 300) == ViewPlan(384, 27, "pad").tokens(800, 300) == 729
 
 
+def test_rows_of_tokens_are_rounded_down():
+    layout = plan().layout(90, 51)  # fills 6.8 of 8 token rows of 3 x 2 tiles
+    assert (layout.columns, layout.rows, layout.top, layout.height, layout.width) == (3, 2, 1, 6, 12)
+    slim = plan().layout(51, 90)
+    assert (slim.columns, slim.rows, slim.left, slim.height, slim.width) == (2, 3, 1, 12, 6)
+
+
+@pytest.mark.parametrize(
+    ("most", "side"), [(9, 12), (8, 12), (7, 10)]
+)  # 12 x 12 tokens are 1, 1.06 and 1.13 times too many
+def test_a_grid_is_shrunk_only_if_it_is_more_than_a_tenth_too_large(most, side):
+    layout = plan(max_tiles=most).layout(500, 500)
+    assert (layout.width, layout.height) == (side, side)
+
+
 # Views.
 
 
