@@ -34,7 +34,7 @@ def merge_views(features: torch.Tensor, layouts: torch.Tensor, newline: torch.Te
         if plan.height:
             rows = _grid(views[1:], plan)  # [height, width, D]
             if plan.newline:
-                rows = torch.cat([rows, newline.to(rows.dtype).expand(plan.height, 1, -1)], dim=1)
+                rows = torch.cat([rows, newline.to(rows).expand(plan.height, 1, -1)], dim=1)
             parts.append(rows.flatten(0, 1))
     return torch.cat(parts)
 

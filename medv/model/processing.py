@@ -69,12 +69,8 @@ class MedVProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         """The tensors that `__call__` makes."""
-        return [
-            "input_ids",
-            "attention_mask",
-            "pixel_values",
-            *([] if self.patch_merge == "flat" else ["image_layouts"]),
-        ]
+        names = ["input_ids", "attention_mask", "pixel_values"]
+        return names if self.patch_merge == "flat" else [*names, "image_layouts"]
 
     def __call__(
         self,
