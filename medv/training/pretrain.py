@@ -60,11 +60,9 @@ def text_recipes(profile: Profile) -> dict[str, StageRecipe]:
     Whole reports first is the slow way: a word like "left" is one of seventy, its two values are told apart by nothing
     else, and their embeddings collapse into one long before the model learns to read them off the prompt.
     """
-    base = replace(
-        profile.stages["instruct"], trains=("language_model",), samples=0, epochs=1, batch_size=16, padding="fixed:8"
-    )
+    base = replace(profile.stages["instruct"], trains=("language_model",), samples=0, epochs=1, batch_size=16)
     return {
-        "brief": replace(base, learning_rate=1.2e-3, normalization="masked"),
+        "brief": replace(base, learning_rate=1e-3, normalization="masked", padding="fixed:8"),
         "short": replace(base, learning_rate=1.5e-3, normalization="masked"),
         "all": replace(base, learning_rate=1.5e-3),
     }
@@ -124,17 +122,13 @@ def _make_language_tower(profile: Profile, out: Path, seed: int, quiet: bool) ->
 
 
 def text_examples(phase: str, count: int) -> list[Example]:
-    """The training examples of a phase of the text stage; "short" is half captions, which hold every fact once, and half
-    questions.
-    """
+    """The training examples of a phase of the text stage; "short" are those with one answer of at most thirty words."""
     if phase == "brief":
         return brief_set("train", count)
     if phase == "all":
         return text_set("train", count, seed=1)
-    examples = text_set("train", 3 * count)
-    captions = [example for example in examples if example.meta["kind"] == "caption"][: count // 2]
-    questions = [example for example in examples if example.answer_type][: count - len(captions)]
-    return captions + questions
+    examples = text_set("train", 2 * count)
+    return [ex for ex in examples if len(ex.turns) == 2 and len(ex.answer.split()) <= 30][:count]
 
 
 def _stages(
