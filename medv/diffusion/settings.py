@@ -191,6 +191,26 @@ class SamplerOutput:
     trace: Trace
 
 
+def join_outputs(outputs: list[SamplerOutput]) -> SamplerOutput:
+    """The rows of several calls of one config as one output, numbered in order."""
+    first, commits, rows = outputs[0], [], 0
+    for output in outputs:
+        commits += [commit._replace(row=commit.row + rows) for commit in output.trace.commits]
+        rows += len(output.lengths)
+    return SamplerOutput(
+        sequences=torch.cat([output.sequences for output in outputs]),
+        lengths=[length for output in outputs for length in output.lengths],
+        forwards=[count for output in outputs for count in output.forwards],
+        seconds=sum(output.seconds for output in outputs),
+        finish_reason=[reason for output in outputs for reason in output.finish_reason],
+        trace=Trace(
+            tuple(sorted(commits, key=lambda c: (c.step, c.row, c.position))),
+            first.trace.gen_length,
+            first.trace.mask_token_id,
+        ),
+    )
+
+
 def transfer_counts(masks: int, steps: int) -> list[int]:
     """How many tokens each of `steps` forwards commits so that `masks` are filled: the remainder goes to the first ones."""
     base, extra = divmod(masks, steps)
