@@ -124,7 +124,7 @@ def turn_numbers(ids: Sequence[int], tokenizer: Tokenizer) -> list[int]:
 
     The system message belongs to turn 0. A turn begins at a header that is not the assistant's, after an answer. `ids` may
     be ids or official labels (only headers are read). With turns [B, T] the conversation mask of the reference is
-    `turns[:, None, :, None] >= turns[:, None, None, :]`, as in `medv.training.collate`.
+    `medv.training.collate.conversation_mask(turns)`.
     """
     header, assistant = SpecialTokens.of(tokenizer).start_header, _text(tokenizer, "assistant")
     turn, answered, numbers = 0, False, []
