@@ -5,10 +5,10 @@ its files hold is tested; no name, number or size of a case stands here.
 """
 
 import inspect
-import itertools
 import json
 import os
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from tiny import special, tokenizer
 from transformers import LlamaConfig, SiglipVisionConfig
 
-from medv.data.chat import IGNORED, SYSTEM_PROMPTS, encode_dialogue, encode_plain, encode_prompt, prompt_text, turn_numbers
+from medv.data.chat import SYSTEM_PROMPTS, encode_dialogue, encode_plain, encode_prompt, prompt_text, turn_numbers
 from medv.data.example import IMAGE_TOKEN, Turn
 from medv.diffusion.official import add_gumbel_noise
 from medv.diffusion.settings import SamplerConfig, transfer_counts
@@ -31,6 +31,7 @@ from medv.training.collate import Collator, conversation_mask
 
 FOLDER = Path(os.environ.get("MEDV_FIXTURES", Path(__file__).resolve().parents[2] / "shared" / "fixtures"))
 IMAGE_PLACEHOLDER = -200  # in the reference's ids
+COLUMN_STRIDE = 997  # of the stored logits
 pytestmark = pytest.mark.skipif(
     not (FOLDER / "gen.json").exists(),
     reason=f"no outputs of the reference: set MEDV_FIXTURES ({FOLDER} has no gen.json)",
@@ -55,9 +56,11 @@ def tensors(name: str) -> dict[str, torch.Tensor]:
 
 
 GEN, MM, LOSS, LABELS = (read(f"{name}.json") for name in ("gen", "mm", "loss", "labels"))
-FORWARD_KEYS, LOSS_KEYS, GEN_KEYS = (keys(f"{name}.safetensors") for name in ("forward", "loss", "gen"))
-FORWARDS = sorted({key.partition(".")[0] for key in FORWARD_KEYS})
-GRADIENTS = [key for key in LOSS_KEYS if ".grad." in key]
+FORWARD_KEYS, GEN_KEYS = (keys(f"{name}.safetensors") for name in ("forward", "gen"))
+FORWARDS = [key.removesuffix(".hidden") for key in FORWARD_KEYS if key.endswith(".hidden")]
+MASKED_FORWARDS = [
+    key.removesuffix(".conversation_mask") for key in FORWARD_KEYS if key.endswith("_mask") and "conv" in key
+]
 
 
 def robust(cases: list[dict]) -> list:
@@ -69,7 +72,9 @@ def robust(cases: list[dict]) -> list:
 def used_ids() -> set[int]:
     """Ids that some prompt holds: the placeholder of medv must be none of them."""
     stored = [load_file(FOLDER / name) for name in ("gen.safetensors", "mm.safetensors", "forward.safetensors")]
-    found = {int(i) for file in stored for key, ids in file.items() if not ids.is_floating_point() for i in ids.flatten()}
+    found = {
+        int(i) for file in stored for key, ids in file.items() if not ids.is_floating_point() for i in ids.flatten()
+    }
     return found | {i for case in GEN["llada_text"] for row in case["prompt_ids"] for i in row}
 
 
@@ -115,7 +120,11 @@ def positions(inputs: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", FORWARDS)
 def test_hidden_states_and_logits_are_those_of_the_reference(name, network):
-    stored = {key.partition(".")[2]: value for key, value in tensors("forward.safetensors").items() if key[: len(name) + 1] == f"{name}."}
+    stored = {
+        key.partition(".")[2]: value
+        for key, value in tensors("forward.safetensors").items()
+        if key[: len(name) + 1] == f"{name}."
+    }
     inputs = {part: stored[part] for part in ("input_ids", "inputs_embeds") if part in stored}
     if not inputs:  # the ids of an earlier case are shared by all of its shape
         shared = [value for key, value in sorted(tensors("forward.safetensors").items()) if key.endswith(".input_ids")]
@@ -131,9 +140,21 @@ def test_hidden_states_and_logits_are_those_of_the_reference(name, network):
         torch.testing.assert_close(output.logits[real], stored["logits"][real], rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", MASKED_FORWARDS)
+def test_conversation_masks_of_turns_are_those_of_the_reference(name):
+    stored = tensors("forward.safetensors")
+    mask = stored[f"{name}.conversation_mask"]
+    seen = (
+        mask.bool() if mask.unique().tolist() == [0, 1] or mask.dtype == torch.bool else mask == 0
+    )  # or added to scores
+    assert conversation_mask(stored[f"{name}.conversation_ids"]).equal(seen)
+
+
 def loss_case(name: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """What the file holds of a loss case, and the arguments of the model's forward for it."""
-    stored = {key[len(name) + 1 :]: value for key, value in tensors("loss.safetensors").items() if key.startswith(f"{name}.")}
+    stored = {
+        key[len(name) + 1 :]: value for key, value in tensors("loss.safetensors").items() if key.startswith(f"{name}.")
+    }
     mask = stored.get("attention_mask")
     if "conversation_ids" in LOSS["cases"][name]["kwargs"]:
         mask = conversation_mask(stored["conversation_ids"], mask)
@@ -153,15 +174,12 @@ def test_losses_and_gradients_are_those_of_the_reference(name, network):
     logits = network.lm_head(output.last_hidden_state[output.masked])
     entropy = torch.nn.functional.cross_entropy(logits, stored["labels"][output.masked], reduction="none")
     torch.testing.assert_close(entropy, stored["token_ce"], rtol=0, atol=1e-4)
-    step = next(n for n in itertools.count(1) if -(-logits.shape[1] // n) == stored["logits_masked_cols"].shape[1])
-    seen = stored["logits_masked_cols"]
-    columns = next(
-        c for c in (logits[:, ::n] for n in (997, *range(step, step + 9))) if c.shape == seen.shape
-    )
-    torch.testing.assert_close(columns, seen, rtol=0, atol=1e-4)
+    torch.testing.assert_close(logits[:, ::COLUMN_STRIDE], stored["logits_masked_cols"], rtol=0, atol=1e-4)
     parameters = dict(network.model.language_model.named_parameters())
     for key in [key for key in stored if key.startswith("grad.")]:
-        torch.testing.assert_close(gradient(parameters, key), stored[key], rtol=1e-5, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
+        torch.testing.assert_close(
+            gradient(parameters, key), stored[key], rtol=1e-5, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}"
+        )
 
 
 def gradient(parameters: dict[str, torch.nn.Parameter], key: str) -> torch.Tensor:
@@ -250,7 +268,9 @@ def test_gumbel_noise_is_that_of_the_reference(key):
     assert noisy.argmax(dim=-1).tolist() == facts["argmax"]
 
 
-@pytest.mark.parametrize("key", [key for key, value in MM.items() if isinstance(value, dict) and key.startswith("generate_")])
+@pytest.mark.parametrize(
+    "key", [key for key, value in MM.items() if isinstance(value, dict) and key.startswith("generate_")]
+)
 def test_an_answer_about_an_image_has_the_tokens_of_the_reference(key, network):
     facts = MM[key]
     _, aspect, merge = key.split("_", 2)
@@ -281,45 +301,133 @@ def test_what_the_reference_does_not_survive_is_refused_or_works(network):
 
 
 class ReadTokenizer:
-    """The reference's tokenizer of text as far as its prompts show it: bytes in the order of GPT-2, and longer tokens.
+    """The reference's tokenizer of text as far as its prompts show it: bytes in the order of GPT-2, and longer pieces.
 
-    `known` maps ids to text. Text is cut into the longest known pieces from left to right.
+    `known` maps ids to pieces, whose characters are bytes. Text is cut into the longest known pieces from left to right.
     """
 
     def __init__(self, known: dict[int, str], specials: dict[str, int]):
-        self.ids, self.specials = {text: token for token, text in known.items()}, specials
+        self.ids, self.specials = {piece: token for token, piece in known.items()}, specials
         self.longest = max(map(len, self.ids))
 
     def convert_tokens_to_ids(self, token: str) -> int | None:
         return self.specials.get(token)
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        ids, start = [], 0
-        while start < len(text):
-            size = next(n for n in range(self.longest, 0, -1) if text[start : start + n] in self.ids and start + n <= len(text))
-            ids.append(self.ids[text[start : start + size]])
-            start += size
+        ids, left = [], as_bytes(text)
+        while left:
+            piece = next(left[:n] for n in range(self.longest, 0, -1) if left[:n] in self.ids)
+            ids.append(self.ids[piece])
+            left = left[len(piece) :]
         return ids
 
 
-def byte_texts() -> dict[int, str]:
-    """The first 256 ids: bytes in GPT-2's order, printable ones first. Bytes beyond ASCII are left out."""
+def as_bytes(text: str) -> str:
+    """Text with one character a byte."""
+    return text.encode().decode("latin-1")
+
+
+def byte_pieces() -> dict[int, str]:
+    """The first 256 ids of GPT-2's byte order: the printable bytes, then the others."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     order = printable + [byte for byte in range(256) if byte not in printable]
-    return {token: chr(byte) for token, byte in enumerate(order) if byte < 128}
+    return {token: chr(byte) for token, byte in enumerate(order)}
 
 
 def aligned(ids: list[int], text: str, known: dict[int, str]) -> dict[int, str] | None:
-    """What the unknown ids must mean so that `ids` spell `text`; None where nothing fits."""
+    """`known` and what the unknown ids must mean so that `ids` spell `text`; None where nothing fits."""
     if not ids:
-        return known if not text else None
+        return None if text else known
     if ids[0] in known:
         piece = known[ids[0]]
         return aligned(ids[1:], text[len(piece) :], known) if text.startswith(piece) else None
-    for size in range(2, min(len(text), 12) + 1):
-        if " " in text[:size]:
-            break
-        found = aligned(ids[1:], text[size:], known | {ids[0]: text[:size]})
-        if found is not None:
-            return found
-    return None
+    pieces = (text[:size] for size in range(2, min(len(text), 16) + 1))
+    new = (piece for piece in pieces if " " not in piece and piece not in known.values())
+    tries = (aligned(ids[1:], text[len(piece) :], known | {ids[0]: piece}) for piece in new)
+    return next((found for found in tries if found is not None), None)
+
+
+@cache
+def their_tokenizer() -> ReadTokenizer:
+    """Read from the prompts: the stretches between special tokens are the same in the strings and in the ids."""
+    facts = LABELS["tokenizer"]
+    specials = facts["ids"] | {IMAGE_TOKEN: IMAGE_PLACEHOLDER}
+    known = byte_pieces()
+    for prompt in LABELS["prompts"].values():
+        texts = re.split("|".join(map(re.escape, specials)), prompt["prompt"])
+        parts = [[]]
+        for token in prompt["ids"]:
+            if token in specials.values():
+                parts.append([])
+            else:
+                parts[-1].append(token)
+        for text, ids in zip(texts, parts, strict=True):
+            # The newline after the image is lost in their ids.
+            found = aligned(ids, as_bytes(text), known) or aligned(ids, as_bytes(text.removeprefix("\n")), known)
+            assert found is not None, f"the ids {ids} do not spell {text!r}"
+            known = found
+    return ReadTokenizer(known, specials)
+
+
+def system_of(key: str) -> str:
+    return SYSTEM_PROMPTS["medical" if key.partition("|")[0].endswith("_med") else "general"]
+
+
+def their_turns(messages: list[tuple[str, str]]) -> tuple[tuple[Turn, ...], bool]:
+    """Turns and whether there is an image, which stands at the front of the first message."""
+    roles = {"human": "user", "gpt": "assistant"}
+    turns = tuple(Turn(roles.get(role, role), text.removeprefix(f"{IMAGE_TOKEN}\n")) for role, text in messages)
+    return turns, any(IMAGE_TOKEN in text for _, text in messages)
+
+
+@pytest.mark.parametrize("key", LABELS.get("prompts", {}))
+def test_prompts_are_those_of_the_reference(key):
+    wanted = LABELS["prompts"][key]
+    turns, image = their_turns([tuple(message) for message in wanted["messages"] if message[1] is not None])
+    assert prompt_text(turns, system=system_of(key), image=image) == wanted["prompt"]
+    ids = encode_prompt(their_tokenizer(), turns, system=system_of(key), image_tokens=int(image), official=True)
+    assert ids == wanted["ids"]
+
+
+@pytest.mark.parametrize("key", LABELS.get("labels", {}))
+def test_training_ids_and_labels_are_those_of_the_reference(key):
+    wanted = LABELS["labels"][key]
+    turns, image = their_turns([(m["from"], m["value"]) for m in wanted["after_preprocess_multimodal"]])
+    if key.partition("|")[0].endswith("_plain"):
+        encoded = encode_plain(their_tokenizer(), turns[-1].text, image_tokens=int(image))
+    else:
+        encoded = encode_dialogue(their_tokenizer(), turns, system=system_of(key), image_tokens=int(image))
+    assert encoded.ids == wanted["input_ids"] and encoded.labels == wanted["labels"]
+
+
+def test_role_words_and_newlines_are_those_of_the_reference():
+    facts, own = LABELS["tokenizer"], their_tokenizer()
+    words = {"assistant": facts["assistant"], "user": facts["user"], "\n\n": facts["nlnl"]}
+    assert {word: own.encode(word) for word in words} == words
+
+
+@pytest.mark.parametrize("key", [key for key in LABELS if key.startswith("collator") and "input_ids" in LABELS[key]])
+def test_batches_are_padded_as_in_the_reference(key):
+    wanted, end = LABELS[key], LABELS["tokenizer"]["ids"]["<|endoftext|>"]
+    items = []
+    for index, (ids, labels) in enumerate(zip(wanted["input_ids"], wanted["labels"], strict=True)):
+        length = max(place for place, token in enumerate(ids) if token != end) + 1
+        turns = turn_numbers(ids[:length], their_tokenizer())
+        item = {"input_ids": ids[:length], "labels": labels[:length], "answer_length": 1, "turns": turns}
+        items.append(item | {"noise": (0, 0, index), "stratum": (0, 1)})
+    their_special = replace(special(), end_of_text=end)
+    batch = Collator(their_special, padding="batch")(items)
+    assert batch["input_ids"].tolist() == wanted["input_ids"] and batch["labels"].tolist() == wanted["labels"]
+    assert batch["attention_mask"].all()
+    masked = Collator(their_special, padding="batch", masked_turns=True)(items)["attention_mask"]
+    width = len(wanted["input_ids"][0])
+    assert masked.shape == (len(items), 1, width, width)
+    for row, ids in zip(masked[:, 0], wanted["input_ids"], strict=True):
+        numbers = turn_numbers(ids, their_tokenizer())
+        assert row.tolist() == [[key <= query for key in numbers] for query in numbers]
+
+
+@pytest.mark.parametrize("key", MM.get("conversation_ids", {}))
+def test_turns_are_numbered_as_in_the_reference(key):
+    wanted = MM["conversation_ids"][key]
+    assert turn_numbers(wanted["labels"], their_tokenizer()) == wanted["ids"]

@@ -43,7 +43,8 @@ def sample(
 ) -> SamplerOutput:
     """Sample one response per row of `prompt` [B, P] int64 (left-padded; padding is the denoiser's affair).
 
-    `uniform` replaces the random draws of the presets (see `medv.diffusion.official`). `row_indices` names the rows for the random draws (default 0 .. B-1), so that a row draws the same alone and in a batch.
+    `row_indices` names the rows for the random draws (default 0 .. B-1), so that a row draws the same alone and in a batch.
+    `uniform` replaces the random draws of the presets "official" and "llada" (see `medv.diffusion.official`).
     """
     if config.preset != "medv":
         return official.sample(

@@ -54,7 +54,9 @@ class SamplerConfig:
             raise ValueError(f"unknown preset {self.preset!r}: use one of {', '.join(PRESETS)}")
         for name, preset in (("stop_sequences", "official"), ("suffix", "official"), ("unsure_tokens", "llada")):
             if getattr(self, name) and self.preset != preset:
-                raise ValueError(f"{name} {getattr(self, name)} belongs to SamplerConfig.{preset}(), not {self.preset!r}")
+                raise ValueError(
+                    f"{name} {getattr(self, name)} belongs to SamplerConfig.{preset}(), not {self.preset!r}"
+                )
         if self.preset != "medv" and self.stop_tokens:
             raise ValueError(
                 f"stop_tokens {self.stop_tokens} are not read by the preset {self.preset!r}: "

@@ -206,12 +206,12 @@ class MedVForMaskedDiffusion(MedVPreTrainedModel):
     ) -> MedVOutput:
         """The loss of clean text, or the logits of a canvas.
 
-        input_ids [B, T] int64, or inputs_embeds [B, T, D]; attention_mask [B, T], 1 = seen, or [B, 1, T, T] bool (see
-        `medv.data.chat.turn_numbers` and `MedVModel.forward`, also for position_ids); pixel_values [n, 3, H, W] of all views, with image_layouts
-        [m, 7] where the processor gives them, or image_features [n, N, D] or [T', D] instead of both, in the order of the
-        placeholders. With labels [B, T] (-100 = never hidden, never scored) `input_ids` must be clean: the
-        positions u [B, T] < p(t [B]) are masked and scored (Eq. 1-4); without t and u they come from torch's global
-        generator. Without labels the logits of the columns `logits_to_keep` (all by default) are returned.
+        input_ids [B, T] int64, or inputs_embeds [B, T, D]; attention_mask [B, T], 1 = seen, or [B, 1, T, T] bool, and
+        position_ids as in `MedVModel.forward`; pixel_values [n, 3, H, W] of all views, with image_layouts [m, 7] where the
+        processor gives them, or image_features [n, N, D] or [T', D] instead of both, in the order of the placeholders.
+        With labels [B, T] (-100 = never hidden, never scored) `input_ids` must be clean: the positions
+        u [B, T] < p(t [B]) are masked and scored (Eq. 1-4); without t and u they come from torch's global generator.
+        Without labels the logits of the columns `logits_to_keep` (all by default) are returned.
         """
         if labels is None:
             hidden = self.model(
@@ -313,7 +313,9 @@ class MedVForMaskedDiffusion(MedVPreTrainedModel):
                 seen, features = features[:count], features[count:]
             outputs.append(sample(self._preset_denoiser(text, None, seen), text, settings, **ids))
         if features is not None and len(features):
-            raise ValueError(f"{len(features)} visual tokens have no place in the prompts: let MedVProcessor build both")
+            raise ValueError(
+                f"{len(features)} visual tokens have no place in the prompts: let MedVProcessor build both"
+            )
         return join_outputs(outputs)
 
     def _preset_denoiser(
