@@ -88,6 +88,7 @@ def config() -> MedVConfig:
         text_config=LlamaConfig(**settings["lm"]),
         image_token_id=next(i for i in reversed(range(settings["lm"]["vocab_size"])) if i not in used_ids()),
         patch_merge=mm["mm_patch_merge_type"],
+        image_grid=mm["image_grid_pinpoints"],
     )
 
 
@@ -118,17 +119,17 @@ def positions(inputs: torch.Tensor) -> torch.Tensor:
     return torch.arange(inputs.shape[1])[None]
 
 
+def stored_parts(file: str, name: str) -> dict[str, torch.Tensor]:
+    return {k.removeprefix(f"{name}."): v for k, v in tensors(file).items() if k.startswith(f"{name}.")}
+
+
 @pytest.mark.parametrize("name", FORWARDS)
 def test_hidden_states_and_logits_are_those_of_the_reference(name, network):
-    stored = {
-        key.partition(".")[2]: value
-        for key, value in tensors("forward.safetensors").items()
-        if key[: len(name) + 1] == f"{name}."
-    }
+    stored = stored_parts("forward.safetensors", name)
     inputs = {part: stored[part] for part in ("input_ids", "inputs_embeds") if part in stored}
-    if not inputs:  # the ids of an earlier case are shared by all of its shape
-        shared = [value for key, value in sorted(tensors("forward.safetensors").items()) if key.endswith(".input_ids")]
-        inputs = {"input_ids": next(ids for ids in shared if ids.shape == stored["hidden"].shape[:2])}
+    if not inputs:  # cases share the ids of the last one before them that has the same shape
+        shared = [tensors("forward.safetensors")[key] for key in sorted(FORWARD_KEYS) if key.endswith(".input_ids")]
+        inputs = {"input_ids": [ids for ids in shared if ids.shape == stored["hidden"].shape[:2]][-1]}
     mask = stored.get("attention_mask")
     real = torch.ones(stored["hidden"].shape[:2], dtype=torch.bool) if mask is None else mask.bool()
     if "conversation_ids" in stored:
@@ -152,9 +153,7 @@ def test_conversation_masks_of_turns_are_those_of_the_reference(name):
 
 def loss_case(name: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """What the file holds of a loss case, and the arguments of the model's forward for it."""
-    stored = {
-        key[len(name) + 1 :]: value for key, value in tensors("loss.safetensors").items() if key.startswith(f"{name}.")
-    }
+    stored = stored_parts("loss.safetensors", name.partition("_")[0]) | stored_parts("loss.safetensors", name)
     mask = stored.get("attention_mask")
     if "conversation_ids" in LOSS["cases"][name]["kwargs"]:
         mask = conversation_mask(stored["conversation_ids"], mask)
@@ -273,11 +272,11 @@ def test_gumbel_noise_is_that_of_the_reference(key):
 )
 def test_an_answer_about_an_image_has_the_tokens_of_the_reference(key, network):
     facts = MM[key]
-    _, aspect, merge = key.split("_", 2)
+    aspect, most, merge = re.fullmatch(r"generate_([a-z]+)(?:_max_(\d+))?_(\w+)", key).groups()
     stored = tensors("mm.safetensors")
-    ids = (stored.get(f"{key}.input_ids") if f"{key}.input_ids" in stored else stored["generate.input_ids"])[0]
+    ids = stored.get(f"{key}.input_ids", stored.get("generate.input_ids"))[0]
     own = new_processor(tokenizer(), config())
-    own.image_aspect, own.patch_merge = aspect, merge
+    own.image_aspect, own.image_max_tiles, own.patch_merge = aspect, int(most) if most else None, merge
     pictures = [Image.open(FOLDER / "images" / f"{facts['image']}.png")]
     count = own.view_plan.tokens(*pictures[0].size)
     parts = [torch.full((count,), config().image_token_id) if i == IMAGE_PLACEHOLDER else i[None] for i in ids]

@@ -103,10 +103,12 @@ def _fill_block(run: _Run, start: int, end: int) -> None:
 def _predict(run: _Run, masked: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Predicted tokens and their confidence at every position, [B, T] each; positions without a mask mean nothing."""
     config = run.config
-    logits = run.denoise(run.canvas, slice(0, None)).float()  # [B, T, V]
+    logits = run.denoise(run.canvas, slice(0, None))  # [B, T, V]
     run.forwards += 1
+    if config.preset == "official":
+        logits = logits.float()
     if config.cfg_scale:
-        hidden = run.denoise(run.canvas, slice(0, None), unconditional=True).float()
+        hidden = run.denoise(run.canvas, slice(0, None), unconditional=True).to(logits.dtype)
         run.forwards += 1
         logits = hidden + (config.cfg_scale + 1) * (logits - hidden)
     shape = tuple(logits.shape)
