@@ -234,7 +234,15 @@ PAPER = Profile(
         tie_word_embeddings=False,
     ),
     stages={
-        "align": StageRecipe(("projector",), 600_000, 2, 32, 1e-3, sources=_TABLE6 + _LR),
+        "align": StageRecipe(
+            ("projector",),
+            600_000,
+            2,
+            32,
+            1e-3,
+            loss_tokens="plain",
+            sources=_TABLE6 + "image, caption, newline: the reference's stage 1; " + _LR,
+        ),
         "instruct": StageRecipe(_BOTH, 60_000, 4, 8, 1e-5, sources=_TABLE6 + _LR),
         "vqa": StageRecipe(
             _BOTH, 1797, 2, 8, 1e-5, sources=_TABLE6 + "VQA-RAD column; SLAKE 4919 x 10, PathVQA 19755 x 7; " + _LR

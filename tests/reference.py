@@ -5,14 +5,9 @@ import os
 import shutil
 from pathlib import Path
 
-import pytest
-
 from medv.model.convert import convert
 
-FOLDER = Path(os.environ.get("MEDV_FIXTURES", Path(__file__).parents[1] / ".." / "shared" / "fixtures"))
-needs_fixtures = pytest.mark.skipif(
-    not (FOLDER / "config.json").is_file(), reason="outputs of the reference are not here: set MEDV_FIXTURES"
-)
+FOLDER = Path(os.environ.get("MEDV_FIXTURES", Path(__file__).resolve().parents[2] / "shared" / "fixtures"))
 
 
 def settings() -> dict:

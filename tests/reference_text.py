@@ -6,15 +6,14 @@ its files hold is tested; no name, number or size of a case stands here.
 
 import inspect
 import json
-import os
 import re
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from reference import FOLDER
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import special, tokenizer
@@ -29,13 +28,8 @@ from medv.model.configuration import MedVConfig
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.training.collate import Collator, conversation_mask
 
-FOLDER = Path(os.environ.get("MEDV_FIXTURES", Path(__file__).resolve().parents[2] / "shared" / "fixtures"))
 IMAGE_PLACEHOLDER = -200  # in the reference's ids
 COLUMN_STRIDE = 997  # of the stored logits
-pytestmark = pytest.mark.skipif(
-    not (FOLDER / "gen.json").exists(),
-    reason=f"no outputs of the reference: set MEDV_FIXTURES ({FOLDER} has no gen.json)",
-)
 
 
 def read(name: str) -> dict:
@@ -93,7 +87,7 @@ def config() -> MedVConfig:
 
 
 @pytest.fixture(scope="module")
-def network() -> MedVForMaskedDiffusion:
+def text_network() -> MedVForMaskedDiffusion:
     """The reference's weights under medv's names."""
     renames = [
         ("model.vision_tower.vision_tower.vision_model.", "model.vision_tower."),
@@ -124,7 +118,7 @@ def stored_parts(file: str, name: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", FORWARDS)
-def test_hidden_states_and_logits_are_those_of_the_reference(name, network):
+def test_hidden_states_and_logits_are_those_of_the_reference(name, text_network):
     stored = stored_parts("forward.safetensors", name)
     inputs = {part: stored[part] for part in ("input_ids", "inputs_embeds") if part in stored}
     if not inputs:  # cases share the ids of the last one before them that has the same shape
@@ -135,7 +129,7 @@ def test_hidden_states_and_logits_are_those_of_the_reference(name, network):
     if "conversation_ids" in stored:
         mask = conversation_mask(stored["conversation_ids"], mask)
     with torch.no_grad():
-        output = network(attention_mask=mask, position_ids=positions(stored["hidden"]), **inputs)
+        output = text_network(attention_mask=mask, position_ids=positions(stored["hidden"]), **inputs)
     torch.testing.assert_close(output.last_hidden_state[real], stored["hidden"][real], rtol=0, atol=1e-5)
     if "logits" in stored:
         torch.testing.assert_close(output.logits[real], stored["logits"][real], rtol=0, atol=1e-4)
@@ -162,19 +156,19 @@ def loss_case(name: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tenso
 
 
 @pytest.mark.parametrize("name", LOSS.get("cases", {}))
-def test_losses_and_gradients_are_those_of_the_reference(name, network):
+def test_losses_and_gradients_are_those_of_the_reference(name, text_network):
     facts, (stored, inputs) = LOSS["cases"][name], loss_case(name)
-    network.zero_grad()
-    output = network(**inputs)
+    text_network.zero_grad()
+    output = text_network(**inputs)
     output.loss.backward()
     assert output.loss.item() == pytest.approx(facts["loss"], rel=1e-6)
     assert output.loss.item() == pytest.approx(stored["loss"].item(), rel=1e-6)
     assert output.masked.equal(stored["masked_indices"]) and int(output.masked.sum()) == facts["n_masked"]
-    logits = network.lm_head(output.last_hidden_state[output.masked])
+    logits = text_network.lm_head(output.last_hidden_state[output.masked])
     entropy = torch.nn.functional.cross_entropy(logits, stored["labels"][output.masked], reduction="none")
     torch.testing.assert_close(entropy, stored["token_ce"], rtol=0, atol=1e-4)
     torch.testing.assert_close(logits[:, ::COLUMN_STRIDE], stored["logits_masked_cols"], rtol=0, atol=1e-4)
-    parameters = dict(network.model.language_model.named_parameters())
+    parameters = dict(text_network.model.language_model.named_parameters())
     for key in [key for key in stored if key.startswith("grad.")]:
         torch.testing.assert_close(
             gradient(parameters, key), stored[key], rtol=1e-5, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}"
@@ -192,14 +186,14 @@ def gradient(parameters: dict[str, torch.nn.Parameter], key: str) -> torch.Tenso
 
 
 @pytest.mark.parametrize("name", LOSS.get("cases", {}))
-def test_the_masked_embeddings_of_a_loss_case_are_those_of_the_reference(name, network):
+def test_the_masked_embeddings_of_a_loss_case_are_those_of_the_reference(name, text_network):
     stored, inputs = loss_case(name)
     seen = []
-    handle = network.model.language_model.register_forward_pre_hook(
+    handle = text_network.model.language_model.register_forward_pre_hook(
         lambda _, args, given: seen.append(given["inputs_embeds"]), with_kwargs=True
     )
     with torch.no_grad():
-        network(**inputs)
+        text_network(**inputs)
     handle.remove()
     assert seen[0].equal(stored["noisy_embeds"])
 
@@ -226,7 +220,7 @@ def stop_ids(name: str) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize("case", robust(GEN.get("embeds", [])))
-def test_the_official_preset_samples_the_tokens_of_the_reference(case, network):
+def test_the_official_preset_samples_the_tokens_of_the_reference(case, text_network):
     suffix = case.get("generation_suffix")
     preset = SamplerConfig.official(
         **settings_of(case, SamplerConfig.official),
@@ -235,13 +229,13 @@ def test_the_official_preset_samples_the_tokens_of_the_reference(case, network):
     )
     draws = tensors("gen.safetensors").get(f"{case['name']}.draws")
     prompt = torch.tensor([GEN["prompts"][case["prompt"]]])
-    output = network.generate(prompt, config=preset, uniform=replayed(draws))
+    output = text_network.generate(prompt, config=preset, uniform=replayed(draws))
     assert output.sequences[0, : output.lengths[0]].tolist() == case["out"]
 
 
 @pytest.mark.parametrize("case", robust(GEN.get("llada_text", [])))
-def test_the_llada_preset_samples_the_tokens_of_the_reference(case, network):
-    own, settings = network.config, settings_of(case, SamplerConfig.llada)
+def test_the_llada_preset_samples_the_tokens_of_the_reference(case, text_network):
+    own, settings = text_network.config, settings_of(case, SamplerConfig.llada)
     end_of_text, end_of_turn = own.fill_token_id, own.stop_token_ids[0]
     if case.get("logits_eos_inf"):
         settings["suppress_tokens"] = (end_of_text,)
@@ -249,7 +243,7 @@ def test_the_llada_preset_samples_the_tokens_of_the_reference(case, network):
         settings["unsure_tokens"] = (end_of_text, end_of_turn)
     prompt, mask = (None if case[key] is None else torch.tensor(case[key]) for key in ("prompt_ids", "attention_mask"))
     draws = tensors("gen.safetensors").get(f"{case['name']}.draws")
-    output = network.generate(prompt, mask, config=SamplerConfig.llada(**settings), uniform=replayed(draws))
+    output = text_network.generate(prompt, mask, config=SamplerConfig.llada(**settings), uniform=replayed(draws))
     assert output.sequences.tolist() == case["out"]
 
 
@@ -270,7 +264,7 @@ def test_gumbel_noise_is_that_of_the_reference(key):
 @pytest.mark.parametrize(
     "key", [key for key, value in MM.items() if isinstance(value, dict) and key.startswith("generate_")]
 )
-def test_an_answer_about_an_image_has_the_tokens_of_the_reference(key, network):
+def test_an_answer_about_an_image_has_the_tokens_of_the_reference(key, text_network):
     facts = MM[key]
     aspect, most, merge = re.fullmatch(r"generate_([a-z]+)(?:_max_(\d+))?_(\w+)", key).groups()
     stored = tensors("mm.safetensors")
@@ -281,19 +275,19 @@ def test_an_answer_about_an_image_has_the_tokens_of_the_reference(key, network):
     count = own.view_plan.tokens(*pictures[0].size)
     parts = [torch.full((count,), config().image_token_id) if i == IMAGE_PLACEHOLDER else i[None] for i in ids]
     preset = SamplerConfig.official(**settings_of(facts, SamplerConfig.official))
-    output = network.generate(
+    output = text_network.generate(
         torch.cat(parts)[None], pixel_values=own.pixels(pictures), image_layouts=own.layouts(pictures), config=preset
     )
     assert output.sequences[0, : output.lengths[0]].tolist() == facts["out"]
 
 
-def test_what_the_reference_does_not_survive_is_refused_or_works(network):
+def test_what_the_reference_does_not_survive_is_refused_or_works(text_network):
     """Its guidance without a mask and its batches of conversation masks break; here they work."""
     prompt = torch.tensor([next(iter(GEN["prompts"].values()))])
     preset = SamplerConfig.llada(gen_length=4, block_length=4, steps=2, cfg_scale=1.0)
-    assert network.generate(prompt, config=preset).lengths == [4]
+    assert text_network.generate(prompt, config=preset).lengths == [4]
     with torch.no_grad():
-        assert network(prompt).logits.shape[:2] == prompt.shape
+        assert text_network(prompt).logits.shape[:2] == prompt.shape
 
 
 # Prompts and labels. The reference's tokenizer is not in the folder: what it does to text is read from its prompts.
