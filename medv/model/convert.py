@@ -156,7 +156,9 @@ def _convert_model(source: Path, target: Path, tensors, vision: Path | None, sha
         config.architectures = ["MedVForMaskedDiffusion"]
         config.save_pretrained(folder)
         if tokenizer is not None:
-            new_processor(tokenizer, config, system="medical").save_pretrained(folder)
+            processor = new_processor(tokenizer, config, system="medical")
+            processor.official_prompts = True
+            processor.save_pretrained(folder)
     return "model"
 
 
