@@ -1,5 +1,7 @@
 """LLaDA's chat format: what the ids say, what is trained on, and that text stays text."""
 
+import re
+
 import pytest
 from tiny import special, tokenizer
 
@@ -14,7 +16,8 @@ DIALOGUE = tuple(
 
 
 def decode(ids: list[int]) -> str:
-    return tokenizer().decode(ids)
+    """The text of `ids`, without the space that this tokenizer puts before every text it is given."""
+    return re.sub(r"(^|[>\n]) ", r"\1", tokenizer().decode(ids))
 
 
 def message(role: str, text: str) -> str:

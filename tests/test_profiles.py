@@ -8,13 +8,12 @@ import torch
 from tiny import special
 from transformers import LlamaForCausalLM
 
-from medv.data.chat import LOSS_TOKENS
 from medv.diffusion.loss import NORMALIZATIONS
 from medv.diffusion.sampler import SamplerConfig
 from medv.model.assembly import shape_config
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.profiles import PROFILES, STAGES, get_profile
-from medv.training.collate import Collator
+from medv.training.collate import ENCODINGS, Collator
 from medv.training.stages import PARTS
 from medv.training.stream import TIMES
 
@@ -41,7 +40,7 @@ def test_a_profile_is_json_and_a_copy(profile):
 def test_a_profile_names_only_choices_that_exist(profile):
     assert tuple(profile.stages) == STAGES
     for recipe in profile.stages.values():
-        assert recipe.loss_tokens in LOSS_TOKENS and recipe.normalization in NORMALIZATIONS
+        assert recipe.loss_tokens in ENCODINGS and recipe.normalization in NORMALIZATIONS
         assert recipe.times in TIMES and set(recipe.trains) <= set(PARTS)
         Collator(special(), padding=recipe.padding)
     for spec in (profile.describe, profile.answer):

@@ -14,23 +14,27 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from medv.data.chat import IGNORED, SpecialTokens, encode_dialogue, encode_plain, turn_numbers
+from medv.data.chat import IGNORED, LOSS_TOKENS, SpecialTokens, encode_dialogue, encode_plain, turn_numbers
 from medv.data.example import Example, load_image
 from medv.diffusion.corruption import draw_noise
 from medv.model.processing import MedVProcessor
 
 KEPT_BYTES = 2 << 30
+ENCODINGS = (*LOSS_TOKENS, "plain")
 
 
 class Encoder:
     """Example -> {"input_ids", "labels", "answer_length", "turns"} and, with an image, {"pixel_values", "image_layouts"}.
 
     pixel_values are [3, H, W], or [views, 3, H, W] of an image in tiles; image_layouts [1, 7] are there unless views are
-    merged flat. loss_tokens is "official" or "response" (see `encode_dialogue`), or "plain" (`encode_plain`, the alignment
-    stage of the reference: image, last answer, newline). What was computed of images is kept in memory up to KEPT_BYTES.
+    merged flat. loss_tokens is one of ENCODINGS: "official" or "response" (see `encode_dialogue`), or "plain"
+    (`encode_plain`, the alignment stage of the reference: image, last answer, newline). What was computed of images is kept
+    in memory up to KEPT_BYTES.
     """
 
     def __init__(self, processor: MedVProcessor, *, loss_tokens: str, max_length: int):
+        if loss_tokens not in ENCODINGS:
+            raise ValueError(f"unknown loss_tokens {loss_tokens!r}: use one of {', '.join(ENCODINGS)}")
         self.processor, self.loss_tokens, self.max_length = processor, loss_tokens, max_length
         self._kept: dict[Path | Callable[[], Image.Image], tuple[int, dict[str, torch.Tensor]]] = {}
         self._free = KEPT_BYTES
