@@ -12,8 +12,12 @@ from typing import Protocol
 
 import torch
 
+from medv.diffusion.caching import NO_CACHE, CachePolicy
+from medv.diffusion.confidence import log_confidence
 from medv.diffusion.corruption import noise_generator
 from medv.diffusion.trace import Commit, Trace
+
+LEAST_DRAW = 2.0**-25  # below every other float32 draw: a drawn 0 is still above what may not be chosen
 
 
 class Denoiser(Protocol):
@@ -33,6 +37,7 @@ class SamplerConfig:
     guidance, logits = u + (1 + scale)(c - u). remasking: "low_confidence" keeps the most confident predictions of a
     forward, "random" keeps random ones. suppress_tokens: ids that are never written; None leaves it to the model.
     stop_tokens: ids that end the response; None leaves it to the model, () never stops. seed: of all random draws.
+    cache: which keys and values a forward may keep from earlier ones (see `medv.diffusion.caching`); the model's affair.
     """
 
     gen_length: int = 128
@@ -44,6 +49,7 @@ class SamplerConfig:
     suppress_tokens: tuple[int, ...] | None = None
     stop_tokens: tuple[int, ...] | None = None
     seed: int = 0
+    cache: CachePolicy = NO_CACHE
 
     def __post_init__(self):
         for name in ("gen_length", "block_length", "steps"):
@@ -81,7 +87,7 @@ class SamplerOutput:
 
     sequences [B, L] int64: the responses, `fill_token_id` from each row's end on. lengths [B]: tokens before the stop
     token. forwards [B]: network calls while the row was open (guidance counts two). seconds: wall time of the call.
-    finish_reason [B]: "stop" or "length". trace: the commits.
+    finish_reason [B]: "stop" or "length". trace: the commits. refreshes: forwards of the call that filled a cache.
     """
 
     sequences: torch.Tensor
@@ -90,6 +96,7 @@ class SamplerOutput:
     seconds: float
     finish_reason: list[str]
     trace: Trace
+    refreshes: int = 0
 
 
 def transfer_counts(masks: int, steps: int) -> list[int]:
@@ -164,10 +171,10 @@ def _fill_block(denoise: Denoiser, state: _State, config: SamplerConfig, block: 
         if config.suppress_tokens:
             never = torch.tensor(config.suppress_tokens, device=logits.device)
             logits = logits.index_fill(-1, never, -torch.inf)  # a copy: the denoiser's own tensor is left as it is
-        tokens, confidence = _predict(logits, state, config)  # [B, K] each
+        tokens, score = _predict(logits, state, config)  # [B, K] each
         candidates = _candidates(state, config, start, end, width)
-        chosen = top_positions(confidence.masked_fill(~candidates, -torch.inf), count) & candidates  # [B, K]
-        _commit(state, chosen, tokens, confidence, start, width)
+        chosen = top_positions(score.masked_fill(~candidates, -torch.inf), count) & candidates  # [B, K]
+        _commit(state, chosen, tokens, score.exp(), start, width)
         state.forwards += still_open * (2 if config.cfg_scale else 1)
         state.step += 1
         state.open_rows &= ~_finished(state.canvas[:, width:], state.masked, config.stop_tokens or ())
@@ -190,7 +197,7 @@ def _guided_logits(denoise: Denoiser, canvas: torch.Tensor, columns: slice, conf
 
 
 def _predict(logits: torch.Tensor, state: _State, config: SamplerConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """The predicted token and its confidence at each position of the block, [B, K] each.
+    """The predicted token and the logarithm of its confidence at each position of the block, [B, K] each.
 
     Confidence is the probability without temperature; for random remasking it is a uniform draw.
     """
@@ -204,9 +211,8 @@ def _predict(logits: torch.Tensor, state: _State, config: SamplerConfig) -> tupl
         tokens = logits.argmax(dim=-1)
     if config.remasking == "random":
         draws = torch.stack([torch.rand(logits.shape[1], generator=g) for g in state.generators])
-        return tokens, draws.to(logits.device)
-    chosen = logits.gather(-1, tokens[..., None])[..., 0]
-    return tokens, (chosen - logits.logsumexp(dim=-1)).exp()
+        return tokens, draws.to(logits.device).clamp_min(LEAST_DRAW).log()
+    return log_confidence(logits.clone(), tokens)
 
 
 def top_positions(confidence: torch.Tensor, count: int) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """LLaDA-MedV in transformers' own parts: SigLIP features, a two-layer projector, a Llama that sees both directions.
 
 `forward` holds the training loss of Eq. 4 (corruption included), so that distributed wrappers see one call; only the
-masked positions reach the output head. `generate` is Algorithm 1 of the paper through `medv.diffusion.sampler`. There is no
+masked positions reach the output head. `generate` is Algorithm 1 of the paper through `medv.diffusion.fast`. There is no
 shift: the logits at position i predict token i. This module knows no files, no tokenizer and no training loop.
 """
 
@@ -15,10 +15,13 @@ from transformers import AutoModel, PreTrainedModel, initialization
 from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput
 
+from medv.diffusion.caching import NoCache
 from medv.diffusion.corruption import corrupt
+from medv.diffusion.fast import sample_fast
 from medv.diffusion.loss import masked_cross_entropy, token_weights
-from medv.diffusion.sampler import SamplerConfig, SamplerOutput, sample
+from medv.diffusion.sampler import Denoiser, SamplerConfig, SamplerOutput, sample
 from medv.model.configuration import MedVConfig
+from medv.model.decoding import Decoder
 from medv.model.merging import merge_views
 
 IGNORED_LABEL = -100
@@ -227,26 +230,25 @@ class MedVForMaskedDiffusion(MedVPreTrainedModel):
         image_layouts: torch.Tensor | None = None,
         *,
         config: SamplerConfig,
+        image_features: torch.Tensor | None = None,
         row_indices: list[int] | None = None,
+        reference: bool = False,
+        graphs: bool = False,
     ) -> SamplerOutput:
-        """Answer left-padded prompts [B, P]; the images are looked at once. See `medv.diffusion.sampler.sample`."""
+        """Answer left-padded prompts [B, P]; the images are looked at once, or not at all given their image_features.
+
+        See `medv.diffusion.sampler.sample` for what is computed. `reference` computes it by that plain loop over `forward`;
+        otherwise `medv.diffusion.fast` gives the same tokens sooner. `graphs` replays the forwards between the refreshes of
+        a cache as CUDA graphs.
+        """
         if attention_mask is not None and not attention_mask[:, -1].all():
             raise ValueError("a prompt is padded on its right: pad prompts on the left, as MedVProcessor does")
-        model = self.model
-        features = None if pixel_values is None else model.get_image_features(pixel_values, image_layouts)
-        width = input_ids.shape[1]
-        full_mask = None
-        if attention_mask is not None and not attention_mask.all():
-            answer = attention_mask.new_ones(len(input_ids), config.gen_length)
-            full_mask = torch.cat([attention_mask, answer], dim=1)  # [B, P + L]
-
-        def denoise(canvas: torch.Tensor, columns: slice, *, unconditional: bool = False) -> torch.Tensor:
-            ids, seen = canvas, features
-            if unconditional:
-                ids, seen = canvas.clone(), None
-                ids[:, :width] = self.config.mask_token_id
-            return self(ids, full_mask, image_features=seen, logits_to_keep=columns).logits
-
+        if reference and config.cache != NoCache():
+            raise ValueError(
+                f"the reference has no cache, but the configuration asks for {config.cache}: use NoCache()"
+            )
+        if pixel_values is not None:
+            image_features = self.model.get_image_features(pixel_values, image_layouts)
         own = self.config
         # A placeholder in the answer would ask for one more visual token than there are.
         suppressed = (*_first_given(config.suppress_tokens, own.suppress_token_ids), own.image_token_id)
@@ -256,7 +258,42 @@ class MedVForMaskedDiffusion(MedVPreTrainedModel):
             stop_tokens=_first_given(config.stop_tokens, own.stop_token_ids),
         )
         ids = {"mask_token_id": own.mask_token_id, "fill_token_id": own.fill_token_id}
-        return sample(denoise, input_ids, settings, row_indices=row_indices, **ids)
+        if reference:
+            denoise = self._plain_denoiser(input_ids, attention_mask, image_features, config.gen_length)
+            return sample(denoise, input_ids, settings, row_indices=row_indices, **ids)
+        decoder = Decoder(
+            self,
+            input_ids,
+            config.gen_length,
+            attention_mask=attention_mask,
+            image_features=image_features,
+            cache=config.cache,
+            graphs=graphs,
+        )
+        output = sample_fast(decoder, input_ids, settings, row_indices=row_indices, **ids)
+        return dataclasses.replace(output, refreshes=decoder.refreshes)
+
+    def _plain_denoiser(
+        self,
+        prompt: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        image_features: torch.Tensor | None,
+        gen_length: int,
+    ) -> Denoiser:
+        """`forward` over the whole canvas each time: what every faster way has to give."""
+        full_mask = None
+        if attention_mask is not None and not attention_mask.all():
+            answer = attention_mask.new_ones(len(prompt), gen_length)
+            full_mask = torch.cat([attention_mask, answer], dim=1)  # [B, P + L]
+
+        def denoise(canvas: torch.Tensor, columns: slice, *, unconditional: bool = False) -> torch.Tensor:
+            ids, seen = canvas, image_features
+            if unconditional:
+                ids, seen = canvas.clone(), None
+                ids[:, : prompt.shape[1]] = self.config.mask_token_id
+            return self(ids, full_mask, image_features=seen, logits_to_keep=columns).logits
+
+        return denoise
 
 
 def _first_given(asked: tuple[int, ...] | None, default: list[int] | tuple[int, ...]) -> tuple[int, ...]:
