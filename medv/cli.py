@@ -211,6 +211,25 @@ def evaluate_vqa_command(
     _print_mapping(f"VQA, {variant} variant (percent)", evaluate_vqa(wanted, given, variant=variant).to_dict(), as_json)
 
 
+@app.command()
+@_in_words
+def convert(
+    source: Annotated[Path, typer.Argument(help="Folder of a checkpoint, or a stage-1 mm_projector.bin.")],
+    target: Annotated[Path, typer.Argument(help="Folder to make; it must not exist.")],
+    to: Annotated[
+        str | None, typer.Option(help="medv, lladav, llada8b or projector; default: released to medv, medv to lladav.")
+    ] = None,
+    vision: Annotated[
+        Path | None, typer.Option(help="SigLIP2 folder, for a checkpoint without its vision tower.")
+    ] = None,
+) -> None:
+    """Convert LLaDA, LLaDA-V, LLaDA-MedV and SigLIP2 weights to medv's layout, or back; nothing but names changes."""
+    from medv.model.convert import convert as run
+
+    made = run(source, target, to=to, vision=vision)
+    console.print(f"{escape(str(target))}: {made}")
+
+
 @data_app.command("check")
 @_in_words
 def data_check(

@@ -161,8 +161,9 @@ TINY = Profile(
     },
     pretrain={
         "tower_steps": 4500,
-        "short_steps": 2200,
-        "text_steps": 2500,
+        "brief_steps": 3000,
+        "short_steps": 1200,
+        "all_steps": 2500,
         "general_steps": 600,
         "finish_steps": 1400,
     },
@@ -178,7 +179,7 @@ SMOKE = replace(
     name="smoke",
     purpose="the tests: every notebook in seconds; nothing it makes is a result",
     stages={name: replace(recipe, samples=24, epochs=1, batch_size=8) for name, recipe in TINY.stages.items()},
-    pretrain={"tower_steps": 2, "short_steps": 2, "text_steps": 2, "general_steps": 2, "finish_steps": 2},
+    pretrain=dict.fromkeys(TINY.pretrain, 2),
     describe=SamplerSpec(gen_length=16, block_length=8, steps=4),
     seeds=(0,),
     evaluation_questions=16,
@@ -233,7 +234,15 @@ PAPER = Profile(
         tie_word_embeddings=False,
     ),
     stages={
-        "align": StageRecipe(("projector",), 600_000, 2, 32, 1e-3, sources=_TABLE6 + _LR),
+        "align": StageRecipe(
+            ("projector",),
+            600_000,
+            2,
+            32,
+            1e-3,
+            loss_tokens="plain",
+            sources=_TABLE6 + "image, caption, newline: the reference's stage 1; " + _LR,
+        ),
         "instruct": StageRecipe(_BOTH, 60_000, 4, 8, 1e-5, sources=_TABLE6 + _LR),
         "vqa": StageRecipe(
             _BOTH, 1797, 2, 8, 1e-5, sources=_TABLE6 + "VQA-RAD column; SLAKE 4919 x 10, PathVQA 19755 x 7; " + _LR

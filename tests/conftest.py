@@ -8,6 +8,9 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# Test functions that tests/test_reference.py imports; without this their failed comparisons would not be explained.
+pytest.register_assert_rewrite("reference_images", "reference_text", "reference_weights")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

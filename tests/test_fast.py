@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from medv.diffusion.caching import DualCache, NoCache, PrefixCache
 from medv.diffusion.confidence import log_confidence
 from medv.diffusion.fast import sample_fast
-from medv.diffusion.sampler import SamplerConfig, sample
+from medv.diffusion.sampler import sample
+from medv.diffusion.settings import SamplerConfig
 from medv.model.assembly import shape_config
 from medv.model.decoding import Decoder
 from medv.model.modeling import MedVForMaskedDiffusion

@@ -8,6 +8,7 @@ import pytest
 
 from medv.data.phantom_sets import (
     alignment_set,
+    brief_set,
     description_set,
     general_set,
     instruct_set,
@@ -177,6 +178,16 @@ def test_text_examples_carry_their_facts_in_words():
         scene = example.meta["scene"]
         if example.meta["kind"] in ("caption", "description") and hasattr(scene, "finding"):
             assert scene.finding in example.question and scene.acquisition in example.question
+
+
+def test_a_brief_answer_can_be_read_off_the_tags_and_not_off_the_question():
+    examples = brief_set("train", 560)
+    for example in examples:
+        assert example.image is None and example.question.startswith("Tags: ") and len(example.turns) == 2
+        if example.answer_type == "OPEN" and example.meta["kind"] not in ("abnormal",):
+            assert example.answer in example.question.partition("\n")[0]
+    closed = [example.answer for example in examples if example.answer_type == "CLOSED"]
+    assert set(closed) == {"yes", "no"} and closed.count("yes") * 2 == len(closed)
 
 
 def test_images_are_drawn_on_call_at_the_wanted_size():

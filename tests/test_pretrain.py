@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from transformers import AutoTokenizer
 
 import medv
 from medv.data.phantom_sets import vqa_set
@@ -70,3 +71,9 @@ def test_the_bundled_model_looks_at_the_image():
     )
     right = [sum(said == e.answer for said, e in zip(texts, questions, strict=True)) for texts in (seen, blind)]
     assert right[0] >= 20 and right[1] <= 12
+
+
+def test_a_word_has_the_same_token_alone_and_in_a_sentence():
+    tokenizer = AutoTokenizer.from_pretrained(bundled("tokenizer"))
+    alone = tokenizer.encode("left", add_special_tokens=False)
+    assert len(alone) == 1 and alone[0] in tokenizer.encode("a nodule on the left.", add_special_tokens=False)

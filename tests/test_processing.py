@@ -98,3 +98,14 @@ def test_save_and_load_keep_the_processor(tmp_path, system):
 
 def test_the_image_size_is_that_of_the_tower():
     assert siglip_processor(384)(picture(0), return_tensors="pt")["pixel_values"].shape == (1, 3, 384, 384)
+
+
+def test_official_prompts_lose_the_newline_after_the_image_and_stay_so_when_saved(tmp_path):
+    own, official = processor(), processor()
+    official.official_prompts = True
+    official.save_pretrained(tmp_path)
+    official = type(official).from_pretrained(tmp_path)
+    asked = {"images": picture(0), "text": "What is shown?"}
+    ours, theirs = own(**asked)["input_ids"][0].tolist(), official(**asked)["input_ids"][0].tolist()
+    after = len(ours) - 1 - ours[::-1].index(special().image)
+    assert theirs == ours[: after + 1] + ours[after + 2 :]

@@ -5,7 +5,8 @@ A message is `<|start_header_id|>role<|end_header_id|>` + two newlines + text + 
 images: an image is `image_tokens` placeholders and a newline at the front of the first user message.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from medv.data.example import IMAGE_TOKEN, Turn
@@ -108,18 +109,74 @@ def encode_dialogue(
     return Encoded(ids, labels, answer_length=len(body))
 
 
+def encode_plain(tokenizer: Tokenizer, caption: str, *, image_tokens: int) -> Encoded:
+    """The alignment stage's example in the reference: the image, the caption and a newline, without any chat format.
+
+    The caption and the newline are targets; what a user asked is left out, and nothing marks the end.
+    """
+    text = _text(tokenizer, caption + "\n")
+    special = SpecialTokens.of(tokenizer)
+    return Encoded([special.image] * image_tokens + text, [IGNORED] * image_tokens + text, answer_length=len(text))
+
+
+def turn_numbers(ids: Sequence[int], tokenizer: Tokenizer) -> list[int]:
+    """The number of the turn, from 0, that each token of a dialogue belongs to: a question and its answer are one turn.
+
+    The system message belongs to turn 0. A turn begins at a header that is not the assistant's, after an answer. `ids` may
+    be ids or official labels (only headers are read). With turns [B, T] the conversation mask of the reference is
+    `medv.training.collate.conversation_mask(turns)`.
+    """
+    header, assistant = SpecialTokens.of(tokenizer).start_header, _text(tokenizer, "assistant")
+    turn, answered, numbers = 0, False, []
+    for place, token in enumerate(ids):
+        if token == header:
+            by_assistant = list(ids[place + 1 : place + 1 + len(assistant)]) == assistant
+            turn += answered and not by_assistant
+            answered = by_assistant
+        numbers.append(turn)
+    return numbers
+
+
+def prompt_text(turns: tuple[Turn, ...], *, system: str | None = None, image: bool = False) -> str:
+    """A prompt as one string, in the form that the released models were demonstrated with."""
+    messages = [] if system is None else [("system", system)]
+    messages += [(turn.role, turn.text.strip()) for turn in turns]
+    if image:
+        first = next(i for i, (role, _) in enumerate(messages) if role == "user")
+        messages[first] = ("user", f"{IMAGE_TOKEN}\n{messages[first][1]}")
+    special = SpecialTokens.STRINGS
+    parts = [
+        f"{special['start_header']}{role}{special['end_header']}\n\n{text}"
+        for role, text in [*messages, ("assistant", "")]
+    ]
+    return special["start_of_text"] + special["end_of_turn"].join(parts)
+
+
 def encode_prompt(
-    tokenizer: Tokenizer, turns: tuple[Turn, ...], *, system: str | None = None, image_tokens: int = 0
+    tokenizer: Tokenizer,
+    turns: tuple[Turn, ...],
+    *,
+    system: str | None = None,
+    image_tokens: int = 0,
+    official: bool = False,
 ) -> list[int]:
-    """The ids of a dialogue up to where the assistant's next answer begins; it must end with a user turn."""
+    """The ids of a dialogue up to where the assistant's next answer begins; it must end with a user turn.
+
+    official=True repeats what the reference does at inference but not in training: texts are trimmed, and the first token
+    after the image, which is the newline, is lost.
+    """
     if not turns or turns[-1].role != "user":
         raise ValueError("a prompt must end with a user turn")
     special = SpecialTokens.of(tokenizer)
+    if official:
+        turns = tuple(replace(turn, text=turn.text.strip()) for turn in turns)
     ids = [
         token
         for _, header, body in _messages(tokenizer, special, turns, system, image_tokens)
         for token in header + body
     ]
+    if official and image_tokens:
+        del ids[ids.index(special.image) + image_tokens]
     return ids + _header(tokenizer, special, "assistant")
 
 

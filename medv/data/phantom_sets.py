@@ -118,6 +118,23 @@ def text_set(split: str, n: int, *, seed: int = 0) -> list[Example]:
     return _build(example, n)
 
 
+def brief_set(split: str, n: int, *, seed: int = 0) -> list[Example]:
+    """Text only: one balanced question about facts that stand as tags before it, and its brief answer.
+
+    With so little to say, reading is all there is to learn: the first lesson of the language tower.
+    """
+
+    def example(index: int) -> Example:
+        number, salt = _number("text", split, index, seed), _salt("text", split, seed)
+        question = balanced_question(index, salt=salt, scene_seed=number)
+        facts = tags(question.scene, np.random.default_rng([number, 0xB21EF]))
+        turns = _turns((_tagged(facts, question.text + BRIEFLY), question.answer))
+        meta = {"scene": question.scene, "kind": question.kind}
+        return Example(f"{_id('text', split, index, seed)}/brief", None, turns, question.form.upper(), meta)
+
+    return _build(example, n)
+
+
 def _build(example: Callable[[int], Example], n: int) -> list[Example]:
     if not 0 <= n <= _RANGE:
         raise ValueError(f"a set of {n} examples cannot be made: ask for 0..{_RANGE}")

@@ -15,7 +15,9 @@ import torch
 
 from medv.diffusion.confidence import log_confidence
 from medv.diffusion.corruption import noise_generator
-from medv.diffusion.sampler import LEAST_DRAW, SamplerConfig, SamplerOutput, top_positions, transfer_counts
+from medv.diffusion.sampler import LEAST_DRAW
+from medv.diffusion.schedules import top_positions, transfer_counts
+from medv.diffusion.settings import SamplerConfig, SamplerOutput
 from medv.diffusion.trace import Commit, Trace
 
 

@@ -8,101 +8,16 @@ sampler: clear first. It knows token ids and a function `denoise` that returns l
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 
-from medv.diffusion.caching import NO_CACHE, CachePolicy
+from medv.diffusion import official
 from medv.diffusion.confidence import log_confidence
 from medv.diffusion.corruption import noise_generator
+from medv.diffusion.settings import Denoiser, SamplerConfig, SamplerOutput, transfer_counts
 from medv.diffusion.trace import Commit, Trace
 
 LEAST_DRAW = 2.0**-25  # below every other float32 draw: a drawn 0 is still above what may not be chosen
-
-
-class Denoiser(Protocol):
-    """The network as the sampler sees it."""
-
-    def __call__(self, canvas: torch.Tensor, columns: slice, *, unconditional: bool = False) -> torch.Tensor:
-        """Logits [B, K, V] at the K `columns` of the canvas [B, T]; `unconditional` hides the prompt (guidance)."""
-
-
-@dataclass(frozen=True)
-class SamplerConfig:
-    """How a response is sampled. L = gen_length, B = block_length, Z = steps, the paper's symbols.
-
-    gen_length: tokens of the response canvas. block_length: tokens of a block; must divide gen_length. steps: forwards
-    allowed over all blocks; must be a multiple of the number of blocks (Z = L commits one token a forward).
-    temperature: 0 takes the most probable token, above it Gumbel noise is added in float64. cfg_scale: classifier-free
-    guidance, logits = u + (1 + scale)(c - u). remasking: "low_confidence" keeps the most confident predictions of a
-    forward, "random" keeps random ones. suppress_tokens: ids that are never written; None leaves it to the model.
-    stop_tokens: ids that end the response; None leaves it to the model, () never stops. seed: of all random draws.
-    cache: which keys and values a forward may keep from earlier ones (see `medv.diffusion.caching`); the model's affair.
-    """
-
-    gen_length: int = 128
-    block_length: int = 32
-    steps: int = 128
-    temperature: float = 0.0
-    cfg_scale: float = 0.0
-    remasking: str = "low_confidence"
-    suppress_tokens: tuple[int, ...] | None = None
-    stop_tokens: tuple[int, ...] | None = None
-    seed: int = 0
-    cache: CachePolicy = NO_CACHE
-
-    def __post_init__(self):
-        for name in ("gen_length", "block_length", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        if self.gen_length % self.block_length:
-            raise ValueError(
-                f"block_length {self.block_length} does not divide gen_length {self.gen_length}: "
-                f"choose a divisor, for example {_nearest_divisor(self.gen_length, self.block_length)}"
-            )
-        if self.steps % self.blocks:
-            low = max(self.blocks, self.steps // self.blocks * self.blocks)
-            raise ValueError(
-                f"steps {self.steps} is not a multiple of the {self.blocks} blocks: use {low}, for example"
-            )
-        if self.temperature < 0 or self.cfg_scale < 0:
-            raise ValueError(f"temperature {self.temperature} and cfg_scale {self.cfg_scale} must not be negative")
-        if self.remasking not in ("low_confidence", "random"):
-            raise ValueError(f"unknown remasking {self.remasking!r}: use 'low_confidence' or 'random'")
-
-    @property
-    def blocks(self) -> int:
-        """Number of blocks, L / B."""
-        return self.gen_length // self.block_length
-
-
-def _nearest_divisor(length: int, wanted: int) -> int:
-    divisors = [d for d in range(1, length + 1) if length % d == 0]
-    return min(divisors, key=lambda d: abs(d - wanted))
-
-
-@dataclass(frozen=True)
-class SamplerOutput:
-    """What a sampling call returns; B rows.
-
-    sequences [B, L] int64: the responses, `fill_token_id` from each row's end on. lengths [B]: tokens before the stop
-    token. forwards [B]: network calls while the row was open (guidance counts two). seconds: wall time of the call.
-    finish_reason [B]: "stop" or "length". trace: the commits. refreshes: forwards of the call that filled a cache.
-    """
-
-    sequences: torch.Tensor
-    lengths: list[int]
-    forwards: list[int]
-    seconds: float
-    finish_reason: list[str]
-    trace: Trace
-    refreshes: int = 0
-
-
-def transfer_counts(masks: int, steps: int) -> list[int]:
-    """How many tokens each of `steps` forwards commits so that `masks` are filled: the remainder goes to the first ones."""
-    base, extra = divmod(masks, steps)
-    return [base + (step < extra) for step in range(steps)]
 
 
 @dataclass
@@ -127,11 +42,17 @@ def sample(
     mask_token_id: int,
     fill_token_id: int,
     row_indices: Sequence[int] | None = None,
+    uniform: official.Uniform | None = None,
 ) -> SamplerOutput:
     """Sample one response per row of `prompt` [B, P] int64 (left-padded; padding is the denoiser's affair).
 
     `row_indices` names the rows for the random draws (default 0 .. B-1), so that a row draws the same alone and in a batch.
+    `uniform` replaces the random draws of the presets "official" and "llada" (see `medv.diffusion.official`).
     """
+    if config.preset != "medv":
+        return official.sample(
+            denoise, prompt, config, mask_token_id=mask_token_id, fill_token_id=fill_token_id, uniform=uniform
+        )
     started = time.perf_counter()
     rows, width = prompt.shape
     length = config.gen_length

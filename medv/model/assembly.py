@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from transformers import (
     AutoTokenizer,
     LlamaConfig,
@@ -79,9 +80,12 @@ def random_model(shape: ModelShape, special: SpecialTokens, *, seed: int, **opti
         return MedVForMaskedDiffusion(shape_config(shape, special, **options))
 
 
-def assemble(language: Path, vision: Path, *, seed: int, image_pool: int = 1, **options) -> MedVForMaskedDiffusion:
+def assemble(
+    language: Path, vision: Path, *, seed: int, image_pool: int = 1, projector: Path | None = None, **options
+) -> MedVForMaskedDiffusion:
     """A language tower (LlamaForCausalLM folder with its tokenizer), a vision tower (SiglipVisionModel folder) and a new
-    projector drawn from `seed`: where stage 1 begins. Weights are float32.
+    projector drawn from `seed`: where stage 1 begins. `projector`, a folder that `medv.model.convert` made of a stage-1
+    artifact, gives its weights instead. Weights are float32.
     """
     tower = SiglipVisionModel.from_pretrained(vision, dtype=torch.float32, vision_use_head=False)
     text = LlamaForCausalLM.from_pretrained(language, dtype=torch.float32)
@@ -97,6 +101,8 @@ def assemble(language: Path, vision: Path, *, seed: int, image_pool: int = 1, **
     model.model.vision_tower.load_state_dict(tower.state_dict())
     model.model.language_model.load_state_dict(text.model.state_dict())
     model.lm_head.load_state_dict(text.lm_head.state_dict())
+    if projector is not None:
+        model.model.projector.load_state_dict(load_file(projector / "projector.safetensors"))
     model.tie_weights()
     return model
 

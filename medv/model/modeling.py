@@ -15,11 +15,13 @@ from transformers import AutoModel, PreTrainedModel, initialization
 from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput
 
-from medv.diffusion.caching import NoCache
+from medv.diffusion.caching import NO_CACHE
 from medv.diffusion.corruption import corrupt
 from medv.diffusion.fast import sample_fast
 from medv.diffusion.loss import masked_cross_entropy, token_weights
-from medv.diffusion.sampler import Denoiser, SamplerConfig, SamplerOutput, sample
+from medv.diffusion.official import Uniform
+from medv.diffusion.sampler import sample
+from medv.diffusion.settings import Denoiser, SamplerConfig, SamplerOutput, join_outputs
 from medv.model.configuration import MedVConfig
 from medv.model.decoding import Decoder
 from medv.model.merging import merge_views
@@ -133,24 +135,36 @@ class MedVModel(MedVPreTrainedModel):
 
     def forward(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         image_features: torch.Tensor | None = None,
         image_layouts: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Hidden states [B, T, D] of ids [B, T]; every token sees every other that `attention_mask` [B, T] does not hide."""
+        """Hidden states [B, T, D] of ids [B, T], or of embeddings [B, T, D] that hold visual tokens already.
+
+        Every token sees every other that `attention_mask` does not hide: [B, T] with 1 = seen, or [B, 1, T, T] bool with
+        True where a query (the third dimension) sees a key. `position_ids` [B or 1, T] default to those in which padding
+        moves no token.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds, one of the two")
         if pixel_values is not None:
             image_features = self.get_image_features(pixel_values, image_layouts)
         elif image_layouts is not None:
             raise ValueError("image_layouts say how views are put together, but there are no pixel_values")
-        positions = None
-        if attention_mask is not None:
-            positions = (attention_mask.long().cumsum(dim=1) - 1).clamp_min(0)  # [B, T]: padding moves no token
+        if inputs_embeds is None:
+            inputs_embeds = self.embed(input_ids, image_features)
+        elif image_features is not None:
+            raise ValueError("inputs_embeds hold their visual tokens already: give no images with them")
+        if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
+            position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp_min(0)  # [B, T]: padding moves no token
         outputs = self.language_model(
-            inputs_embeds=self.embed(input_ids, image_features),
+            inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            position_ids=positions,
+            position_ids=position_ids,
             use_cache=False,
         )
         return outputs.last_hidden_state
@@ -181,7 +195,7 @@ class MedVForMaskedDiffusion(MedVPreTrainedModel):
 
     def forward(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         image_features: torch.Tensor | None = None,
@@ -190,33 +204,44 @@ class MedVForMaskedDiffusion(MedVPreTrainedModel):
         u: torch.Tensor | None = None,
         logits_to_keep: slice | None = None,
         image_layouts: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
     ) -> MedVOutput:
         """The loss of clean text, or the logits of a canvas.
 
-        input_ids [B, T] int64; attention_mask [B, T], 1 = seen; pixel_values [n, 3, H, W] of all views, with image_layouts
-        [m, 7] where the processor gives them, or image_features [n, N, D] or [T', D] instead of both, in the order of the
-        placeholders. With labels [B, T] (-100 = never hidden, never scored) `input_ids` must be clean: the
-        positions u [B, T] < p(t [B]) are masked and scored (Eq. 1-4); without t and u they come from torch's global
-        generator. Without labels the logits of the columns `logits_to_keep` (all by default) are returned.
+        input_ids [B, T] int64, or inputs_embeds [B, T, D]; attention_mask [B, T], 1 = seen, or [B, 1, T, T] bool, and
+        position_ids as in `MedVModel.forward`; pixel_values [n, 3, H, W] of all views, with image_layouts [m, 7] where the
+        processor gives them, or image_features [n, N, D] or [T', D] instead of both, in the order of the placeholders.
+        With labels [B, T] (-100 = never hidden, never scored) `input_ids` must be clean: the positions
+        u [B, T] < p(t [B]) are masked and scored (Eq. 1-4); without t and u they come from torch's global generator.
+        Without labels the logits of the columns `logits_to_keep` (all by default) are returned.
         """
         if labels is None:
-            hidden = self.model(input_ids, attention_mask, pixel_values, image_features, image_layouts)  # [B, T, D]
+            hidden = self.model(
+                input_ids, attention_mask, pixel_values, image_features, image_layouts, position_ids, inputs_embeds
+            )  # [B, T, D]
             kept = hidden if logits_to_keep is None else hidden[:, logits_to_keep]
             return MedVOutput(logits=self.lm_head(kept), last_hidden_state=hidden)
         if (t is None) != (u is None):
             raise ValueError("t and u belong together: give both, or neither to draw them")
         if t is None:
-            t, u = torch.rand(len(input_ids)), torch.rand(input_ids.shape)
+            t, u = torch.rand(len(labels)), torch.rand(labels.shape)
         targets = labels != IGNORED_LABEL
         noise = corrupt(
-            input_ids,
+            labels if input_ids is None else input_ids,
             targets,
-            t.to(input_ids.device),
-            u.to(input_ids.device),
+            t.to(labels.device),
+            u.to(labels.device),
             self.config.mask_token_id,
             eps=self.config.noise_eps,
         )
-        hidden = self.model(noise.ids, attention_mask, pixel_values, image_features, image_layouts)
+        ids = noise.ids
+        if inputs_embeds is not None:
+            mask = self.get_input_embeddings().weight[self.config.mask_token_id]  # [D]
+            ids, inputs_embeds = input_ids, torch.where(noise.masked[..., None], mask, inputs_embeds)
+        hidden = self.model(
+            ids, attention_mask, pixel_values, image_features, image_layouts, position_ids, inputs_embeds
+        )
         weights = token_weights(noise.masked, targets, noise.p_mask, self.config.loss_normalization)
         loss = masked_cross_entropy(hidden[noise.masked], self.lm_head, labels[noise.masked], weights)
         return MedVOutput(loss=loss, masked=noise.masked, last_hidden_state=hidden)
@@ -232,23 +257,25 @@ class MedVForMaskedDiffusion(MedVPreTrainedModel):
         config: SamplerConfig,
         image_features: torch.Tensor | None = None,
         row_indices: list[int] | None = None,
+        uniform: Uniform | None = None,
         reference: bool = False,
         graphs: bool = False,
     ) -> SamplerOutput:
         """Answer left-padded prompts [B, P]; the images are looked at once, or not at all given their image_features.
 
-        See `medv.diffusion.sampler.sample` for what is computed. `reference` computes it by that plain loop over `forward`;
+        `medv.diffusion.sampler.sample` says what is computed. With `reference` that plain loop over `forward` computes it;
         otherwise `medv.diffusion.fast` gives the same tokens sooner. `graphs` replays the forwards between the refreshes of
-        a cache as CUDA graphs.
+        a cache as CUDA graphs. `uniform` gives the random draws of the presets of `SamplerConfig` (see
+        `medv.diffusion.official`), which are always the plain ones.
         """
         if attention_mask is not None and not attention_mask[:, -1].all():
             raise ValueError("a prompt is padded on its right: pad prompts on the left, as MedVProcessor does")
-        if reference and config.cache != NoCache():
-            raise ValueError(
-                f"the reference has no cache, but the configuration asks for {config.cache}: use NoCache()"
-            )
+        if reference and config.cache != NO_CACHE:
+            raise ValueError(f"the reference has no cache, but the configuration asks for {config.cache}: leave it out")
         if pixel_values is not None:
             image_features = self.model.get_image_features(pixel_values, image_layouts)
+        if config.preset != "medv":
+            return self._generate_preset(input_ids, attention_mask, image_features, config, uniform)
         own = self.config
         # A placeholder in the answer would ask for one more visual token than there are.
         suppressed = (*_first_given(config.suppress_tokens, own.suppress_token_ids), own.image_token_id)
@@ -257,10 +284,9 @@ class MedVForMaskedDiffusion(MedVPreTrainedModel):
             suppress_tokens=suppressed,
             stop_tokens=_first_given(config.stop_tokens, own.stop_token_ids),
         )
-        ids = {"mask_token_id": own.mask_token_id, "fill_token_id": own.fill_token_id}
+        ids = {"mask_token_id": own.mask_token_id, "fill_token_id": own.fill_token_id, "row_indices": row_indices}
         if reference:
-            denoise = self._plain_denoiser(input_ids, attention_mask, image_features, config.gen_length)
-            return sample(denoise, input_ids, settings, row_indices=row_indices, **ids)
+            return sample(self._plain_denoiser(input_ids, attention_mask, image_features), input_ids, settings, **ids)
         decoder = Decoder(
             self,
             input_ids,
@@ -270,28 +296,75 @@ class MedVForMaskedDiffusion(MedVPreTrainedModel):
             cache=config.cache,
             graphs=graphs,
         )
-        output = sample_fast(decoder, input_ids, settings, row_indices=row_indices, **ids)
+        output = sample_fast(decoder, input_ids, settings, **ids)
         return dataclasses.replace(output, refreshes=decoder.refreshes)
 
     def _plain_denoiser(
+        self, prompt: torch.Tensor, attention_mask: torch.Tensor | None, features: torch.Tensor | None
+    ) -> Denoiser:
+        """`forward` over the whole canvas each time: what every faster way has to give."""
+        width = prompt.shape[1]
+
+        def denoise(canvas: torch.Tensor, columns: slice, *, unconditional: bool = False) -> torch.Tensor:
+            ids, seen, mask = canvas, features, None
+            if unconditional:
+                ids, seen = canvas.clone(), None
+                ids[:, :width] = self.config.mask_token_id
+            if attention_mask is not None and not attention_mask.all():
+                mask = torch.nn.functional.pad(attention_mask, (0, canvas.shape[1] - width), value=1)  # [B, T]
+            return self(ids, mask, image_features=seen, logits_to_keep=columns).logits
+
+        return denoise
+
+    def _generate_preset(
         self,
         prompt: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        image_features: torch.Tensor | None,
-        gen_length: int,
+        features: torch.Tensor | None,
+        config: SamplerConfig,
+        uniform: Uniform | None,
+    ) -> SamplerOutput:
+        """A call in the way of a reference: "official" takes row by row without padding, "llada" the batch as it is."""
+        own = self.config
+        features = None if features is None else features.reshape(-1, features.shape[-1])  # [T', D]
+        suppressed = _first_given(config.suppress_tokens, own.suppress_token_ids)
+        settings = dataclasses.replace(config, suppress_tokens=suppressed)
+        ids = {"mask_token_id": own.mask_token_id, "fill_token_id": own.fill_token_id, "uniform": uniform}
+        if config.preset == "llada":
+            return sample(self._preset_denoiser(prompt, attention_mask, features), prompt, settings, **ids)
+        outputs = []
+        for row, line in enumerate(prompt):
+            text = line[None] if attention_mask is None else line[attention_mask[row].bool()][None]
+            seen, count = None, int((text == own.image_token_id).sum())
+            if features is not None:
+                seen, features = features[:count], features[count:]
+            outputs.append(sample(self._preset_denoiser(text, None, seen), text, settings, **ids))
+        if features is not None and len(features):
+            raise ValueError(
+                f"{len(features)} visual tokens have no place in the prompts: let MedVProcessor build both"
+            )
+        return join_outputs(outputs)
+
+    def _preset_denoiser(
+        self, prompt: torch.Tensor, attention_mask: torch.Tensor | None, features: torch.Tensor | None
     ) -> Denoiser:
-        """`forward` over the whole canvas each time: what every faster way has to give."""
-        full_mask = None
-        if attention_mask is not None and not attention_mask.all():
-            answer = attention_mask.new_ones(len(prompt), gen_length)
-            full_mask = torch.cat([attention_mask, answer], dim=1)  # [B, P + L]
+        """Logits of a canvas by embeddings, so that a placeholder's id in the answer is a token like any other."""
+        width, embedding = prompt.shape[1], self.get_input_embeddings()
+        images = prompt == self.config.image_token_id  # [B, P]
+        start = self.model.embed(prompt, features)  # [B, P, D]: raises where images and placeholders do not match
 
         def denoise(canvas: torch.Tensor, columns: slice, *, unconditional: bool = False) -> torch.Tensor:
-            ids, seen = canvas, image_features
+            embeds = embedding(canvas)  # [B, T, D]
+            embeds[:, :width][images] = start[images]
             if unconditional:
-                ids, seen = canvas.clone(), None
-                ids[:, : prompt.shape[1]] = self.config.mask_token_id
-            return self(ids, full_mask, image_features=seen, logits_to_keep=columns).logits
+                embeds[:, :width] = embedding.weight[self.config.mask_token_id]
+            seen = None
+            if attention_mask is not None:
+                seen = torch.nn.functional.pad(attention_mask, (0, canvas.shape[1] - width), value=1)  # [B, T]
+            positions = torch.arange(canvas.shape[1], device=canvas.device)[None]
+            return self(
+                attention_mask=seen, inputs_embeds=embeds, position_ids=positions, logits_to_keep=columns
+            ).logits
 
         return denoise
 

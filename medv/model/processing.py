@@ -26,7 +26,8 @@ class MedVProcessor(ProcessorMixin):
     LLaDA's special tokens and `<image>`. image_tokens: visual tokens of one view. system: "medical", "general", a text of
     one's own, or None for no system message (the tiny models are trained without). image_aspect, image_grid,
     image_max_tiles and patch_merge: how an image becomes views and tokens, see `medv.model.views`; like `system` they are
-    saved with the processor and may be given to `from_pretrained` or set later.
+    saved with the processor and may be given to `from_pretrained` or set later. official_prompts: write prompts as the
+    reference's demonstration does, which loses the newline after the image that its training has (released models).
     """
 
     def __init__(
@@ -40,11 +41,13 @@ class MedVProcessor(ProcessorMixin):
         image_grid: Sequence[Sequence[int]] = (),
         image_max_tiles: int | None = None,
         patch_merge: str = "flat",
+        official_prompts: bool = False,
     ):
         self.image_tokens = image_tokens
         self.image_aspect, self.image_max_tiles, self.patch_merge = image_aspect, image_max_tiles, patch_merge
         self.image_grid = [list(pair) for pair in image_grid]
         self.system = system
+        self.official_prompts = official_prompts
         self.special = SpecialTokens.of(tokenizer)
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
         _ = self.view_plan  # refuses settings that do not fit together
@@ -98,7 +101,13 @@ class MedVProcessor(ProcessorMixin):
     def encode_turns(self, turns: tuple[Turn, ...], *, image: Image.Image | None) -> list[int]:
         """Prompt ids of a dialogue that ends with a user turn; an image takes the placeholders of its size."""
         image_tokens = 0 if image is None else self.view_plan.tokens(*image.size)
-        return encode_prompt(self.tokenizer, turns, system=self.system_prompt, image_tokens=image_tokens)
+        return encode_prompt(
+            self.tokenizer,
+            turns,
+            system=self.system_prompt,
+            image_tokens=image_tokens,
+            official=self.official_prompts,
+        )
 
     def batch(
         self, prompts: list[list[int]], images: list[Image.Image] | None, *, return_tensors: str = "pt"

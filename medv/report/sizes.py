@@ -4,6 +4,7 @@ Models are built on the meta device, where they have names and sizes and no memo
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,10 +14,14 @@ from matplotlib.figure import Figure
 from medv import paper
 from medv.data.chat import SpecialTokens
 from medv.model.assembly import shape_config
+from medv.model.key_names import lladav_to_llada8b, medv_to_lladav
 from medv.model.modeling import MedVForMaskedDiffusion
-from medv.profiles import ModelShape, Profile
+from medv.model.views import ViewPlan
+from medv.profiles import PAPER, ModelShape, Profile
 from medv.report.figures import new_figure, theme
 from medv.training.stages import freeze_except
+
+_ONE_LAYER = replace(PAPER.model, layers=1, vision_layers=1)
 
 
 def empty_model(shape: ModelShape) -> MedVForMaskedDiffusion:
@@ -97,6 +102,52 @@ def stage_memory(profile: Profile) -> pd.DataFrame:
         rows.append(
             row | dict(zip(("weights", "gradients", "optimizer"), sizes, strict=True)) | {"sum (GB)": sum(sizes)}
         )
+    return pd.DataFrame(rows)
+
+
+def released_views() -> ViewPlan:
+    """How LLaDA-V, whose recipe the released medical model follows, cuts an image: anyres_max_4, spatial_unpad."""
+    grid = tuple((384 * w, 384 * h) for w in range(1, 7) for h in range(1, 7))
+    return ViewPlan(size=384, side=27, aspect="anyres", grid=grid, max_tiles=4, merge="spatial_unpad")
+
+
+def visual_tokens(plan: ViewPlan, sizes: Sequence[tuple[int, int]]) -> pd.DataFrame:
+    """Where the visual tokens of images [width, height] go: the base view, the grid of tiles, the newlines of its rows."""
+    rows = []
+    for width, height in sizes:
+        layout = plan.layout(width, height)
+        newlines = layout.height * layout.newline
+        parts = {"base view": plan.side**2, "tiles": layout.height * layout.width, "newlines": newlines}
+        grid = f"{layout.columns} x {layout.rows}" if layout.columns else "none"
+        rows.append(
+            {"image": f"{width} x {height}", "tiles of 384 px": grid} | parts | {"all": plan.tokens(width, height)}
+        )
+    return pd.DataFrame(rows)
+
+
+def visual_tokens_figure(table: pd.DataFrame) -> Figure:
+    """`visual_tokens` as stacked bars."""
+    with theme():
+        fig, ax = new_figure(7.2, 0.42 * len(table) + 1.2)
+        left = np.zeros(len(table))
+        for part in ("base view", "tiles", "newlines"):
+            ax.barh(table["image"], table[part], left=left, label=part)
+            left += table[part].to_numpy()
+        for place, count in enumerate(table["all"]):
+            ax.text(count + 30, place, f"{count:,}", va="center", fontsize=8)
+        ax.invert_yaxis()
+        ax.set(xlabel="visual tokens", ylabel="image, pixels", xlim=(0, 1.12 * left.max()))
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=3)
+    return fig
+
+
+def key_map() -> pd.DataFrame:
+    """The names of the same tensors in the released layouts and in medv's; {i} is the number of a layer."""
+    names = [name.replace("layers.0.", "layers.{i}.") for name in empty_model(_ONE_LAYER).state_dict()]
+    rows = [{"medv": name, "LLaDA-V": medv_to_lladav(name)} for name in dict.fromkeys(names)]
+    for row in rows:
+        old = lladav_to_llada8b(row["LLaDA-V"].replace("{i}", "0")) or "-"
+        row["LLaDA-8B"] = old.replace("blocks.0.", "blocks.{i}.")
     return pd.DataFrame(rows)
 
 

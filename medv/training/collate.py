@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from medv.data.chat import IGNORED, SpecialTokens, encode_dialogue
+from medv.data.chat import IGNORED, SpecialTokens, encode_dialogue, encode_plain, turn_numbers
 from medv.data.example import Example, load_image
 from medv.diffusion.corruption import draw_noise
 from medv.model.processing import MedVProcessor
@@ -23,10 +23,11 @@ KEPT_BYTES = 2 << 30
 
 
 class Encoder:
-    """Example -> {"input_ids", "labels", "answer_length"} and, with an image, {"pixel_values", "image_layouts"}.
+    """Example -> {"input_ids", "labels", "answer_length", "turns"} and, with an image, {"pixel_values", "image_layouts"}.
 
     pixel_values are [3, H, W], or [views, 3, H, W] of an image in tiles; image_layouts [1, 7] are there unless views are
-    merged flat. What was computed of images is kept in memory up to KEPT_BYTES.
+    merged flat. loss_tokens is "official" or "response" (see `encode_dialogue`), or "plain" (`encode_plain`, the alignment
+    stage of the reference: image, last answer, newline). What was computed of images is kept in memory up to KEPT_BYTES.
     """
 
     def __init__(self, processor: MedVProcessor, *, loss_tokens: str, max_length: int):
@@ -38,13 +39,16 @@ class Encoder:
         """Encode one example; raises ValueError naming it where it is longer than `max_length`."""
         processor = self.processor
         image_tokens, tensors = (0, {}) if example.image is None else self._look(example)
-        encoded = encode_dialogue(
-            processor.tokenizer,
-            example.turns,
-            system=processor.system_prompt,
-            image_tokens=image_tokens,
-            loss_tokens=self.loss_tokens,
-        )
+        if self.loss_tokens == "plain":
+            encoded = encode_plain(processor.tokenizer, example.answer, image_tokens=image_tokens)
+        else:
+            encoded = encode_dialogue(
+                processor.tokenizer,
+                example.turns,
+                system=processor.system_prompt,
+                image_tokens=image_tokens,
+                loss_tokens=self.loss_tokens,
+            )
         if len(encoded.ids) > self.max_length:
             raise ValueError(
                 f"example {example.id} has {len(encoded.ids)} tokens, more than the maximum of {self.max_length}: "
@@ -54,6 +58,7 @@ class Encoder:
             "input_ids": encoded.ids,
             "labels": encoded.labels,
             "answer_length": encoded.answer_length,
+            "turns": turn_numbers(encoded.ids, processor.tokenizer),
             **tensors,
         }
 
@@ -73,12 +78,28 @@ class Encoder:
         return look
 
 
-class Collator:
-    """A list of stream items -> the keyword arguments of `MedVForMaskedDiffusion.forward`."""
+def conversation_mask(turns: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+    """bool [B, 1, T, T], True where a query (third dimension) sees a key: of its own turn or of an earlier one.
 
-    def __init__(self, special: SpecialTokens, *, padding: str = "batch"):
+    turns [B, T] int64 are the numbers of `medv.data.chat.turn_numbers`; keys that attention_mask [B, T] hides are hidden.
+    """
+    seen = turns[:, :, None] >= turns[:, None, :]  # [B, T, T]
+    if attention_mask is not None:
+        seen &= attention_mask[:, None, :].bool()
+    return seen[:, None]
+
+
+class Collator:
+    """A list of stream items -> the keyword arguments of `MedVForMaskedDiffusion.forward`.
+
+    masked_turns=True hides later turns from earlier ones (the reference's conversation mask, which its recipes leave off;
+    there it works for single examples only): attention_mask is then bool [B, 1, T, T].
+    """
+
+    def __init__(self, special: SpecialTokens, *, padding: str = "batch", masked_turns: bool = False):
         self.pad = special.end_of_text
         self.padding = padding
+        self.masked_turns = masked_turns
         self.answer_size = 0
         name, _, number = padding.partition(":")
         if name == "fixed" and number.isdigit() and int(number) > 0:
@@ -102,6 +123,9 @@ class Collator:
             "t": t,
             "u": u,
         }
+        if self.masked_turns:
+            turns = [item["turns"] + item["turns"][-1:] * (width - len(item["turns"])) for item in items]
+            batch["attention_mask"] = conversation_mask(torch.tensor(turns), batch["attention_mask"])
         pixels = [item["pixel_values"] for item in items if "pixel_values" in item]
         if pixels:
             batch["pixel_values"] = torch.cat([views.reshape(-1, *views.shape[-3:]) for views in pixels])

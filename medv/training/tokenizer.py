@@ -1,6 +1,7 @@
 """The tokenizer of the models trained here: byte-level BPE on generated text, with LLaDA's special tokens.
 
-Any text can be encoded (bytes are the fallback); words of the phantoms are one token each. Nothing is read but the texts.
+Any text can be encoded (bytes are the fallback); words of the phantoms are one token each, the same at the start of a text
+as inside it: what a model learns of a word in a report serves a one-word answer. Nothing is read but the texts.
 """
 
 from collections.abc import Iterable
@@ -17,7 +18,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     if vocab_size < 256 + len(special):
         raise ValueError(f"a vocabulary of {vocab_size} cannot hold the 256 bytes and {len(special)} special tokens")
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

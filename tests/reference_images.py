@@ -6,15 +6,14 @@ its mm.json and mm.safetensors hold is tested; no name, number or size of a case
 
 import itertools
 import json
-import os
 import re
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from reference import FOLDER
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import tokenizer
@@ -28,14 +27,9 @@ from medv.model.configuration import MedVConfig
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
 
-FOLDER = Path(os.environ.get("MEDV_FIXTURES", Path(__file__).resolve().parents[2] / "shared" / "fixtures"))
 IMAGE_PLACEHOLDER = -200  # in the reference's ids
 PIXEL_STRIDE = 24  # of the stored pixels
 GRAY_LEVEL = 1 / 127.5
-pytestmark = pytest.mark.skipif(
-    not (FOLDER / "mm.json").exists(),
-    reason=f"no outputs of the reference: set MEDV_FIXTURES ({FOLDER} has no mm.json)",
-)
 
 
 def read(name: str) -> dict:
@@ -97,7 +91,7 @@ def config() -> MedVConfig:
 
 
 @pytest.fixture(scope="module")
-def network() -> MedVForMaskedDiffusion:
+def image_network() -> MedVForMaskedDiffusion:
     """The reference's weights under medv's names."""
     renames = [
         ("model.vision_tower.vision_tower.vision_model.", "model.vision_tower."),
@@ -124,10 +118,10 @@ def processor(**settings) -> MedVProcessor:
     return own
 
 
-def features_of(network: MedVForMaskedDiffusion, own: MedVProcessor, names: list[str]) -> torch.Tensor:
+def features_of(image_network: MedVForMaskedDiffusion, own: MedVProcessor, names: list[str]) -> torch.Tensor:
     """Merged visual tokens [T, D] of pictures, one after the other."""
     pictures = [picture(name) for name in names]
-    features = network.model.get_image_features(own.pixels(pictures), own.layouts(pictures))
+    features = image_network.model.get_image_features(own.pixels(pictures), own.layouts(pictures))
     return features.reshape(-1, features.shape[-1])
 
 
@@ -159,12 +153,12 @@ def test_every_listed_size_has_the_views_and_visual_tokens_of_the_reference(tabl
 
 
 @pytest.mark.parametrize("mode", MM.get("modes", {}))
-def test_every_listed_mode_has_the_visual_tokens_of_the_reference(mode, network):
+def test_every_listed_mode_has_the_visual_tokens_of_the_reference(mode, image_network):
     aspect, merge, name = mode.split("|")
     own = processor(**released_mode(aspect, merge))
     assert own.view_plan.tokens(*picture(name).size) == MM["modes"][mode]
     with torch.no_grad():
-        assert len(features_of(network, own, [name])) == MM["modes"][mode]
+        assert len(features_of(image_network, own, [name])) == MM["modes"][mode]
 
 
 @pytest.mark.parametrize("name", IMAGES)
@@ -186,12 +180,12 @@ def test_the_views_have_the_pixels_of_the_reference(name):
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_the_features_of_tower_and_projector_are_those_of_the_reference(name, network):
+def test_the_features_of_tower_and_projector_are_those_of_the_reference(name, image_network):
     seen = []
-    handle = network.model.projector.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    handle = image_network.model.projector.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     tower, projected = tensors()[f"{name}.tower"], tensors()[f"{name}.projected"]
     with torch.no_grad():
-        features = network.model.get_image_features(processor().pixels([picture(name)])[: len(projected)])
+        features = image_network.model.get_image_features(processor().pixels([picture(name)])[: len(projected)])
     handle.remove()
     torch.testing.assert_close(seen[0][: len(tower)], tower, rtol=0, atol=1e-4)
     torch.testing.assert_close(features, projected, rtol=0, atol=1e-4)
@@ -203,22 +197,22 @@ def stride_of(length: int, kept: int) -> int:
 
 
 @pytest.mark.parametrize("key", MODE_FEATURES)
-def test_the_merged_features_of_every_mode_are_those_of_the_reference(key, network):
+def test_the_merged_features_of_every_mode_are_those_of_the_reference(key, image_network):
     aspect, merge, name = key.removeprefix("mode.").split(".", 2)
     stored = tensors()[key][0]
     with torch.no_grad():
-        features = features_of(network, processor(**released_mode(aspect, merge)), [name])
+        features = features_of(image_network, processor(**released_mode(aspect, merge)), [name])
     torch.testing.assert_close(features[:: stride_of(len(features), len(stored))], stored, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_visual_tokens_stand_in_the_place_of_the_placeholder(name, network):
+def test_visual_tokens_stand_in_the_place_of_the_placeholder(name, image_network):
     ids = torch.tensor([126080, 11, 12, IMAGE_PLACEHOLDER, 13, 14, 15])
     labels = torch.where(torch.arange(len(ids)) < len(ids) - 3, IGNORED, ids)
     count = [processor().view_plan.tokens(*picture(name).size)]
-    full = expanded(ids, ids, network.config.image_token_id, count)
+    full = expanded(ids, ids, image_network.config.image_token_id, count)
     with torch.no_grad():
-        embeds = network.model.embed(full[None], features_of(network, processor(), [name]))
+        embeds = image_network.model.embed(full[None], features_of(image_network, processor(), [name]))
     torch.testing.assert_close(embeds, tensors()[f"{name}.inputs_embeds"], rtol=0, atol=1e-4)
     assert expanded(labels, ids, IGNORED, count)[None].equal(tensors()[f"{name}.labels"])
 
@@ -247,17 +241,17 @@ def stored_inputs(name: str) -> dict[str, torch.Tensor]:
     return {key.removeprefix(f"{prefix}."): tensors()[key] for key in MM_KEYS if key.startswith(f"{prefix}.")}
 
 
-def fitting_picture(network, own: MedVProcessor, seen: torch.Tensor) -> tuple[str | None, torch.Tensor]:
+def fitting_picture(image_network, own: MedVProcessor, seen: torch.Tensor) -> tuple[str | None, torch.Tensor]:
     """The picture whose visual tokens are `seen` [n, D], which the folder does not name, and its visual tokens."""
     for name in IMAGES:
         if own.view_plan.tokens(*picture(name).size) == len(seen):
-            features = features_of(network, own, [name])
+            features = features_of(image_network, own, [name])
             if torch.allclose(features, seen, rtol=0, atol=1e-4):
                 return name, features
     return None, seen
 
 
-def load_case(network, name: str, guess: str | None = None) -> Case:
+def load_case(image_network, name: str, guess: str | None = None) -> Case:
     """A case by its stored embeddings, or, where there are none, with the picture `guess` in every row.
 
     Cases with anyres in their names follow the released configuration, the others have one padded view an image.
@@ -269,9 +263,9 @@ def load_case(network, name: str, guess: str | None = None) -> Case:
         if guess is None:
             embeds, start = stored["inputs_embeds"][row], marks.tolist().index(IMAGE_PLACEHOLDER)
             length = int(embeds.any(dim=1).nonzero().max()) + 1
-            found = fitting_picture(network, own, embeds[start : start + length - len(marks) + 1])
+            found = fitting_picture(image_network, own, embeds[start : start + length - len(marks) + 1])
         else:
-            found = guess, features_of(network, own, [guess])
+            found = guess, features_of(image_network, own, [guess])
         names.append(found[0])
         features.append(found[1])
     ids, labels = (
@@ -279,72 +273,72 @@ def load_case(network, name: str, guess: str | None = None) -> Case:
             expanded(values, marks, fill, [len(tokens)])
             for values, marks, tokens in zip(stored[key], stored["input_ids"], features, strict=True)
         ]
-        for key, fill in (("input_ids", network.config.image_token_id), ("labels_in", IGNORED))
+        for key, fill in (("input_ids", image_network.config.image_token_id), ("labels_in", IGNORED))
     )
     real = padded([torch.ones(len(row), dtype=torch.bool) for row in ids], False)
     return Case(stored, own, padded(ids, 0), padded(labels, IGNORED), real, names, features)
 
 
-def loss_from_model(network, case: Case) -> torch.Tensor:
+def loss_from_model(image_network, case: Case) -> torch.Tensor:
     """The loss by the model's own forward, from pixels where the folder has all pictures."""
     noise = {"t": case.stored["t"], "u": case.stored["u"], "labels": case.labels}
     if None in case.names:
-        return network(case.ids, image_features=torch.cat(case.features), **noise).loss
+        return image_network(case.ids, image_features=torch.cat(case.features), **noise).loss
     pictures = [picture(name) for name in case.names]
     views = {"pixel_values": case.processor.pixels(pictures), "image_layouts": case.processor.layouts(pictures)}
-    return network(case.ids, **views, **noise).loss
+    return image_network(case.ids, **views, **noise).loss
 
 
-def loss_from_parts(network, case: Case, *, masked_turns: bool) -> torch.Tensor:
+def loss_from_parts(image_network, case: Case, *, masked_turns: bool) -> torch.Tensor:
     """The same loss where rows end in zero embeddings that are seen, or where a turn does not see later ones."""
-    targets, own = case.labels != IGNORED, network.config
+    targets, own = case.labels != IGNORED, image_network.config
     noise = corrupt(case.ids, targets, case.stored["t"], case.stored["u"], own.mask_token_id, eps=own.noise_eps)
-    embeds = network.model.embed(noise.ids, torch.cat(case.features)) * case.real[..., None]
+    embeds = image_network.model.embed(noise.ids, torch.cat(case.features)) * case.real[..., None]
     visible = None
     if masked_turns:
         turn = case.stored["conversation_ids"]  # [B, T]
         visible = (turn[:, None] <= turn[:, :, None])[:, None]  # [B, 1, query, key]
-    tower = network.model.language_model
+    tower = image_network.model.language_model
     hidden = tower(inputs_embeds=embeds, attention_mask=visible, use_cache=False).last_hidden_state
     weights = token_weights(noise.masked, targets, noise.p_mask, own.loss_normalization)
-    return masked_cross_entropy(hidden[noise.masked], network.lm_head, case.labels[noise.masked], weights)
+    return masked_cross_entropy(hidden[noise.masked], image_network.lm_head, case.labels[noise.masked], weights)
 
 
-def case_losses(network, name: str, case: Case) -> list[torch.Tensor]:
+def case_losses(image_network, name: str, case: Case) -> list[torch.Tensor]:
     """The loss of a case by every way that has words for it."""
     masked_turns = name.endswith("convmask_on")
-    losses = [loss_from_parts(network, case, masked_turns=masked_turns)]
+    losses = [loss_from_parts(image_network, case, masked_turns=masked_turns)]
     if case.real.all() and not masked_turns:
-        losses.append(loss_from_model(network, case))
+        losses.append(loss_from_model(image_network, case))
     return losses
 
 
-def the_case(network, name: str) -> Case:
+def the_case(image_network, name: str) -> Case:
     """The case with the pictures that it was made of."""
     if "inputs_embeds" in stored_inputs(name):
-        return load_case(network, name)
+        return load_case(image_network, name)
     with torch.no_grad():  # no embeddings to compare: the picture whose loss is nearest
-        guesses = [load_case(network, name, guess) for guess in IMAGES]
+        guesses = [load_case(image_network, name, guess) for guess in IMAGES]
         wanted = tensors()[f"{name}.loss"]
         guesses = [case for case in guesses if case.labels.shape == stored_inputs(name)["labels_out"].shape]
-        best = min(guesses, key=lambda case: (case_losses(network, name, case)[0] - wanted).abs().item())
-    return load_case(network, name, best.names[0])
+        best = min(guesses, key=lambda case: (case_losses(image_network, name, case)[0] - wanted).abs().item())
+    return load_case(image_network, name, best.names[0])
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_losses_and_gradients_of_batches_with_images_are_those_of_the_reference(name, network):
-    case = the_case(network, name)
+def test_losses_and_gradients_of_batches_with_images_are_those_of_the_reference(name, image_network):
+    case = the_case(image_network, name)
     assert any(case.names), "no row of this batch is of a picture in the folder"
     assert case.labels.equal(case.stored["labels_out"])
     if "inputs_embeds" in case.stored:
         with torch.no_grad():
-            embeds = network.model.embed(case.ids, torch.cat(case.features)) * case.real[..., None]
+            embeds = image_network.model.embed(case.ids, torch.cat(case.features)) * case.real[..., None]
         torch.testing.assert_close(embeds, case.stored["inputs_embeds"], rtol=0, atol=1e-4)
-    trained = {"norm": network.model.language_model.norm.weight}
+    trained = {"norm": image_network.model.language_model.norm.weight}
     if None not in case.names:  # else the projector's part in a row is unknown
-        trained["projector0"] = network.model.projector.linear_1.weight
-    for loss in case_losses(network, name, case):
-        network.zero_grad()
+        trained["projector0"] = image_network.model.projector.linear_1.weight
+    for loss in case_losses(image_network, name, case):
+        image_network.zero_grad()
         loss.backward(retain_graph=True)
         assert loss.item() == pytest.approx(tensors()[f"{name}.loss"].item(), rel=1e-6)
         assert loss.item() == pytest.approx(MM[name]["loss"], rel=1e-6)

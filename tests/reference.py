@@ -1,0 +1,39 @@
+"""The reference's outputs on tiny random models: where they are, and their weights in medv's layout, by `medv convert`."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from medv.model.convert import convert
+
+FOLDER = Path(os.environ.get("MEDV_FIXTURES", Path(__file__).resolve().parents[2] / "shared" / "fixtures"))
+
+
+def settings() -> dict:
+    """The configuration of the reference's tiny model: lm, vision and mm."""
+    return json.loads((FOLDER / "config.json").read_text())
+
+
+def released_folder(folder: Path, weights: str) -> Path:
+    """A checkpoint folder as the authors publish them: weights under the standard name, and config.json."""
+    folder.mkdir(parents=True)
+    shutil.copy(FOLDER / weights, folder / "model.safetensors")
+    said = settings()
+    config = said["lm"] | said["mm"] | {"model_type": "llava_llada"}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def vision_folder(folder: Path) -> Path:
+    """A SigLIP release: the tower with all its layers."""
+    source = FOLDER / settings()["mm"]["mm_vision_tower"]
+    shutil.copytree(source, folder, copy_function=shutil.copyfile)
+    return folder
+
+
+def converted_model(folder: Path) -> Path:
+    """The tiny LLaDA-V checkpoint as a medv model folder, under `folder`."""
+    source = released_folder(folder / "released", "weights_lladav.safetensors")
+    convert(source, folder / "medv", vision=vision_folder(folder / "siglip"), quiet=True)
+    return folder / "medv"

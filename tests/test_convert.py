@@ -1,0 +1,197 @@
+"""Converting checkpoints: bit-exact there and back, one sentence for what is wrong, nothing left of what failed."""
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoProcessor
+from typer.testing import CliRunner
+
+from medv.cli import app
+from medv.model.assembly import assemble, language_tower
+from medv.model.convert import convert
+from medv.model.modeling import MedVForMaskedDiffusion
+from medv.model.shards import INDEX
+
+MANY = {"shard_bytes": 20_000, "quiet": True}  # cuts even the tests' model into shards
+VIEWS = {"image_aspect": "anyres", "image_grid": [[32, 64], [64, 32]], "patch_merge": "spatial_unpad"}
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    model = tiny.model(image_max_tiles=2, **VIEWS)
+    model.save_pretrained(folder)
+    tiny.processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vision_dir(model_dir, tmp_path_factory):
+    """A SigLIP release as it is published: one layer more, a head and a text tower."""
+    folder = tmp_path_factory.mktemp("siglip")
+    own = MedVForMaskedDiffusion.from_pretrained(model_dir)
+    kept = own.config.vision_config.num_hidden_layers
+    tower = {f"vision_model.{k}": v.clone() for k, v in own.model.vision_tower.state_dict().items()}
+    last = f"vision_model.encoder.layers.{kept - 1}."
+    extra = {k.replace(last, f"vision_model.encoder.layers.{kept}."): v + 1 for k, v in tower.items() if last in k}
+    others = {
+        "vision_model.head.probe": torch.ones(1),
+        "text_model.final.bias": torch.ones(2),
+        "logit_scale": torch.ones(1),
+    }
+    save_file(tower | extra | others, folder / "model.safetensors")
+    vision = own.config.vision_config.to_dict() | {"num_hidden_layers": kept + 1}
+    (folder / "config.json").write_text(json.dumps({"model_type": "siglip", "vision_config": vision}))
+    return folder
+
+
+@pytest.fixture
+def released(model_dir, tmp_path):
+    """The model in LLaDA-V's layout, in several shards."""
+    convert(model_dir, tmp_path / "lladav", to="lladav", **MANY)
+    assert len(list((tmp_path / "lladav").glob("*.safetensors"))) > 2
+    return tmp_path / "lladav"
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {k: v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
+
+
+def same(a, b) -> bool:
+    return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a)
+
+
+def test_lladav_and_back_is_bit_exact_in_half_precision_too(model_dir, vision_dir, tmp_path):
+    for dtype in (torch.float32, torch.bfloat16):
+        source = tmp_path / f"source-{dtype}"
+        MedVForMaskedDiffusion.from_pretrained(model_dir, dtype=dtype).save_pretrained(source)
+        convert(source, tmp_path / f"released-{dtype}", to="lladav", **MANY)
+        convert(tmp_path / f"released-{dtype}", tmp_path / f"again-{dtype}", vision=vision_dir, **MANY)
+        assert same(weights(source), weights(tmp_path / f"again-{dtype}"))
+
+
+def test_a_language_tower_goes_to_llada8b_and_back(model_dir, tmp_path):
+    model = MedVForMaskedDiffusion.from_pretrained(model_dir)
+    convert(model_dir, tmp_path / "llada", to="llada8b", **MANY)
+    assert "d_model" in json.loads((tmp_path / "llada/config.json").read_text())
+    assert convert(tmp_path / "llada", tmp_path / "tower", **MANY) == "language tower"
+    wanted = {k: v for k, v in language_tower(model).state_dict().items() if k in weights(tmp_path / "tower")}
+    assert same(weights(tmp_path / "tower"), wanted)
+
+
+def test_the_parts_of_a_release_assemble_to_the_model_they_came_from(model_dir, vision_dir, tmp_path):
+    convert(model_dir, tmp_path / "llada", to="llada8b", **MANY)
+    convert(tmp_path / "llada", tmp_path / "language", **MANY)
+    convert(vision_dir, tmp_path / "vision", **MANY)
+    convert(model_dir, tmp_path / "stage1", to="projector", **MANY)
+    convert(tmp_path / "stage1/mm_projector.bin", tmp_path / "projector", **MANY)
+    tiny.tokenizer().save_pretrained(tmp_path / "language")
+    built = assemble(
+        tmp_path / "language", tmp_path / "vision", seed=5, projector=tmp_path / "projector", **VIEWS, image_max_tiles=2
+    )
+    wanted = MedVForMaskedDiffusion.from_pretrained(model_dir).state_dict()
+    found = built.state_dict()
+    assert same(
+        {k: v for k, v in found.items() if "newline" not in k}, {k: v for k, v in wanted.items() if "newline" not in k}
+    )
+
+
+def test_a_converted_model_loads_by_the_auto_classes_without_remote_code(released, vision_dir, tmp_path):
+    tiny.tokenizer().save_pretrained(released)
+    convert(released, tmp_path / "medv", vision=vision_dir, **MANY)
+    model = AutoModel.from_pretrained(tmp_path / "medv")
+    assert isinstance(model, MedVForMaskedDiffusion) and model.config.image_grid == VIEWS["image_grid"]
+    processor = AutoProcessor.from_pretrained(tmp_path / "medv")
+    inputs = processor(images=tiny.picture(1), text="What is shown?", return_tensors="pt")
+    assert model(**inputs).logits.isfinite().all()
+    placed = AutoModel.from_pretrained(tmp_path / "medv", device_map="auto")
+    assert torch.equal(placed(**inputs).logits, model(**inputs).logits)
+    adapted = get_peft_model(model, LoraConfig(target_modules=r".*language_model.*q_proj"))
+    assert torch.equal(adapted(**inputs).logits, placed(**inputs).logits)
+
+
+def damage(folder: Path, kind: str) -> None:
+    shards = sorted(folder.glob("*.safetensors"))
+    index = json.loads((folder / INDEX).read_text())
+    if kind == "truncated":
+        shards[1].write_bytes(shards[1].read_bytes()[:-10])
+    elif kind == "missing shard":
+        shards[1].unlink()
+    elif kind == "wrong shape":
+        held = load_file(shards[0])
+        name = min(held)
+        save_file(held | {name: torch.zeros(3, 5)}, shards[0])
+    elif kind == "foreign tensor":
+        save_file(load_file(shards[0]) | {"model.layers.0.self_attn.rotary.bias": torch.zeros(1)}, shards[0])
+    elif kind == "lost tensor":
+        held = load_file(shards[0])
+        name = min(held)
+        del held[name], index["weight_map"][name]
+        save_file(held, shards[0])
+        (folder / INDEX).write_text(json.dumps(index))
+    elif kind == "index outside":
+        name = min(index["weight_map"])
+        (folder / INDEX).write_text(json.dumps({"weight_map": {**index["weight_map"], name: "../x.safetensors"}}))
+    elif kind == "no configuration":
+        (folder / "config.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("truncated", "model-00002-of-.*not a whole safetensors file"),
+        ("missing shard", "lacks model-00002-of-"),
+        ("wrong shape", r"1 of the wrong shape: .*\(is \[3, 5\], should be"),
+        ("foreign tensor", "1 unexpected: .*rotary"),
+        ("lost tensor", "1 missing: "),
+        ("index outside", "outside its own folder"),
+        ("no configuration", "config.json is missing"),
+    ],
+)
+def test_a_damaged_checkpoint_is_one_sentence_and_leaves_no_target(released, vision_dir, tmp_path, kind, says):
+    damage(released, kind)
+    with pytest.raises((ValueError, FileNotFoundError), match=says):
+        convert(released, tmp_path / "out" / "medv", vision=vision_dir, quiet=True)
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+class Bomb:
+    def __reduce__(self):
+        return (Path.touch, (Path("went-off"),))
+
+
+def test_a_pickle_bomb_does_not_go_off(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mm_projector.bin").write_bytes(pickle.dumps({"model.mm_projector.0.weight": Bomb()}))
+    torch.save({"model.mm_projector.0.weight": Bomb()}, tmp_path / "zipped.bin")
+    for name in ("mm_projector.bin", "zipped.bin"):
+        result = CliRunner().invoke(app, ["convert", name, "out"])
+        assert result.exit_code == 2 and "not a plain file of tensors" in " ".join(result.output.split())
+    assert not (tmp_path / "went-off").exists() and not (tmp_path / "out").exists()
+
+
+def test_a_target_that_exists_is_never_overwritten(model_dir, tmp_path):
+    (tmp_path / "kept").write_text("mine")
+    result = CliRunner().invoke(app, ["convert", str(model_dir), str(tmp_path)])
+    assert result.exit_code == 2 and (tmp_path / "kept").read_text() == "mine"
+
+
+def test_a_vision_tower_of_unknown_heads_asks_for_its_folder(released, tmp_path):
+    with pytest.raises(ValueError, match="--vision"):
+        convert(released, tmp_path / "medv", quiet=True)
+
+
+def test_memory_does_not_grow_with_the_checkpoint():
+    """400 MB convert within 100 MB above what the interpreter and its imports take."""
+    script = Path(__file__).parents[1] / "benchmarks" / "convert_memory.py"
+    run = subprocess.run([sys.executable, script, "--megabytes", "400"], capture_output=True, text=True, check=True)
+    result = json.loads(run.stdout)
+    assert result["checkpoint_bytes"] > 400e6 and result["peak_growth_bytes"] < 100e6
