@@ -12,7 +12,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from medv.diffusion.caching import DualCache, NoCache, PrefixCache
 from medv.diffusion.confidence import log_confidence
 from medv.diffusion.fast import sample_fast
+from medv.diffusion.filters import DuplicateVeto, MinSpacing
+from medv.diffusion.revision import RevealRemask
 from medv.diffusion.sampler import sample
+from medv.diffusion.schedules import (
+    BudgetedSchedule,
+    EntropyBoundSchedule,
+    FactorSchedule,
+    FixedSchedule,
+    ThresholdSchedule,
+)
 from medv.diffusion.settings import SamplerConfig
 from medv.model.assembly import shape_config
 from medv.model.decoding import Decoder
@@ -98,6 +107,50 @@ def test_the_cases_hold_everything_they_should():
         assert sum(getattr(c, kind) > 0 for c, _ in cases) > 60
     assert sum(c.remasking == "random" for c, _ in cases) > 30
     assert sum(bool(c.temperature and c.cfg_scale and c.remasking == "random") for c, _ in cases) > 2
+
+
+SCHEDULES = (
+    FixedSchedule("cosine"),
+    FixedSchedule("shift", shift=1 / 3),
+    FixedSchedule("shift", shift=3),
+    ThresholdSchedule(0.5),
+    FactorSchedule(1.0),
+    EntropyBoundSchedule(1.0),
+    BudgetedSchedule(),
+)
+FILTERS = ((), (MinSpacing(2),), (DuplicateVeto(),), (MinSpacing(3), DuplicateVeto(0.8)))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("filters", FILTERS)
+def test_schedules_and_filters_are_identical_too(network, schedule, filters):
+    sides = SCHEDULES.index(schedule), FILTERS.index(filters)
+    for number in range(4):
+        config, inputs = drawn_case(1000 + 100 * sides[0] + 10 * sides[1] + number)
+        least = random.Random(number).choice((0, config.gen_length // 2))
+        config = replace(config, schedule=schedule, filters=filters, min_length=least)
+        fast = network.generate(**inputs, config=config)
+        assert same(fast, network.generate(**inputs, config=config, reference=True)), (number, config)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("cache", [NoCache(), DualCache(3)])
+def test_a_row_of_an_adaptive_batch_is_its_single_run(network, schedule, cache):
+    config = replace(BASE, steps=8, schedule=schedule, filters=(MinSpacing(2),), temperature=0.8, cache=cache)
+    batch = network.generate(**prompts([0, 1, 2, 3]), config=config, row_indices=[5, 6, 7, 8])
+    for row in range(4):
+        alone = network.generate(**prompts([row]), config=config, row_indices=[5 + row])
+        assert batch.sequences[row].equal(alone.sequences[0]) and batch.forwards[row] == alone.forwards[0]
+        assert [c[2:4] for c in batch.trace.of_row(row).commits] == [c[2:4] for c in alone.trace.commits]
+
+
+def test_a_revision_runs_with_and_without_a_cache(network):
+    config, inputs = replace(BASE, revision=RevealRemask(0.25)), prompts([0, 1, 2])
+    plain = network.generate(**inputs, config=config)
+    assert same(plain, network.generate(**inputs, config=config, reference=True))
+    assert same(plain, network.generate(**inputs, config=replace(config, cache=DualCache(1))))
+    cached = network.generate(**inputs, config=replace(config, cache=DualCache(4)))
+    assert (cached.sequences != special().mask).all() and cached.forwards == plain.forwards and cached.refreshes == 4
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -154,6 +154,9 @@ class FixedSchedule:
         return 1 - self.shift * done / (1 + (self.shift - 1) * done)
 
 
+LINEAR = FixedSchedule()
+
+
 @dataclass(frozen=True)
 class ThresholdSchedule:
     """All predictions with at least this confidence, and never fewer than equal steps would write.

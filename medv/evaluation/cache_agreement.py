@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from medv.data.example import Example, Turn
-from medv.diffusion.caching import NO_CACHE, CachePolicy, DualCache, PrefixCache
+from medv.diffusion.caching import NO_CACHE, DualCache, PrefixCache
 from medv.diffusion.fast import sample_fast
 from medv.diffusion.settings import SamplerConfig, SamplerOutput
 from medv.evaluation.answering import full_view
@@ -69,9 +69,7 @@ def cache_agreement(
     return pd.DataFrame(rows)
 
 
-def _compare(
-    kind: str, interval: int | None, exact: SamplerOutput, cached: SamplerOutput, kl: float
-) -> CacheAgreement:
+def _compare(kind: str, interval: int | None, exact: SamplerOutput, cached: SamplerOutput, kl: float) -> CacheAgreement:
     equal = exact.sequences == cached.sequences  # [B, L]; both hold the same fill after their ends
     ends = torch.tensor([max(pair) for pair in zip(exact.lengths, cached.lengths, strict=True)], device=equal.device)
     counted = torch.arange(equal.shape[1], device=equal.device)[None] < ends.clamp_min(1)[:, None]
@@ -108,11 +106,7 @@ def prediction_divergence(model: MedVForMaskedDiffusion, inputs: dict, config: S
     prompt, own = inputs["input_ids"], model.config
     given = {"attention_mask": inputs["attention_mask"], "image_features": features}
     both = _Both(*(Decoder(model, prompt, config.gen_length, cache=c, **given) for c in (NO_CACHE, config.cache)))
-    settings = replace(
-        config,
-        suppress_tokens=(*(config.suppress_tokens or own.suppress_token_ids), own.image_token_id),
-        stop_tokens=own.stop_token_ids if config.stop_tokens is None else config.stop_tokens,
-    )
+    settings = model.settings(config)
     sample_fast(both, prompt, settings, mask_token_id=own.mask_token_id, fill_token_id=own.fill_token_id)
     return both.total / both.count
 

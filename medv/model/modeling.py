@@ -264,9 +264,9 @@ class MedVForMaskedDiffusion(MedVPreTrainedModel):
         """Answer left-padded prompts [B, P]; the images are looked at once, or not at all given their image_features.
 
         `medv.diffusion.sampler.sample` says what is computed. With `reference` that plain loop over `forward` computes it;
-        otherwise `medv.diffusion.fast` gives the same tokens sooner. `graphs` replays the forwards between the refreshes of
-        a cache as CUDA graphs. `uniform` gives the random draws of the presets of `SamplerConfig` (see
-        `medv.diffusion.official`), which are always the plain ones.
+        otherwise `medv.diffusion.fast` gives the same tokens sooner (with a revision, the plain loop over a `Decoder`).
+        `graphs` replays the forwards between the refreshes of a cache as CUDA graphs. `uniform` gives the random draws of
+        the presets of `SamplerConfig` (see `medv.diffusion.official`), which are always computed plainly.
         """
         if attention_mask is not None and not attention_mask[:, -1].all():
             raise ValueError("a prompt is padded on its right: pad prompts on the left, as MedVProcessor does")
@@ -276,14 +276,7 @@ class MedVForMaskedDiffusion(MedVPreTrainedModel):
             image_features = self.model.get_image_features(pixel_values, image_layouts)
         if config.preset != "medv":
             return self._generate_preset(input_ids, attention_mask, image_features, config, uniform)
-        own = self.config
-        # A placeholder in the answer would ask for one more visual token than there are.
-        suppressed = (*_first_given(config.suppress_tokens, own.suppress_token_ids), own.image_token_id)
-        settings = dataclasses.replace(
-            config,
-            suppress_tokens=suppressed,
-            stop_tokens=_first_given(config.stop_tokens, own.stop_token_ids),
-        )
+        own, settings = self.config, self.settings(config)
         ids = {"mask_token_id": own.mask_token_id, "fill_token_id": own.fill_token_id, "row_indices": row_indices}
         if reference:
             return sample(self._plain_denoiser(input_ids, attention_mask, image_features), input_ids, settings, **ids)
@@ -296,8 +289,16 @@ class MedVForMaskedDiffusion(MedVPreTrainedModel):
             cache=config.cache,
             graphs=graphs,
         )
-        output = sample_fast(decoder, input_ids, settings, **ids)
+        output = (sample_fast if config.revision is None else sample)(decoder, input_ids, settings, **ids)
         return dataclasses.replace(output, refreshes=decoder.refreshes)
+
+    def settings(self, config: SamplerConfig) -> SamplerConfig:
+        """The configuration with the model's own suppressed and stop tokens where it leaves them open."""
+        own = self.config
+        # A placeholder in the answer would ask for one more visual token than there are.
+        suppressed = (*_first_given(config.suppress_tokens, own.suppress_token_ids), own.image_token_id)
+        stops = tuple(_first_given(config.stop_tokens, own.stop_token_ids))
+        return dataclasses.replace(config, suppress_tokens=suppressed, stop_tokens=stops)
 
     def _plain_denoiser(
         self, prompt: torch.Tensor, attention_mask: torch.Tensor | None, features: torch.Tensor | None
