@@ -66,7 +66,7 @@ def cache_agreement(
             output = model.generate(**inputs, config=cached)
             kl = prediction_divergence(model, inputs, cached)
             rows.append(asdict(_compare(kind, interval, exact, output, kl)))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).astype({"interval": "Int64"})  # with a place for None
 
 
 def _compare(kind: str, interval: int | None, exact: SamplerOutput, cached: SamplerOutput, kl: float) -> CacheAgreement:
@@ -143,10 +143,3 @@ class _Both:
         """Both go on with these rows."""
         self.exact.keep(rows)
         self.cached.keep(rows)
-
-
-def agreement_examples(count: int) -> list[Example]:
-    """Held-out requests for descriptions of phantoms: the longest answers of the tiny model."""
-    from medv.data.phantom_sets import description_set
-
-    return description_set("test", count)
