@@ -161,9 +161,9 @@ TINY = Profile(
     },
     pretrain={
         "tower_steps": 4500,
-        "brief_steps": 3000,
+        "brief_steps": 2500,
         "short_steps": 1200,
-        "all_steps": 2500,
+        "all_steps": 2000,
         "general_steps": 600,
         "finish_steps": 1400,
     },

@@ -187,7 +187,7 @@ def test_a_brief_answer_can_be_read_off_the_tags_and_not_off_the_question():
         if example.answer_type == "OPEN" and example.meta["kind"] not in ("abnormal",):
             assert example.answer in example.question.partition("\n")[0]
     closed = [example.answer for example in examples if example.answer_type == "CLOSED"]
-    assert set(closed) == {"yes", "no"} and closed.count("yes") * 2 == len(closed)
+    assert len(closed) < len(examples) / 3 and 0.4 < closed.count("yes") / len(closed) < 0.6
 
 
 def test_images_are_drawn_on_call_at_the_wanted_size():

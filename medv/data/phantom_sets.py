@@ -39,6 +39,7 @@ DESCRIPTION_REQUESTS = (
 )
 REPORT_REQUESTS = ("Write a report of a phantom image.", "Make up a detailed report.")
 BRIEFLY = " Answer briefly."
+CLOSED_SHARE = 0.4  # of the closed questions, in `brief_set`
 
 # Each set has its own range of image numbers in every split.
 _SETS = ("align", "instruct", "description", "vqa", "vqa_hard", "general", "text")
@@ -121,18 +122,22 @@ def text_set(split: str, n: int, *, seed: int = 0) -> list[Example]:
 def brief_set(split: str, n: int, *, seed: int = 0) -> list[Example]:
     """Text only: one balanced question about facts that stand as tags before it, and its brief answer.
 
-    With so little to say, reading is all there is to learn: the first lesson of the language tower.
+    With so little to say, reading is all there is to learn: the first lesson of the language tower. Of the closed
+    questions, which are answered by chance half of the time, two in five are kept.
     """
-
-    def example(index: int) -> Example:
-        number, salt = _number("text", split, index, seed), _salt("text", split, seed)
+    examples: list[Example] = []
+    salt, index = _salt("text", split, seed), 0
+    while len(examples) < n:
+        number = _number("text", split, index, seed)
         question = balanced_question(index, salt=salt, scene_seed=number)
-        facts = tags(question.scene, np.random.default_rng([number, 0xB21EF]))
-        turns = _turns((_tagged(facts, question.text + BRIEFLY), question.answer))
+        index += 1
+        rng = np.random.default_rng([index, 7])
+        if question.form == "closed" and rng.random() > CLOSED_SHARE:
+            continue
+        turns = _turns((_tagged(tags(question.scene, rng), question.text + BRIEFLY), question.answer))
         meta = {"scene": question.scene, "kind": question.kind}
-        return Example(f"{_id('text', split, index, seed)}/brief", None, turns, question.form.upper(), meta)
-
-    return _build(example, n)
+        examples.append(Example(f"{_id('text', split, index, seed)}/brief", None, turns, question.form.upper(), meta))
+    return examples
 
 
 def _build(example: Callable[[int], Example], n: int) -> list[Example]:

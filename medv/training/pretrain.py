@@ -27,6 +27,7 @@ from medv.training.stages import train_stage
 from medv.training.tokenizer import train_tokenizer
 from medv.training.tower import train_tower
 
+BRIEF_HELD = 4000  # questions of the first phase that are kept for looking at what it taught
 PARTS = ("tokenizer", "vision_tower", "language_tower", "general_model", "tiny_model")
 
 
@@ -124,7 +125,7 @@ def _make_language_tower(profile: Profile, out: Path, seed: int, quiet: bool) ->
 def text_examples(phase: str, count: int) -> list[Example]:
     """The training examples of a phase of the text stage; "short" are those with one answer of at most thirty words."""
     if phase == "brief":
-        return brief_set("train", count)
+        return brief_set("train", BRIEF_HELD + count, seed=5)[BRIEF_HELD:]
     if phase == "all":
         return text_set("train", count, seed=1)
     examples = text_set("train", 2 * count)
