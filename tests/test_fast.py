@@ -23,6 +23,7 @@ from medv.diffusion.schedules import (
     ThresholdSchedule,
 )
 from medv.diffusion.settings import SamplerConfig
+from medv.model import decoding
 from medv.model.assembly import shape_config
 from medv.model.decoding import Decoder
 from medv.model.modeling import MedVForMaskedDiffusion
@@ -245,6 +246,46 @@ def test_static_shapes_give_the_same(network, number):
     fixed, decoder = own_sample(network, inputs, config, kind=Static)
     assert same(fixed, own_sample(network, inputs, config)[0])
     assert {columns for _, columns in decoder.calls} == {config.block_length}
+
+
+class Rerun:
+    """What stands in for a CUDA graph where there is no GPU: it runs the captured forward again."""
+
+    made = 0
+
+    def __init__(self, forward, ids):
+        self.forward, self.shape = forward, ids.shape
+        Rerun.made += 1
+
+    def __call__(self, ids):
+        assert ids.shape == self.shape, "a graph has one shape"
+        return self.forward(ids)
+
+
+class Graphed(Watched):
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.graphs = True
+
+
+@pytest.mark.parametrize("cache", [PrefixCache(4), DualCache(4), DualCache(4, vicinity=(3, 3))])
+@pytest.mark.parametrize("cfg_scale", [0.0, 1.5])
+def test_graphs_are_made_once_a_block_and_change_nothing(network, monkeypatch, cache, cfg_scale):
+    monkeypatch.setattr(decoding, "_Graph", Rerun)
+    config = replace(BASE, cfg_scale=cfg_scale, cache=cache, stop_tokens=(), suppress_tokens=(special().image,))
+    inputs, before = prompts([0, 2, 5], images=False), Rerun.made
+    graphed, _ = own_sample(network, inputs, config, kind=Graphed)
+    assert same(graphed, own_sample(network, inputs, config)[0])
+    assert Rerun.made - before == config.blocks * (2 if cfg_scale else 1)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("cache", [NoCache(), PrefixCache(4), DualCache(4)])
+def test_graphs_on_a_gpu_change_nothing(cache):
+    network, inputs = with_stops(model()).cuda(), prompts([0, 1, 2, 3]).to("cuda")
+    config = replace(BASE, gen_length=24, steps=24, cfg_scale=1.0, cache=cache)
+    eager = network.generate(**inputs, config=config)
+    assert same(network.generate(**inputs, config=config, graphs=True), eager)
 
 
 class Waits(TorchDispatchMode):

@@ -72,7 +72,7 @@ class Decoder:
     @property
     def static(self) -> bool:
         """Whether shapes should stay the same from forward to forward within a block."""
-        return self.graphs
+        return self.graphs and self._keeps
 
     def _key_mask(self, seen: torch.Tensor, embeds: torch.Tensor) -> torch.Tensor | None:
         """What the attention implementation wants for keys [B, T], for any number of queries: [B, 1, 1, T], or [B, T]."""
@@ -108,7 +108,7 @@ class Decoder:
         window = slice(0, self.length) if refresh else self.cache.window(columns, self.length)
         wanted = columns if positions is None else positions
         self.refreshes += refresh and self._keeps
-        if self.graphs and not refresh:
+        if self.static and not refresh:
             return self._replay(stream, canvas[:, window], window, columns)
         return self._logits(stream, canvas[:, window], window, wanted, refresh)
 
