@@ -20,8 +20,10 @@ from medv.profiles import get_profile
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="A research companion for LLaDA-MedV.")
 evaluate_app = typer.Typer(no_args_is_help=True, help="Score predictions.")
 data_app = typer.Typer(no_args_is_help=True, help="Look at data sets.")
+bench_app = typer.Typer(no_args_is_help=True, help="Measure medv against the official algorithm.")
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(data_app, name="data")
+app.add_typer(bench_app, name="bench")
 console, errors = Console(), Console(stderr=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -245,6 +247,65 @@ def data_check(
         print(json.dumps(result.to_dict(), ensure_ascii=False, indent=2))
     else:
         render_check(result, console)
+
+
+@bench_app.callback()
+def bench() -> None:
+    """Measure medv against the official algorithm."""
+
+
+@bench_app.command("sampler")
+@_in_words
+def bench_sampler_command(
+    preset: Annotated[str, typer.Option(help="cpu, or gpu: LLaDA-8B's shape in bfloat16.")] = "cpu",
+    vocab_size: Annotated[int | None, typer.Option(min=1000, help="Default: the preset's, as below.")] = None,
+    hidden_size: Annotated[int | None, typer.Option(min=8)] = None,
+    layers: Annotated[int | None, typer.Option(min=1)] = None,
+    prompt_length: Annotated[int | None, typer.Option(min=1)] = None,
+    gen_length: Annotated[int | None, typer.Option(min=4, help="L, tokens of the response canvas.")] = None,
+    block_length: Annotated[int | None, typer.Option(min=4, help="B, tokens of a block.")] = None,
+    baseline_forwards: Annotated[
+        int, typer.Option(min=0, help="Forwards of the official algorithm that are run; 0 = all.")
+    ] = 8,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    seed: Annotated[int, typer.Option(help="Of weights and prompts.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Also write the JSON to this file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time, memory and forwards of every way to sample, on random weights, in one process."""
+    from dataclasses import replace
+
+    import torch
+
+    from medv.artifacts import write_json
+    from medv.experiments.bench_sampler import PRESETS, bench_sampler
+
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}: use one of {', '.join(PRESETS)}")
+    changes = {
+        "vocab_size": vocab_size,
+        "hidden_size": hidden_size,
+        "layers": layers,
+        "prompt_length": prompt_length,
+        "gen_length": gen_length,
+        "block_length": block_length,
+    }
+    shape = replace(PRESETS[preset], **{name: value for name, value in changes.items() if value is not None})
+    if threads:
+        torch.set_num_threads(threads)
+    result = bench_sampler(
+        shape,
+        device="cuda" if preset == "gpu" else "cpu",
+        baseline_forwards=baseline_forwards or None,
+        seed=seed,
+        progress=lambda name: errors.print(f"[dim]{escape(name)} ...[/dim]"),
+    )
+    if out is not None:
+        write_json(out, result.to_dict())
+    if as_json:
+        print(json.dumps(result.to_dict(), ensure_ascii=False))
+    else:
+        console.print(result.table())
 
 
 @app.command()

@@ -9,7 +9,12 @@ from typing import Protocol
 
 import torch
 
+from medv.diffusion.caching import NO_CACHE, CachePolicy
+from medv.diffusion.revision import Revision
+from medv.diffusion.schedules import LINEAR, Filter, Schedule, transfer_counts
 from medv.diffusion.trace import Trace
+
+__all__ = ["Denoiser", "SamplerConfig", "SamplerOutput", "join_outputs", "transfer_counts"]
 
 PRESETS = ("medv", "official", "llada")
 
@@ -30,7 +35,10 @@ class SamplerConfig:
     temperature: 0 takes the most probable token, above it Gumbel noise is added in float64. cfg_scale: classifier-free
     guidance, logits = u + (1 + scale)(c - u). remasking: "low_confidence" keeps the most confident predictions of a
     forward, "random" keeps random ones. suppress_tokens: ids that are never written; None leaves it to the model.
-    stop_tokens: ids that end the response; None leaves it to the model, () never stops. seed: of all random draws.
+    stop_tokens: ids that end the response; None leaves it to the model, () never stops. min_length: no stop token before so
+    many tokens. seed: of all random draws. schedule: how many predictions a forward commits and which; filters: what waits
+    for a later forward; revision: what is taken back (`medv.diffusion.schedules`, `filters`, `revision`). cache: which keys
+    and values a forward may keep from earlier ones (`medv.diffusion.caching`); the denoiser's affair.
     preset: "medv" is the plain sampler; "official" and "llada" repeat the public references (see `official` and `llada`,
     which also explain stop_sequences, suffix and unsure_tokens).
     """
@@ -43,7 +51,12 @@ class SamplerConfig:
     remasking: str = "low_confidence"
     suppress_tokens: tuple[int, ...] | None = None
     stop_tokens: tuple[int, ...] | None = None
+    min_length: int = 0
     seed: int = 0
+    schedule: Schedule = LINEAR
+    filters: tuple[Filter, ...] = ()
+    revision: Revision | None = None
+    cache: CachePolicy = NO_CACHE
     preset: str = "medv"
     stop_sequences: tuple[tuple[int, ...], ...] = ()
     suffix: tuple[int, ...] = ()
@@ -62,6 +75,12 @@ class SamplerConfig:
                 f"stop_tokens {self.stop_tokens} are not read by the preset {self.preset!r}: "
                 "give stop_sequences to SamplerConfig.official(), for example ((126348,),)"
             )
+        own = {name: getattr(self, name) for name in ("min_length", "filters", "revision")}
+        changed = any(own.values()) or self.schedule != LINEAR or self.cache != NO_CACHE
+        if self.preset != "medv" and changed:
+            raise ValueError(
+                f"the preset {self.preset!r} has no schedule, filters, revision, cache or min_length: leave them out"
+            )
         if not all(self.stop_sequences):
             raise ValueError("a stop sequence is empty: each needs at least one id")
         for name in ("gen_length", "block_length", "steps"):
@@ -77,6 +96,8 @@ class SamplerConfig:
             raise ValueError(
                 f"steps {self.steps} is not a multiple of the {self.blocks} blocks: use {low}, for example"
             )
+        if not 0 <= self.min_length <= self.gen_length:
+            raise ValueError(f"min_length is {self.min_length}: it must lie between 0 and gen_length {self.gen_length}")
         if self.temperature < 0 or self.cfg_scale < 0:
             raise ValueError(f"temperature {self.temperature} and cfg_scale {self.cfg_scale} must not be negative")
         if self.remasking not in ("low_confidence", "random"):
@@ -182,7 +203,7 @@ class SamplerOutput:
 
     sequences [B, L] int64: the responses, `fill_token_id` from each row's end on. lengths [B]: tokens before the stop
     token. forwards [B]: network calls while the row was open (guidance counts two). seconds: wall time of the call.
-    finish_reason [B]: "stop" or "length". trace: the commits.
+    finish_reason [B]: "stop" or "length". trace: the events. refreshes: forwards of the call that filled a cache.
     """
 
     sequences: torch.Tensor
@@ -191,13 +212,14 @@ class SamplerOutput:
     seconds: float
     finish_reason: list[str]
     trace: Trace
+    refreshes: int = 0
 
 
 def join_outputs(outputs: list[SamplerOutput]) -> SamplerOutput:
     """The rows of several calls of one config as one output, numbered in order."""
-    first, commits, rows = outputs[0], [], 0
+    first, events, rows = outputs[0], [], 0
     for output in outputs:
-        commits += [commit._replace(row=commit.row + rows) for commit in output.trace.commits]
+        events += [event._replace(row=event.row + rows) for event in output.trace.events]
         rows += len(output.lengths)
     return SamplerOutput(
         sequences=torch.cat([output.sequences for output in outputs]),
@@ -206,14 +228,8 @@ def join_outputs(outputs: list[SamplerOutput]) -> SamplerOutput:
         seconds=sum(output.seconds for output in outputs),
         finish_reason=[reason for output in outputs for reason in output.finish_reason],
         trace=Trace(
-            tuple(sorted(commits, key=lambda c: (c.step, c.row, c.position))),
+            tuple(sorted(events, key=lambda c: (c.step, c.row, c.position))),
             first.trace.gen_length,
             first.trace.mask_token_id,
         ),
     )
-
-
-def transfer_counts(masks: int, steps: int) -> list[int]:
-    """How many tokens each of `steps` forwards commits so that `masks` are filled: the remainder goes to the first ones."""
-    base, extra = divmod(masks, steps)
-    return [base + (step < extra) for step in range(steps)]

@@ -1,7 +1,7 @@
 """LLaDA-MedV in transformers' own parts: SigLIP features, a two-layer projector, a Llama that sees both directions.
 
 `forward` holds the training loss of Eq. 4 (corruption included), so that distributed wrappers see one call; only the
-masked positions reach the output head. `generate` is Algorithm 1 of the paper through `medv.diffusion.sampler`. There is no
+masked positions reach the output head. `generate` is Algorithm 1 of the paper through `medv.diffusion.fast`. There is no
 shift: the logits at position i predict token i. This module knows no files, no tokenizer and no training loop.
 """
 
@@ -15,12 +15,15 @@ from transformers import AutoModel, PreTrainedModel, initialization
 from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput
 
+from medv.diffusion.caching import NO_CACHE
 from medv.diffusion.corruption import corrupt
+from medv.diffusion.fast import sample_fast
 from medv.diffusion.loss import masked_cross_entropy, token_weights
 from medv.diffusion.official import Uniform
 from medv.diffusion.sampler import sample
 from medv.diffusion.settings import Denoiser, SamplerConfig, SamplerOutput, join_outputs
 from medv.model.configuration import MedVConfig
+from medv.model.decoding import Decoder
 from medv.model.merging import merge_views
 
 IGNORED_LABEL = -100
@@ -252,42 +255,67 @@ class MedVForMaskedDiffusion(MedVPreTrainedModel):
         image_layouts: torch.Tensor | None = None,
         *,
         config: SamplerConfig,
+        image_features: torch.Tensor | None = None,
         row_indices: list[int] | None = None,
         uniform: Uniform | None = None,
+        reference: bool = False,
+        graphs: bool = False,
     ) -> SamplerOutput:
-        """Answer left-padded prompts [B, P]; the images are looked at once. See `medv.diffusion.sampler.sample`.
+        """Answer left-padded prompts [B, P]; the images are looked at once, or not at all given their image_features.
 
-        `uniform` gives the random draws of the presets of `SamplerConfig` (see `medv.diffusion.official`).
+        `medv.diffusion.sampler.sample` says what is computed. With `reference` that plain loop over `forward` computes it;
+        otherwise `medv.diffusion.fast` gives the same tokens sooner (with a revision, the plain loop over a `Decoder`).
+        `graphs` replays the forwards between the refreshes of a cache as CUDA graphs. `uniform` gives the random draws of
+        the presets of `SamplerConfig` (see `medv.diffusion.official`), which are always computed plainly.
         """
         if attention_mask is not None and not attention_mask[:, -1].all():
             raise ValueError("a prompt is padded on its right: pad prompts on the left, as MedVProcessor does")
-        model = self.model
-        features = None if pixel_values is None else model.get_image_features(pixel_values, image_layouts)
+        if reference and config.cache != NO_CACHE:
+            raise ValueError(f"the reference has no cache, but the configuration asks for {config.cache}: leave it out")
+        if pixel_values is not None:
+            image_features = self.model.get_image_features(pixel_values, image_layouts)
         if config.preset != "medv":
-            return self._generate_preset(input_ids, attention_mask, features, config, uniform)
-        width = input_ids.shape[1]
-        full_mask = None
-        if attention_mask is not None and not attention_mask.all():
-            answer = attention_mask.new_ones(len(input_ids), config.gen_length)
-            full_mask = torch.cat([attention_mask, answer], dim=1)  # [B, P + L]
+            return self._generate_preset(input_ids, attention_mask, image_features, config, uniform)
+        own, settings = self.config, self.settings(config)
+        ids = {"mask_token_id": own.mask_token_id, "fill_token_id": own.fill_token_id, "row_indices": row_indices}
+        if reference:
+            return sample(self._plain_denoiser(input_ids, attention_mask, image_features), input_ids, settings, **ids)
+        decoder = Decoder(
+            self,
+            input_ids,
+            config.gen_length,
+            attention_mask=attention_mask,
+            image_features=image_features,
+            cache=config.cache,
+            graphs=graphs,
+        )
+        output = (sample_fast if config.revision is None else sample)(decoder, input_ids, settings, **ids)
+        return dataclasses.replace(output, refreshes=decoder.refreshes)
 
-        def denoise(canvas: torch.Tensor, columns: slice, *, unconditional: bool = False) -> torch.Tensor:
-            ids, seen = canvas, features
-            if unconditional:
-                ids, seen = canvas.clone(), None
-                ids[:, :width] = self.config.mask_token_id
-            return self(ids, full_mask, image_features=seen, logits_to_keep=columns).logits
-
+    def settings(self, config: SamplerConfig) -> SamplerConfig:
+        """The configuration with the model's own suppressed and stop tokens where it leaves them open."""
         own = self.config
         # A placeholder in the answer would ask for one more visual token than there are.
         suppressed = (*_first_given(config.suppress_tokens, own.suppress_token_ids), own.image_token_id)
-        settings = dataclasses.replace(
-            config,
-            suppress_tokens=suppressed,
-            stop_tokens=_first_given(config.stop_tokens, own.stop_token_ids),
-        )
-        ids = {"mask_token_id": own.mask_token_id, "fill_token_id": own.fill_token_id}
-        return sample(denoise, input_ids, settings, row_indices=row_indices, **ids)
+        stops = tuple(_first_given(config.stop_tokens, own.stop_token_ids))
+        return dataclasses.replace(config, suppress_tokens=suppressed, stop_tokens=stops)
+
+    def _plain_denoiser(
+        self, prompt: torch.Tensor, attention_mask: torch.Tensor | None, features: torch.Tensor | None
+    ) -> Denoiser:
+        """`forward` over the whole canvas each time: what every faster way has to give."""
+        width = prompt.shape[1]
+
+        def denoise(canvas: torch.Tensor, columns: slice, *, unconditional: bool = False) -> torch.Tensor:
+            ids, seen, mask = canvas, features, None
+            if unconditional:
+                ids, seen = canvas.clone(), None
+                ids[:, :width] = self.config.mask_token_id
+            if attention_mask is not None and not attention_mask.all():
+                mask = torch.nn.functional.pad(attention_mask, (0, canvas.shape[1] - width), value=1)  # [B, T]
+            return self(ids, mask, image_features=seen, logits_to_keep=columns).logits
+
+        return denoise
 
     def _generate_preset(
         self,

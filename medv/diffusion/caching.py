@@ -1,0 +1,84 @@
+"""Which keys and values of a canvas are recomputed at a forward: policies without state.
+
+Attention in a masked-diffusion model looks both ways, so one new token changes the keys and values of all layers but the
+first at every position. A cache keeps old ones and is an approximation, except that a refresh at every forward equals no
+cache. A policy says what to recompute; the denoiser of a sampling call owns the tensors. Prefix and dual caches with block
+updates are those of Fast-dLLM (arXiv 2505.22618), the refresh interval that of LLaDA-V's prefix cache, the vicinity that of
+dInfer (arXiv 2510.08666). This module knows columns of a canvas and no tensors.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class CachePolicy(Protocol):
+    """What a forward recomputes. Steps count the forwards of a block from 0."""
+
+    def refreshes(self, step: int) -> bool:
+        """Whether the whole canvas is recomputed at this step of a block."""
+
+    def window(self, block: slice, length: int) -> slice:
+        """The columns that a forward recomputes where it does not refresh; `length` is that of the canvas."""
+
+
+@dataclass(frozen=True)
+class NoCache:
+    """Every forward looks at the whole canvas: exact."""
+
+    def refreshes(self, step: int) -> bool:
+        """Always."""
+        return True
+
+    def window(self, block: slice, length: int) -> slice:
+        """All columns."""
+        return slice(0, length)
+
+
+NO_CACHE = NoCache()
+
+
+@dataclass(frozen=True)
+class PrefixCache:
+    """What lies left of the block (prompt and finished blocks) is kept; the block and all masks after it are recomputed.
+
+    refresh_interval: a full forward at the start of each block and after every so many forwards in it; None leaves it at
+    the starts. 1 equals no cache.
+    """
+
+    refresh_interval: int | None = 32
+
+    def __post_init__(self):
+        _check_interval(self.refresh_interval)
+
+    def refreshes(self, step: int) -> bool:
+        """At the first forward of a block and at every multiple of the interval."""
+        return step == 0 or (self.refresh_interval is not None and step % self.refresh_interval == 0)
+
+    def window(self, block: slice, length: int) -> slice:
+        """From the block to the end."""
+        return slice(block.start, length)
+
+
+@dataclass(frozen=True)
+class DualCache(PrefixCache):
+    """All but the block is kept, the masks after it too.
+
+    vicinity: so many columns before and after the block are recomputed with it.
+    """
+
+    vicinity: tuple[int, int] = (0, 0)
+
+    def __post_init__(self):
+        _check_interval(self.refresh_interval)
+        if len(self.vicinity) != 2 or min(self.vicinity) < 0:
+            raise ValueError(f"vicinity is {self.vicinity}: give two numbers of columns, before and after the block")
+
+    def window(self, block: slice, length: int) -> slice:
+        """The block and its vicinity."""
+        before, after = self.vicinity
+        return slice(max(0, block.start - before), min(length, block.stop + after))
+
+
+def _check_interval(interval: int | None) -> None:
+    if interval is not None and interval < 1:
+        raise ValueError(f"refresh_interval is {interval}: give at least 1, or None to refresh at block starts alone")

@@ -1,0 +1,82 @@
+"""Filters: candidates that had better wait for a later forward, taken away before a schedule chooses.
+
+Tokens written by one forward are predicted without knowledge of each other. Neighbors depend on each other most, and where
+little is known yet the most frequent token is the best guess at all of them: "the the the". Both filters cost no forward;
+what they hold back is predicted again with its neighbors in sight. They know scores and ids, and no network.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from medv.diffusion.schedules import StepState
+
+
+@dataclass(frozen=True)
+class MinSpacing:
+    """Two tokens written at once lie at least `distance` apart; the more confident of two that are closer stays.
+
+    Dilated unmasking (DUS, arXiv 2506.19037), here as a filter on the order of confidence. 1 allows everything.
+    """
+
+    distance: int = 2
+
+    def __post_init__(self):
+        if self.distance < 1:
+            raise ValueError(f"distance is {self.distance}: it must be at least 1, where 2 keeps neighbors apart")
+
+    def keep(self, state: StepState) -> torch.Tensor:
+        """Take the best candidate, drop those near it, and so on: bool [B, K]."""
+        length, reach = state.response.shape[1], self.distance - 1
+        order = state.score.masked_fill(~state.candidates, -torch.inf).sort(dim=1, descending=True, stable=True).indices
+        rank = _spread(state, order.argsort(dim=1).float(), length)  # [B, L], 0 = best
+        left = _spread(state, state.candidates.float(), 0).bool()
+        kept = torch.zeros_like(left)
+        while left.any():
+            waiting = rank.masked_fill(~left, length)
+            first = left & (waiting == -_widest(-waiting, reach))
+            kept |= first
+            left &= _widest(first.float(), reach) == 0
+        return kept.gather(1, state.positions)
+
+
+@dataclass(frozen=True)
+class DuplicateVeto:
+    """A token equal to its written neighbor, or to a better candidate next to it, waits unless its confidence is high.
+
+    confidence: from here on a repetition counts as meant. The veto of adjacent repetitions answers section 6.4 of the paper;
+    like a repetition penalty it would forbid what is meant to be repeated, if it did not let the network insist.
+    """
+
+    confidence: float = 0.95
+
+    def __post_init__(self):
+        if not 0 < self.confidence <= 1:
+            raise ValueError(f"confidence is {self.confidence}: it must lie above 0 and up to 1, for example 0.95")
+
+    def keep(self, state: StepState) -> torch.Tensor:
+        """The candidates that repeat nothing, or are sure: bool [B, K]."""
+        predicted = _spread(state, torch.where(state.candidates, state.tokens, -1), -1)  # [B, L], -1 = not asked
+        written = state.response.masked_fill(state.masked, -1)
+        score = _spread(state, state.score.masked_fill(~state.candidates, -torch.inf), -torch.inf)
+        repeats = torch.zeros_like(state.masked)
+        here, after = slice(None, -1), slice(1, None)
+        for mine, other in ((here, after), (after, here)):
+            better = score[:, other] > score[:, mine]
+            if mine == after:
+                better |= score[:, other] == score[:, mine]  # of equals the leftmost stays
+            same = (predicted[:, mine] == written[:, other]) | ((predicted[:, mine] == predicted[:, other]) & better)
+            repeats[:, mine] |= same & (predicted[:, mine] >= 0)
+        return ~repeats.gather(1, state.positions) | (state.score >= math.log(self.confidence))
+
+
+def _spread(state: StepState, values: torch.Tensor, rest: float) -> torch.Tensor:
+    """`values` [B, K] at their places in the response, `rest` elsewhere: [B, L]."""
+    return values.new_full(state.response.shape, rest).scatter(1, state.positions, values)
+
+
+def _widest(values: torch.Tensor, reach: int) -> torch.Tensor:
+    """The maximum within `reach` places on both sides, [B, L]."""
+    return F.max_pool1d(values[:, None], 2 * reach + 1, stride=1, padding=reach)[:, 0]

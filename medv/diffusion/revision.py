@@ -1,0 +1,150 @@
+"""Revisions: written tokens that are taken back, to be predicted again with more in sight.
+
+A masked-diffusion model sees its own tokens as given: asked again it is sure of them whatever they are. So what is doubtful
+is told by the confidence at commit time, and by repetition. `RevealRemask` spends forwards that it kept from the fill;
+`ReMDM` takes tokens back during the fill. A position is taken back at most `limit` times, a stop token never. Revisions are
+frozen and know no network.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from medv.diffusion.schedules import top_positions
+
+
+@dataclass(frozen=True)
+class RevisionState:
+    """A block after a forward: B rows, K positions.
+
+    score [B, K] float32: the logarithm of the confidence when each token was written. tokens [B, K] int64. written [B, K]
+    bool. allowed [B, K] bool: what may be taken back. step: forwards the block has had in this phase, this one included.
+    steps: all forwards of the phase. draw: a function that gives uniform draws [B, K].
+    """
+
+    score: torch.Tensor
+    tokens: torch.Tensor
+    written: torch.Tensor
+    allowed: torch.Tensor
+    step: int
+    steps: int
+    draw: Callable[[], torch.Tensor]
+
+
+class Revision(Protocol):
+    """What is taken back, and when. `limit`: how often one position may be."""
+
+    limit: int
+
+    def reserve(self, steps: int) -> int:
+        """Of the `steps` forwards of a block, how many are kept for the time after it is full; fewer than `steps`."""
+
+    def during(self, state: RevisionState) -> torch.Tensor | None:
+        """What to take back after a forward of the fill that is not the last, bool [B, K]; None takes nothing."""
+
+    def after(self, state: RevisionState) -> torch.Tensor | None:
+        """What to take back when the block is full and before each reserved forward, bool [B, K]; None takes nothing."""
+
+
+@dataclass(frozen=True)
+class RevealRemask:
+    """The share `budget` of a block's forwards is kept; when the block is full, as many tokens are taken back and refilled.
+
+    Those that repeat what stands right before them (1 to `ngram` tokens) go first, then those of the lowest confidence at
+    commit time: remasking by the confidence of the reveal, as in ReMDM-conf (arXiv 2503.00307), after the fill.
+    tokens: positions for each kept forward; 1 predicts them one at a time. ngram: 0 looks at confidence only.
+    """
+
+    budget: float = 0.125
+    tokens: int = 1
+    ngram: int = 2
+    limit: int = 1
+
+    def __post_init__(self):
+        if not 0 < self.budget < 1 or self.tokens < 1 or self.ngram < 0 or self.limit < 1:
+            raise ValueError(
+                f"budget {self.budget}, tokens {self.tokens}, ngram {self.ngram}, limit {self.limit}: budget lies between "
+                "0 and 1, tokens and limit are at least 1, ngram is not negative"
+            )
+
+    def reserve(self, steps: int) -> int:
+        """At least one forward where the block has two."""
+        return min(max(1, round(self.budget * steps)), steps - 1)
+
+    def during(self, state: RevisionState) -> None:
+        """Nothing."""
+
+    def after(self, state: RevisionState) -> torch.Tensor | None:
+        """All at once, before the first kept forward."""
+        if state.step > 0:
+            return None
+        doubt = -state.score
+        for n in range(1, self.ngram + 1):
+            doubt = doubt + 1e6 * repeated(state.tokens, state.written, n)
+        doubt = doubt.masked_fill(~state.allowed, -torch.inf)
+        return top_positions(doubt, self.tokens * state.steps) & state.allowed
+
+
+KINDS = ("cap", "rescale", "conf", "loop")
+
+
+@dataclass(frozen=True)
+class ReMDM:
+    """Remasking as a sampler of the same diffusion (ReMDM, arXiv 2503.00307), with alpha the share of the block written.
+
+    sigma_max = min(1, (1 - alpha_s) / alpha_t) is the largest chance to take a token back between the times t and s. "cap":
+    min(eta, sigma_max). "rescale": eta sigma_max. "conf": eta sigma_max, distributed over the written tokens in proportion
+    to exp(-confidence at commit time), so that about one token at most is expected back. "loop": nothing during the fill; a
+    share `budget` of the forwards is kept, and before each of them a token is taken back with chance eta.
+    """
+
+    kind: str = "conf"
+    eta: float = 0.1
+    budget: float = 0.25
+    limit: int = 2
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise ValueError(f"unknown kind {self.kind!r}: use one of {', '.join(KINDS)}")
+        if not 0 < self.eta <= 1 or not 0 < self.budget < 1 or self.limit < 1:
+            raise ValueError(
+                f"eta {self.eta}, budget {self.budget}, limit {self.limit}: eta lies above 0 and up to 1, budget between "
+                "0 and 1, limit is at least 1"
+            )
+
+    def reserve(self, steps: int) -> int:
+        """Forwards of the loop."""
+        return min(max(1, round(self.budget * steps)), steps - 1) if self.kind == "loop" else 0
+
+    def during(self, state: RevisionState) -> torch.Tensor | None:
+        """Chances as the kind says."""
+        if self.kind == "loop":
+            return None
+        now = state.written.float().mean(dim=1, keepdim=True).clamp_min(1e-6)  # [B, 1]
+        largest = ((1 - min(1.0, (state.step + 1) / state.steps)) / now).clamp_max(1)
+        chance = largest.clamp_max(self.eta) if self.kind == "cap" else self.eta * largest
+        if self.kind == "conf":
+            doubt = (-state.score.exp()).exp() * state.written
+            chance = chance * doubt / doubt.sum(dim=1, keepdim=True).clamp_min(1e-6)
+        return (state.draw() < chance) & state.allowed
+
+    def after(self, state: RevisionState) -> torch.Tensor | None:
+        """Any token, with chance eta."""
+        return (state.draw() < self.eta) & state.allowed
+
+
+def repeated(tokens: torch.Tensor, written: torch.Tensor, n: int) -> torch.Tensor:
+    """Positions [B, K] bool inside an n-gram of written tokens that repeats the one right before it; the first stays.
+
+    n = 1 marks the second and later ones of "the the the", n = 2 the second "on the" of "on the on the".
+    """
+    if tokens.shape[1] < 2 * n:
+        return torch.zeros_like(written)
+    same = (tokens[:, n:] == tokens[:, :-n]) & written[:, n:] & written[:, :-n]  # [B, K - n]: equal to n places before
+    runs = same.unfold(1, n, 1).all(dim=-1)  # [B, K - 2n + 1]
+    marked = torch.zeros_like(written)
+    for offset in range(n):
+        marked[:, n + offset : n + offset + runs.shape[1]] |= runs
+    return marked

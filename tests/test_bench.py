@@ -1,0 +1,90 @@
+"""The benchmark compares what it says it compares, and the agreement of caches is measured against the exact run."""
+
+import json
+
+import pytest
+import torch
+from tiny import examples, model, processor
+from typer.testing import CliRunner
+
+from medv.cli import app
+from medv.diffusion.official import sample as official_sample
+from medv.diffusion.settings import SamplerConfig
+from medv.evaluation.cache_agreement import cache_agreement
+from medv.experiments.bench_baseline import official_run
+from medv.experiments.bench_sampler import BenchShape, bench_sampler, peak_memory, random_network
+
+SHAPE = BenchShape(
+    hidden_size=32,
+    intermediate_size=64,
+    layers=2,
+    heads=2,
+    vocab_size=1500,
+    prompt_length=20,
+    gen_length=16,
+    block_length=8,
+)
+CPU = torch.device("cpu")
+
+
+def test_the_baseline_writes_what_the_official_algorithm_writes():
+    network, prompt = random_network(SHAPE, CPU, 1), torch.arange(20)[None]
+    run = official_run(network, prompt, SamplerConfig(16, 8, 8))
+    own = network.config
+    official = SamplerConfig.official(
+        gen_length=16, block_length=8, steps=8, suppress_tokens=tuple(own.suppress_token_ids)
+    )
+    expected = official_sample(
+        lambda canvas, columns: network(canvas).logits[:, columns],
+        prompt,
+        official,
+        mask_token_id=own.mask_token_id,
+        fill_token_id=own.fill_token_id,
+    )
+    assert run.forwards == 8 and len(run.written) == 16
+    assert set(run.written) == {(c.step, c.position, c.token) for c in expected.trace.commits}
+    short = official_run(network, prompt, SamplerConfig(16, 8, 8), forwards=3)
+    assert short.forwards == 3 and short.written == run.written[:6]
+
+
+def test_a_small_benchmark_measures_every_mode():
+    result = bench_sampler(SHAPE, device="cpu", baseline_forwards=None)
+    official, exact, prefix, dual, fast = result.measurements
+    assert official.ratio == 1 and official.measured_forwards is None
+    assert [m.forwards for m in result.measurements] == [16, 16, 16, 16, 4]
+    assert [m.refreshes for m in (exact, prefix, dual, fast)] == [0, 2, 2, 2]
+    assert official.agreement == exact.agreement == 1.0 and fast.agreement is None
+    assert result.to_dict()["shape"]["vocab_size"] == 1500 and result.device
+
+
+def test_the_command_prints_json_and_a_table(tmp_path):
+    sizes = {"vocab-size": 1500, "hidden-size": 32, "layers": 1, "prompt-length": 8, "gen-length": 8, "block-length": 4}
+    options = [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
+    done = CliRunner().invoke(
+        app, ["bench", "sampler", "--json", "--baseline-forwards", "2", "--out", str(tmp_path / "x.json"), *options]
+    )
+    assert done.exit_code == 0, done.output
+    printed = json.loads(done.stdout)
+    assert printed == json.loads((tmp_path / "x.json").read_text())
+    assert printed["measurements"][0]["measured_forwards"] == 2
+    assert "ratio" in CliRunner().invoke(app, ["bench", "sampler", *options]).stdout
+    assert CliRunner().invoke(app, ["bench", "sampler", "--preset", "tpu"]).exit_code == 2
+
+
+def test_peak_memory_sees_a_large_tensor():
+    with peak_memory(CPU) as peak:
+        torch.ones(64, 2**20)
+    if peak.bytes is None:
+        pytest.skip("this system does not tell how much memory is in use")
+    assert 200 * 2**20 < peak.bytes < 400 * 2**20
+
+
+def test_an_exact_cache_agrees_and_a_stale_one_does_not():
+    config = SamplerConfig(gen_length=16, block_length=8, steps=16)
+    frame = cache_agreement(model(), processor(), examples(3), config, intervals=(1, None))
+    assert frame["interval"].isna().tolist() == [False, True] * 2
+    fresh, stale = frame[frame["interval"] == 1], frame[frame["interval"].isna()]
+    assert (fresh["identity"] == 1).all() and (fresh["same_answers"] == 1).all() and (fresh["kl"].abs() < 1e-9).all()
+    assert (fresh["refreshes"] == 1).all() and (stale["refreshes"] < 0.2).all()
+    assert (stale["kl"] > 1e-4).all() and (stale["identity"] < 1).all()
+    assert (stale["first_divergence"] < fresh["first_divergence"].min()).all()
