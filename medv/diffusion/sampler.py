@@ -277,7 +277,7 @@ def _take_back(
     step: int,
     steps: int,
 ) -> None:
-    """Mask again what the revision asks for in the block `here`, of the places `where` [B, K or 1]; such rows reopen."""
+    """Mask again what the revision asks for in the block `here`, of the places `where` [B, K or 1]; its rows are open."""
     tokens, written = state.canvas[:, width + here.start : width + here.stop], ~state.masked[:, here]
     stop = _first_stop(state.canvas[:, width:], state.masked, config.stop_tokens or ())
     before = torch.arange(here.start, here.stop, device=stop.device)[None] < stop[:, None]
