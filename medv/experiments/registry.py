@@ -65,6 +65,14 @@ NODES: tuple[Node, ...] = (
         results=("table2", "fig03", "vqa_controls", "vqa_kinds"),
         heavy=True,
     ),
+    Node(
+        "fast_sampling",
+        "40_fast_sampling.ipynb",
+        "Sampling: speed and quality against forwards",
+        needs=("models/stage2",),
+        results=("pareto", "cache_agreement", "sampler_speed"),
+        heavy=True,
+    ),
 )
 
 EXHIBITS: dict[str, str] = {
