@@ -236,7 +236,7 @@ class BudgetedSchedule:
     tokens left / forwards left.
     """
 
-    share: float = 0.7
+    share: float = 0.85
     most: float = 3.0
     needs_entropy = True
     across_blocks = True

@@ -39,6 +39,7 @@ from medv.model.processing import MedVProcessor
 
 BASE, OURS, TEXT = "fixed", "adaptive + veto", "the text itself"
 HALVED = ("adjacent_duplicates", "longest_run")
+"""The measures of repetition that the adaptive schedule with the veto is to halve."""
 
 
 @dataclass(frozen=True)
@@ -263,7 +264,7 @@ def verdicts(compared: pd.DataFrame, *, keeps: str) -> list[str]:
     told = []
     for steps, part in compared.groupby("steps"):
         by = part.set_index("metric")
-        repeats, run, kept = by.loc["adjacent_duplicates"], by.loc["longest_run"], by.loc[keeps]
+        repeats, run, kept = (*(by.loc[name] for name in HALVED), by.loc[keeps])
         halved = [repeats["value"] <= repeats["base"] / 2, run["value"] - 1 <= (run["base"] - 1) / 2]
         words = [f"{'at most' if half else 'more than'} half" for half in halved]
         worse = "worse" if kept["high"] < 0 else "better" if kept["low"] > 0 else "no difference shown"

@@ -24,16 +24,19 @@ CACHE_AXES = {
 def pareto_figure(points: pd.DataFrame, title: str) -> Figure:
     """A column for each judge, quality above repetition, against forwards; the front is drawn through.
 
+    Strategies that used the same number of forwards are drawn side by side.
+
     points: judge, strategy ("schedule" or "schedule + filter"), metric, forwards, value, low, high (95 %), front.
     """
     judges, schedules = list(dict.fromkeys(points["judge"])), list(dict.fromkeys(points["strategy"].map(_schedule)))
-    colors = dict(zip(schedules, PALETTE * 2, strict=False))
+    colors = dict(zip(reversed(schedules), PALETTE * 2, strict=False))  # the last, our own, in the first color
+    beside = dict(zip(dict.fromkeys(points["strategy"]), _spread(points["strategy"].nunique()), strict=True))
     with theme():
-        fig, axes = new_figure(4.6 * len(judges) + 0.6, 7.0, nrows=2, ncols=len(judges), squeeze=False)
+        fig, axes = new_figure(4.4 * len(judges) + 2.0, 7.0, nrows=2, ncols=len(judges), squeeze=False)
         for column, judge in zip(axes.T, judges, strict=True):
             mine = points[points["judge"] == judge]
             for ax, (metric, part) in zip(column, mine.groupby("metric", sort=False), strict=True):
-                _scatter(ax, part, colors)
+                _scatter(ax, part, colors, beside)
                 ax.set(xlabel="forwards a text", ylabel=AXES[metric], xscale="log")
                 ticks = sorted(part["steps"].unique())
                 ax.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
@@ -45,7 +48,7 @@ def pareto_figure(points: pd.DataFrame, title: str) -> Figure:
             Line2D([], [], color=MUTED, marker="s", ls="", label="with duplicate veto"),
             Line2D([], [], color=INK, lw=1, label="front"),
         ]
-        fig.legend(handles=handles, loc="outside lower center", ncols=4)
+        fig.legend(handles=handles, loc="outside right center")
         fig.suptitle(title, fontsize=11, fontweight="bold")
     return fig
 
@@ -54,14 +57,20 @@ def _schedule(strategy: str) -> str:
     return strategy.partition(" + ")[0]
 
 
-def _scatter(ax, part: pd.DataFrame, colors: dict) -> None:
+def _spread(count: int) -> list[float]:
+    """Factors around 1 that set so many points with the same number of forwards beside each other."""
+    return [1.018 ** (place - (count - 1) / 2) for place in range(count)]
+
+
+def _scatter(ax, part: pd.DataFrame, colors: dict, beside: dict) -> None:
     best = part[part["front"]].sort_values("forwards")
     ax.plot(best["forwards"], best["value"], color=INK, lw=1, zorder=1)
     for row in part.itertuples():
         color, bare = colors[_schedule(row.strategy)], " + " not in row.strategy
-        ax.plot([row.forwards] * 2, [row.low, row.high], color=color, lw=0.8, alpha=0.35, zorder=2)
-        style = {"marker": "o" if bare else "s", "mfc": "white" if bare else color, "mec": color, "ms": 5.5}
-        ax.plot(row.forwards, row.value, zorder=3, **style)
+        x = row.forwards * beside[row.strategy]
+        ax.plot([x, x], [row.low, row.high], color=color, lw=1.0, alpha=0.45, zorder=2)
+        style = {"marker": "o" if bare else "s", "mfc": "white" if bare else color, "mec": color, "ms": 4.5}
+        ax.plot(x, row.value, zorder=3, **style)
 
 
 def cache_figure(frame: pd.DataFrame, title: str) -> Figure:
@@ -69,7 +78,7 @@ def cache_figure(frame: pd.DataFrame, title: str) -> Figure:
 
     frame: kind, interval (missing = at block starts alone), identity (share), first_divergence (forwards), kl (nats).
     """
-    labels = ["block start" if pd.isna(value) else str(value) for value in frame["interval"]]
+    labels = ["block\nstart" if pd.isna(value) else str(value) for value in frame["interval"]]
     places = list(dict.fromkeys(labels))
     with theme():
         fig, axes = new_figure(11.5, 3.6, ncols=3)
@@ -80,6 +89,6 @@ def cache_figure(frame: pd.DataFrame, title: str) -> Figure:
             ax.set_xticks(range(len(places)), places)
             ax.set(xlabel="forwards between refreshes", ylabel=label)
             ax.margins(y=0.12)
-        axes[0].legend(loc="lower left")
+        axes[0].legend()
         fig.suptitle(title, fontsize=11, fontweight="bold")
     return fig
