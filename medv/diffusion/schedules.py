@@ -220,7 +220,7 @@ class EntropyBoundSchedule:
     def select(self, state: StepState) -> torch.Tensor:
         """The entropy-bounded set, and the pace."""
         gamma = state.entropy.new_full((len(state.entropy),), self.gamma)
-        return surest(state, torch.maximum(bounded_count(state, gamma, -state.entropy), pace(state)))
+        return surest(state, torch.maximum(bounded_count(state, gamma), pace(state)))
 
 
 @dataclass(frozen=True)
@@ -258,11 +258,12 @@ class BudgetedSchedule:
         return best_candidates(state, torch.minimum(count, tokens - left + 1).clamp_min(1))
 
 
-def bounded_count(state: StepState, gamma: torch.Tensor, sureness: torch.Tensor) -> torch.Tensor:
-    """How many candidates in the order of `sureness` [B, K] have entropies that sum, the last left out, to at most gamma.
+def bounded_count(state: StepState, gamma: torch.Tensor, sureness: torch.Tensor | None = None) -> torch.Tensor:
+    """How many of the surest candidates have entropies that sum, the last left out, to at most gamma [B]; int64 [B].
 
-    gamma [B]; returns int64 [B].
+    The surest are those of the lowest entropy, or of the highest `sureness` [B, K].
     """
+    sureness = -state.entropy if sureness is None else sureness
     order = sureness.masked_fill(~state.candidates, -torch.inf).sort(dim=1, descending=True, stable=True).indices
     ordered = state.entropy.masked_fill(~state.candidates, torch.inf).gather(1, order)  # [B, K]
     before = ordered.cumsum(dim=1).roll(1, dims=1)  # what was accepted before each
