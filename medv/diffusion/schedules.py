@@ -255,6 +255,24 @@ class BudgetedSchedule:
         return surest(state, torch.minimum(count, tokens - left + 1).clamp_min(1))
 
 
+SCHEDULES: dict[str, Schedule] = {
+    "linear": LINEAR,
+    "cosine": FixedSchedule("cosine"),
+    "shift": FixedSchedule("shift"),
+    "threshold": ThresholdSchedule(),
+    "factor": FactorSchedule(),
+    "entropy": EntropyBoundSchedule(),
+    "budgeted": BudgetedSchedule(),
+}
+
+
+def schedule_named(name: str) -> Schedule:
+    """One of SCHEDULES with its defaults; ValueError for another name."""
+    if name not in SCHEDULES:
+        raise ValueError(f"unknown schedule {name!r}: use one of {', '.join(SCHEDULES)}")
+    return SCHEDULES[name]
+
+
 def bounded_count(state: StepState, gamma: torch.Tensor) -> torch.Tensor:
     """How many of the surest candidates have entropies that sum, the largest left out, to at most gamma [B]; int64 [B]."""
     ordered = state.entropy.masked_fill(~state.candidates, torch.inf).sort(dim=1).values  # [B, K]
