@@ -56,7 +56,7 @@ def judge_messages(question: Mapping[str, Any], answer: str) -> list[dict[str, s
     told = (
         f"[Context]\nFigure Caption:\n{question['fig_label']}: {question['fig_caption']}\n\n"
         f"Figure Context:\n\t- {question['in_text_mention']}\n\n"
-        f"[Question]\n{question['text'].removesuffix(_IMAGE)}\n\n"
+        f"[Question]\n{str(question['text']).removesuffix(_IMAGE)}\n\n"
         f"[Assistant 1]\n{question['gpt4_answer']}\n\n[End of Assistant 1]\n\n"
         f"[Assistant 2]\n{answer}\n\n[End of Assistant 2]\n\n"
         f"[System]\n{INSTRUCTION}\n\n"

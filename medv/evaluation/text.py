@@ -21,6 +21,14 @@ def words(text: str) -> list[str]:
     return text.split()
 
 
+def answer_text(row: Mapping[str, Any]) -> str:
+    """The text of one answer, `text` or `answer`; raises ValueError for a row without one."""
+    text = next((row[key] for key in ("text", "answer") if row.get(key) is not None), None)
+    if not isinstance(text, str):
+        raise ValueError(f"the answer to question {row.get('question_id', row.get('id', '?'))} has no 'text'")
+    return text
+
+
 def measure_answer(row: Mapping[str, Any], *, asked_words: int | None = None) -> dict[str, Any]:
     """The measures of one answer: `text` (or `answer`), and, if it has them, `seconds`, `forwards`, `tokens` and the asked
     length: `asked_words` (words) or else `gen_length` (tokens, also inside a dict `settings`).
@@ -28,10 +36,7 @@ def measure_answer(row: Mapping[str, Any], *, asked_words: int | None = None) ->
     length_error: |length - asked| / asked in percent, in the unit asked for; repeated_share: percent of the words that stand
     in repeated spans. What the row does not say is None. Raises ValueError for a row without a text.
     """
-    text = next((row[key] for key in ("text", "answer") if row.get(key) is not None), None)
-    if not isinstance(text, str):
-        raise ValueError(f"the answer to question {row.get('question_id', row.get('id', '?'))} has no 'text'")
-    said = words(text)
+    said = words(answer_text(row))
     lower = [word.lower() for word in said]
     repeated = sum(end - start for start, end in repeated_spans(lower))
     return {
@@ -81,8 +86,11 @@ def measure_texts(rows: Sequence[Mapping[str, Any]], *, asked_words: int | None 
 
 
 def read_answers(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of an answer file; raises DataError for one without any text."""
+    """The rows of an answer file; raises DataError where a row has no text."""
     rows = read_rows(path)
-    if not any(row.get("text") is not None or row.get("answer") is not None for row in rows):
-        raise DataError(f"{path} has no answers: each row needs 'text' (or 'answer')")
+    for row in rows:
+        try:
+            answer_text(row)
+        except ValueError as error:
+            raise DataError(f"{path}: {error} (or 'answer')") from None
     return rows
