@@ -67,7 +67,7 @@ def test_spans_are_apart_in_order_and_inside_whatever_the_text():
         tokens = [chance.randrange(3) for _ in range(chance.randrange(30))]
         spans = repeated_spans(tokens, chance.randrange(1, 6))
         edges = [edge for span in spans for edge in span]
-        assert edges == sorted(set(edges)) and (not edges or 0 < edges[0] and edges[-1] <= len(tokens))
+        assert edges == sorted(set(edges)) and (not edges or (edges[0] > 0 and edges[-1] <= len(tokens)))
 
 
 def test_the_command_prints_means_and_marks_repeats(tmp_path):
