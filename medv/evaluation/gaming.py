@@ -94,6 +94,31 @@ def game_findings(name: str, train: Sequence[Example], test: Sequence[Example]) 
     return pd.DataFrame(rows)
 
 
+def gaming_grid(
+    sets: Mapping[str, tuple[Sequence[Example], Sequence[Example]]],
+    descriptions: tuple[Sequence[Example], Sequence[Example]] | None = None,
+) -> pd.DataFrame:
+    """All of the above in one frame: a row per test set and answer, a column per metric (percent), empty where none is.
+
+    sets: training and test examples of question-answering sets by name; descriptions: the same of the phantoms' descriptions.
+    """
+    frames = []
+    for name, (train, test) in sets.items():
+        grown = inflation(name, test)
+        times = [
+            f"one word of the reference, {n} times" if n > 1 else "one word of the reference" for n in grown["times"]
+        ]
+        frames += [
+            game_vqa(name, train, test),
+            grown.assign(**{"answer to every question": times}).drop(columns="times"),
+        ]
+    if descriptions:
+        frames.append(game_findings("descriptions", *descriptions))
+    grid = pd.concat(frames, ignore_index=True)
+    counts = ["n closed", "n open", "n"]
+    return grid[[*(column for column in grid.columns if column not in counts), *(c for c in counts if c in grid)]]
+
+
 def _everything(texts: Mapping[str, frozenset]) -> str:
     """Training descriptions one after another, each for a fact that those before it do not state."""
     stated, kept = set(), []
