@@ -70,6 +70,14 @@ def beside(out: Path, name: str, *, folder: str = "figures", size: int = 720) ->
     return f"<div class='sides'><div>{image}</div>{papers(name)}</div>"
 
 
+def numbers(out: Path, name: str, *, most: int = 100) -> str:
+    """The numbers behind a picture, folded, as HTML; of long ones the first `most` rows, and how many there are."""
+    frame = pd.read_csv(out / "figures" / f"{name}.csv")
+    cut = f", the first {most}" if len(frame) > most else ""
+    table = f"<div class='scroll'>{to_html(frame.head(most), digits=3)}</div>"
+    return f"<details><summary>numbers: {len(frame)} rows{cut}</summary>{table}</details>"
+
+
 def papers(name: str) -> str:
     """The paper's numbers for this table or figure as HTML, or a word that it prints none; nothing for results of our own."""
     source = NUMBERS.get(name, name)

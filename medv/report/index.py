@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from medv.artifacts import git_commit, machine, write_text
-from medv.report.exhibits import beside, is_made, manifest_of, picture, safe, seeds
+from medv.report.exhibits import beside, is_made, manifest_of, numbers, picture, safe, seeds
 
 CARD = 260
 """Width in pixels of the picture on a card."""
@@ -35,11 +35,14 @@ def write_index(out: Path, profile: str, seed: int, items: Sequence[Standing], e
     """
     page = _Page(out, profile, {result: item for item in items for result in item.node.results}, exhibits)
     own = [result for result in page.made if result not in exhibits]
-    done = sum(name in page.made and page.made[name].status in ("done", "cached") for name in exhibits)
+    standing = [page.made[name].status for name in exhibits if name in page.made and is_made(out, name)]
+    done = sum(status in ("done", "cached") for status in standing)
+    older = f", {len(standing) - done} more one from an earlier state" if len(standing) > done else ""
+    tally = f"{done} of the paper's {len(exhibits)} tables and figures have a counterpart in this run{older}."
     facts = f"profile {profile} · seed {seed} · {machine()} · commit {(git_commit() or 'unknown')[:12]}"
     body = [
         f"<h1>medv: results of profile {safe(profile)}</h1><p class='muted'>{safe(facts)}</p>",
-        f"<p>{done} of the paper's {len(exhibits)} tables and figures have a counterpart in this run. {_warning(profile)}</p>",
+        f"<p>{tally} {_warning(profile)}</p>",
         f"<h2>The paper's tables and figures</h2><div class='cards'>{''.join(map(page.card, exhibits))}</div>",
         f"<h2>Our own</h2><div class='cards'>{''.join(map(page.card, own))}</div>" if own else "",
         "<h2>Notebooks</h2>" + page.notebooks(items),
@@ -95,7 +98,8 @@ class _Page:
             return self._hole(name, label, WORDS.get(item.status, item.status), why)
         gaps = manifest_of(self.out, name)["about"]["gaps"]
         missing = f"<span class='waiting'>in part: {safe('; '.join(gaps))}</span>" if gaps else ""
-        image = f"<img alt='' loading='lazy' src='{picture(self.out, name, CARD)}'>"
+        shape = " class='sheet'" if name.startswith("table") else ""
+        image = f"<img{shape} alt='' loading='lazy' src='{picture(self.out, name, 2 * CARD if shape else CARD)}'>"
         told = f"<span>{label} {_status(item)}</span><span class='muted'>{safe(self.title(name))}</span>{missing}"
         return f"<a class='card' href='#{safe(name)}'><span class='frame'>{image}</span>{told}</a>"
 
@@ -122,13 +126,19 @@ class _Page:
         item, manifest = self.made[name], manifest_of(self.out, name)
         about = manifest["about"]
         heading = f"{name} · beside {about['counterpart']} of the paper" if about["counterpart"] else name
-        facts = (_status(item), _seconds(item), f"profile {safe(self.profile)}", safe(seeds(manifest)))
+        facts = (
+            _status(item),
+            f"notebook {_seconds(item)}" if item.seconds else "",
+            f"profile {safe(self.profile)}",
+            safe(seeds(manifest)),
+        )
         gaps = "".join(f"<p class='waiting'>Missing: {safe(gap)}</p>" for gap in about["gaps"])
         return (
             f"<article id='{safe(name)}'><h3>{safe(heading)}</h3>"
             f"<p>{safe(about['caption'] or self.exhibits.get(name, ''))}</p>"
             f"<p class='muted'>{' · '.join(filter(None, facts))} · {self.command(name)}</p>{gaps}"
             f"{beside(self.out, name)}<p class='muted'>{safe(about['data'])}</p><p class='muted'>{self._links(name)}</p>"
+            f"{'' if name.startswith('table') else numbers(self.out, name)}"
             f"<details><summary>manifest</summary><pre>{safe(json.dumps(manifest, indent=1))}</pre></details></article>"
         )
 
