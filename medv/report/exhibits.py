@@ -40,9 +40,9 @@ def manifest_of(out: Path, name: str) -> dict[str, Any]:
 
 
 def seeds(manifest: Mapping[str, Any]) -> str:
-    """The seeds behind a result, in words: that of the run, and those of the profile's repeated trainings."""
+    """The seeds behind a result, in words: that of the run, and those that the profile gives to what is repeated."""
     repeated = manifest["profile"].get("seeds") or ()
-    more = f", trainings with seeds {', '.join(map(str, repeated))}" if len(repeated) > 1 else ""
+    more = f" (what is repeated: {', '.join(map(str, repeated))})" if len(repeated) > 1 else ""
     return f"seed {manifest['seed']}{more}"
 
 

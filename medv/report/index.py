@@ -126,12 +126,8 @@ class _Page:
         item, manifest = self.made[name], manifest_of(self.out, name)
         about = manifest["about"]
         heading = f"{name} · beside {about['counterpart']} of the paper" if about["counterpart"] else name
-        facts = (
-            _status(item),
-            f"notebook {_seconds(item)}" if item.seconds else "",
-            f"profile {safe(self.profile)}",
-            safe(seeds(manifest)),
-        )
+        time = f"notebook {_seconds(item)}" if item.seconds else ""
+        facts = (_status(item), time, f"profile {safe(self.profile)}", safe(seeds(manifest)))
         gaps = "".join(f"<p class='waiting'>Missing: {safe(gap)}</p>" for gap in about["gaps"])
         return (
             f"<article id='{safe(name)}'><h3>{safe(heading)}</h3>"
