@@ -131,6 +131,14 @@ def test_questions_are_asked_at_once_but_not_more_than_allowed(tmp_path):
     assert 2 <= stub.most <= 3
 
 
+def test_texts_that_are_no_proper_unicode_stop_nothing(tmp_path):
+    questions, answers = files(tmp_path, "ab")
+    answers.write_text(answers.read_text().replace("the answer to a", "half \\ud800"))
+    with StubJudge(lambda name, _: "8 8\nhalf \ud800" if name == "a" else "8 8\ngut – ja") as stub:
+        scores = judge_file(questions, answers, tmp_path / "j.jsonl", Endpoint(stub.url), quiet=True).to_dict()
+    assert scores["counts"]["overall"] == 2
+
+
 def test_nobody_listening_leaves_every_question_unjudged(tmp_path):
     with StubJudge(lambda *_: "8 8") as stub:
         pass

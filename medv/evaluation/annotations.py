@@ -15,7 +15,8 @@ from medv.evaluation.judge import read_judgements
 from medv.evaluation.text import answer_text, read_answers, words
 from medv.evaluation.vqa import Reference, evaluate_vqa
 from medv.paper import table
-from medv.paper.audit import AGREES, DIFFERS, OURS, REMARK, Finding, counts_that_give
+from medv.paper.audit import OURS, counts_that_give
+from medv.paper.finding import AGREES, DIFFERS, REMARK, Finding
 
 JUDGED, ANSWERED = "llava_med_eval_qa50_qa_ans.jsonl", "llava_med_60k_3epoch_answers.jsonl"
 
@@ -43,7 +44,7 @@ def gate(name: str, folder: Path) -> Iterator[Finding]:
     above = printed > ceilings["gated"]
     yield Finding(
         "metric variants",
-        f"Table 2, {OURS}, {name} closed",
+        f"Table 2, {OURS}, {name} closed, counted from the files",
         f"{printed:.2f}",
         f"references as answers: gated {round(ceilings['gated'] * n / 100)} / {n} = {ceilings['gated']:.2f}, "
         f"batch {round(ceilings['batch'] * n / 100)} / {n} = {ceilings['batch']:.2f}",
@@ -100,7 +101,7 @@ def validation_images(folder: Path) -> Iterator[Finding]:
     counted = len({example.meta["image"] for example in read_dataset("pathvqa", folder, "val")})
     yield Finding(
         "data set counts",
-        "Table 8, PathVQA, validation images",
+        "Table 8, PathVQA, validation images, counted from the files",
         str(printed),
         f"{counted} different images in the file",
         AGREES if counted == printed else DIFFERS,

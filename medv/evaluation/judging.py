@@ -112,7 +112,8 @@ class Judge:
     def __init__(self, endpoint: Endpoint):
         self.endpoint = endpoint
         self._stop, self._refused, self._not_before = threading.Event(), "", 0.0
-        headers = {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
+        headers = {"Content-Type": "application/json"}
+        headers |= {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
         limits = httpx.Limits(max_connections=endpoint.concurrency)
         self._client = httpx.Client(headers=headers, timeout=endpoint.timeout, limits=limits)
 
@@ -175,7 +176,7 @@ class Judge:
         """One request. httpx limits the wait for each piece of a reply; the clock here limits them together."""
         deadline, pieces, size = time.monotonic() + self.endpoint.timeout, [], 0
         url, body = f"{self.endpoint.base_url.rstrip('/')}/chat/completions", self.endpoint.body(messages)
-        with self._client.stream("POST", url, json=body) as response:
+        with self._client.stream("POST", url, content=json.dumps(body)) as response:
             for piece in response.iter_bytes():
                 pieces.append(piece)
                 size += len(piece)
@@ -207,7 +208,7 @@ def _content(body: str) -> str:
         raise _Passing("the endpoint's reply is not a chat completion") from None
     if not isinstance(text, str):
         raise _Passing("the endpoint's reply has no text")
-    return text
+    return text.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate could not be written
 
 
 # --- A file of answers ---
@@ -254,7 +255,7 @@ class _Writer:
         self.out, self.rows, self.last = out, rows, 0.0
 
     def now(self) -> None:
-        write_text(self.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows))
+        write_text(self.out, "".join(json.dumps(row) + "\n" for row in self.rows))
         self.last = time.monotonic()
 
     def soon(self) -> None:

@@ -5,16 +5,16 @@ is a difference: why it is there the tables do not say, and nothing here guesses
 `medv.evaluation.annotations`. Section and table numbers are those of the paper.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
 
 from medv.paper import table
+from medv.paper.finding import AGREES, DIFFERS, REMARK, Finding
+from medv.paper.recorded import constant_answers, gated_ceilings, published_elsewhere, validation_images
 
-AGREES, DIFFERS, REMARK = "agrees", "differs", "remark"
 OURS, TYPES = "LLaDA-MedV", ("conversation", "description")
 DOMAINS = ("chest_xray", "mri", "histology", "gross", "ct_scan")
 IN_TEXT = {
@@ -27,8 +27,6 @@ IN_TEXT = {
     "PathVQA pairs": 32799,
 }
 """Numbers that stand in the text (abstract, section 5.2, appendix A.3)."""
-ELSEWHERE = {"zero-shot": (28.23, 61.40, 39.17, 52.16), "VQA-RAD, 3064 training rows": (61.527, 84.1912)}
-"""Open and closed values of LLaVA-Med v1 that Microsoft's own notebook records (LLaVA-Med v1.0.0)."""
 CLOSED = {
     "vqa_rad_closed_accuracy": "vqa_rad_test",
     "slake_closed_accuracy": "slake_test",
@@ -37,27 +35,8 @@ CLOSED = {
 """Columns of Tables 2 and 4, and the column of Table 8 that counts their questions."""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One check. check: its family; verdict: "agrees", "differs", or "remark" where there is nothing to agree with."""
-
-    check: str
-    where: str
-    printed: str
-    arithmetic: str
-    verdict: str
-    reading: str
-
-
-def findings_frame(findings: Sequence[Finding]) -> pd.DataFrame:
-    """The findings as a table, differences first, then remarks, in their order."""
-    order = (DIFFERS, REMARK, AGREES)
-    ranked = sorted(findings, key=lambda finding: order.index(finding.verdict))
-    return pd.DataFrame([asdict(finding) for finding in ranked])
-
-
 def audit() -> list[Finding]:
-    """Every check of this module."""
+    """Every check of this module and of `recorded`."""
     checks: tuple[Callable[[], Iterator[Finding]], ...] = (
         weighted_means,
         gains,
@@ -69,6 +48,9 @@ def audit() -> list[Finding]:
         dataset_counts,
         equal_cells,
         published_elsewhere,
+        validation_images,
+        gated_ceilings,
+        constant_answers,
     )
     return [finding for check in checks for finding in check()]
 
@@ -364,30 +346,3 @@ def equal_cells() -> Iterator[Finding]:
 def _equal(where: str, value: float) -> Finding:
     reading = "The same two decimals in two cells. It may be so; the tables cannot tell."
     return Finding("equal cells", where, f"{value:.2f}", f"{value:.2f} = {value:.2f}", REMARK, reading)
-
-
-def published_elsewhere() -> Iterator[Finding]:
-    """Tables 2 and 4: rows of LLaVA-Med beside what its authors recorded."""
-    row = table("table4").iloc[0, 5:].tolist()
-    recorded = ELSEWHERE["zero-shot"]
-    same = all(round(value, 2) == other for value, other in zip(recorded, row, strict=True))
-    yield Finding(
-        "published elsewhere",
-        "Table 4, LLaVA-Med, zero-shot VQA",
-        ", ".join(f"{value:.2f}" for value in row),
-        f"LLaVA-Med v1, recorded by its authors: {', '.join(f'{value:.2f}' for value in recorded)}",
-        REMARK,
-        f"The digits are {'the same' if same else 'not the same'}; Table 7 names another version, llava-med-v1.5-mistral-7B.",
-    )
-    printed = table("table2").set_index("model").loc["LLaVA-Med (From LLaVA)"].tolist()[:2]
-    recorded = ELSEWHERE["VQA-RAD, 3064 training rows"]
-    same = all(abs(value - other) < 0.0101 for value, other in zip(recorded, printed, strict=True))
-    yield Finding(
-        "published elsewhere",
-        "Table 2, LLaVA-Med, VQA-RAD",
-        " and ".join(f"{value:.2f}" for value in printed),
-        f"recorded by its authors for a training set of 3064 rows: {' and '.join(map(str, recorded))}; Table 8 gives 1797 rows",
-        REMARK,
-        f"The values {'agree' if same else 'do not agree'}, so the row and {OURS}'s may come from different training sets. "
-        "The further rows re-word test questions; `medv.evaluation.annotations` counts them.",
-    )

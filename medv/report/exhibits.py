@@ -21,6 +21,12 @@ from medv.report.tables import to_html
 NUMBERS = {"fig01": "table1", "fig04": "table3", "fig09": "table5", "fig11": "table5", "fig12": "table5"}
 """Figures of the paper whose values one of its tables prints."""
 
+SIDES = """
+.sides { display: flex; flex-wrap: wrap; gap: 1.5rem; } .sides > div { overflow-x: auto; }
+.sides td:not(.n), .sides th:not(.n) { text-align: left !important; }
+"""
+"""The look of two blocks side by side where the page has no style of ours: a notebook."""
+
 
 def safe(value: object) -> str:
     """Text for HTML."""
@@ -93,9 +99,7 @@ def gathered(out: Path, exhibits: Mapping[str, str], kind: str) -> str:
     """All of the paper's tables (`kind` "table") or figures ("fig"), each `beside` its counterpart or said to be absent, as
     HTML for a notebook that lies in a folder beside `figures`.
     """
-    parts = [
-        "<style>.sides { display: flex; flex-wrap: wrap; gap: 1.5rem; } .sides > div { overflow-x: auto; }</style>"
-    ]
+    parts = [f"<style>{SIDES}</style>"]
     for name, title in exhibits.items():
         if name.startswith(kind):
             body = beside(out, name, folder="../figures") if is_made(out, name) else "<p><i>absent in this run</i></p>"
