@@ -84,5 +84,5 @@ def constant_answers() -> Iterator[Finding]:
             f"{row[f'{name}_closed_accuracy']:.2f}",
             f'"yes no" to every question: {k} / {n} = {100 * k / n:.2f}',
             REMARK,
-            "The official metric looks for the reference anywhere in the answer; it says nothing of what a model said.",
+            "A property of the metric, which looks for the reference anywhere in the answer; no model is said to answer so.",
         )
