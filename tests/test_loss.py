@@ -92,7 +92,7 @@ def test_a_large_vocabulary_gives_the_loss_and_gradients_of_full_logits(normaliz
     hidden = torch.randn(2, 90, 24, generator=generator)
     ids, targets = torch.randint(0, 50_000, (2, 90), generator=generator), torch.ones(2, 90, dtype=torch.bool)
     noise = corrupt(ids, targets, torch.tensor([0.5, 0.7]), torch.rand(2, 90, generator=generator), 50_000)
-    assert noise.masked.sum() * 50_000 > loss_module.ROW_NUMBERS, "several pieces are what this is about"
+    assert noise.masked.sum() * 50_000 > loss_module.SMALL, "several pieces are what this is about"
     weights = token_weights(noise.masked, targets, noise.p_mask, normalization)
     learns = [head.weight] if head_learns else []
     states = hidden.clone().requires_grad_()
@@ -105,11 +105,14 @@ def test_a_large_vocabulary_gives_the_loss_and_gradients_of_full_logits(normaliz
 
 
 def test_the_cross_entropy_of_pieces_has_the_derivatives_of_its_definition(monkeypatch):
-    monkeypatch.setattr(loss_module, "ROW_NUMBERS", 8)
+    monkeypatch.setattr(loss_module, "PIECE", 8)
     logits = torch.randn(7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     ids, scale = torch.arange(7) % 5, torch.linspace(-1, 2, 7)
     results = []
-    for make in (loss_module._CrossEntropy.apply, lambda a, b: torch.nn.functional.cross_entropy(a, b, reduction="none")):
+    for make in (
+        loss_module._CrossEntropy.apply,
+        lambda a, b: torch.nn.functional.cross_entropy(a, b, reduction="none"),
+    ):
         leaf = logits.clone().requires_grad_()
         losses = make(leaf * 1, ids)
         results.append((losses.detach().float(), torch.autograd.grad((losses * scale).sum(), leaf)[0].float()))
@@ -118,7 +121,7 @@ def test_the_cross_entropy_of_pieces_has_the_derivatives_of_its_definition(monke
 
 
 def test_a_second_backward_pass_is_refused_and_never_wrong(monkeypatch):
-    monkeypatch.setattr(loss_module, "ROW_NUMBERS", 8)
+    monkeypatch.setattr(loss_module, "SMALL", 8)
     hidden, head, ids, targets, noise = toy()
     states = hidden.requires_grad_()
     loss = sparse_loss(states, head, ids, targets, noise, "sample")

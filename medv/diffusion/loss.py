@@ -41,7 +41,8 @@ def token_weights(
 
 
 CHUNK = 1024  # positions whose logits may be in memory together
-ROW_NUMBERS = 2**21  # float32 numbers that the softmax works on at a time: what is smaller, as of a tiny vocabulary, is not cut
+SMALL = 2**21  # logits that are not worth the trouble: all those of a tiny vocabulary
+PIECE = 2**20  # numbers of float32 that the softmax copies at a time
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -53,26 +54,25 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """logits [m, V], labels [m] -> float32 [m]."""
-        ctx.save_for_backward(logits, labels)
-        return torch.cat(
-            [F.cross_entropy(rows.float(), ids, reduction="none") for rows, ids in _pieces(logits, logits, labels)]
-        )
+        totals = torch.cat([rows.float().logsumexp(dim=-1) for (rows,) in _pieces(logits)])  # [m]
+        ctx.save_for_backward(logits, labels, totals)
+        return totals - logits.gather(1, labels[:, None])[:, 0].float()
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         """(softmax - one at the label) * grad, over the logits."""
-        logits, labels = ctx.saved_tensors
-        for rows, ids, scale in _pieces(logits, logits, labels, grad[:, None]):
-            share = F.log_softmax(rows.float(), dim=-1).exp_().mul_(scale)  # [r, V]
-            share.scatter_add_(1, ids[:, None], -scale)
+        logits, labels, totals = ctx.saved_tensors
+        for rows, ids, total, scale in _pieces(logits, labels[:, None], totals[:, None], grad[:, None]):
+            share = rows.float()  # no copy where the rows are float32
+            share.sub_(total).exp_().mul_(scale).scatter_add_(1, ids, -scale)
             rows.copy_(share)
         return logits, None
 
 
 def _pieces(logits: torch.Tensor, *columns: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-    """The columns cut into as many rows as the softmax takes at a time."""
-    rows = max(1, ROW_NUMBERS // logits.shape[-1])
-    return zip(*(column.split(rows) for column in columns), strict=True)
+    """Logits and columns [m, ...] cut into as many rows as the softmax takes at a time."""
+    rows = max(1, PIECE // logits.shape[-1])
+    return zip(*(column.split(rows) for column in (logits, *columns)), strict=True)
 
 
 def masked_cross_entropy(
@@ -93,7 +93,7 @@ def masked_cross_entropy(
 
     def part(states: torch.Tensor, ids: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         logits = head(states)  # [m, V]
-        if logits.numel() <= ROW_NUMBERS:
+        if logits.numel() <= SMALL:
             losses = F.cross_entropy(logits.float(), ids, reduction="none")
         else:
             losses = _CrossEntropy.apply(logits, ids)

@@ -1,6 +1,8 @@
 """`medv train STAGE`: which examples, which starting weights, then `medv.training.stages.train_stage`."""
 
 import json
+import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +16,10 @@ from medv.model.assembly import assemble, new_processor
 from medv.model.bundled import bundled, load_model
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
-from medv.profiles import STAGES, Profile
+from medv.profiles import STAGES, Profile, StageRecipe
+from medv.training.collate import Encoder
 from medv.training.lora import LoraRecipe
+from medv.training.memory import MemoryPlan, check_memory, device_capacity
 from medv.training.stages import train_stage, training_steps
 
 PHANTOM_SETS = {
@@ -75,6 +79,9 @@ def run_stage(
             (examples, ()) if examples is not None else stage_examples(stage, profile, data=data, data_dir=data_dir)
         )
         model, processor = starting_point(profile, init, seed=seed)
+        plan = plan_stage(model, processor, profile.stages[stage], train, lora=lora, accumulation=accumulation)
+        if not quiet and os.environ.get("RANK", "0") == "0":
+            print(plan.sentence(), file=sys.stderr)
         started = time.perf_counter()
         train_stage(
             model,
@@ -92,8 +99,33 @@ def run_stage(
     return summary(out)
 
 
+def plan_stage(
+    model: MedVForMaskedDiffusion,
+    processor: MedVProcessor,
+    recipe: StageRecipe,
+    examples: Sequence[Example],
+    *,
+    lora: LoraRecipe | None = None,
+    accumulation: int = 1,
+    zero: int = 0,
+) -> MemoryPlan:
+    """The memory plan on this machine's devices at the longest of the examples; a ValueError where it cannot fit."""
+    longest = max(examples, key=lambda example: sum(len(turn.text) for turn in example.turns))
+    encode = Encoder(processor, loss_tokens=recipe.loss_tokens, max_length=recipe.max_length)
+    return check_memory(
+        model.config,
+        recipe,
+        gpus=int(os.environ.get("WORLD_SIZE", "1")),
+        zero=zero,
+        lora=lora,
+        accumulation=accumulation,
+        length=len(encode(longest)["input_ids"]),
+        capacity=device_capacity(int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
+    )
+
+
 def summary(out: Path) -> dict:
-    """Steps, trainable parameters and last losses of a finished stage."""
+    """Steps, trainable parameters and last losses of a finished stage; its speed and memory are in speed.json."""
     facts = json.loads((out / "training.json").read_text(encoding="utf-8"))
     history = json.loads((out / "history.json").read_text(encoding="utf-8"))
     last = {name: [row[name] for row in history if name in row][-1:] for name in ("loss", "eval_loss")}
