@@ -122,7 +122,7 @@ def bench_loss(
     seed: int = 0,
     progress: Callable[[str], None] = lambda name: None,
 ) -> LossBench:
-    """Measure both cases; `progress` hears what is measured next. Raises ValueError for more masked positions than there are."""
+    """Measure both cases; `progress` hears what is measured next. More masked positions than there are is a ValueError."""
     if not 0 < shape.masked <= shape.positions:
         raise ValueError(f"{shape.masked} of {shape.positions} positions cannot be masked: choose between 1 and all")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -290,6 +290,7 @@ def _measure(
 
 
 def timed(call: Callable, device: torch.device) -> tuple[float, object]:
+    """Seconds of a call with all the work that it left to the device, and what it returned."""
     _wait(device)
     started = time.perf_counter()
     result = call()

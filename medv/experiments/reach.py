@@ -14,6 +14,8 @@ from medv.artifacts import PACKAGE
 
 BLIND = (
     "cli.py",
+    "bench.py",
+    "console.py",
     "doctor.py",
     "reproduce.py",
     "experiments/registry.py",
