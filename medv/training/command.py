@@ -9,6 +9,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
+from medv.artifacts import default_out
 from medv.data import phantom_sets
 from medv.data.example import Example
 from medv.data.readers import read_dataset
@@ -20,6 +21,7 @@ from medv.profiles import STAGES, Profile, StageRecipe
 from medv.training.collate import Encoder
 from medv.training.lora import LoraRecipe
 from medv.training.memory import MemoryPlan, check_memory, device_capacity
+from medv.training.pretrain import pretrain
 from medv.training.stages import train_stage, training_steps
 
 PHANTOM_SETS = {
@@ -49,14 +51,26 @@ def stage_examples(
 
 
 def starting_point(profile: Profile, init: Path | None, *, seed: int) -> tuple[MedVForMaskedDiffusion, MedVProcessor]:
-    """The model to train and its processor: from a folder, or the bundled towers with a new projector."""
+    """The model to train and its processor: from a folder, or the profile's towers with a new projector."""
     if init is not None:
         return load_model(init)
-    if profile.name not in ("tiny", "smoke"):
-        raise ValueError(f"profile {profile.name} has no bundled towers: give the weights to start from with --init")
-    language = bundled("language_tower")
-    model = assemble(language, bundled("vision_tower"), seed=seed, image_pool=profile.model.image_pool)
+    language, vision = towers(profile)
+    model = assemble(language, vision, seed=seed, image_pool=profile.model.image_pool)
     return model, new_processor(AutoTokenizer.from_pretrained(language), model.config, system=profile.system)
+
+
+def towers(profile: Profile) -> tuple[Path, Path]:
+    """Folders of the language and the vision tower: the package's for `tiny`, made once under `runs/` for `small`.
+
+    Raises ValueError for a profile that starts from released weights.
+    """
+    if profile.name in ("tiny", "smoke"):
+        return bundled("language_tower"), bundled("vision_tower")
+    if not profile.pretrain:
+        raise ValueError(f"profile {profile.name} has no towers of its own: give the weights to start from with --init")
+    folder = default_out(profile.name) / "towers"
+    pretrain(profile, folder, only=("tokenizer", "vision_tower", "language_tower"))
+    return folder / "language_tower", folder / "vision_tower"
 
 
 def run_stage(
