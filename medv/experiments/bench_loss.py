@@ -5,7 +5,6 @@ the head is frozen (stage 1 of the paper, LoRA), and the head learns (stages 2 a
 gradient of the head's weights, vocabulary x hidden numbers, so memory is given with and without it.
 """
 
-import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
@@ -36,7 +35,7 @@ LOSS_PRESETS = {"cpu": LossShape(), "gpu": LossShape(hidden_size=4096, dtype="bf
 class LossCase:
     """Full logits and medv's way for a head that learns or not. seconds: forward and backward, the best of the repeats.
 
-    bytes: memory above what was held before; head_gradient_bytes of them are the gradient of the head's weights in both.
+    bytes: memory above what was held before, the least; head_gradient_bytes of them are the gradient of the head's weights in both.
     gradient_error: the largest difference of a gradient, as a share of its largest value; loss_error: of the loss.
     """
 
@@ -183,6 +182,6 @@ def _measure(call: Callable, device: torch.device) -> tuple[float, int | None]:
 
 
 def _best(runs: list[tuple[float, int | None]]) -> tuple[float, int | None]:
-    """The least seconds, and the median of the peaks."""
+    """The least seconds and the least peak: what other work of the process adds is no part of the loss."""
     peaks = [peak for _, peak in runs if peak is not None]
-    return min(seconds for seconds, _ in runs), statistics.median_low(peaks) if peaks else None
+    return min(seconds for seconds, _ in runs), min(peaks, default=None)
