@@ -35,7 +35,7 @@ LOSS_PRESETS = {"cpu": LossShape(), "gpu": LossShape(hidden_size=4096, dtype="bf
 class LossCase:
     """Full logits and medv's way for a head that learns or not. seconds: forward and backward, the best of the repeats.
 
-    bytes: memory above what was held before, the least; head_gradient_bytes of them are the gradient of the head's weights in both.
+    bytes: memory above what was held before; of it head_gradient_bytes are the gradient of the head's weights in both.
     gradient_error: the largest difference of a gradient, as a share of its largest value; loss_error: of the loss.
     """
 
