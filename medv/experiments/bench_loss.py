@@ -5,6 +5,7 @@ the head is frozen (stage 1 of the paper, LoRA), and the head learns (stages 2 a
 gradient of the head's weights, vocabulary x hidden numbers, so memory is given with and without it.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
@@ -35,15 +36,18 @@ LOSS_PRESETS = {"cpu": LossShape(), "gpu": LossShape(hidden_size=4096, dtype="bf
 class LossCase:
     """Full logits and medv's way for a head that learns or not. seconds: forward and backward, the best of the repeats.
 
-    bytes: memory above what was held before; of it head_gradient_bytes are the gradient of the head's weights in both.
+    bytes: the most that tensors held above what was there before; of it head_gradient_bytes are the gradient of the head's
+    weights in both. resident_bytes: by how much the process grew on a CPU, with the buffers of its matrix library.
     gradient_error: the largest difference of a gradient, as a share of its largest value; loss_error: of the loss.
     """
 
     head_learns: bool
     full_seconds: float
     seconds: float
-    full_bytes: int | None
-    bytes: int | None
+    full_bytes: int
+    bytes: int
+    full_resident_bytes: int | None
+    resident_bytes: int | None
     head_gradient_bytes: int
     loss_error: float
     gradient_error: float
@@ -54,15 +58,13 @@ class LossCase:
         return self.full_seconds / self.seconds
 
     @property
-    def whole_memory_ratio(self) -> float | None:
+    def whole_memory_ratio(self) -> float:
         """Peak memory of full logits over ours, the gradient of the head included."""
-        return None if self.full_bytes is None else self.full_bytes / max(self.bytes, 1)
+        return self.full_bytes / max(self.bytes, 1)
 
     @property
-    def memory_ratio(self) -> float | None:
+    def memory_ratio(self) -> float:
         """The same without the gradient of the head."""
-        if self.full_bytes is None:
-            return None
         return (self.full_bytes - self.head_gradient_bytes) / max(self.bytes - self.head_gradient_bytes, 1)
 
 
@@ -98,19 +100,15 @@ class LossBench:
                 f"{case.seconds:.3f}",
                 f"{case.time_ratio:.1f}x",
                 _megabytes(case.bytes),
-                _times(case.whole_memory_ratio),
-                _times(case.memory_ratio),
+                f"{case.whole_memory_ratio:.1f}x",
+                f"{case.memory_ratio:.1f}x",
                 f"differ by {case.gradient_error:.1e}",
             )
         return table
 
 
-def _megabytes(count: int | None) -> str:
-    return "?" if count is None else f"{count / 2**20:.0f} MB"
-
-
-def _times(ratio: float | None) -> str:
-    return "?" if ratio is None else f"{ratio:.1f}x"
+def _megabytes(count: int) -> str:
+    return f"{count / 2**20:.0f} MB"
 
 
 def bench_loss(
@@ -161,13 +159,16 @@ def _case(shape: LossShape, device: torch.device, head_learns: bool, repeats: in
     errors = [float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours(), full(), strict=True)]  # warm
     # Turn about, so that a busy machine slows both.
     runs = [(_measure(full, device), _measure(ours, device)) for _ in range(repeats)]
-    (full_seconds, full_bytes), (seconds, peak) = (_best([run[i] for run in runs]) for i in (0, 1))
+    (full_seconds, full_resident), (seconds, resident) = (_best([run[i] for run in runs]) for i in (0, 1))
+    on_gpu = device.type == "cuda"
     return LossCase(
         head_learns=head_learns,
         full_seconds=full_seconds,
         seconds=seconds,
-        full_bytes=full_bytes,
-        bytes=peak,
+        full_bytes=full_resident if on_gpu else tensor_peak(full),
+        bytes=resident if on_gpu else tensor_peak(ours),
+        full_resident_bytes=None if on_gpu else full_resident,
+        resident_bytes=None if on_gpu else resident,
         head_gradient_bytes=head.weight.nbytes if head_learns else 0,
         loss_error=errors[0],
         gradient_error=max(errors[1:]),
@@ -175,7 +176,7 @@ def _case(shape: LossShape, device: torch.device, head_learns: bool, repeats: in
 
 
 def _measure(call: Callable, device: torch.device) -> tuple[float, int | None]:
-    """Seconds and peak bytes of a call."""
+    """Seconds of a call, and by how much memory grew: of the allocator on CUDA, resident in the process elsewhere."""
     with peak_memory(device) as peak:
         seconds, _ = timed(call, device)
     return seconds, peak.bytes
@@ -185,3 +186,12 @@ def _best(runs: list[tuple[float, int | None]]) -> tuple[float, int | None]:
     """The least seconds and the least peak: what other work of the process adds is no part of the loss."""
     peaks = [peak for _, peak in runs if peak is not None]
     return min(seconds for seconds, _ in runs), min(peaks, default=None)
+
+
+def tensor_peak(call: Callable) -> int:
+    """The most bytes that tensors of a call held at once, counted allocation by allocation on the CPU."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    steps = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    return max(itertools.accumulate(steps), default=0)
