@@ -88,6 +88,8 @@ def reproduce(
         cache.check_parameters(node, shop)
     if dry_run:
         console.print(_plan_table(chosen, nodes, shop, force))
+        if shop.profile.notes:
+            console.print(Text(f"profile {profile}: {shop.profile.notes}"), soft_wrap=True)
         return 0
     shop.out.mkdir(parents=True, exist_ok=True)
     with _lock(shop.out):

@@ -105,10 +105,18 @@ class MedVModel(MedVPreTrainedModel):
 
         Features are the output of the last kept layer, without the final layer norm, as in the reference.
         """
+        return self.project(self.look(pixel_values), image_layouts)
+
+    def look(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """What the vision tower makes of n views [n, 3, H, W], pooled: [n, N, D_vision]."""
         tower = self.vision_tower
         pixel_values = pixel_values.to(dtype=tower.dtype)
         features = tower.encoder(inputs_embeds=tower.embeddings(pixel_values)).last_hidden_state  # [n, P, D_vision]
-        projected = self.projector(pool_patches(features, self.config.image_pool))  # [n, N, D]
+        return pool_patches(features, self.config.image_pool)
+
+    def project(self, vision_states: torch.Tensor, image_layouts: torch.Tensor | None = None) -> torch.Tensor:
+        """The visual tokens of what `look` gave, as `get_image_features` returns them."""
+        projected = self.projector(vision_states)  # [n, N, D]
         return projected if image_layouts is None else merge_views(projected, image_layouts, self.image_newline)
 
     def embed(self, input_ids: torch.Tensor, image_features: torch.Tensor | None) -> torch.Tensor:
@@ -134,6 +142,7 @@ class MedVModel(MedVPreTrainedModel):
         image_layouts: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        vision_states: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Hidden states [B, T, D] of ids [B, T], or of embeddings [B, T, D] that hold visual tokens already.
 
@@ -143,8 +152,12 @@ class MedVModel(MedVPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds, one of the two")
+        if pixel_values is not None and vision_states is not None:
+            raise ValueError("vision_states are what the tower saw in pixel_values: give one of the two")
         if pixel_values is not None:
-            image_features = self.get_image_features(pixel_values, image_layouts)
+            vision_states = self.look(pixel_values)
+        if vision_states is not None:
+            image_features = self.project(vision_states, image_layouts)
         elif image_layouts is not None:
             raise ValueError("image_layouts say how views are put together, but there are no pixel_values")
         if inputs_embeds is None:
@@ -198,19 +211,22 @@ class MedVForMaskedDiffusion(MedVPreTrainedModel):
         image_layouts: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        vision_states: torch.Tensor | None = None,
     ) -> MedVOutput:
         """The loss of clean text, or the logits of a canvas.
 
         input_ids [B, T] int64, or inputs_embeds [B, T, D]; attention_mask [B, T], 1 = seen, or [B, 1, T, T] bool, and
         position_ids as in `MedVModel.forward`; pixel_values [n, 3, H, W] of all views, with image_layouts [m, 7] where the
-        processor gives them, or image_features [n, N, D] or [T', D] instead of both, in the order of the placeholders.
-        With labels [B, T] (-100 = never hidden, never scored) `input_ids` must be clean: the positions
-        u [B, T] < p(t [B]) are masked and scored (Eq. 1-4); without t and u they come from torch's global generator.
-        Without labels the logits of the columns `logits_to_keep` (all by default) are returned.
+        processor gives them, or image_features [n, N, D] or [T', D] instead of both, in the order of the placeholders;
+        vision_states [n, N, D_vision] of `MedVModel.look` instead of pixel_values spare the vision tower.
+        With labels [B, T] (-100 = never hidden, never scored) `input_ids` must be clean: the positions u [B, T] < p(t [B])
+        are masked and scored (Eq. 1-4); without t and u they come from torch's global generator. Without labels the logits
+        of the columns `logits_to_keep` (all by default) are returned.
         """
+        images = (pixel_values, image_features, image_layouts)
         if labels is None:
             hidden = self.model(
-                input_ids, attention_mask, pixel_values, image_features, image_layouts, position_ids, inputs_embeds
+                input_ids, attention_mask, *images, position_ids, inputs_embeds, vision_states
             )  # [B, T, D]
             kept = hidden if logits_to_keep is None else hidden[:, logits_to_keep]
             return MedVOutput(logits=self.lm_head(kept), last_hidden_state=hidden)
@@ -231,9 +247,7 @@ class MedVForMaskedDiffusion(MedVPreTrainedModel):
         if inputs_embeds is not None:
             mask = self.get_input_embeddings().weight[self.config.mask_token_id]  # [D]
             ids, inputs_embeds = input_ids, torch.where(noise.masked[..., None], mask, inputs_embeds)
-        hidden = self.model(
-            ids, attention_mask, pixel_values, image_features, image_layouts, position_ids, inputs_embeds
-        )
+        hidden = self.model(ids, attention_mask, *images, position_ids, inputs_embeds, vision_states)
         weights = token_weights(noise.masked, targets, noise.p_mask, self.config.loss_normalization)
         loss = masked_cross_entropy(hidden[noise.masked], self.lm_head, labels[noise.masked], weights)
         return MedVOutput(loss=loss, masked=noise.masked, last_hidden_state=hidden)

@@ -1,12 +1,15 @@
 """`medv train STAGE`: which examples, which starting weights, then `medv.training.stages.train_stage`."""
 
 import json
+import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import AutoTokenizer
 
+from medv.artifacts import default_out
 from medv.data import phantom_sets
 from medv.data.example import Example
 from medv.data.readers import read_dataset
@@ -14,8 +17,11 @@ from medv.model.assembly import assemble, new_processor
 from medv.model.bundled import bundled, load_model
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
-from medv.profiles import STAGES, Profile
+from medv.profiles import STAGES, Profile, StageRecipe
+from medv.training.collate import Encoder
 from medv.training.lora import LoraRecipe
+from medv.training.memory import MemoryPlan, check_memory, device_capacity
+from medv.training.pretrain import pretrain
 from medv.training.stages import train_stage, training_steps
 
 PHANTOM_SETS = {
@@ -45,14 +51,26 @@ def stage_examples(
 
 
 def starting_point(profile: Profile, init: Path | None, *, seed: int) -> tuple[MedVForMaskedDiffusion, MedVProcessor]:
-    """The model to train and its processor: from a folder, or the bundled towers with a new projector."""
+    """The model to train and its processor: from a folder, or the profile's towers with a new projector."""
     if init is not None:
         return load_model(init)
-    if profile.name not in ("tiny", "smoke"):
-        raise ValueError(f"profile {profile.name} has no bundled towers: give the weights to start from with --init")
-    language = bundled("language_tower")
-    model = assemble(language, bundled("vision_tower"), seed=seed, image_pool=profile.model.image_pool)
+    language, vision = towers(profile)
+    model = assemble(language, vision, seed=seed, image_pool=profile.model.image_pool)
     return model, new_processor(AutoTokenizer.from_pretrained(language), model.config, system=profile.system)
+
+
+def towers(profile: Profile) -> tuple[Path, Path]:
+    """Folders of the language and the vision tower: the package's for `tiny`, made once under `runs/` for `small`.
+
+    Raises ValueError for a profile that starts from released weights.
+    """
+    if profile.name in ("tiny", "smoke"):
+        return bundled("language_tower"), bundled("vision_tower")
+    if not profile.pretrain:
+        raise ValueError(f"profile {profile.name} has no towers of its own: give the weights to start from with --init")
+    folder = default_out(profile.name) / "towers"
+    pretrain(profile, folder, only=("tokenizer", "vision_tower", "language_tower"))
+    return folder / "language_tower", folder / "vision_tower"
 
 
 def run_stage(
@@ -75,6 +93,9 @@ def run_stage(
             (examples, ()) if examples is not None else stage_examples(stage, profile, data=data, data_dir=data_dir)
         )
         model, processor = starting_point(profile, init, seed=seed)
+        plan = plan_stage(model, processor, profile.stages[stage], train, lora=lora, accumulation=accumulation)
+        if not quiet and os.environ.get("RANK", "0") == "0":
+            print(plan.sentence(), file=sys.stderr)
         started = time.perf_counter()
         train_stage(
             model,
@@ -92,8 +113,33 @@ def run_stage(
     return summary(out)
 
 
+def plan_stage(
+    model: MedVForMaskedDiffusion,
+    processor: MedVProcessor,
+    recipe: StageRecipe,
+    examples: Sequence[Example],
+    *,
+    lora: LoraRecipe | None = None,
+    accumulation: int = 1,
+    zero: int = 0,
+) -> MemoryPlan:
+    """The memory plan on this machine's devices at the longest of the examples; a ValueError where it cannot fit."""
+    longest = max(examples, key=lambda example: sum(len(turn.text) for turn in example.turns))
+    encode = Encoder(processor, loss_tokens=recipe.loss_tokens, max_length=recipe.max_length)
+    return check_memory(
+        model.config,
+        recipe,
+        gpus=int(os.environ.get("WORLD_SIZE", "1")),
+        zero=zero,
+        lora=lora,
+        accumulation=accumulation,
+        length=len(encode(longest)["input_ids"]),
+        capacity=device_capacity(int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
+    )
+
+
 def summary(out: Path) -> dict:
-    """Steps, trainable parameters and last losses of a finished stage."""
+    """Steps, trainable parameters and last losses of a finished stage; its speed and memory are in speed.json."""
     facts = json.loads((out / "training.json").read_text(encoding="utf-8"))
     history = json.loads((out / "history.json").read_text(encoding="utf-8"))
     last = {name: [row[name] for row in history if name in row][-1:] for name in ("loss", "eval_loss")}

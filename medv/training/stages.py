@@ -2,7 +2,8 @@
 
 Stage 1 (align) trains the projector alone; stages 2 (instruct) and 3 (vqa) train projector and language tower; the vision
 tower stays frozen throughout. The result is a self-contained folder: weights in safetensors, processor, `history.json` with
-the loss curves and `training.json` with the recipe. A run that was stopped goes on from its last checkpoint, exactly.
+the loss curves, `training.json` with the recipe and `speed.json` with what the steps cost since the last start. A run that
+was stopped goes on from its last checkpoint, exactly.
 """
 
 import json
@@ -13,17 +14,20 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
 
-from medv.artifacts import write_json
+from medv.artifacts import SPEED, write_json
 from medv.data.example import Example
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
 from medv.profiles import StageRecipe
 from medv.training.collate import Collator, Encoder
 from medv.training.lora import LoraRecipe, attach_lora, merge_lora
+from medv.training.meter import Meter, MeteredTrainer, totals, without_times
 from medv.training.stream import TrainingStream, ValidationStream
 
+PRECISIONS = ("auto", "float32")
 PARTS = {
     "projector": ("model.projector.",),
     "language_model": ("model.language_model.", "lm_head.", "model.image_newline"),
@@ -88,15 +92,19 @@ def train_stage(
     trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
     encode = Encoder(processor, loss_tokens=recipe.loss_tokens, max_length=recipe.max_length)
     steps = training_steps(recipe, len(examples))
-    stream = TrainingStream(examples, encode, seed=seed, batch_size=recipe.batch_size, steps=steps, times=recipe.times)
-    trainer = Trainer(
+    choices = {"times": recipe.times, "order": recipe.order}
+    stream = TrainingStream(examples, encode, seed=seed, batch_size=recipe.batch_size, steps=steps, **choices)
+    trainer = MeteredTrainer(
         model=network,
         args=_arguments(recipe, out, steps, seed, accumulation, evaluate=bool(validation), quiet=quiet),
         train_dataset=stream,
         eval_dataset=ValidationStream(validation, encode) if validation else None,
         data_collator=Collator(processor.special, padding=recipe.padding),
         callbacks=[_StopAfter(stop_after)] if stop_after else None,
+        meter=Meter(model.config, processor.special.end_of_text, "language_model" in recipe.trains and not lora),
     )
+    if recipe.cached_vision:
+        _look_once(model, encode, [*examples, *validation], trainer.args.device, quiet)
     trainer.train(resume_from_checkpoint=last_checkpoint(out / "checkpoints"))
     if stop_after and trainer.state.global_step < steps:
         return model
@@ -104,6 +112,13 @@ def train_stage(
     facts = {"seed": seed, "lora": asdict(lora) if lora else None, "trainable_parameters": trainable}
     _save(trained, processor, recipe, out, trainer, facts)
     return trained
+
+
+def _look_once(model, encode: Encoder, examples: Sequence[Example], device: torch.device, quiet: bool) -> None:
+    """Run the frozen tower over all images now."""
+    if is_deepspeed_zero3_enabled():
+        raise ValueError("cached_vision runs the whole vision tower, which ZeRO-3 has cut: use ZeRO-2 or leave it off")
+    encode.look_once(model.model, examples, device=device, quiet=quiet)
 
 
 def _claim(out: Path, run: dict) -> None:
@@ -138,6 +153,8 @@ def _arguments(
             f"a batch of {recipe.batch_size} cannot be cut into {world} processes x {accumulation} accumulation steps: "
             "choose numbers that divide it"
         )
+    if recipe.precision not in PRECISIONS:
+        raise ValueError(f"unknown precision {recipe.precision!r}: use one of {', '.join(PRECISIONS)}")
     often = max(1, steps // 8)
     return TrainingArguments(
         output_dir=str(out / "checkpoints"),
@@ -161,19 +178,23 @@ def _arguments(
         report_to="none",
         seed=seed,
         use_cpu=not torch.cuda.is_available(),
-        bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        bf16=recipe.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        optim="adamw_torch_fused",
+        activation_checkpointing=recipe.checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
         dataloader_num_workers=0,
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=quiet,
     )
 
 
-def _save(model, processor, recipe, out: Path, trainer: Trainer, facts: dict) -> None:
+def _save(model, processor, recipe, out: Path, trainer: MeteredTrainer, facts: dict) -> None:
     """Weights, processor, loss curves and recipe."""
     if not trainer.is_world_process_zero():
         return
     model.save_pretrained(out)
     processor.save_pretrained(out)
-    write_json(out / "history.json", trainer.state.log_history)
+    write_json(out / "history.json", without_times(trainer.state.log_history))
+    write_json(out / SPEED, {"total": totals(trainer.meter.rows), "rows": trainer.meter.rows})
     facts = {"recipe": asdict(recipe), "steps": trainer.state.global_step, **facts}
     write_json(out / "training.json", facts)

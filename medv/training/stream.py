@@ -14,13 +14,16 @@ from torch.utils.data import Dataset
 from medv.data.example import Example
 
 TIMES = ("iid", "stratified")
+ORDERS = ("shuffled", "by_length")
+POOL = 50  # batches of shuffled examples that are sorted by length together
 
 
 class TrainingStream(Dataset):
     """`steps * batch_size` items in training order; item = encode(example) plus the seeds of its noise.
 
     times="iid": each t is uniform (the reference). "stratified": the samples of one global batch take the batch_size equal
-    parts of (0, 1), so that every batch covers the interval evenly (MDLM).
+    parts of (0, 1), so that every batch covers the interval evenly (MDLM). order="by_length": batches of like length, in
+    shuffled order; the length is that of the text, in characters.
     """
 
     def __init__(
@@ -32,17 +35,33 @@ class TrainingStream(Dataset):
         batch_size: int,
         steps: int,
         times: str = "iid",
+        order: str = "shuffled",
     ):
         if not examples:
             raise ValueError("there are no training examples")
         if times not in TIMES:
             raise ValueError(f"unknown times {times!r}: use one of {', '.join(TIMES)}")
-        self.examples, self.encode = examples, encode
+        if order not in ORDERS:
+            raise ValueError(f"unknown order {order!r}: use one of {', '.join(ORDERS)}")
+        self.examples, self.encode, self.order = examples, encode, order
         self.seed, self.batch_size, self.steps, self.times = seed, batch_size, steps, times
         self._order = lru_cache(maxsize=2)(self._permutation)
 
     def _permutation(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, epoch, 0x0DE2]).permutation(len(self.examples))
+        rng = np.random.default_rng([self.seed, epoch, 0x0DE2])
+        order = rng.permutation(len(self.examples))
+        if self.order == "shuffled":
+            return order
+        lengths = np.array([sum(len(turn.text) for turn in example.turns) for example in self.examples])
+        begun = -epoch * len(order) % self.batch_size  # what the last batch of the epoch before still takes
+        pool = POOL * self.batch_size
+        batches = []
+        for start in range(begun, len(order), pool):
+            part = order[start : start + pool]
+            part = part[np.argsort(lengths[part], kind="stable")]
+            batches += [part[i : i + self.batch_size] for i in range(0, len(part), self.batch_size)]
+        *whole, last = batches or [order[:0]]  # a last batch that is not full stays at the end
+        return np.concatenate([order[:begun], *(whole[i] for i in rng.permutation(len(whole))), last])
 
     def __len__(self) -> int:
         return self.steps * self.batch_size
