@@ -88,7 +88,12 @@ class MedVPreTrainedModel(PreTrainedModel):
 
 
 class MedVModel(MedVPreTrainedModel):
-    """The towers and the projector, without the output head."""
+    """The towers and the projector, without the output head.
+
+    looks_always: in training look at an empty image where a batch has none, for processes that must all use every weight.
+    """
+
+    looks_always = False
 
     def __init__(self, config: MedVConfig):
         super().__init__(config)
@@ -157,6 +162,10 @@ class MedVModel(MedVPreTrainedModel):
             raise ValueError("image_layouts say how views are put together, but there are no pixel_values")
         if inputs_embeds is None:
             inputs_embeds = self.embed(input_ids, image_features)
+            if image_features is None and self.looks_always and self.training:
+                size = self.config.vision_config.image_size
+                nothing = self.get_image_features(inputs_embeds.new_zeros(1, 3, size, size))
+                inputs_embeds = inputs_embeds + 0 * nothing.sum().to(inputs_embeds.dtype)
         elif image_features is not None:
             raise ValueError("inputs_embeds hold their visual tokens already: give no images with them")
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:

@@ -15,6 +15,7 @@ from medv.model.bundled import bundled, load_model
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
 from medv.profiles import STAGES, Profile
+from medv.training.launch import deepspeed_config
 from medv.training.lora import LoraRecipe
 from medv.training.stages import train_stage, training_steps
 
@@ -66,10 +67,17 @@ def run_stage(
     lora: LoraRecipe | None = None,
     seed: int = 0,
     accumulation: int = 1,
+    deepspeed: str | None = None,
+    skip_corrupt: bool = False,
     examples: Sequence[Example] | None = None,
     quiet: bool = False,
 ) -> dict:
-    """Train one stage into `out` and return its facts; a finished stage is not trained again."""
+    """Train one stage into `out` and return its facts; a finished stage is not trained again.
+
+    Under a launcher every process calls this alike; `medv.training.launch` says how they are started.
+    """
+    if deepspeed is not None:
+        deepspeed_config(deepspeed)
     if not (out / "training.json").exists():
         train, validation = (
             (examples, ()) if examples is not None else stage_examples(stage, profile, data=data, data_dir=data_dir)
@@ -86,6 +94,9 @@ def run_stage(
             seed=seed,
             lora=lora,
             accumulation=accumulation,
+            deepspeed=deepspeed,
+            base={"model": "bundled" if init is None else str(init)},
+            skip_corrupt=skip_corrupt,
             quiet=quiet,
         )
         return summary(out) | {"seconds": time.perf_counter() - started}
@@ -93,12 +104,13 @@ def run_stage(
 
 
 def summary(out: Path) -> dict:
-    """Steps, trainable parameters and last losses of a finished stage."""
+    """Steps, trainable parameters and last losses of a finished stage, and how many examples were left out, if any were."""
     facts = json.loads((out / "training.json").read_text(encoding="utf-8"))
     history = json.loads((out / "history.json").read_text(encoding="utf-8"))
     last = {name: [row[name] for row in history if name in row][-1:] for name in ("loss", "eval_loss")}
     losses = {name: values[0] for name, values in last.items() if values}
-    return {"steps": facts["steps"], "trainable_parameters": facts["trainable_parameters"], **losses}
+    skipped = {"skipped": len(facts["skipped"])} if facts.get("skipped") else {}
+    return {"steps": facts["steps"], "trainable_parameters": facts["trainable_parameters"], **losses, **skipped}
 
 
 def steps_of(profile: Profile, stage: str) -> int:
