@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,6 +78,8 @@ def join(deepspeed: str | None) -> None:
     if "MASTER_PORT" not in os.environ:
         os.environ["MASTER_PORT"] = str(_free_port())
     library.utils.logger.setLevel("WARNING")
+    # DeepSpeed still calls torch's older names, once in every process and place.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     if not torch.cuda.is_available():
         # Compiling this shared-memory operation would need a C++ compiler; gloo does the same.
         library.ops.__compatible_ops__["deepspeed_shm_comm"] = False

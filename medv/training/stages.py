@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from transformers import TrainerCallback, TrainingArguments
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from medv.artifacts import write_json
 from medv.data.example import Example
@@ -132,6 +133,7 @@ def _whole(
     network = trainer.model
     if trainer.accelerator.state.deepspeed_plugin and model.model.looks_always:  # ZeRO-3: each process has a part of it
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        unset_hf_deepspeed_config()  # or the new model would be cut to parts, too
         if rank():
             return model
         network = model = MedVForMaskedDiffusion(model.config)
