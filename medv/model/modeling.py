@@ -138,6 +138,12 @@ class MedVModel(MedVPreTrainedModel):
             return embeds
         return embeds.masked_scatter(placeholders[..., None], image_features.to(embeds.dtype))
 
+    def _look_at_nothing(self) -> torch.Tensor:
+        """A zero that depends on every weight of the projector."""
+        size = self.config.vision_config.image_size
+        features = self.get_image_features(torch.zeros(1, 3, size, size, device=self.device))
+        return 0 * features.sum().to(self.dtype)
+
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -161,11 +167,8 @@ class MedVModel(MedVPreTrainedModel):
         elif image_layouts is not None:
             raise ValueError("image_layouts say how views are put together, but there are no pixel_values")
         if inputs_embeds is None:
-            inputs_embeds = self.embed(input_ids, image_features)
-            if image_features is None and self.looks_always and self.training:
-                size = self.config.vision_config.image_size
-                nothing = self.get_image_features(inputs_embeds.new_zeros(1, 3, size, size))
-                inputs_embeds = inputs_embeds + 0 * nothing.sum().to(inputs_embeds.dtype)
+            unused = self._look_at_nothing() if image_features is None and self.looks_always and self.training else 0
+            inputs_embeds = self.embed(input_ids, image_features) + unused
         elif image_features is not None:
             raise ValueError("inputs_embeds hold their visual tokens already: give no images with them")
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:

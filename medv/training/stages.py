@@ -95,7 +95,7 @@ def train_stage(
     join(deepspeed)
     model.config.loss_normalization = recipe.normalization
     freeze_except(model, recipe.trains)
-    model.model.looks_always = deepspeed == "zero3"
+    model.model.looks_always = processes() > 1
     network = attach_lora(model, lora, seed=seed) if lora else model
     trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
     encode = Encoder(processor, loss_tokens=recipe.loss_tokens, max_length=recipe.max_length)
@@ -119,7 +119,7 @@ def train_stage(
             return model
         facts = {"seed": seed, "lora": asdict(lora) if lora else None, "trainable_parameters": trainable}
         facts |= {"processes": processes(), "deepspeed": deepspeed, "skipped": stream.gathered_skips()}
-        trained = _whole(trainer, model, lora, out)
+        trained = _whole(trainer, model, lora, out, zero3=deepspeed == "zero3")
         if rank() == 0:
             _save(trained, processor, recipe, out, trainer, facts, base)
         wait_for_all()
@@ -127,11 +127,11 @@ def train_stage(
 
 
 def _whole(
-    trainer: StageTrainer, model: MedVForMaskedDiffusion, lora: LoraRecipe | None, out: Path
+    trainer: StageTrainer, model: MedVForMaskedDiffusion, lora: LoraRecipe | None, out: Path, *, zero3: bool
 ) -> MedVForMaskedDiffusion:
     """The trained model, put together from the processes and with its adapters folded in, on the first process."""
     network = trainer.model
-    if trainer.accelerator.state.deepspeed_plugin and model.model.looks_always:  # ZeRO-3: each process has a part of it
+    if zero3:  # each process has a part of it
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
         unset_hf_deepspeed_config()  # or the new model would be cut to parts, too
         if rank():
