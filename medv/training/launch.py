@@ -127,7 +127,7 @@ def stopping_in_words(going_on: Callable[[], str]) -> Iterator[None]:
     lost = "another process of the run was lost or stopped"
 
     def asked_to_stop(*_) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise TrainingStopped(f"{who}{lost}; {going_on()}")
 
     watches = processes() > 1 and threading.current_thread() is threading.main_thread()
@@ -145,4 +145,4 @@ def stopping_in_words(going_on: Callable[[], str]) -> Iterator[None]:
         raise
     finally:
         if watches:
-            signal.signal(signal.SIGTERM, before if sys.exc_info()[0] is None else signal.SIG_DFL)
+            signal.signal(signal.SIGTERM, before if sys.exc_info()[0] is None else signal.SIG_IGN)
