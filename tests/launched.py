@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from tiny import examples, model, processor
 
+from medv.cli import main
 from medv.data.example import Example, Turn
 from medv.profiles import StageRecipe
 from medv.training.launch import TrainingStopped, rank
@@ -81,6 +82,12 @@ def corrupt(out: Path, images: Path, **options) -> None:
     train(out, data=with_corrupt(images), **options)
 
 
+def command_line(out: Path, deepspeed: str) -> None:
+    """`medv train align` as a person starts it."""
+    sys.argv = ["medv", "train", "align", "--profile", "smoke", "--deepspeed", deepspeed, "--json", "--out", str(out)]
+    main()
+
+
 def gone_wrong(out: Path) -> None:
     """From the fourth forward on the projector of the last process gives no numbers."""
     network, calls = model(), []
@@ -136,11 +143,12 @@ class Launched:
         return [log.read_text() if log.exists() else "" for log in self.logs]
 
 
-def launch(job: str, out: Path, **options) -> None:
-    """Run a job to its good end."""
+def launch(job: str, out: Path, **options) -> list[str]:
+    """Run a job to its good end; what each process said."""
     launched = Launched(job, out, **options)
     codes = launched.wait()
     assert set(codes) == {0}, "\n".join(launched.said)
+    return launched.said
 
 
 def _run(job: str, names: dict[str, int], log: Path, out: Path, options: dict) -> None:

@@ -4,14 +4,19 @@ import json
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from launched import FIVE_STEPS, Launched, corrupt, five_steps, launch, train
+from launched import FIVE_STEPS, RECIPE, Launched, corrupt, five_steps, launch, train
 from safetensors.torch import load_file
-from tiny import model
+from tiny import model, processor
 
+from medv.model.assembly import assemble
+from medv.model.bundled import bundled, load_model
+from medv.profiles import get_profile
+from medv.training.command import run_stage
 from medv.training.launch import deepspeed_config, join
 from medv.training.trainer import COMPLETE, last_checkpoint
 
@@ -57,6 +62,37 @@ def test_five_steps_give_the_same_weights_however_they_are_shared(alone, tmp_pat
         assert gap <= 1e-6, f"{name}: {gap}"
         facts = read(tmp_path / "out" / name / "training.json")
         assert facts["trainable_parameters"] == read(alone / name / "training.json")["trainable_parameters"]
+
+
+def test_the_command_leaves_a_projector_that_loads_on_what_it_was_trained_on_and_speaks_once(tmp_path):
+    said = launch("command_line", tmp_path / "zero3", deepspeed="zero3")
+    assert '"trainable_parameters"' in said[0] and "loss" not in said[1] and "{" not in said[1]
+    facts = json.loads(said[0].splitlines()[-1])
+    alone = run_stage("align", get_profile("smoke"), tmp_path / "alone", quiet=True)
+    assert facts["loss"] == pytest.approx(alone["loss"], rel=1e-4)
+    out = tmp_path / "zero3"
+    assert not list(out.glob("model*.safetensors")) and sum(f.stat().st_size for f in out.glob("*.safetensors")) < 2**17
+    first, second = (load_model(tmp_path / name)[0].state_dict() for name in ("alone", "zero3"))
+    assert max(float((first[key] - second[key]).abs().max()) for key in first) <= 1e-5
+    bundled_towers = assemble(bundled("language_tower"), bundled("vision_tower"), seed=0, image_pool=2).state_dict()
+    learned = {key for key in first if not first[key].equal(bundled_towers[key])}
+    assert learned == {key for key in first if key.startswith("model.projector.")}
+
+
+def test_a_projector_moves_with_its_base_and_says_what_it_misses(tmp_path):
+    base, folder = tmp_path / "there" / "base", tmp_path / "there" / "stage1"
+    model(seed=1).save_pretrained(base)
+    processor().save_pretrained(base)
+    trained = train(folder, replace(RECIPE, trains=("projector",)), base={"model": str(base)})
+    assert not (folder / "model.safetensors").exists()
+    (tmp_path / "there").rename(tmp_path / "here")
+    loaded = load_model(tmp_path / "here" / "stage1")[0].state_dict()
+    start = model(seed=1).state_dict()
+    for key, value in trained.state_dict().items():
+        assert loaded[key].equal(value if key.startswith("model.projector.") else start[key])
+    (tmp_path / "here" / "base").rename(tmp_path / "here" / "gone")
+    with pytest.raises(FileNotFoundError, match=r"holds a projector trained on .*base, where there is no model"):
+        load_model(tmp_path / "here" / "stage1")
 
 
 @pytest.mark.parametrize("deepspeed", [None, "zero3"])

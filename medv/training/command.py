@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from transformers import AutoTokenizer
 
 from medv.data import phantom_sets
@@ -45,10 +46,12 @@ def stage_examples(
     return read_dataset(data, data_dir, "train"), []
 
 
-def starting_point(profile: Profile, init: Path | None, *, seed: int) -> tuple[MedVForMaskedDiffusion, MedVProcessor]:
-    """The model to train and its processor: from a folder, or the bundled towers with a new projector."""
+def starting_point(
+    profile: Profile, init: Path | None, *, seed: int, dtype: torch.dtype = torch.float32
+) -> tuple[MedVForMaskedDiffusion, MedVProcessor]:
+    """The model to train and its processor: from a folder (in `dtype`), or the bundled towers with a new projector."""
     if init is not None:
-        return load_model(init)
+        return load_model(init, dtype=dtype)
     if profile.name not in ("tiny", "smoke"):
         raise ValueError(f"profile {profile.name} has no bundled towers: give the weights to start from with --init")
     language = bundled("language_tower")
@@ -82,7 +85,10 @@ def run_stage(
         train, validation = (
             (examples, ()) if examples is not None else stage_examples(stage, profile, data=data, data_dir=data_dir)
         )
-        model, processor = starting_point(profile, init, seed=seed)
+        # DeepSpeed keeps float32 copies of what it trains, so that each process may load half as much.
+        half = deepspeed is not None and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        dtype = getattr(torch, profile.dtype) if half else torch.float32
+        model, processor = starting_point(profile, init, seed=seed, dtype=dtype)
         started = time.perf_counter()
         train_stage(
             model,
