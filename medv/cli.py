@@ -6,6 +6,7 @@ Bad input ends with one sentence on standard error and exit code 2; nothing half
 import json
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import wraps
 from pathlib import Path
 from typing import Annotated
@@ -77,14 +78,30 @@ def ask(
     steps: Annotated[int, typer.Option(help="Z, forwards over all blocks.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 = the most probable token.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the random draws.")] = 0,
+    schedule: Annotated[
+        str, typer.Option(help="linear, cosine, shift, threshold, factor, entropy or budgeted.")
+    ] = "linear",
+    cache: Annotated[str, typer.Option(help="none, prefix or dual.")] = "none",
+    trace: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="How the answer was unmasked: FILE.html (animated page), FILE.json, or - to watch it in this "
+            "terminal (nothing is drawn with --json or into a pipe); repeatable."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer a question about one image."""
     from medv.data.example import Example, Turn
     from medv.data.images import open_image
+    from medv.diffusion.caching import cache_named
     from medv.diffusion.sampler import SamplerConfig
+    from medv.diffusion.schedules import schedule_named
+    from medv.report.traces import trace_targets, word_of, write_trace
 
-    config = SamplerConfig(gen_length, block_length, steps, temperature=temperature, seed=seed)
+    how = {"schedule": schedule_named(schedule), "cache": cache_named(cache), "temperature": temperature, "seed": seed}
+    config = SamplerConfig(gen_length, block_length, steps, **how)
+    watched, files = trace_targets(trace or ())
     if not question.strip():
         raise ValueError("the question is empty: ask something about the image")
     picture = open_image(image)
@@ -94,7 +111,11 @@ def ask(
     network, processor = _load_quietly(model or bundled("tiny_model"))
     _check_length(question, picture, network, processor, gen_length)
     example = Example("ask", lambda: picture, (Turn("user", question),))
-    answer, _ = answer_with_trace(network, processor, example, config)
+    word = word_of(processor.tokenizer)
+    with _view(watched and not as_json, gen_length, word) as on_step:
+        answer, story = answer_with_trace(network, processor, example, config, on_step=on_step)
+    for file in files:
+        write_trace(file, story, word, question=question, answer=answer.text, picture=picture)
     if as_json:
         print(json.dumps(answer.to_dict(), ensure_ascii=False))
         return
@@ -102,6 +123,13 @@ def ask(
     if model is None:
         note = "a bundled model of about 1.3 million parameters, trained on drawings: never for clinical use"
         errors.print(f"[dim]{answer.forwards} forwards, {answer.seconds:.2f} s; {note}[/dim]", soft_wrap=True)
+
+
+def _view(wanted: bool, gen_length: int, word):
+    """A picture of the canvas that follows the sampling, or nothing where nobody would see it."""
+    from medv.report.trace_terminal import TerminalView
+
+    return TerminalView(console, gen_length, word) if wanted and console.is_terminal else nullcontext()
 
 
 def _check_length(question: str, picture, network, processor, gen_length: int) -> None:

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import torch
 
 from medv.diffusion.corruption import noise_generator
+from medv.diffusion.settings import Denoiser
 
 
 @dataclass(frozen=True)
 class MarkovText:
-    """A chain: start [n] and transition [n, n] float64, rows sum to 1. `likelihood` and `denoise` are exact."""
+    """A chain: start [n] and transition [n, n] float64, rows sum to 1. `marginals` and `log_likelihood` are exact."""
 
     start: torch.Tensor
     transition: torch.Tensor
@@ -32,17 +33,19 @@ class MarkovText:
         """The id behind the last state."""
         return len(self.start)
 
-    def marginals(self, canvas: torch.Tensor) -> torch.Tensor:
-        """p(token | the written tokens) at each position of the canvas [B, T], float64 [B, T, n].
+    def marginals(self, canvas: torch.Tensor, evidence: torch.Tensor | None = None) -> torch.Tensor:
+        """p(token | the written tokens, the evidence) at each position of the canvas [B, T], float64 [B, T, n].
 
-        At a written position this is the distribution given the other written ones and the token itself: one-hot. Raises
-        ValueError where the written tokens are impossible.
+        evidence [B, T, n]: the likelihood of what is seen at each position (an image, say) under each token. At a written
+        position the result is one-hot. Raises ValueError where the written tokens are impossible.
         """
         written = canvas != self.mask_token_id  # [B, T]
         one_hot = torch.nn.functional.one_hot(canvas.clamp_max(len(self.start) - 1), len(self.start)).double()
         seen = torch.where(
             written[..., None], one_hot, 1.0
         )  # [B, T, n] likelihood of what is written at the place itself
+        if evidence is not None:
+            seen = seen * evidence
         length = canvas.shape[1]
         before, after = torch.empty_like(seen), torch.ones_like(seen)  # both scaled to sum 1 a position
         message = self.start.expand(len(canvas), -1)
@@ -59,13 +62,17 @@ class MarkovText:
             raise ValueError("the canvas holds tokens that cannot stand together in this chain: smooth its transitions")
         return joint / total
 
-    def denoise(self, canvas: torch.Tensor, columns: slice, *, unconditional: bool = False) -> torch.Tensor:
-        """The `Denoiser` of this text, for a canvas [B, L] without a prompt: float32 log-probabilities [B, K, n + 1].
+    def denoiser(self, evidence: torch.Tensor | None = None) -> Denoiser:
+        """A `Denoiser` for canvases [B, L] without a prompt: exact float32 log-probabilities [B, K, n + 1].
 
-        The mask itself is never predicted.
+        `evidence` as in `marginals`, one row for each of the canvas. The mask itself is never predicted.
         """
-        log_p = self.marginals(canvas)[:, columns].log().float()
-        return torch.nn.functional.pad(log_p, (0, 1), value=-torch.inf)
+
+        def denoise(canvas: torch.Tensor, columns: slice, *, unconditional: bool = False) -> torch.Tensor:
+            log_p = self.marginals(canvas, None if unconditional else evidence)[:, columns].log().float()
+            return torch.nn.functional.pad(log_p, (0, 1), value=-torch.inf)
+
+        return denoise
 
     def log_likelihood(self, tokens: torch.Tensor) -> torch.Tensor:
         """log p of whole sequences [B, L], float64 [B]."""
@@ -115,3 +122,20 @@ def word_chain(
     for _ in range(200):
         start = start @ transition  # stationary: every place of a text is like every other
     return MarkovText(start / start.sum(), transition / transition.sum(dim=1, keepdim=True))
+
+
+def blurred_evidence(text: MarkovText, tokens: torch.Tensor, *, block_length: int, seed: int = 0) -> torch.Tensor:
+    """What an image might tell about the text [B, L]: a hint of each token, unequally clear; likelihoods [B, L, n] float64.
+
+    Each block of each row has a clarity drawn from U(0, 1), and each position in it a hint with that chance. A hint names the
+    token rightly with probability 0.8 and any token otherwise. So there are easy blocks and hard ones.
+    """
+    generator = noise_generator(seed, 2, 0)
+    rows, length = tokens.shape
+    states, sure = len(text.start), 0.8
+    clarity = torch.rand(rows, -(-length // block_length), generator=generator).repeat_interleave(block_length, dim=1)
+    hinted = torch.rand(rows, length, generator=generator) < clarity[:, :length]
+    right = torch.rand(rows, length, generator=generator) < sure
+    named = torch.where(right, tokens, torch.randint(states, tokens.shape, generator=generator))
+    told = sure * torch.nn.functional.one_hot(named, states).double() + (1 - sure) / states
+    return torch.where(hinted[..., None], told, 1.0)

@@ -227,14 +227,15 @@ class EntropyBoundSchedule:
 class BudgetedSchedule:
     """Exactly the given number of forwards, spent where the uncertainty is, over all blocks together.
 
-    Each forward takes the surest predictions while their entropies (all but the largest) sum to `share` of an equal part of
-    the uncertainty that is left: the entropy of the open positions, plus that of the blocks to come, taken to be as
-    uncertain as the blocks so far were when they were all masks. Easy blocks so leave forwards to hard ones. The bound is
-    the one of EB-Sampler (arXiv 2505.24857); the closed budget is this library's answer to section 6.4 of the paper. A
-    forward writes at most `most` and at least 1 / `most` times the mean that the budget asks for.
+    Each forward takes the surest predictions while their entropies (all but the largest) sum to at most `share` of what an
+    average forward would take on if nothing were known: tokens left / forwards left times the mean entropy of a position
+    whose block is still all masks. So a blind forward writes few tokens and an informed one many, and easy blocks leave
+    forwards to hard ones; whoever lags writes more from then on. The bound is that of EB-Sampler (arXiv 2505.24857); closing
+    the budget with it is this library's answer to section 6.4 of the paper. A forward writes at most `most` and at least
+    1 / `most` times tokens left / forwards left.
     """
 
-    share: float = 1.0
+    share: float = 0.5
     most: float = 2.0
     needs_entropy = True
     across_blocks = True
@@ -244,15 +245,32 @@ class BudgetedSchedule:
             raise ValueError(f"share is {self.share} and most {self.most}: share must be above 0, most at least 1")
 
     def select(self, state: StepState) -> torch.Tensor:
-        """The entropy-bounded set of this forward's part, within what closes the budget."""
+        """The entropy-bounded set of this forward, within what closes the budget."""
         left = state.forwards_left.clamp_min(1)
         tokens = state.masks + state.masks_after
-        ahead = (state.entropy * state.open).sum(dim=1) + state.masks_after * state.fresh_entropy
-        count = bounded_count(state, self.share * ahead / left)
         mean = tokens / left
+        count = bounded_count(state, self.share * mean * state.fresh_entropy)
         count = count.clamp((mean / self.most).floor().long(), (mean * self.most).ceil().long())
         # One token for each forward that is left, so that none of them is without work.
         return surest(state, torch.minimum(count, tokens - left + 1).clamp_min(1))
+
+
+SCHEDULES: dict[str, Schedule] = {
+    "linear": LINEAR,
+    "cosine": FixedSchedule("cosine"),
+    "shift": FixedSchedule("shift"),
+    "threshold": ThresholdSchedule(),
+    "factor": FactorSchedule(),
+    "entropy": EntropyBoundSchedule(),
+    "budgeted": BudgetedSchedule(),
+}
+
+
+def schedule_named(name: str) -> Schedule:
+    """One of SCHEDULES with its defaults; ValueError for another name."""
+    if name not in SCHEDULES:
+        raise ValueError(f"unknown schedule {name!r}: use one of {', '.join(SCHEDULES)}")
+    return SCHEDULES[name]
 
 
 def bounded_count(state: StepState, gamma: torch.Tensor) -> torch.Tensor:

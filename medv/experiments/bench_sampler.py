@@ -177,9 +177,7 @@ def bench_sampler(
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("no CUDA device is here: use the preset cpu, or run this where there is one")
     network = random_network(shape, device, seed)
-    generator = torch.Generator().manual_seed(seed)
-    top = shape.vocab_size - 400  # below all special ids
-    prompts = torch.randint(0, top, (8, shape.prompt_length), generator=generator).to(device)
+    prompts = _prompts(shape, 8, device, seed)
     progress("matrix products")
     speed = matmul_speed(device, getattr(torch, shape.dtype))
     found = []
@@ -211,6 +209,20 @@ def bench_sampler(
         measurements=found,
         versions=versions(),
     )
+
+
+def measure_mode(shape: BenchShape, mode: Mode, *, device: str | torch.device = "cpu", seed: int = 0) -> Measurement:
+    """One mode alone on random weights, without a baseline: its ratio and agreement say nothing."""
+    device = torch.device(device)
+    network = random_network(shape, device, seed)
+    prompts = _prompts(shape, mode.rows, device, seed)
+    return _measure(network, prompts, shape, mode, ())
+
+
+def _prompts(shape: BenchShape, rows: int, device: torch.device, seed: int) -> torch.Tensor:
+    """Random ids [rows, prompt length], below all special ones."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, shape.vocab_size - 400, (rows, shape.prompt_length), generator=generator).to(device)
 
 
 def random_network(shape: BenchShape, device: torch.device, seed: int) -> MedVForMaskedDiffusion:
@@ -277,7 +289,7 @@ def _measure(
     with peak_memory(prompts.device) as peak:
         seconds, output = _timed(lambda: network.generate(prompts, config=config, graphs=mode.graphs), prompts.device)
     own = {(c.step, c.position, c.token) for c in output.trace.commits if c.row == 0}
-    comparable = mode.tokens_a_forward == 1
+    comparable = mode.tokens_a_forward == 1 and bool(written)
     return Measurement(
         name=mode.name,
         seconds=seconds,

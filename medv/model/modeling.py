@@ -6,7 +6,7 @@ shift: the logits at position i predict token i. This module knows no files, no 
 """
 
 import dataclasses
-import math
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import torch
@@ -17,14 +17,15 @@ from transformers.utils import ModelOutput
 
 from medv.diffusion.caching import NO_CACHE
 from medv.diffusion.corruption import corrupt
-from medv.diffusion.fast import sample_fast
+from medv.diffusion.fast import stream_fast
 from medv.diffusion.loss import masked_cross_entropy, token_weights
 from medv.diffusion.official import Uniform
-from medv.diffusion.sampler import sample
+from medv.diffusion.sampler import sample, stream
 from medv.diffusion.settings import Denoiser, SamplerConfig, SamplerOutput, join_outputs
+from medv.diffusion.trace import Events, drain
 from medv.model.configuration import MedVConfig
 from medv.model.decoding import Decoder
-from medv.model.merging import merge_views
+from medv.model.merging import merge_views, pool_patches
 
 IGNORED_LABEL = -100
 
@@ -39,15 +40,6 @@ class MedVOutput(ModelOutput):
     logits: torch.Tensor | None = None
     masked: torch.Tensor | None = None
     last_hidden_state: torch.Tensor | None = None
-
-
-def pool_patches(features: torch.Tensor, size: int) -> torch.Tensor:
-    """Average squares of size * size patches of a square grid: [n, P, D] -> [n, P / size**2, D], row by row."""
-    if size == 1:
-        return features
-    side = math.isqrt(features.shape[1])
-    grid = features.unflatten(1, (side // size, size, side // size, size))  # [n, s, size, s, size, D]
-    return grid.mean(dim=(2, 4)).flatten(1, 2)
 
 
 class MedVProjector(nn.Module):
@@ -280,6 +272,30 @@ class MedVForMaskedDiffusion(MedVPreTrainedModel):
         `graphs` replays the forwards between the refreshes of a cache as CUDA graphs. `uniform` gives the random draws of
         the presets of `SamplerConfig` (see `medv.diffusion.official`), which are always computed plainly.
         """
+        given = (input_ids, attention_mask, pixel_values, image_layouts)
+        how = {"image_features": image_features, "row_indices": row_indices, "uniform": uniform, "graphs": graphs}
+        return drain(self.stream(*given, config=config, reference=reference, tell=False, **how))
+
+    @torch.inference_mode()
+    def stream(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_layouts: torch.Tensor | None = None,
+        *,
+        config: SamplerConfig,
+        image_features: torch.Tensor | None = None,
+        row_indices: list[int] | None = None,
+        uniform: Uniform | None = None,
+        reference: bool = False,
+        graphs: bool = False,
+        tell: bool = True,
+    ) -> Generator[Events, None, SamplerOutput]:
+        """`generate` as it happens: yields the events of each forward (`medv.diffusion.trace`) and returns its output.
+
+        The presets yield once. Without `tell` the events may come empty, so that no forward makes the host wait for a GPU.
+        """
         if attention_mask is not None and not attention_mask[:, -1].all():
             raise ValueError("a prompt is padded on its right: pad prompts on the left, as MedVProcessor does")
         if reference and config.cache != NO_CACHE:
@@ -287,21 +303,20 @@ class MedVForMaskedDiffusion(MedVPreTrainedModel):
         if pixel_values is not None:
             image_features = self.model.get_image_features(pixel_values, image_layouts)
         if config.preset != "medv":
-            return self._generate_preset(input_ids, attention_mask, image_features, config, uniform)
+            output = self._generate_preset(input_ids, attention_mask, image_features, config, uniform)
+            yield output.trace.events
+            return output
         own, settings = self.config, self.settings(config)
         ids = {"mask_token_id": own.mask_token_id, "fill_token_id": own.fill_token_id, "row_indices": row_indices}
         if reference:
-            return sample(self._plain_denoiser(input_ids, attention_mask, image_features), input_ids, settings, **ids)
-        decoder = Decoder(
-            self,
-            input_ids,
-            config.gen_length,
-            attention_mask=attention_mask,
-            image_features=image_features,
-            cache=config.cache,
-            graphs=graphs,
-        )
-        output = (sample_fast if config.revision is None else sample)(decoder, input_ids, settings, **ids)
+            plain = self._plain_denoiser(input_ids, attention_mask, image_features)
+            return (yield from stream(plain, input_ids, settings, **ids))
+        seen = {"attention_mask": attention_mask, "image_features": image_features}
+        decoder = Decoder(self, input_ids, config.gen_length, cache=config.cache, graphs=graphs, **seen)
+        if config.revision is None:
+            output = yield from stream_fast(decoder, input_ids, settings, tell=tell, **ids)
+        else:
+            output = yield from stream(decoder, input_ids, settings, **ids)
         return dataclasses.replace(output, refreshes=decoder.refreshes)
 
     def settings(self, config: SamplerConfig) -> SamplerConfig:
