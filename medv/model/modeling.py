@@ -80,12 +80,7 @@ class MedVPreTrainedModel(PreTrainedModel):
 
 
 class MedVModel(MedVPreTrainedModel):
-    """The towers and the projector, without the output head.
-
-    looks_always: in training look at an empty image where a batch has none, for processes that must all use every weight.
-    """
-
-    looks_always = False
+    """The towers and the projector, without the output head."""
 
     def __init__(self, config: MedVConfig):
         super().__init__(config)
@@ -130,12 +125,6 @@ class MedVModel(MedVPreTrainedModel):
             return embeds
         return embeds.masked_scatter(placeholders[..., None], image_features.to(embeds.dtype))
 
-    def _look_at_nothing(self) -> torch.Tensor:
-        """A zero that depends on every weight of the projector."""
-        size = self.config.vision_config.image_size
-        features = self.get_image_features(torch.zeros(1, 3, size, size, device=self.device))
-        return 0 * features.sum().to(self.dtype)
-
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -159,8 +148,7 @@ class MedVModel(MedVPreTrainedModel):
         elif image_layouts is not None:
             raise ValueError("image_layouts say how views are put together, but there are no pixel_values")
         if inputs_embeds is None:
-            unused = self._look_at_nothing() if image_features is None and self.looks_always and self.training else 0
-            inputs_embeds = self.embed(input_ids, image_features) + unused
+            inputs_embeds = self.embed(input_ids, image_features)
         elif image_features is not None:
             raise ValueError("inputs_embeds hold their visual tokens already: give no images with them")
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:

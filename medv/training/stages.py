@@ -26,7 +26,7 @@ from medv.training.collate import Collator, Encoder
 from medv.training.launch import deepspeed_config, join, processes, rank, stopping_in_words, wait_for_all
 from medv.training.lora import LoraRecipe, attach_lora, merge_lora
 from medv.training.stream import TrainingStream, ValidationStream
-from medv.training.trainer import Checkpoints, StageTrainer, find_checkpoint, going_on
+from medv.training.trainer import Checkpoints, StageTrainer, find_checkpoint, going_on, looking_always
 
 PARTS = {
     "projector": ("model.projector.",),
@@ -91,19 +91,18 @@ def train_stage(
     refused with a ValueError. `stop_after` ends early with a checkpoint and saves no result. Raises TrainingStopped, the
     last checkpoint intact, where loss or gradient is not finite, the disk is full or another process is lost.
     """
-    _claim(out, {"recipe": asdict(recipe), "seed": seed, "lora": lora and asdict(lora), "examples": len(examples)})
-    join(deepspeed)
-    model.config.loss_normalization = recipe.normalization
-    freeze_except(model, recipe.trains)
-    model.model.looks_always = processes() > 1
-    network = attach_lora(model, lora, seed=seed) if lora else model
-    trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    encode = Encoder(processor, loss_tokens=recipe.loss_tokens, max_length=recipe.max_length)
-    steps = training_steps(recipe, len(examples))
-    order = {"seed": seed, "batch_size": recipe.batch_size, "steps": steps, "times": recipe.times}
-    stream = TrainingStream(examples, encode, skip_corrupt=skip_corrupt, **order)
     saved = out / "checkpoints"
-    with stopping_in_words(lambda: going_on(saved)):
+    with stopping_in_words(lambda: going_on(saved)), looking_always(model):
+        _claim(out, {"recipe": asdict(recipe), "seed": seed, "lora": lora and asdict(lora), "examples": len(examples)})
+        join(deepspeed)
+        model.config.loss_normalization = recipe.normalization
+        freeze_except(model, recipe.trains)
+        network = attach_lora(model, lora, seed=seed) if lora else model
+        trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
+        encode = Encoder(processor, loss_tokens=recipe.loss_tokens, max_length=recipe.max_length)
+        steps = training_steps(recipe, len(examples))
+        order = {"seed": seed, "batch_size": recipe.batch_size, "steps": steps, "times": recipe.times}
+        stream = TrainingStream(examples, encode, skip_corrupt=skip_corrupt, **order)
         trainer = StageTrainer(
             normalization=recipe.normalization,
             going_on=lambda: going_on(saved),

@@ -7,7 +7,8 @@ reach the weights, and checkpoints that count only when every process has writte
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from transformers import Trainer, TrainerCallback
 
 from medv.artifacts import write_json
 from medv.diffusion.corruption import masking_probability
-from medv.model.modeling import IGNORED_LABEL
+from medv.model.modeling import IGNORED_LABEL, MedVForMaskedDiffusion
 from medv.training.launch import TrainingStopped, gather, processes, rank, wait_for_all
 from medv.training.stream import TrainingStream
 
@@ -104,6 +105,33 @@ class StageTrainer(Trainer):
             f"the {what} is {value} at step {step + 1}: lower the learning rate, or look at the examples of this batch "
             f"({', '.join(names)}); {self.going_on()}"
         )
+
+
+@contextmanager
+def looking_always(model: MedVForMaskedDiffusion) -> Iterator[None]:
+    """Let a batch without images use vision tower and projector too, for nothing, while several processes train.
+
+    They share the work on every weight, so one process that skipped some of them would wait for the others forever.
+    """
+    if processes() == 1:
+        yield
+        return
+    inner, size = model.model, model.config.vision_config.image_size
+    embed = inner.embed
+
+    def look_and_embed(input_ids: torch.Tensor, image_features: torch.Tensor | None) -> torch.Tensor:
+        if image_features is not None:
+            return embed(input_ids, image_features)
+        # Before the embedding, as with an image: ZeRO-3 collects the weights of all processes in one order.
+        unused = inner.get_image_features(torch.zeros(1, 3, size, size, device=input_ids.device))
+        embeds = embed(input_ids, None)
+        return embeds + 0 * unused.sum().to(embeds.dtype)
+
+    inner.embed = look_and_embed
+    try:
+        yield
+    finally:
+        del inner.embed
 
 
 class Checkpoints(TrainerCallback):
