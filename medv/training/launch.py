@@ -141,7 +141,7 @@ def stopping_in_words(going_on: Callable[[], str]) -> Iterator[None]:
         if _FULL.search(str(error)):
             raise TrainingStopped(f"{who}the disk is full ({line}): free some space; {going_on()}") from error
         if processes() > 1 and _LOST.search(str(error)):
-            raise TrainingStopped(f"{who}{lost} ({line}); {going_on()}") from error
+            raise TrainingStopped(f"{who}{lost}; {going_on()}") from error
         raise
     finally:
         if watches:
