@@ -155,29 +155,43 @@ def train(
     rank: Annotated[int, typer.Option(min=1, help="LoRA rank.")] = 16,
     seed: Annotated[int, typer.Option(help="Of order, noise and new weights.")] = 0,
     accumulation: Annotated[int, typer.Option(min=1, help="Cut each batch into so many parts.")] = 1,
+    deepspeed: Annotated[str | None, typer.Option(help="zero2 or zero3: share the work under DeepSpeed.")] = None,
+    skip_corrupt: Annotated[
+        bool, typer.Option("--skip-corrupt", help="Leave out and count images that cannot be read.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train one stage of the paper's recipe."""
+    """Train one stage of the paper's recipe; also under torchrun and the deepspeed launcher (python -m medv)."""
     chosen = get_profile(profile)
     if stage == "pretrain":
         from medv.training.pretrain import pretrain
 
         pretrain(chosen, out, seed=seed)
         return
+    from medv.training import launch
     from medv.training.command import run_stage
     from medv.training.lora import LoraRecipe
 
-    facts = run_stage(
-        stage,
-        chosen,
-        out,
-        data=data,
-        data_dir=data_dir,
-        init=init,
-        lora=LoraRecipe(rank=rank, alpha=2 * rank) if lora else None,
-        seed=seed,
-        accumulation=accumulation,
-    )
+    try:
+        facts = run_stage(
+            stage,
+            chosen,
+            out,
+            data=data,
+            data_dir=data_dir,
+            init=init,
+            lora=LoraRecipe(rank=rank, alpha=2 * rank) if lora else None,
+            seed=seed,
+            accumulation=accumulation,
+            deepspeed=deepspeed,
+            skip_corrupt=skip_corrupt,
+        )
+    except launch.TrainingStopped as stopped:
+        if str(stopped):
+            errors.print(f"[red]medv:[/red] {escape(str(stopped))}", soft_wrap=True)
+        raise typer.Exit(1) from stopped
+    if launch.rank():
+        return
     _print_mapping(f"{stage}: saved to {out}", facts, as_json)
 
 

@@ -2,7 +2,7 @@
 
 Padding policies (the question most asked of masked diffusion training, as it decides whether a model learns where to end):
 "batch"    pad with end-of-text to the longest of the batch; pads are visible, hidden and scored (the reference; the loss of
-           a sample then depends on its companions).
+           a sample then depends on its companions). In training the batch is the global one, however it is cut.
 "fixed:N"  pad the last answer with end-of-text to N tokens, visible and scored, whatever the batch is; further padding is
            invisible.
 "none"     padding is invisible and never scored.
@@ -145,12 +145,17 @@ class Collator:
         elif padding not in ("batch", "none"):
             raise ValueError(f"unknown padding {padding!r}: use 'batch', 'none' or 'fixed:N'")
 
-    def __call__(self, items: Sequence[dict]) -> dict[str, torch.Tensor]:
+    def width(self, items: Sequence[dict]) -> int:
+        """T of a batch of these items."""
+        return max(len(self._answer_padded(item)[0]) for item in items)
+
+    def __call__(self, items: Sequence[dict], *, width: int | None = None) -> dict[str, torch.Tensor]:
         """input_ids, labels, attention_mask [B, T] int64, t [B], u [B, T], and where there are images pixel_values
-        [views, 3, H, W] (or vision_states [views, N, D_vision]) and, unless merged flat, image_layouts [n, 7].
+        [views, 3, H, W] (or vision_states [views, N, D_vision]) and, unless merged flat, image_layouts [n, 7]. T is `width`, by
+        default that of the longest item.
         """
         rows = [self._answer_padded(item) for item in items]
-        width = max(len(ids) for ids, _ in rows)
+        width = width or self.width(items)
         visible = self.padding == "batch"
         label = self.pad if visible else IGNORED
         t, u = self._noise(items, width)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from transformers import AutoTokenizer
 
 from medv.artifacts import default_out
@@ -19,6 +20,7 @@ from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
 from medv.profiles import STAGES, Profile, StageRecipe
 from medv.training.collate import Encoder
+from medv.training.launch import deepspeed_config, rank
 from medv.training.lora import LoraRecipe
 from medv.training.memory import MemoryPlan, check_memory, device_capacity
 from medv.training.pretrain import pretrain
@@ -30,6 +32,7 @@ PHANTOM_SETS = {
     "vqa": phantom_sets.vqa_set,
 }
 VALIDATION_EXAMPLES = 64
+ZERO_STAGES = {None: 0, "zero2": 2, "zero3": 3}
 
 
 def stage_examples(
@@ -50,10 +53,12 @@ def stage_examples(
     return read_dataset(data, data_dir, "train"), []
 
 
-def starting_point(profile: Profile, init: Path | None, *, seed: int) -> tuple[MedVForMaskedDiffusion, MedVProcessor]:
-    """The model to train and its processor: from a folder, or the profile's towers with a new projector."""
+def starting_point(
+    profile: Profile, init: Path | None, *, seed: int, dtype: torch.dtype = torch.float32
+) -> tuple[MedVForMaskedDiffusion, MedVProcessor]:
+    """The model to train and its processor: from a folder (in `dtype`), or the profile's towers with a new projector."""
     if init is not None:
-        return load_model(init)
+        return load_model(init, dtype=dtype)
     language, vision = towers(profile)
     model = assemble(language, vision, seed=seed, image_pool=profile.model.image_pool)
     return model, new_processor(AutoTokenizer.from_pretrained(language), model.config, system=profile.system)
@@ -84,17 +89,28 @@ def run_stage(
     lora: LoraRecipe | None = None,
     seed: int = 0,
     accumulation: int = 1,
+    deepspeed: str | None = None,
+    skip_corrupt: bool = False,
     examples: Sequence[Example] | None = None,
     quiet: bool = False,
 ) -> dict:
-    """Train one stage into `out` and return its facts; a finished stage is not trained again."""
+    """Train one stage into `out` and return its facts; a finished stage is not trained again.
+
+    Under a launcher every process calls this alike; `medv.training.launch` says how they are started.
+    """
+    if deepspeed is not None:
+        deepspeed_config(deepspeed)
     if not (out / "training.json").exists():
         train, validation = (
             (examples, ()) if examples is not None else stage_examples(stage, profile, data=data, data_dir=data_dir)
         )
-        model, processor = starting_point(profile, init, seed=seed)
-        plan = plan_stage(model, processor, profile.stages[stage], train, lora=lora, accumulation=accumulation)
-        if not quiet and os.environ.get("RANK", "0") == "0":
+        # DeepSpeed keeps float32 copies of what it trains, so that each process may load half as much.
+        half = deepspeed is not None and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        dtype = getattr(torch, profile.dtype) if half else torch.float32
+        model, processor = starting_point(profile, init, seed=seed, dtype=dtype)
+        cut = {"accumulation": accumulation, "zero": ZERO_STAGES[deepspeed]}
+        plan = plan_stage(model, processor, profile.stages[stage], train, lora=lora, **cut)
+        if not quiet and rank() == 0:
             print(plan.sentence(), file=sys.stderr)
         started = time.perf_counter()
         train_stage(
@@ -107,6 +123,9 @@ def run_stage(
             seed=seed,
             lora=lora,
             accumulation=accumulation,
+            deepspeed=deepspeed,
+            base={"model": "bundled" if init is None else str(init)},
+            skip_corrupt=skip_corrupt,
             quiet=quiet,
         )
         return summary(out) | {"seconds": time.perf_counter() - started}
@@ -139,12 +158,15 @@ def plan_stage(
 
 
 def summary(out: Path) -> dict:
-    """Steps, trainable parameters and last losses of a finished stage; its speed and memory are in speed.json."""
+    """Steps, trainable parameters and last losses of a finished stage, and how many examples were left out, if any were; its
+    speed and memory are in speed.json.
+    """
     facts = json.loads((out / "training.json").read_text(encoding="utf-8"))
     history = json.loads((out / "history.json").read_text(encoding="utf-8"))
     last = {name: [row[name] for row in history if name in row][-1:] for name in ("loss", "eval_loss")}
     losses = {name: values[0] for name, values in last.items() if values}
-    return {"steps": facts["steps"], "trainable_parameters": facts["trainable_parameters"], **losses}
+    skipped = {"skipped": len(facts["skipped"])} if facts.get("skipped") else {}
+    return {"steps": facts["steps"], "trainable_parameters": facts["trainable_parameters"], **losses, **skipped}
 
 
 def steps_of(profile: Profile, stage: str) -> int:

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from transformers import Trainer
 
 from medv.diffusion.corruption import masking_probability
 from medv.model.configuration import MedVConfig
+from medv.training.trainer import StageTrainer
 
 PEAK_TFLOPS = {
     "B200": 2250.0,
@@ -149,8 +149,8 @@ def totals(rows: Sequence[dict]) -> dict[str, float | None]:
     }
 
 
-class MeteredTrainer(Trainer):
-    """The Trainer with a meter: what it waits for, and a row of speed beside every row of loss."""
+class MeteredTrainer(StageTrainer):
+    """The trainer of a stage with a meter: what it waits for, and a row of speed beside every row of loss."""
 
     def __init__(self, *args, meter: Meter, **options):
         super().__init__(*args, **options)
