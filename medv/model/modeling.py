@@ -20,12 +20,13 @@ from medv.diffusion.corruption import corrupt
 from medv.diffusion.fast import stream_fast
 from medv.diffusion.loss import masked_cross_entropy, token_weights
 from medv.diffusion.official import Uniform
-from medv.diffusion.sampler import sample, stream
-from medv.diffusion.settings import Denoiser, SamplerConfig, SamplerOutput, join_outputs
+from medv.diffusion.sampler import stream
+from medv.diffusion.settings import Denoiser, SamplerConfig, SamplerOutput
 from medv.diffusion.trace import Events, drain
 from medv.model.configuration import MedVConfig
 from medv.model.decoding import Decoder
 from medv.model.merging import merge_views, pool_patches
+from medv.model.presets import generate_preset
 
 IGNORED_LABEL = -100
 
@@ -305,7 +306,9 @@ class MedVForMaskedDiffusion(MedVPreTrainedModel):
         if pixel_values is not None:
             image_features = self.model.get_image_features(pixel_values, image_layouts)
         if config.preset != "medv":
-            output = self._generate_preset(input_ids, attention_mask, image_features, config, uniform)
+            suppressed = _first_given(config.suppress_tokens, self.config.suppress_token_ids)
+            settings = dataclasses.replace(config, suppress_tokens=suppressed)
+            output = generate_preset(self, input_ids, attention_mask, image_features, settings, uniform)
             yield output.trace.events
             return output
         own, settings = self.config, self.settings(config)
@@ -343,58 +346,6 @@ class MedVForMaskedDiffusion(MedVPreTrainedModel):
             if attention_mask is not None and not attention_mask.all():
                 mask = torch.nn.functional.pad(attention_mask, (0, canvas.shape[1] - width), value=1)  # [B, T]
             return self(ids, mask, image_features=seen, logits_to_keep=columns).logits
-
-        return denoise
-
-    def _generate_preset(
-        self,
-        prompt: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        features: torch.Tensor | None,
-        config: SamplerConfig,
-        uniform: Uniform | None,
-    ) -> SamplerOutput:
-        """A call in the way of a reference: "official" takes row by row without padding, "llada" the batch as it is."""
-        own = self.config
-        features = None if features is None else features.reshape(-1, features.shape[-1])  # [T', D]
-        suppressed = _first_given(config.suppress_tokens, own.suppress_token_ids)
-        settings = dataclasses.replace(config, suppress_tokens=suppressed)
-        ids = {"mask_token_id": own.mask_token_id, "fill_token_id": own.fill_token_id, "uniform": uniform}
-        if config.preset == "llada":
-            return sample(self._preset_denoiser(prompt, attention_mask, features), prompt, settings, **ids)
-        outputs = []
-        for row, line in enumerate(prompt):
-            text = line[None] if attention_mask is None else line[attention_mask[row].bool()][None]
-            seen, count = None, int((text == own.image_token_id).sum())
-            if features is not None:
-                seen, features = features[:count], features[count:]
-            outputs.append(sample(self._preset_denoiser(text, None, seen), text, settings, **ids))
-        if features is not None and len(features):
-            raise ValueError(
-                f"{len(features)} visual tokens have no place in the prompts: let MedVProcessor build both"
-            )
-        return join_outputs(outputs)
-
-    def _preset_denoiser(
-        self, prompt: torch.Tensor, attention_mask: torch.Tensor | None, features: torch.Tensor | None
-    ) -> Denoiser:
-        """Logits of a canvas by embeddings, so that a placeholder's id in the answer is a token like any other."""
-        width, embedding = prompt.shape[1], self.get_input_embeddings()
-        images = prompt == self.config.image_token_id  # [B, P]
-        start = self.model.embed(prompt, features)  # [B, P, D]: raises where images and placeholders do not match
-
-        def denoise(canvas: torch.Tensor, columns: slice, *, unconditional: bool = False) -> torch.Tensor:
-            embeds = embedding(canvas)  # [B, T, D]
-            embeds[:, :width][images] = start[images]
-            if unconditional:
-                embeds[:, :width] = embedding.weight[self.config.mask_token_id]
-            seen = None
-            if attention_mask is not None:
-                seen = torch.nn.functional.pad(attention_mask, (0, canvas.shape[1] - width), value=1)  # [B, T]
-            positions = torch.arange(canvas.shape[1], device=canvas.device)[None]
-            return self(
-                attention_mask=seen, inputs_embeds=embeds, position_ids=positions, logits_to_keep=columns
-            ).logits
 
         return denoise
 
