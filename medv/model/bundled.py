@@ -1,13 +1,15 @@
 """Where the tiny weights that come with the package are, and how to load a model by name or folder."""
 
+import json
 from pathlib import Path
 
 import torch
 
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
+from medv.model.twin import MedVForCausalLM, MedVTwinConfig
 
-BUNDLED = ("tokenizer", "language_tower", "vision_tower", "general_model", "tiny_model")
+BUNDLED = ("tokenizer", "language_tower", "vision_tower", "general_model", "tiny_model", "twin_tower")
 
 
 def bundled(part: str) -> Path:
@@ -23,8 +25,10 @@ def bundled(part: str) -> Path:
 
 
 def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> tuple[MedVForMaskedDiffusion, MedVProcessor]:
-    """A model in evaluation mode and its processor from a folder on disk; nothing is downloaded."""
+    """A model (or an autoregressive twin) in evaluation mode and its processor from a folder; nothing is downloaded."""
     if not (Path(folder) / "config.json").exists():
         raise FileNotFoundError(f"{folder} holds no model: it has no config.json")
-    model = MedVForMaskedDiffusion.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    kind = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("model_type")
+    network = MedVForCausalLM if kind == MedVTwinConfig.model_type else MedVForMaskedDiffusion
+    model = network.from_pretrained(folder, dtype=dtype, local_files_only=True)
     return model.eval(), MedVProcessor.from_pretrained(folder, local_files_only=True)
