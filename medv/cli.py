@@ -5,43 +5,26 @@ Bad input ends with one sentence on standard error and exit code 2; nothing half
 
 import json
 import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from medv.commands.console import AsJson, console, errors
+from medv.commands.console import in_words as _in_words
+from medv.commands.console import print_mapping as _print_mapping
+from medv.commands.evaluate import evaluate_app, judge
 from medv.profiles import get_profile
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="A research companion for LLaDA-MedV.")
-evaluate_app = typer.Typer(no_args_is_help=True, help="Score predictions.")
 data_app = typer.Typer(no_args_is_help=True, help="Look at data sets.")
 bench_app = typer.Typer(no_args_is_help=True, help="Measure medv against the official algorithm.")
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
-console, errors = Console(), Console(stderr=True)
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 ProfileName = Annotated[str, typer.Option("--profile", "-p", help="tiny, small, paper or smoke.")]
-
-
-def _in_words(command: Callable) -> Callable:
-    """Turn the errors that a person can mend into one sentence and exit code 2."""
-
-    @wraps(command)
-    def wrapped(*args, **kwargs):
-        try:
-            return command(*args, **kwargs)
-        except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, FileExistsError) as error:
-            errors.print(f"[red]medv:[/red] {escape(str(error))}", soft_wrap=True)
-            raise typer.Exit(2) from error
-
-    return wrapped
 
 
 @app.command()
@@ -196,21 +179,7 @@ def generate(
     console.print(f"{count} answers in {escape(str(out))}")
 
 
-@evaluate_app.command("vqa")
-@_in_words
-def evaluate_vqa_command(
-    references: Annotated[Path, typer.Option(help="The official annotation file, as shipped.")],
-    predictions: Annotated[Path, typer.Option(help="JSON lines with `text` or `answer`.")],
-    variant: Annotated[
-        str, typer.Option(help="batch (the published results) or gated (asks for a yes or no).")
-    ] = "batch",
-    as_json: AsJson = False,
-) -> None:
-    """Closed accuracy and open recall, exactly as the official evaluation computes them, and stricter values beside them."""
-    from medv.evaluation.vqa import evaluate_vqa, pair, read_predictions, read_references
-
-    wanted, given = pair(read_references(references), read_predictions(predictions))
-    _print_mapping(f"VQA, {variant} variant (percent)", evaluate_vqa(wanted, given, variant=variant).to_dict(), as_json)
+app.command()(judge)
 
 
 @app.command()
@@ -315,16 +284,6 @@ def doctor(as_json: AsJson = False) -> None:
     from medv.doctor import examine
 
     _print_mapping("medv doctor", examine(), as_json)
-
-
-def _print_mapping(title: str, mapping: dict, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(mapping, ensure_ascii=False))
-        return
-    table = Table(title=escape(title), show_header=False)
-    for name, value in mapping.items():
-        table.add_row(escape(str(name)), f"{value:.4f}" if isinstance(value, float) else escape(str(value)))
-    console.print(table)
 
 
 def main() -> None:
