@@ -45,7 +45,9 @@ def read_questions(path: Path, images: Path, *, data: str | None = None) -> list
     return examples
 
 
-def answer_file(examples: Sequence[Example], runner: Runner, out: Path, *, batch_size: int = 16, quiet: bool = False) -> int:
+def answer_file(
+    examples: Sequence[Example], runner: Runner, out: Path, *, batch_size: int = 16, quiet: bool = False
+) -> int:
     """Answer what `out` does not hold yet, one JSON line an answer, in the order of the examples; returns how many there are.
 
     A run that was stopped goes on question by question: a batch of which some answers are there is asked whole, so that no

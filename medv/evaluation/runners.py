@@ -139,7 +139,9 @@ def availability(checkpoint: str | None) -> str:
     if Path(checkpoint).is_dir():
         return "on this machine"
     try:
-        found = cached_file(checkpoint, "config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False)
+        found = cached_file(
+            checkpoint, "config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False
+        )
     except OSError:
         found = None
     return "on this machine" if found else "not available: the weights are not on this machine"

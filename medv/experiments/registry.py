@@ -65,6 +65,42 @@ NODES: tuple[Node, ...] = (
         results=("table2", "fig03", "vqa_controls", "vqa_kinds"),
         heavy=True,
     ),
+    Node(
+        "open_conversation",
+        "20_open_conversation.ipynb",
+        "Open conversation, and the baseline models",
+        needs=("models/stage1", "models/stage2", "models/twin"),
+        makes=("answers/open_conversation",),
+        results=("table1", "table7", "fig01", "fig02", "fig06", "fig07", "fig08"),
+        heavy=True,
+    ),
+    Node(
+        "length_control",
+        "21_length_control.ipynb",
+        "Length control: how long, and at what cost",
+        needs=("models/stage2",),
+        makes=("models/twin", "answers/length_control"),
+        results=("table3", "fig04"),
+        heavy=True,
+    ),
+    Node(
+        "generation_settings",
+        "32_generation_settings.ipynb",
+        "Generation length, steps and block length",
+        needs=("models/stage2",),
+        makes=("answers/generation_settings",),
+        results=("table5", "fig09", "fig11", "fig12"),
+        heavy=True,
+    ),
+    Node(
+        "repetition",
+        "33_repetition.ipynb",
+        "Repetition, and what steps, length and schedule do to it",
+        needs=("models/stage2", "answers/generation_settings"),
+        makes=("answers/repetition",),
+        results=("fig05", "fig10", "schedules"),
+        heavy=True,
+    ),
 )
 
 EXHIBITS: dict[str, str] = {

@@ -1,4 +1,4 @@
-"""The autoregressive twin: the same towers, projector, sizes and data as a MedV model, but causal and trained on the next token.
+"""The autoregressive twin: the same towers, sizes and data as a MedV model, but causal and trained on the next token.
 
 It stands for the autoregressive models of the paper (LLaVA-Med above all), so that length, cost per word and repetition are
 compared between two ways of writing and not between two sizes or two data sets. `MedVForCausalLM` takes the place of
@@ -114,7 +114,9 @@ class MedVForCausalLM(MedVForMaskedDiffusion):
             suppress_tokens=[*settings.suppress_tokens, self.config.mask_token_id],
         )  # [B, at most gen_length]
         seconds = time.perf_counter() - started
-        sequences = torch.nn.functional.pad(ids, (0, settings.gen_length - ids.shape[1]), value=self.config.fill_token_id)
+        sequences = torch.nn.functional.pad(
+            ids, (0, settings.gen_length - ids.shape[1]), value=self.config.fill_token_id
+        )
         stops = torch.isin(sequences, torch.tensor(settings.stop_tokens, device=sequences.device))
         stops[:, ids.shape[1] :] = False
         found = stops.any(dim=1).tolist()

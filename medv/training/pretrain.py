@@ -3,9 +3,9 @@
 Four things stand for what the paper downloads: a tokenizer and a text-trained language tower (the role of LLaDA-8B-Instruct),
 a vision tower (the role of SigLIP2) and a general-domain vision-language model (the role of LLaDA-V). A fifth, the finished
 tiny model, was tuned from the towers on short questions and then on questions, captions and dialogues together, so that
-`medv ask` answers right after install. The last is the language tower of the autoregressive twin, causal and trained on the
-next token of the same texts in the same order, for like-for-like comparisons. Every part is a folder that is made whole or not at all; a run that was stopped goes
-on with the next part.
+`medv ask` answers right after install. The last is the language tower of the autoregressive twin: causal, trained on the next
+token of the same texts in the same order. Every part is a folder that is made whole or not at all; a run that was stopped
+goes on with the next part.
 """
 
 import shutil
