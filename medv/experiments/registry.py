@@ -96,7 +96,7 @@ NODES: tuple[Node, ...] = (
         "repetition",
         "33_repetition.ipynb",
         "Repetition, and what steps, length and schedule do to it",
-        needs=("models/stage2", "answers/generation_settings"),
+        needs=("models/stage2",),
         makes=("answers/repetition",),
         results=("fig05", "fig10", "schedules"),
         heavy=True,
