@@ -6,11 +6,13 @@ setting was searched for the twin.
 """
 
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
 from transformers import AutoTokenizer
 
+from medv.artifacts import write_json
 from medv.model.assembly import assemble, new_processor
 from medv.model.bundled import bundled, load_model
 from medv.model.twin import causal_twin
@@ -51,4 +53,21 @@ def train_twin(profile: Profile, out: Path, *, seed: int = 0, quiet: bool = Fals
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         facts[stage] = summary(folder)
         start = folder
+    return facts
+
+
+def obtain_twin(profile: Profile, out: Path, *, source: Path | None = None, seed: int = 0) -> dict:
+    """Train the twin into `out`, or copy a finished one (any model folder) from `source`; `out`/twin.json says which.
+
+    Returns what it says: the facts of the stages and the seconds of training, or the source's name.
+    """
+    started = time.perf_counter()
+    if source is None:
+        facts = dict(train_twin(profile, out, seed=seed))
+        facts["seconds"] = round(time.perf_counter() - started, 1)
+    else:
+        load_model(source)  # refuses what is no model
+        shutil.copytree(source, out, dirs_exist_ok=True)
+        facts = {"copied from": source.name}
+    write_json(out / "twin.json", facts)
     return facts
