@@ -84,20 +84,19 @@ def schedule_table(items: pd.DataFrame, budgets: list[int]) -> pd.DataFrame:
     rows = []
     for budget in budgets:
         base = f"linear, {budget} forwards"
-        for name in [name for name in value.index if name.endswith(f", {budget} forwards")]:
+        for name in [name for name in items["setting"].unique() if name.endswith(f", {budget} forwards")]:
             row = {"schedule": name.removesuffix(f", {budget} forwards"), "forwards": value.loc[name, "forwards"]}
             for metric in ("score", "repeated_share", "adjacent_duplicates"):
-                row[metric.replace("_", " ")] = round(value.loc[name, metric], 1)
-                row[f"{metric.replace('_', ' ')} against linear"] = (
-                    "" if name == base else _said(items, metric, base, name)
-                )
+                label = {"score": "facts, F1"}.get(metric, metric.replace("_", " "))
+                row[label] = round(value.loc[name, metric], 1)
+                row[f"{label}, against linear"] = "" if name == base else _said(items, metric, base, name)
             rows.append(row)
     return pd.DataFrame(rows)
 
 
 def _said(items: pd.DataFrame, metric: str, base: str, name: str) -> str:
     found = change(items, metric, base, name)
-    return f"{found['change']:+.1f} [{found['low']:+.1f}, {found['high']:+.1f}] {found['verdict']}"
+    return f"{found['change']:+.1f} [{found['low']:+.1f}, {found['high']:+.1f}]"
 
 
 def schedule_verdict(items: pd.DataFrame, budgets: list[int]) -> str:

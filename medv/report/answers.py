@@ -90,7 +90,7 @@ def answers_side_by_side(
     rows = [cells[start : start + per_row] for start in range(0, len(cells), per_row)]
     heights = [max(len(lines) for _, lines in row) + 2.2 for row in rows]
     left = 1.7 if image is not None else 0.0
-    inches = max(sum(heights) * LINE + 0.1, 2.3 if image is not None else 0)
+    inches = max(sum(heights) * LINE + 0.1, 1.6 if image is not None else 0)
     with theme():
         width = left + min(per_row, len(cells)) * (characters + 3) * WIDTH
         fig = Figure(figsize=(width, inches + 0.75))
@@ -148,6 +148,7 @@ def setting_curves(
             ax.minorticks_off()
             ax.set(xlabel=xlabel, title=label, ylim=(0, None))
         if hue is not None:
-            axes.flat[-1].legend(title=hue)
+            handles, labels = axes.flat[-1].get_legend_handles_labels()
+            fig.legend(handles, labels, loc="outside right center", title=hue)
         fig.suptitle(title, fontsize=11, fontweight="bold")
     return fig
