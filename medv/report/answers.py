@@ -93,7 +93,7 @@ def answers_side_by_side(
     inches = max(sum(heights) * LINE + 0.1, 1.6 if image is not None else 0)
     with theme():
         width = left + min(per_row, len(cells)) * (characters + 3) * WIDTH
-        fig = Figure(figsize=(width, inches + 0.75))
+        fig = Figure(figsize=(width, inches + 0.75), layout="none")  # axes are placed by hand
         ax = fig.add_axes((left / width, 0.0, 1 - left / width, inches / (inches + 0.75)))
         ax.set(xlim=(0, (width - left) / WIDTH), ylim=(inches / LINE, 0))
         ax.set_axis_off()

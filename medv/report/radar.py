@@ -22,7 +22,7 @@ def radar(frame: pd.DataFrame, title: str = "", *, labels: Mapping[str, str] | N
     angles = np.linspace(0, 2 * np.pi, len(groups), endpoint=False)
     around = np.append(angles, angles[0])
     with theme():
-        fig = Figure(figsize=(7.4, 5.0), layout="constrained")
+        fig = Figure(figsize=(8.2, 4.6), layout="constrained")
         ax = fig.add_subplot(projection="polar")
         ax.set_theta_offset(np.pi / 2)
         ax.set_theta_direction(-1)
@@ -36,5 +36,5 @@ def radar(frame: pd.DataFrame, title: str = "", *, labels: Mapping[str, str] | N
         ax.set_yticks([25, 50, 75, 100])
         ax.tick_params(axis="x", pad=12)
         ax.set_title(title, pad=22)
-        fig.legend(loc="outside lower center", ncols=2)
+        fig.legend(loc="outside right center")
     return fig
