@@ -189,7 +189,8 @@ def table5(settings: pd.DataFrame, items: pd.DataFrame, scale: int) -> pd.DataFr
     summary = summarize(items)
     joined = settings.set_index("setting")
     joined["score [95 % interval]"] = cells(summary, ["score"])["score"]
-    for name, column in (("words", "words"), ("repeated_share", "repeated words (%)"), ("longest_run", "longest run")):
+    kept = {"words": "words", "repeated_share": "repeated words (%)", "adjacent_duplicates": "equal neighbors (%)"}
+    for name, column in kept.items():
         joined[column] = means(summary, [name])[name].round(1)
     joined["forwards"] = means(summary, ["forwards"])["forwards"]
     joined["s per answer"] = means(summary, ["seconds"])["seconds"].round(3)
