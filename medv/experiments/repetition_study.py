@@ -100,22 +100,21 @@ def _said(items: pd.DataFrame, metric: str, base: str, name: str) -> str:
 
 
 def schedule_verdict(items: pd.DataFrame, budgets: list[int]) -> str:
-    """One sentence per budget: which schedules repeat less than the linear one without scoring lower, and at what forwards."""
+    """Per budget and measure: which schedules repeat less than the linear one without scoring lower, and at what forwards."""
     said = []
     for budget in budgets:
         base = f"linear, {budget} forwards"
         part = items[items["setting"].str.endswith(f", {budget} forwards")]
         spent = part.groupby("setting")["forwards"].mean()
-        better = []
-        for name in spent.index.drop(base):
-            fewer = change(part, "repeated_share", base, name)["verdict"] == "falls"
-            if fewer and change(part, "score", base, name)["verdict"] != "falls":
-                better.append(name.removesuffix(f", {budget} forwards"))
-        found = ", ".join(better) or "none"
-        said.append(
-            f"With {budget} forwards (spent: {spent.min():.1f} to {spent.max():.1f}) fewer repeated words than linear, "
-            f"and no lower score: {found}."
-        )
+        said.append(f"With {budget} forwards (spent: {spent.min():.1f} to {spent.max():.1f}), and no lower score:")
+        for metric, words in (("repeated_share", "repeated words"), ("adjacent_duplicates", "equal neighbors")):
+            better = [
+                name.removesuffix(f", {budget} forwards")
+                for name in spent.index.drop(base)
+                if change(part, metric, base, name)["verdict"] == "falls"
+                and change(part, "score", base, name)["verdict"] != "falls"
+            ]
+            said.append(f"  fewer {words} than linear: {'; '.join(better) or 'none'}")
     return "\n".join(said)
 
 
