@@ -1,6 +1,5 @@
 """Where the tiny weights that come with the package are, and how to load a model by name or folder.
 
-
 A folder holds a whole model (or an autoregressive twin), or what stage 1 leaves: a projector of a few megabytes and, in
 `base.json`, what it was trained on; the whole is put together when it is loaded.
 """
