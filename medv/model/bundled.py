@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from medv.model.adapters import base_folder, is_adapter, with_adapters
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
 
@@ -23,7 +24,13 @@ def bundled(part: str) -> Path:
 
 
 def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> tuple[MedVForMaskedDiffusion, MedVProcessor]:
-    """A model in evaluation mode and its processor from a folder on disk; nothing is downloaded."""
+    """A model in evaluation mode and its processor from a folder on disk; nothing is downloaded.
+
+    A folder of LoRA adapters gives the model that they were trained on with the adapters merged into it.
+    """
+    if is_adapter(folder):
+        model, processor = load_model(base_folder(folder), dtype=dtype)
+        return with_adapters(model, folder).eval(), processor
     if not (Path(folder) / "config.json").exists():
         raise FileNotFoundError(f"{folder} holds no model: it has no config.json")
     model = MedVForMaskedDiffusion.from_pretrained(folder, dtype=dtype, local_files_only=True)
