@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from medv.artifacts import write_json
 from medv.data.example import Example
@@ -97,6 +97,8 @@ def train_stage(
         data_collator=Collator(processor.special, padding=recipe.padding),
         callbacks=[_StopAfter(stop_after)] if stop_after else None,
     )
+    if quiet:
+        trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(out / "checkpoints"))
     if stop_after and trainer.state.global_step < steps:
         return model
