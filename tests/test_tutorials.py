@@ -18,7 +18,7 @@ from medv.experiments import stages
 from medv.profiles import SamplerSpec, get_profile
 from medv.report import lessons, sizes, tutorial
 
-NOTEBOOKS = ["00", "01", "02", "03", "10", "11", "12"]
+NOTEBOOKS = ["00", "01", "02", "03", "10", "11", "12", "30", "31"]
 
 
 @pytest.fixture(scope="module")

@@ -92,7 +92,10 @@ class InitTrial:
 
 
 def parts_of(
-    profile: Profile, language: str | Path | None = None, vision: str | Path | None = None, general: str | Path | None = None
+    profile: Profile,
+    language: str | Path | None = None,
+    vision: str | Path | None = None,
+    general: str | Path | None = None,
 ) -> dict[str, Path]:
     """The folders of the initial weights, the bundled ones where none is given.
 
@@ -130,9 +133,13 @@ def initial(arm: Arm, parts: Mapping[str, Path], profile: Profile, *, seed: int)
 
 
 def tune(network: Network, arm: Arm, plan: InitPlan, profile: Profile, folder: Path, *, seed: int) -> Network:
-    """Stage 1 (where the arm has it) and stage 2 by the recipes of the profile, for the plan's steps, on the seed's examples."""
+    """Stage 1 (where the arm has it) and stage 2 by the profile's recipes, for the plan's steps, on the seed's examples."""
     model, reader = network
-    steps = {"align": plan.align_steps, "instruct": plan.instruct_steps} if arm.aligned else {"instruct": plan.instruct_steps}
+    steps = (
+        {"align": plan.align_steps, "instruct": plan.instruct_steps}
+        if arm.aligned
+        else {"instruct": plan.instruct_steps}
+    )
     for stage, count in steps.items():
         recipe = profile.stages[stage]
         size = count * recipe.batch_size

@@ -17,6 +17,7 @@ import torch
 
 from medv.data.example import Example
 from medv.evaluation.study import sampler_config, summarize, vqa_study
+from medv.experiments.stages import SENTENCE, Network
 from medv.experiments.trials import as_rows, difference_rows, run_trials, verdict
 from medv.model.bundled import load_model
 from medv.profiles import Profile
@@ -50,7 +51,7 @@ PLANS = {
     "small": LoraPlan((256, 1024, 4096), (100, 300, 900), {0: 3e-4, 4: 1e-3, 16: 1e-3, 64: 5e-4}, (0, 1, 2), 600),
     "paper": LoraPlan((112, 448, 1792), (56, 112, 448), {0: 1e-5, 8: 2e-4, 16: 2e-4, 64: 1e-4}, (0, 1, 2), 451),
 }
-"""Sizes of the comparison by profile. Learning rates of `tiny` were chosen on validation questions; the others are not tuned."""
+"""Sizes of the comparison by profile. The rates of `tiny` were chosen on validation questions, the others are not tuned."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,9 @@ def trials_of(plan: LoraPlan) -> dict[str, LoraTrial]:
 def drawn(train: Sequence[Example], size: int, seed: int) -> list[Example]:
     """`size` training examples of a seed; a larger set holds the smaller ones."""
     if size > len(train):
-        raise ValueError(f"a training set of {size} was asked for, but there are {len(train)} examples: lower the sizes")
+        raise ValueError(
+            f"a training set of {size} was asked for, but there are {len(train)} examples: lower the sizes"
+        )
     order = np.random.default_rng([seed, 0x10A4]).permutation(len(train))
     return [train[index] for index in order[:size]]
 
@@ -150,7 +153,7 @@ def curve_of(items: pd.DataFrame) -> pd.DataFrame:
 
 
 def gaps(items: pd.DataFrame) -> pd.DataFrame:
-    """Full fine-tuning minus LoRA at each size, with each rank and with the mean over the ranks: size, against, value, low, high.
+    """Full fine-tuning minus LoRA at each size, for each rank and the mean over ranks: size, against, value, low, high, n, seeds.
 
     Score over all questions, paired by seed and question. The mean over ranks is not a choice made after looking.
     """
@@ -181,9 +184,18 @@ def conclusion(gap: pd.DataFrame) -> str:
     scarce, enough = mean.iloc[0]["high"] < 0, mean.iloc[-1]["low"] > 0
     halves = {
         (True, True): "Both halves of the claim appear.",
-        (True, False): "LoRA wins where data are scarcest; that full fine-tuning wins at the largest size does not appear.",
-        (False, True): "Full fine-tuning wins at the largest size; that LoRA wins where data are scarcest does not appear.",
-        (False, False): "The claim does not appear: neither does LoRA win at the smallest size nor full at the largest.",
+        (
+            True,
+            False,
+        ): "LoRA wins where data are scarcest; that full fine-tuning wins at the largest size does not appear.",
+        (
+            False,
+            True,
+        ): "Full fine-tuning wins at the largest size; that LoRA wins where data are scarcest does not appear.",
+        (
+            False,
+            False,
+        ): "The claim does not appear: neither does LoRA win at the smallest size nor full at the largest.",
     }
     return "\n".join([*lines, halves[bool(scarce), bool(enough)]])
 
@@ -271,6 +283,16 @@ def cost_table(curve: pd.DataFrame, cost: pd.DataFrame) -> pd.DataFrame:
             "checkpoint (MB)": row.checkpoint_bytes / 1e6,
         }
         part = curve[(curve["arm"] == row.arm) & (curve["metric"] == "score")]
-        scores = {f"score, n = {p.size} (%)": f"{p.value:.1f} [{p.low:.1f}, {p.high:.1f}]" for p in part.itertuples(name="P")}
+        scores = {
+            f"score, n = {p.size} (%)": f"{p.value:.1f} [{p.low:.1f}, {p.high:.1f}]" for p in part.itertuples(name="P")
+        }
         rows.append(cells | scores)
     return pd.DataFrame(rows)
+
+
+def levels(before: Network, profile: Profile, train: Sequence[Example], test: Sequence[Example]) -> dict[str, float]:
+    """What needs no stage 3, in percent: the model before it, answering in sentences, and the question-only look-up."""
+    spec = max(SENTENCE, profile.answer, key=lambda spec: spec.gen_length)
+    conditions = {"before stage 3": "model", "question only": "question only"}
+    items = scored(vqa_study(*before, train, test, sampler_config(spec), conditions=[*conditions.values()], quiet=True))
+    return {name: float(items[items["condition"] == kind]["score"].mean()) for name, kind in conditions.items()}

@@ -29,7 +29,11 @@ def run_trials(
     bar = tqdm(trials.items(), desc="trials", unit="trial", disable=quiet)
     for name, trial in bar:
         bar.set_postfix_str(name)
-        path, scratch, settings = folder / f"{name}.json", folder / f"{name}.work", json.loads(json.dumps(asdict(trial)))
+        path, scratch, settings = (
+            folder / f"{name}.json",
+            folder / f"{name}.work",
+            json.loads(json.dumps(asdict(trial))),
+        )
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if known.get("settings") != settings:
             write_json(path, {"settings": settings, "result": work(trial, scratch)})

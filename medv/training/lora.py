@@ -25,7 +25,7 @@ class LoraRecipe:
 
 
 def attach_lora(model: MedVForMaskedDiffusion, recipe: LoraRecipe, *, seed: int = 0) -> AdaptedModel:
-    """Freeze the model, put adapters on every linear map of the language tower's layers and train projector and newline in full.
+    """Freeze the model, put adapters on every linear map of the language layers, and train projector and newline in full.
 
     The adapters begin as a function of `seed` alone; torch's global generator is left as it was.
     """
