@@ -36,7 +36,6 @@ METRICS = {
     "closed_accuracy": "closed accuracy (%)",
     "open_recall": "open recall (%)",
     "adjacent_duplicates": "adjacent duplicates (%)",
-    "rep_4": "repeated 4-grams (%)",
     "words": "words",
 }
 """What is measured, by column: of descriptions (facts, repetition, length) and of questions (accuracy, recall)."""
@@ -63,7 +62,7 @@ BASE = ARMS[0].name
 
 @dataclass(frozen=True)
 class InitPlan:
-    """Optimizer steps of stages 1 and 2, and what is asked afterwards: numbers of test descriptions and questions."""
+    """Optimizer steps of stages 1 and 2, and how much is asked afterwards. batch_size: of a step, 0 = the recipes'."""
 
     align_steps: int
     instruct_steps: int
@@ -72,10 +71,11 @@ class InitPlan:
     questions: int
     describe: SamplerSpec
     answer: SamplerSpec
+    batch_size: int = 0
 
 
 PLANS = {
-    "tiny": InitPlan(40, 80, (0, 1, 2), 32, 160, SamplerSpec(72, 24, 36), SamplerSpec(16, 16, 8)),
+    "tiny": InitPlan(40, 90, (0, 1, 2), 32, 160, SamplerSpec(72, 24, 36), SamplerSpec(16, 16, 8), batch_size=8),
     "smoke": InitPlan(1, 1, (0, 1), 2, 8, SamplerSpec(16, 8, 4), SamplerSpec(8, 8, 4)),
     "small": InitPlan(400, 2000, (0, 1, 2), 100, 600, SamplerSpec(72, 24, 72), SamplerSpec(16, 16, 16)),
 }
@@ -142,9 +142,10 @@ def tune(network: Network, arm: Arm, plan: InitPlan, profile: Profile, folder: P
     )
     for stage, count in steps.items():
         recipe = profile.stages[stage]
-        size = count * recipe.batch_size
+        batch = plan.batch_size or recipe.batch_size
+        size = count * batch
         examples = PHANTOM_SETS[stage]("train", size, seed=seed, image_size=profile.model.image_size)
-        recipe = replace(recipe, samples=size, epochs=1)
+        recipe = replace(recipe, samples=size, epochs=1, batch_size=batch)
         model = train_stage(model, reader, recipe, examples, folder / stage, seed=seed, quiet=True)
     return model, reader
 
@@ -162,9 +163,9 @@ def examine(network: Network, plan: InitPlan, profile: Profile, *, seed: int) ->
     rows = []
     for example, text, item in zip(asked, texts, items, strict=True):
         words = text.split()
-        shares = repetition(words)
-        row = {"id": example.id, "text": text, "findings_f1": 100 * item.f1, "words": len(words)}
-        rows.append(row | {name: 100 * shares[name] for name in ("adjacent_duplicates", "rep_4")})
+        repeated = 100 * repetition(words)["adjacent_duplicates"]
+        row = {"id": example.id, "text": text, "findings_f1": 100 * item.f1}
+        rows.append(row | {"adjacent_duplicates": repeated, "words": len(words)})
     test = vqa_set("test", plan.questions, image_size=size)
     vqa = vqa_study(*network, test, test, sampler_config(plan.answer, seed=seed), conditions=["model"], quiet=True)
     vqa = vqa.rename(columns={"answer": "text"})[["id", "text", "closed_accuracy", "open_recall"]]

@@ -34,7 +34,7 @@ SCORES = ["closed_accuracy", "open_recall", "score"]
 @dataclass(frozen=True)
 class LoraPlan:
     """sizes: training questions; steps: optimizer steps at each size; rates: learning rate by rank, 0 = full fine-tuning;
-    questions: of the test set. alpha is twice the rank.
+    questions: of the test set; batch_size: of a step, 0 = the recipe's. alpha is twice the rank.
     """
 
     sizes: tuple[int, ...]
@@ -42,11 +42,12 @@ class LoraPlan:
     rates: Mapping[int, float]
     seeds: tuple[int, ...]
     questions: int
+    batch_size: int = 0
 
 
-_TINY_RATES = {0: 1e-3, 2: 1e-3, 8: 1e-3, 32: 5e-4}
+_TINY_RATES = {0: 1e-3, 2: 2e-3, 8: 2e-3, 32: 1e-3}
 PLANS = {
-    "tiny": LoraPlan((64, 256, 1024), (30, 60, 120), _TINY_RATES, (0, 1, 2), 200),
+    "tiny": LoraPlan((64, 256, 1024), (40, 100, 200), _TINY_RATES, (0, 1, 2), 200, batch_size=8),
     "smoke": LoraPlan((8, 16), (1, 2), {0: 1e-3, 2: 1e-3}, (0, 1), 8),
     "small": LoraPlan((256, 1024, 4096), (100, 300, 900), {0: 3e-4, 4: 1e-3, 16: 1e-3, 64: 5e-4}, (0, 1, 2), 600),
     "paper": LoraPlan((112, 448, 1792), (56, 112, 448), {0: 1e-5, 8: 2e-4, 16: 2e-4, 64: 1e-4}, (0, 1, 2), 451),
@@ -64,6 +65,7 @@ class LoraTrial:
     seed: int
     learning_rate: float
     questions: int
+    batch_size: int
 
 
 def arm_of(rank: int) -> str:
@@ -80,7 +82,7 @@ def trials_of(plan: LoraPlan) -> dict[str, LoraTrial]:
     """All trials by name, seed by seed."""
     return {
         f"{'lora' if rank else 'full'}{rank or ''}-n{size}-seed{seed}": LoraTrial(
-            rank, size, steps, seed, rate, plan.questions
+            rank, size, steps, seed, rate, plan.questions, plan.batch_size
         )
         for seed in plan.seeds
         for size, steps in zip(plan.sizes, plan.steps, strict=True)
@@ -116,8 +118,10 @@ def compare_lora(
     asked = test[: plan.questions]
 
     def work(trial: LoraTrial, scratch: Path) -> dict[str, Any]:
-        recipe = replace(profile.stages["vqa"], learning_rate=trial.learning_rate, samples=trial.size)
-        recipe = replace(recipe, epochs=trial.steps * recipe.batch_size / trial.size)
+        recipe, rate = profile.stages["vqa"], trial.learning_rate
+        batch = trial.batch_size or recipe.batch_size
+        epochs = trial.steps * batch / trial.size
+        recipe = replace(recipe, learning_rate=rate, samples=trial.size, batch_size=batch, epochs=epochs)
         chosen = replace(profile, stages=profile.stages | {"vqa": recipe})
         examples, lora = drawn(train, trial.size, trial.seed), recipe_of(trial.rank)
         facts = run_stage("vqa", chosen, scratch, init=init, examples=examples, lora=lora, seed=trial.seed, quiet=True)
@@ -153,7 +157,7 @@ def curve_of(items: pd.DataFrame) -> pd.DataFrame:
 
 
 def gaps(items: pd.DataFrame) -> pd.DataFrame:
-    """Full fine-tuning minus LoRA at each size, for each rank and the mean over ranks: size, against, value, low, high, n, seeds.
+    """Full fine-tuning minus LoRA at each size, by rank and over all ranks: size, against, value, low, high, n, seeds.
 
     Score over all questions, paired by seed and question. The mean over ranks is not a choice made after looking.
     """
@@ -218,7 +222,7 @@ def costs(
         freeze_except(network, profile.stages["vqa"].trains)
         lora = recipe_of(rank)
         learner = (attach_lora(network, lora) if lora else network).train()
-        batch = _first_batch(profile, reader, train)
+        batch = _first_batch(profile, reader, train, plan.batch_size)
         known = facts[facts["arm"] == arm_of(rank)].iloc[0]
         measured = step_cost(learner, batch, repeats=repeats)
         stored = {"trainable_parameters": known["trainable_parameters"], "checkpoint_bytes": known["checkpoint_bytes"]}
@@ -226,10 +230,10 @@ def costs(
     return pd.DataFrame(rows)
 
 
-def _first_batch(profile: Profile, reader, train: Sequence[Example]) -> dict[str, torch.Tensor]:
+def _first_batch(profile: Profile, reader, train: Sequence[Example], size: int) -> dict[str, torch.Tensor]:
     recipe = profile.stages["vqa"]
     encode = Encoder(reader, loss_tokens=recipe.loss_tokens, max_length=recipe.max_length)
-    examples = train[: recipe.batch_size]
+    examples = train[: size or recipe.batch_size]
     stream = TrainingStream(examples, encode, seed=0, batch_size=len(examples), steps=1, times=recipe.times)
     return Collator(reader.special, padding=recipe.padding)([stream[i] for i in range(len(stream))])
 

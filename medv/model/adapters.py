@@ -31,7 +31,7 @@ class AdaptedModel(PeftModel):
         base = config.base_model_name_or_path
         if base and Path(base).is_dir():
             config.base_model_name_or_path = os.path.relpath(base, folder)
-        super().save_pretrained(str(folder), **options)
+        super().save_pretrained(str(folder), save_embedding_layers=False, **options)  # they never learn here
         config.base_model_name_or_path = base
         if self.newline is not None:
             save_file({"model.image_newline": self.newline.detach().contiguous()}, folder / NEWLINE_FILE)
