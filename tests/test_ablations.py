@@ -13,6 +13,7 @@ from medv.experiments import initialization as init
 from medv.experiments import lora_study
 from medv.experiments.run import open_run
 from medv.experiments.trials import difference_rows, run_trials
+from medv.model.bundled import bundled
 from medv.profiles import get_profile
 from medv.report.ablations import lora_figure
 from medv.training.lora import LoraRecipe, attach_lora
@@ -58,6 +59,11 @@ def test_a_notebook_run_by_hand_goes_on_where_it_was_interrupted(tmp_path, monke
             (folder / "first.json").touch()
 
 
+@pytest.fixture(scope="module")
+def smoke():
+    return get_profile("smoke")
+
+
 # LoRA versus full (notebook 31).
 
 
@@ -75,6 +81,22 @@ def test_at_one_size_and_seed_the_arms_differ_in_rank_and_learning_rate_only():
         alike = {replace(trial, rank=0, learning_rate=0.0) for trial in trials}
         assert len(alike) == len(plan.sizes) * len(plan.seeds), name
         assert len(trials) == len(alike) * len(plan.rates) and min(plan.rates) == 0 and len(plan.rates) > 1
+
+
+def test_all_arms_begin_at_one_model_and_without_padded_steps_at_the_given_one(tmp_path, smoke):
+    plan = lora_study.PLANS["smoke"]
+    given = bundled("general_model")
+    assert lora_study.padded_start(smoke, replace(plan, padded_steps=0), tmp_path, given) == given
+    start = lora_study.padded_start(smoke, plan, tmp_path, given)
+    made = (start / "model.safetensors").stat().st_mtime_ns
+    assert lora_study.padded_start(smoke, plan, tmp_path, given) == start
+    assert (start / "model.safetensors").stat().st_mtime_ns == made and not (start / "checkpoints").exists()
+    test = vqa_set("test", 8)
+    items, facts = lora_study.compare_lora(smoke, plan, tmp_path, start, vqa_set("train", 16), test, quiet=True)
+    assert len(facts) == len(lora_study.trials_of(plan)) == 8 and len(items) == 8 * 8
+    sizes = facts.groupby("arm")[["checkpoint_bytes", "trainable_parameters"]].first()
+    assert (sizes.loc["LoRA r = 2"] < 0.1 * sizes.loc["full"]).all()
+    assert not list(tmp_path.glob("*.work"))
 
 
 def answers(means: dict[tuple[str, int], float]) -> pd.DataFrame:
@@ -129,11 +151,6 @@ def test_adapters_cost_less_memory_than_all_weights_and_the_figure_shows_every_a
 
 
 # Initial weights (notebook 30).
-
-
-@pytest.fixture(scope="module")
-def smoke():
-    return get_profile("smoke")
 
 
 def test_the_arms_share_the_vision_tower_and_differ_in_the_language_tower(smoke):

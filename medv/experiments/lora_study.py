@@ -4,6 +4,7 @@ Every arm sees the same questions in the same order under the same noise for the
 test questions; only what learns, and the learning rate, differ. The paper tunes all weights and does not compare the two.
 """
 
+import shutil
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ import pandas as pd
 import torch
 
 from medv.data.example import Example
+from medv.data.phantom_sets import instruct_set
 from medv.evaluation.study import sampler_config, summarize, vqa_study
 from medv.experiments.stages import SENTENCE, Network
 from medv.experiments.trials import as_rows, difference_rows, run_trials, verdict
@@ -34,7 +36,7 @@ SCORES = ["closed_accuracy", "open_recall", "score"]
 @dataclass(frozen=True)
 class LoraPlan:
     """sizes: training questions; steps: optimizer steps at each size; rates: learning rate by rank, 0 = full fine-tuning;
-    questions: of the test set; batch_size: of a step, 0 = the recipe's. alpha is twice the rank.
+    questions: of the test set; padded_steps: of stage 2 before all arms, see `padded_start`. alpha is twice the rank.
     """
 
     sizes: tuple[int, ...]
@@ -42,17 +44,19 @@ class LoraPlan:
     rates: Mapping[int, float]
     seeds: tuple[int, ...]
     questions: int
-    batch_size: int = 0
+    padded_steps: int = 0
 
 
 _TINY_RATES = {0: 1e-3, 2: 4e-3, 8: 2e-3, 32: 1.5e-3}
 PLANS = {
-    "tiny": LoraPlan((64, 256, 1024), (120, 160, 200), _TINY_RATES, (0, 1, 2), 200, batch_size=8),
-    "smoke": LoraPlan((8, 16), (1, 2), {0: 1e-3, 2: 1e-3}, (0, 1), 8),
-    "small": LoraPlan((256, 1024, 4096), (100, 300, 900), {0: 3e-4, 4: 1e-3, 16: 1e-3, 64: 5e-4}, (0, 1, 2), 600),
+    "tiny": LoraPlan((64, 256, 1024), (40, 80, 120), _TINY_RATES, (0, 1, 2), 200, padded_steps=100),
+    "smoke": LoraPlan((8, 16), (1, 2), {0: 1e-3, 2: 1e-3}, (0, 1), 8, padded_steps=1),
+    "small": LoraPlan(
+        (256, 1024, 4096), (100, 300, 900), {0: 3e-4, 4: 1e-3, 16: 1e-3, 64: 5e-4}, (0, 1, 2), 600, padded_steps=300
+    ),
     "paper": LoraPlan((112, 448, 1792), (56, 112, 448), {0: 1e-5, 8: 2e-4, 16: 2e-4, 64: 1e-4}, (0, 1, 2), 451),
 }
-"""Sizes of the comparison by profile. The rates of `tiny` come from a few short runs on validation questions, the others are not tuned."""
+"""Sizes of the comparison by profile. The rates of `tiny` come from a few short runs on validation questions."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,6 @@ class LoraTrial:
     seed: int
     learning_rate: float
     questions: int
-    batch_size: int
 
 
 def arm_of(rank: int) -> str:
@@ -82,7 +85,7 @@ def trials_of(plan: LoraPlan) -> dict[str, LoraTrial]:
     """All trials by name, seed by seed."""
     return {
         f"{'lora' if rank else 'full'}{rank or ''}-n{size}-seed{seed}": LoraTrial(
-            rank, size, steps, seed, rate, plan.questions, plan.batch_size
+            rank, size, steps, seed, rate, plan.questions
         )
         for seed in plan.seeds
         for size, steps in zip(plan.sizes, plan.steps, strict=True)
@@ -98,6 +101,24 @@ def drawn(train: Sequence[Example], size: int, seed: int) -> list[Example]:
         )
     order = np.random.default_rng([seed, 0x10A4]).permutation(len(train))
     return [train[index] for index in order[:size]]
+
+
+def padded_start(profile: Profile, plan: LoraPlan, folder: Path, init: Path) -> Path:
+    """Where all arms begin: `init`, or with `padded_steps` that model after as many steps of stage 2 with padded dialogues.
+
+    The small profiles never score end-of-text before stage 3. Full fine-tuning would learn that token in its embedding, which
+    LoRA cannot reach, and the comparison would be about one token. The reference pads with it from the first stage on.
+    """
+    if not plan.padded_steps:
+        return init
+    recipe = profile.stages["instruct"]
+    size = plan.padded_steps * recipe.batch_size
+    recipe = replace(recipe, samples=size, epochs=1, padding="fixed:32")
+    examples = instruct_set("train", size, seed=1, image_size=profile.model.image_size)
+    chosen = replace(profile, stages=profile.stages | {"instruct": recipe})
+    run_stage("instruct", chosen, folder / "start", init=init, examples=examples, quiet=True)
+    shutil.rmtree(folder / "start" / "checkpoints", ignore_errors=True)
+    return folder / "start"
 
 
 def compare_lora(
@@ -119,9 +140,8 @@ def compare_lora(
 
     def work(trial: LoraTrial, scratch: Path) -> dict[str, Any]:
         recipe, rate = profile.stages["vqa"], trial.learning_rate
-        batch = trial.batch_size or recipe.batch_size
-        epochs = trial.steps * batch / trial.size
-        recipe = replace(recipe, learning_rate=rate, samples=trial.size, batch_size=batch, epochs=epochs)
+        epochs = trial.steps * recipe.batch_size / trial.size
+        recipe = replace(recipe, learning_rate=rate, samples=trial.size, epochs=epochs)
         chosen = replace(profile, stages=profile.stages | {"vqa": recipe})
         examples, lora = drawn(train, trial.size, trial.seed), recipe_of(trial.rank)
         facts = run_stage("vqa", chosen, scratch, init=init, examples=examples, lora=lora, seed=trial.seed, quiet=True)
@@ -222,7 +242,7 @@ def costs(
         freeze_except(network, profile.stages["vqa"].trains)
         lora = recipe_of(rank)
         learner = (attach_lora(network, lora) if lora else network).train()
-        batch = _first_batch(profile, reader, train, plan.batch_size)
+        batch = _first_batch(profile, reader, train)
         known = facts[facts["arm"] == arm_of(rank)].iloc[0]
         measured = step_cost(learner, batch, repeats=repeats)
         stored = {"trainable_parameters": known["trainable_parameters"], "checkpoint_bytes": known["checkpoint_bytes"]}
@@ -230,10 +250,10 @@ def costs(
     return pd.DataFrame(rows)
 
 
-def _first_batch(profile: Profile, reader, train: Sequence[Example], size: int) -> dict[str, torch.Tensor]:
+def _first_batch(profile: Profile, reader, train: Sequence[Example]) -> dict[str, torch.Tensor]:
     recipe = profile.stages["vqa"]
     encode = Encoder(reader, loss_tokens=recipe.loss_tokens, max_length=recipe.max_length)
-    examples = train[: size or recipe.batch_size]
+    examples = train[: recipe.batch_size]
     stream = TrainingStream(examples, encode, seed=0, batch_size=len(examples), steps=1, times=recipe.times)
     return Collator(reader.special, padding=recipe.padding)([stream[i] for i in range(len(stream))])
 

@@ -52,4 +52,5 @@ def lora_figure(curve: pd.DataFrame, cost: pd.DataFrame, levels: Mapping[str, fl
         right.set_xticks(range(len(COSTS)), COSTS.values())
         right.set(title="Cost of a training", ylabel=f"percent of {full} fine-tuning")
         right.grid(False, axis="x")
+        right.margins(y=0.1)  # room for the numbers
     return fig
