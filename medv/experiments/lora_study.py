@@ -47,16 +47,16 @@ class LoraPlan:
     padded_steps: int = 0
 
 
-_TINY_RATES = {0: 1e-3, 2: 4e-3, 8: 2e-3, 32: 1.5e-3}
+_TINY_RATES = {0: 1e-3, 2: 6e-3, 8: 3e-3, 32: 1.5e-3}
 PLANS = {
-    "tiny": LoraPlan((64, 256, 1024), (40, 80, 120), _TINY_RATES, (0, 1, 2), 200, padded_steps=100),
+    "tiny": LoraPlan((64, 256, 1024), (90, 90, 90), _TINY_RATES, (0, 1, 2), 200, padded_steps=100),
     "smoke": LoraPlan((8, 16), (1, 2), {0: 1e-3, 2: 1e-3}, (0, 1), 8, padded_steps=1),
     "small": LoraPlan(
         (256, 1024, 4096), (100, 300, 900), {0: 3e-4, 4: 1e-3, 16: 1e-3, 64: 5e-4}, (0, 1, 2), 600, padded_steps=300
     ),
     "paper": LoraPlan((112, 448, 1792), (56, 112, 448), {0: 1e-5, 8: 2e-4, 16: 2e-4, 64: 1e-4}, (0, 1, 2), 451),
 }
-"""Sizes of the comparison by profile. The rates of `tiny` come from a few short runs on validation questions."""
+"""Sizes of the comparison by profile. The rates come from few short runs on validation questions (`tiny`) or are guesses."""
 
 
 @dataclass(frozen=True)
