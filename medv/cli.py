@@ -55,7 +55,9 @@ def reproduce(
 def ask(
     image: Annotated[Path, typer.Argument(help="PNG, JPEG or DICOM.")],
     question: Annotated[str, typer.Argument(help="A question about the image.")],
-    model: Annotated[Path | None, typer.Option(help="A model folder; default: the bundled tiny model.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="A folder of a model or of LoRA adapters; default: the bundled tiny model.")
+    ] = None,
     gen_length: Annotated[int, typer.Option(help="L, tokens of the response canvas.")] = 64,
     block_length: Annotated[int, typer.Option(help="B, tokens of a block.")] = 32,
     steps: Annotated[int, typer.Option(help="Z, forwards over all blocks.")] = 64,
@@ -201,7 +203,7 @@ def generate(
     questions: Annotated[Path, typer.Option(help="JSON lines with question_id, image and text; or see --data.")],
     images: Annotated[Path, typer.Option(help="Folder of the images.")],
     out: Annotated[Path, typer.Option(help="Answers as JSON lines; answers that are there are kept.")],
-    model: Annotated[Path | None, typer.Option(help="Model folder of medv.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Folder of a model or of LoRA adapters.")] = None,
     checkpoint: Annotated[
         str | None, typer.Option(help="Instead: an image-text-to-text checkpoint of transformers, folder or id.")
     ] = None,

@@ -104,6 +104,23 @@ NODES: tuple[Node, ...] = (
         heavy=True,
     ),
     Node(
+        "initialization",
+        "30_initialization.ipynb",
+        "What the initial weights contribute",
+        makes=("trials/initialization",),
+        results=("table4", "initialization"),
+        heavy=True,
+    ),
+    Node(
+        "lora",
+        "31_lora_vs_full.ipynb",
+        "LoRA or full fine-tuning",
+        needs=("models/stage2",),
+        makes=("trials/lora_vs_full",),
+        results=("lora_vs_full", "table_lora_vs_full"),
+        heavy=True,
+    ),
+    Node(
         "report",
         "90_report.ipynb",
         "The report: ours beside the paper's, and an audit of its numbers",

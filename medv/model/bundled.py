@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from medv.artifacts import write_json
+from medv.model.adapters import base_folder, is_adapter, with_adapters
 from medv.model.assembly import assemble
 from medv.model.configuration import MedVConfig
 from medv.model.modeling import MedVForMaskedDiffusion
@@ -37,9 +38,13 @@ def bundled(part: str) -> Path:
 def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> tuple[MedVForMaskedDiffusion, MedVProcessor]:
     """A model (or an autoregressive twin) in evaluation mode and its processor from a folder; nothing is downloaded.
 
-    Raises FileNotFoundError where there is no model, or where what lies under a projector is gone.
+    A folder of LoRA adapters gives the model that they were trained on with the adapters merged into it. Raises
+    FileNotFoundError where there is no model, or where what lies under a projector is gone.
     """
     folder = Path(folder)
+    if is_adapter(folder):
+        model, processor = load_model(base_folder(folder), dtype=dtype)
+        return with_adapters(model, folder).eval(), processor
     if not (folder / "config.json").exists():
         raise FileNotFoundError(f"{folder} holds no model: it has no config.json")
     processor = MedVProcessor.from_pretrained(folder, local_files_only=True)

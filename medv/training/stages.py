@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from transformers import TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 
 from medv.artifacts import SPEED, write_json
@@ -117,6 +117,8 @@ def train_stage(
             callbacks=[Checkpoints(deepspeed, stream), *([_StopAfter(stop_after)] if stop_after else [])],
             meter=Meter(model.config, processor.special.end_of_text, "language_model" in recipe.trains and not lora),
         )
+        if quiet:
+            trainer.remove_callback(PrinterCallback)
         if recipe.cached_vision:
             _look_once(model, encode, [*examples, *validation], trainer.args.device, quiet)
         trainer.train(resume_from_checkpoint=find_checkpoint(saved, deepspeed, stream))
