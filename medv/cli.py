@@ -5,43 +5,27 @@ Bad input ends with one sentence on standard error and exit code 2; nothing half
 
 import json
 import sys
-from collections.abc import Callable
-from functools import wraps
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from medv.commands.bench import bench_app
+from medv.commands.console import AsJson, console, errors
+from medv.commands.console import in_words as _in_words
+from medv.commands.console import print_mapping as _print_mapping
+from medv.commands.evaluate import evaluate_app, judge
 from medv.profiles import get_profile
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="A research companion for LLaDA-MedV.")
-evaluate_app = typer.Typer(no_args_is_help=True, help="Score predictions.")
 data_app = typer.Typer(no_args_is_help=True, help="Look at data sets.")
-bench_app = typer.Typer(no_args_is_help=True, help="Measure medv against the official algorithm.")
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
-console, errors = Console(), Console(stderr=True)
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 ProfileName = Annotated[str, typer.Option("--profile", "-p", help="tiny, small, paper or smoke.")]
-
-
-def _in_words(command: Callable) -> Callable:
-    """Turn the errors that a person can mend into one sentence and exit code 2."""
-
-    @wraps(command)
-    def wrapped(*args, **kwargs):
-        try:
-            return command(*args, **kwargs)
-        except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, FileExistsError) as error:
-            errors.print(f"[red]medv:[/red] {escape(str(error))}", soft_wrap=True)
-            raise typer.Exit(2) from error
-
-    return wrapped
 
 
 @app.command()
@@ -71,20 +55,38 @@ def reproduce(
 def ask(
     image: Annotated[Path, typer.Argument(help="PNG, JPEG or DICOM.")],
     question: Annotated[str, typer.Argument(help="A question about the image.")],
-    model: Annotated[Path | None, typer.Option(help="A model folder; default: the bundled tiny model.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="A folder of a model or of LoRA adapters; default: the bundled tiny model.")
+    ] = None,
     gen_length: Annotated[int, typer.Option(help="L, tokens of the response canvas.")] = 64,
     block_length: Annotated[int, typer.Option(help="B, tokens of a block.")] = 32,
     steps: Annotated[int, typer.Option(help="Z, forwards over all blocks.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 = the most probable token.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the random draws.")] = 0,
+    schedule: Annotated[
+        str, typer.Option(help="linear, cosine, shift, threshold, factor, entropy or budgeted.")
+    ] = "linear",
+    cache: Annotated[str, typer.Option(help="none, prefix or dual.")] = "none",
+    trace: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="How the answer was unmasked: FILE.html (animated page), FILE.json, or - to watch it in this "
+            "terminal (nothing is drawn with --json or into a pipe); repeatable."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer a question about one image."""
     from medv.data.example import Example, Turn
     from medv.data.images import open_image
+    from medv.diffusion.caching import cache_named
     from medv.diffusion.sampler import SamplerConfig
+    from medv.diffusion.schedules import schedule_named
+    from medv.report.traces import trace_targets, word_of, write_trace
 
-    config = SamplerConfig(gen_length, block_length, steps, temperature=temperature, seed=seed)
+    how = {"schedule": schedule_named(schedule), "cache": cache_named(cache), "temperature": temperature, "seed": seed}
+    config = SamplerConfig(gen_length, block_length, steps, **how)
+    watched, files = trace_targets(trace or ())
     if not question.strip():
         raise ValueError("the question is empty: ask something about the image")
     picture = open_image(image)
@@ -94,7 +96,11 @@ def ask(
     network, processor = _load_quietly(model or bundled("tiny_model"))
     _check_length(question, picture, network, processor, gen_length)
     example = Example("ask", lambda: picture, (Turn("user", question),))
-    answer, _ = answer_with_trace(network, processor, example, config)
+    word = word_of(processor.tokenizer)
+    with _view(watched and not as_json, gen_length, word) as on_step:
+        answer, story = answer_with_trace(network, processor, example, config, on_step=on_step)
+    for file in files:
+        write_trace(file, story, word, question=question, answer=answer.text, picture=picture)
     if as_json:
         print(json.dumps(answer.to_dict(), ensure_ascii=False))
         return
@@ -102,6 +108,13 @@ def ask(
     if model is None:
         note = "a bundled model of about 1.3 million parameters, trained on drawings: never for clinical use"
         errors.print(f"[dim]{answer.forwards} forwards, {answer.seconds:.2f} s; {note}[/dim]", soft_wrap=True)
+
+
+def _view(wanted: bool, gen_length: int, word):
+    """A picture of the canvas that follows the sampling, or nothing where nobody would see it."""
+    from medv.report.trace_terminal import TerminalView
+
+    return TerminalView(console, gen_length, word) if wanted and console.is_terminal else nullcontext()
 
 
 def _check_length(question: str, picture, network, processor, gen_length: int) -> None:
@@ -144,29 +157,43 @@ def train(
     rank: Annotated[int, typer.Option(min=1, help="LoRA rank.")] = 16,
     seed: Annotated[int, typer.Option(help="Of order, noise and new weights.")] = 0,
     accumulation: Annotated[int, typer.Option(min=1, help="Cut each batch into so many parts.")] = 1,
+    deepspeed: Annotated[str | None, typer.Option(help="zero2 or zero3: share the work under DeepSpeed.")] = None,
+    skip_corrupt: Annotated[
+        bool, typer.Option("--skip-corrupt", help="Leave out and count images that cannot be read.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train one stage of the paper's recipe."""
+    """Train one stage of the paper's recipe; also under torchrun and the deepspeed launcher (python -m medv)."""
     chosen = get_profile(profile)
     if stage == "pretrain":
         from medv.training.pretrain import pretrain
 
         pretrain(chosen, out, seed=seed)
         return
+    from medv.training import launch
     from medv.training.command import run_stage
     from medv.training.lora import LoraRecipe
 
-    facts = run_stage(
-        stage,
-        chosen,
-        out,
-        data=data,
-        data_dir=data_dir,
-        init=init,
-        lora=LoraRecipe(rank=rank, alpha=2 * rank) if lora else None,
-        seed=seed,
-        accumulation=accumulation,
-    )
+    try:
+        facts = run_stage(
+            stage,
+            chosen,
+            out,
+            data=data,
+            data_dir=data_dir,
+            init=init,
+            lora=LoraRecipe(rank=rank, alpha=2 * rank) if lora else None,
+            seed=seed,
+            accumulation=accumulation,
+            deepspeed=deepspeed,
+            skip_corrupt=skip_corrupt,
+        )
+    except launch.TrainingStopped as stopped:
+        if str(stopped):
+            errors.print(f"[red]medv:[/red] {escape(str(stopped))}", soft_wrap=True)
+        raise typer.Exit(1) from stopped
+    if launch.rank():
+        return
     _print_mapping(f"{stage}: saved to {out}", facts, as_json)
 
 
@@ -175,8 +202,11 @@ def train(
 def generate(
     questions: Annotated[Path, typer.Option(help="JSON lines with question_id, image and text; or see --data.")],
     images: Annotated[Path, typer.Option(help="Folder of the images.")],
-    model: Annotated[Path, typer.Option(help="Model folder.")],
     out: Annotated[Path, typer.Option(help="Answers as JSON lines; answers that are there are kept.")],
+    model: Annotated[Path | None, typer.Option(help="Folder of a model or of LoRA adapters.")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Instead: an image-text-to-text checkpoint of transformers, folder or id.")
+    ] = None,
     gen_length: Annotated[int, typer.Option(help="L, tokens of the response canvas.")] = 64,
     block_length: Annotated[int, typer.Option(help="B, tokens of a block.")] = 64,
     steps: Annotated[int, typer.Option(help="Z, forwards over all blocks.")] = 64,
@@ -187,30 +217,24 @@ def generate(
         str | None, typer.Option(help="Read --questions as this data set: vqa_rad, slake, pathvqa, qa50.")
     ] = None,
 ) -> None:
-    """Answer the questions of a benchmark; resumable."""
+    """Answer the questions of a benchmark; resumable, and under torchrun shared out over its processes."""
     from medv.diffusion.sampler import SamplerConfig
     from medv.evaluation.benchmark import answer_file, read_questions
+    from medv.evaluation.runners import CheckpointRunner, MedVRunner, availability
 
-    config = SamplerConfig(gen_length, block_length, steps, temperature=temperature, seed=seed)
-    count = answer_file(read_questions(questions, images, data=data), model, out, config, batch_size=batch_size)
+    if (model is None) == (checkpoint is None):
+        raise ValueError("give either --model or --checkpoint, one of the two")
+    if checkpoint is None:
+        runner = MedVRunner(model, SamplerConfig(gen_length, block_length, steps, temperature=temperature, seed=seed))
+    elif (found := availability(checkpoint)) != "on this machine":
+        raise ValueError(f"{checkpoint}: {found}; fetch it first, for example with `hf download {checkpoint}`")
+    else:
+        runner = CheckpointRunner(checkpoint, max_new_tokens=gen_length)
+    count = answer_file(read_questions(questions, images, data=data), runner, out, batch_size=batch_size)
     console.print(f"{count} answers in {escape(str(out))}")
 
 
-@evaluate_app.command("vqa")
-@_in_words
-def evaluate_vqa_command(
-    references: Annotated[Path, typer.Option(help="The official annotation file, as shipped.")],
-    predictions: Annotated[Path, typer.Option(help="JSON lines with `text` or `answer`.")],
-    variant: Annotated[
-        str, typer.Option(help="batch (the published results) or gated (asks for a yes or no).")
-    ] = "batch",
-    as_json: AsJson = False,
-) -> None:
-    """Closed accuracy and open recall, exactly as the official evaluation computes them, and stricter values beside them."""
-    from medv.evaluation.vqa import evaluate_vqa, pair, read_predictions, read_references
-
-    wanted, given = pair(read_references(references), read_predictions(predictions))
-    _print_mapping(f"VQA, {variant} variant (percent)", evaluate_vqa(wanted, given, variant=variant).to_dict(), as_json)
+app.command()(judge)
 
 
 @app.command()
@@ -249,63 +273,36 @@ def data_check(
         render_check(result, console)
 
 
-@bench_app.callback()
-def bench() -> None:
-    """Measure medv against the official algorithm."""
-
-
-@bench_app.command("sampler")
+@app.command()
 @_in_words
-def bench_sampler_command(
-    preset: Annotated[str, typer.Option(help="cpu, or gpu: LLaDA-8B's shape in bfloat16.")] = "cpu",
-    vocab_size: Annotated[int | None, typer.Option(min=1000, help="Default: the preset's, as below.")] = None,
-    hidden_size: Annotated[int | None, typer.Option(min=8)] = None,
-    layers: Annotated[int | None, typer.Option(min=1)] = None,
-    prompt_length: Annotated[int | None, typer.Option(min=1)] = None,
-    gen_length: Annotated[int | None, typer.Option(min=4, help="L, tokens of the response canvas.")] = None,
-    block_length: Annotated[int | None, typer.Option(min=4, help="B, tokens of a block.")] = None,
-    baseline_forwards: Annotated[
-        int, typer.Option(min=0, help="Forwards of the official algorithm that are run; 0 = all.")
-    ] = 8,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
-    seed: Annotated[int, typer.Option(help="Of weights and prompts.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Also write the JSON to this file.")] = None,
+def plan(
+    stage: Annotated[str, typer.Argument(help="align, instruct or vqa.")],
+    profile: ProfileName = "paper",
+    gpus: Annotated[int, typer.Option(min=1, help="Devices that share the batch.")] = 1,
+    zero: Annotated[int, typer.Option(min=0, max=3, help="ZeRO stage; 0 is no DeepSpeed.")] = 0,
+    gpu_memory: Annotated[float | None, typer.Option(help="GB (1e9 bytes) of one device.")] = None,
+    lora: Annotated[bool, typer.Option("--lora", help="Adapters on the language tower.")] = False,
+    accumulation: Annotated[int, typer.Option(min=1, help="Cut each batch into so many parts.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Time, memory and forwards of every way to sample, on random weights, in one process."""
-    from dataclasses import replace
+    """What a stage needs of each GPU's memory, by arithmetic; exit code 2 where it cannot fit."""
+    from medv.data.chat import SpecialTokens
+    from medv.model.assembly import shape_config
+    from medv.training.lora import LoraRecipe
+    from medv.training.memory import check_memory, plan_memory
 
-    import torch
-
-    from medv.artifacts import write_json
-    from medv.experiments.bench_sampler import PRESETS, bench_sampler
-
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}: use one of {', '.join(PRESETS)}")
-    changes = {
-        "vocab_size": vocab_size,
-        "hidden_size": hidden_size,
-        "layers": layers,
-        "prompt_length": prompt_length,
-        "gen_length": gen_length,
-        "block_length": block_length,
-    }
-    shape = replace(PRESETS[preset], **{name: value for name, value in changes.items() if value is not None})
-    if threads:
-        torch.set_num_threads(threads)
-    result = bench_sampler(
-        shape,
-        device="cuda" if preset == "gpu" else "cpu",
-        baseline_forwards=baseline_forwards or None,
-        seed=seed,
-        progress=lambda name: errors.print(f"[dim]{escape(name)} ...[/dim]"),
-    )
-    if out is not None:
-        write_json(out, result.to_dict())
+    chosen = get_profile(profile)
+    if stage not in chosen.stages:
+        raise ValueError(f"unknown stage {stage!r}: use one of {', '.join(chosen.stages)}")
+    what = (shape_config(chosen.model, SpecialTokens(*range(7))), chosen.stages[stage])
+    options = {"gpus": gpus, "zero": zero, "accumulation": accumulation, "lora": LoraRecipe() if lora else None}
+    options["capacity"] = gpu_memory and gpu_memory * 1e9
+    found = plan_memory(*what, **options)
     if as_json:
-        print(json.dumps(result.to_dict(), ensure_ascii=False))
+        print(json.dumps(found.to_dict()))
     else:
-        console.print(result.table())
+        console.print(found.table(f"{stage}, profile {profile}"))
+    check_memory(*what, **options)
 
 
 @app.command()
@@ -315,16 +312,6 @@ def doctor(as_json: AsJson = False) -> None:
     from medv.doctor import examine
 
     _print_mapping("medv doctor", examine(), as_json)
-
-
-def _print_mapping(title: str, mapping: dict, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(mapping, ensure_ascii=False))
-        return
-    table = Table(title=escape(title), show_header=False)
-    for name, value in mapping.items():
-        table.add_row(escape(str(name)), f"{value:.4f}" if isinstance(value, float) else escape(str(value)))
-    console.print(table)
 
 
 def main() -> None:

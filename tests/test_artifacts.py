@@ -155,6 +155,15 @@ def test_a_figure_is_four_files_the_same_bytes_twice_with_an_honest_footer(run, 
     assert Image.open(io.BytesIO(bytes_of[0][0])).getpixel((0, 0))[:3] == (255, 255, 255)
 
 
+def test_a_manifest_tells_nothing_of_the_machine_it_was_made_on(tmp_path):
+    run = open_run("stage3", profile="smoke", out=tmp_path, parameters={"data_dir": str(tmp_path / "rad"), "data": "x"})
+    run.figure(figures.new_figure()[0], "fig03", pd.DataFrame({"a": [1]}))
+    written = (tmp_path / "figures" / "fig03.json").read_text()
+    assert (
+        str(tmp_path) not in written and Manifest.read(tmp_path / "figures/fig03.json").parameters["data_dir"] == "rad"
+    )
+
+
 def test_paper_numbers_keep_to_their_own_columns_and_cells_are_escaped(run, tmp_path):
     ours = pd.DataFrame({"model": ["medv <tiny>"], "score": [0.123456]})
     paper = pd.DataFrame({"model": ["LLaDA-MedV"], "score": [50.0]})

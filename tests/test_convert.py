@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -161,6 +162,59 @@ def test_a_damaged_checkpoint_is_one_sentence_and_leaves_no_target(released, vis
     with pytest.raises((ValueError, FileNotFoundError), match=says):
         convert(released, tmp_path / "out" / "medv", vision=vision_dir, quiet=True)
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("to", "lost"),
+    [
+        ("lladav", "embed_tokens"),
+        ("lladav", "layers.1.mlp.up_proj"),
+        ("lladav", "projector.linear_2.bias"),
+        ("llada8b", "embed_tokens"),
+        ("llada8b", "layers.1.mlp.up_proj"),
+    ],
+)
+def test_an_incomplete_model_does_not_leave(model_dir, tmp_path, to, lost):
+    shutil.copytree(model_dir, tmp_path / "source")
+    held = weights(model_dir)
+    save_file({k: v for k, v in held.items() if lost not in k}, tmp_path / "source/model.safetensors")
+    with pytest.raises(ValueError, match=r"1 missing: |no token table"):
+        convert(tmp_path / "source", tmp_path / "out", to=to, quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("lost", ["wte", "ff_norm"])
+def test_an_incomplete_llada8b_is_one_sentence(model_dir, tmp_path, lost):
+    convert(model_dir, tmp_path / "llada", to="llada8b", quiet=True)
+    held = weights(tmp_path / "llada")
+    save_file({k: v for k, v in held.items() if lost not in k}, tmp_path / "llada/model.safetensors")
+    for to in ("medv", "lladav"):
+        with pytest.raises(ValueError, match=r" missing: |no token table"):
+            convert(tmp_path / "llada", tmp_path / "out", to=to, quiet=True)
+
+
+def test_sizes_survive_the_way_from_llada8b_to_lladav(model_dir, tmp_path):
+    convert(model_dir, tmp_path / "llada", to="llada8b", quiet=True)
+    convert(tmp_path / "llada", tmp_path / "released", to="lladav", quiet=True)
+    written = json.loads((tmp_path / "released/config.json").read_text())
+    own = MedVForMaskedDiffusion.from_pretrained(model_dir).config.text_config
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    assert {name: written[name] for name in names} == {name: getattr(own, name) for name in names}
+    assert written["rope_theta"] == own.rope_parameters["rope_theta"]
+    assert "mm_hidden_size" not in written
+
+
+def test_pooled_images_come_back_pooled(vision_dir, tmp_path):
+    tiny.model(image_pool=2).save_pretrained(tmp_path / "model")
+    convert(tmp_path / "model", tmp_path / "released", to="lladav", quiet=True)
+    convert(tmp_path / "released", tmp_path / "again", vision=vision_dir, quiet=True)
+    assert MedVForMaskedDiffusion.from_pretrained(tmp_path / "again").config.image_pool == 2
+
+
+def test_a_checkpoint_is_not_converted_to_what_it_is(model_dir, released, tmp_path):
+    for source, to in ((model_dir, "medv"), (released, "lladav")):
+        with pytest.raises(ValueError, match="already"):
+            convert(source, tmp_path / "out", to=to, quiet=True)
 
 
 class Bomb:

@@ -18,7 +18,7 @@ from medv.experiments import stages
 from medv.profiles import SamplerSpec, get_profile
 from medv.report import lessons, sizes, tutorial
 
-NOTEBOOKS = ["00", "01", "02", "03", "10", "11", "12", "40"]
+NOTEBOOKS = ["00", "01", "02", "03", "10", "11", "12", "20", "21", "30", "31", "32", "33", "40", "90"]
 
 
 @pytest.fixture(scope="module")

@@ -82,3 +82,13 @@ class DualCache(PrefixCache):
 def _check_interval(interval: int | None) -> None:
     if interval is not None and interval < 1:
         raise ValueError(f"refresh_interval is {interval}: give at least 1, or None to refresh at block starts alone")
+
+
+CACHES: dict[str, CachePolicy] = {"none": NO_CACHE, "prefix": PrefixCache(), "dual": DualCache()}
+
+
+def cache_named(name: str) -> CachePolicy:
+    """One of CACHES with its defaults; ValueError for another name."""
+    if name not in CACHES:
+        raise ValueError(f"unknown cache {name!r}: use one of {', '.join(CACHES)}")
+    return CACHES[name]

@@ -8,7 +8,7 @@ revision: what is taken back opens positions of which no count is known beforeha
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -19,7 +19,7 @@ from medv.diffusion.corruption import noise_generator
 from medv.diffusion.sampler import LEAST_DRAW
 from medv.diffusion.schedules import FixedSchedule, StepState, choose
 from medv.diffusion.settings import SamplerConfig, SamplerOutput
-from medv.diffusion.trace import Event, Trace
+from medv.diffusion.trace import Event, Events, Trace, drain
 
 
 class RowDenoiser(Protocol):
@@ -78,7 +78,6 @@ class _Call:
     events: list[tuple] = field(default_factory=list)
 
 
-@torch.inference_mode()
 def sample_fast(
     denoise: RowDenoiser,
     prompt: torch.Tensor,
@@ -92,12 +91,34 @@ def sample_fast(
 
     Revision and the presets are left to that one (ValueError).
     """
+    ids = {"mask_token_id": mask_token_id, "fill_token_id": fill_token_id}
+    return drain(stream_fast(denoise, prompt, config, row_indices=row_indices, tell=False, **ids))
+
+
+@torch.inference_mode()
+def stream_fast(
+    denoise: RowDenoiser,
+    prompt: torch.Tensor,
+    config: SamplerConfig,
+    *,
+    mask_token_id: int,
+    fill_token_id: int,
+    row_indices: Sequence[int] | None = None,
+    tell: bool = True,
+) -> Generator[Events, None, SamplerOutput]:
+    """`sample_fast` forward by forward, as `medv.diffusion.sampler.stream`: yields the events and returns the output.
+
+    To tell them makes the host wait for the device at each forward; without `tell` it does not, and they come empty.
+    """
     if config.preset != "medv" or config.revision is not None:
         raise ValueError(f"the fast sampler knows no {config.revision or config.preset}: call sampler.sample")
     started = time.perf_counter()
     call = _begin(denoise, prompt, config, mask_token_id, range(len(prompt)) if row_indices is None else row_indices)
     for block in range(config.blocks):
-        _fill_block(call, block * config.block_length)
+        for _ in _fill_block(call, block * config.block_length):
+            events = _told(call.events[-1:]) if tell else ()
+            if events or not tell:  # late news of an end costs a forward that writes nothing
+                yield events
         if not call.batch.generators:
             break
     _leave(call, [False] * len(call.batch.generators))
@@ -143,19 +164,19 @@ def _begin(
     )
 
 
-def _fill_block(call: _Call, start: int) -> None:
-    """Write the positions from `start` to the end of the block in every row that is at work."""
+def _fill_block(call: _Call, start: int) -> Generator[None]:
+    """Write the positions from `start` to the end of the block in every row that is at work; yields after each forward."""
     config = call.config
     here, own = slice(start, start + config.block_length), config.steps // config.blocks
     if isinstance(config.schedule, FixedSchedule) and not config.filters:
-        _fill_by_counts(call, here, config.schedule.counts(config.block_length, own))
+        yield from _fill_by_counts(call, here, config.schedule.counts(config.block_length, own))
     else:
-        _fill_by_state(call, here, own)
+        yield from _fill_by_state(call, here, own)
     if len(call.stops):
         _leave(call, call.batch.still_open.tolist())
 
 
-def _fill_by_counts(call: _Call, here: slice, counts: list[int]) -> None:
+def _fill_by_counts(call: _Call, here: slice, counts: list[int]) -> Generator[None]:
     """The steps of a block whose counts are known beforehand: nothing is asked of the device."""
     left, ends = here.stop - here.start, _Ends(call.batch.names.device)
     for count in counts:
@@ -164,13 +185,14 @@ def _fill_by_counts(call: _Call, here: slice, counts: list[int]) -> None:
         # An open row has exactly `left` masks here: it has written all that it was told, or it would have ended.
         _advance(call, here, left, lambda state, count=count: _best(state, count), None)
         left -= count
+        yield
         if len(call.stops) and left:
             rows = ends.read(call.batch.still_open)
             if rows is not None and not (call.denoise.static and any(rows)):
                 _leave(call, rows)
 
 
-def _fill_by_state(call: _Call, here: slice, own: int) -> None:
+def _fill_by_state(call: _Call, here: slice, own: int) -> Generator[None]:
     """The steps of a block where predictions decide how many there are: one look at the device for each."""
     config, step = call.config, 0
     later = (config.gen_length - here.stop) // config.block_length
@@ -187,6 +209,7 @@ def _fill_by_state(call: _Call, here: slice, own: int) -> None:
         left = total - later if config.schedule.across_blocks else torch.full_like(total, own - step)
         _advance(call, here, max(masks), pick, (step, left, total))
         step += 1
+        yield
         if len(call.stops) and not call.denoise.static:
             _leave(call, call.batch.still_open.tolist())
 
@@ -359,7 +382,7 @@ class _Ends:
         return news
 
 
-def _told(events: list[tuple]) -> tuple[Event, ...]:
+def _told(events: list[tuple]) -> Events:
     """The written tokens in the order of (step, row, position)."""
     told = []
     for step, names, positions, tokens, score, chosen in events:

@@ -18,7 +18,7 @@ from medv.diffusion.corruption import noise_generator
 from medv.diffusion.revision import RevisionState
 from medv.diffusion.schedules import StepState, choose, top_positions, transfer_counts
 from medv.diffusion.settings import Denoiser, SamplerConfig, SamplerOutput
-from medv.diffusion.trace import REMASK, Event, Trace
+from medv.diffusion.trace import REMASK, Event, Events, Trace, drain
 
 __all__ = ["Denoiser", "SamplerConfig", "SamplerOutput", "sample", "stream", "top_positions", "transfer_counts"]
 
@@ -52,26 +52,14 @@ def sample(
     fill_token_id: int,
     row_indices: Sequence[int] | None = None,
     uniform: official.Uniform | None = None,
-    on_step: Callable[[tuple[Event, ...]], None] | None = None,
 ) -> SamplerOutput:
     """Sample one response per row of `prompt` [B, P] int64 (left-padded; padding is the denoiser's affair).
 
     `row_indices` names the rows for the random draws (default 0 .. B-1), so that a row draws the same alone and in a batch.
-    `uniform` replaces the random draws of the presets "official" and "llada" (see `medv.diffusion.official`). `on_step` is
-    called with the events of each step as they happen; the presets call it once, with all of them.
+    `uniform` replaces the random draws of the presets "official" and "llada" (see `medv.diffusion.official`).
     """
     ids = {"mask_token_id": mask_token_id, "fill_token_id": fill_token_id}
-    on_step = on_step or (lambda events: None)
-    if config.preset != "medv":
-        output = official.sample(denoise, prompt, config, uniform=uniform, **ids)
-        on_step(output.trace.events)
-        return output
-    steps = stream(denoise, prompt, config, row_indices=row_indices, **ids)
-    while True:
-        try:
-            on_step(next(steps))
-        except StopIteration as end:
-            return end.value
+    return drain(stream(denoise, prompt, config, row_indices=row_indices, uniform=uniform, **ids))
 
 
 @torch.inference_mode()
@@ -83,10 +71,18 @@ def stream(
     mask_token_id: int,
     fill_token_id: int,
     row_indices: Sequence[int] | None = None,
-) -> Generator[tuple[Event, ...], None, SamplerOutput]:
-    """`sample` step by step: yields the events of each step and returns the output. Not for the presets (ValueError)."""
+    uniform: official.Uniform | None = None,
+) -> Generator[Events, None, SamplerOutput]:
+    """`sample` forward by forward: yields the events of each as it happens and returns the output.
+
+    The presets yield once, all events. What is taken back after a forward comes with the events of that forward, or with
+    those of the next one where a block is full in between.
+    """
     if config.preset != "medv":
-        raise ValueError(f"the preset {config.preset!r} cannot be streamed: call sample")
+        ids = {"mask_token_id": mask_token_id, "fill_token_id": fill_token_id}
+        output = official.sample(denoise, prompt, config, uniform=uniform, **ids)
+        yield output.trace.events
+        return output
     started = time.perf_counter()
     rows, width = prompt.shape
     indices = range(rows) if row_indices is None else row_indices

@@ -258,6 +258,24 @@ class BudgetedSchedule:
         return best_candidates(state, torch.minimum(count, tokens - left + 1).clamp_min(1))
 
 
+SCHEDULES: dict[str, Schedule] = {
+    "linear": LINEAR,
+    "cosine": FixedSchedule("cosine"),
+    "shift": FixedSchedule("shift"),
+    "threshold": ThresholdSchedule(),
+    "factor": FactorSchedule(),
+    "entropy": EntropyBoundSchedule(),
+    "budgeted": BudgetedSchedule(),
+}
+
+
+def schedule_named(name: str) -> Schedule:
+    """One of SCHEDULES with its defaults; ValueError for another name."""
+    if name not in SCHEDULES:
+        raise ValueError(f"unknown schedule {name!r}: use one of {', '.join(SCHEDULES)}")
+    return SCHEDULES[name]
+
+
 def bounded_count(state: StepState, gamma: torch.Tensor, sureness: torch.Tensor | None = None) -> torch.Tensor:
     """How many of the surest candidates have entropies that sum, the last left out, to at most gamma [B]; int64 [B].
 

@@ -1,9 +1,21 @@
-"""What happened while a response was sampled: a sparse list of events, from which every canvas can be replayed."""
+"""What happened while a response was sampled: a sparse list of events, from which every canvas can be replayed.
 
+Streams yield the events of each forward as it happens; a `Trace` holds them all and is kept as JSON. It knows ids, and no
+words: pictures of a trace are made in `medv.report`.
+"""
+
+import json
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from medv.artifacts import write_json
 
 COMMIT, REMASK = "commit", "remask"
+FORMAT = "medv trace 1"
+
+Result = TypeVar("Result")
 
 
 class Event(NamedTuple):
@@ -22,18 +34,30 @@ class Event(NamedTuple):
 
 
 Commit = Event
+Events = tuple[Event, ...]
+
+
+def drain(steps: Generator[Events, None, Result], on_step: Callable[[Events], None] | None = None) -> Result:
+    """Run a stream to its end and return what it returns; `on_step` is called with the events of each forward."""
+    while True:
+        try:
+            events = next(steps)
+        except StopIteration as end:
+            return end.value
+        if on_step is not None:
+            on_step(events)
 
 
 @dataclass(frozen=True)
 class Trace:
     """All events of one sampling call, in order of (step, row, position); what a step takes back comes after its commits."""
 
-    events: tuple[Event, ...]
+    events: Events
     gen_length: int
     mask_token_id: int
 
     @property
-    def commits(self) -> tuple[Event, ...]:
+    def commits(self) -> Events:
         """The tokens written, those that were taken back later among them."""
         return tuple(event for event in self.events if event.kind == COMMIT)
 
@@ -56,6 +80,59 @@ class Trace:
 
     @classmethod
     def from_dict(cls, value: dict) -> "Trace":
-        """The inverse of `to_dict`."""
-        columns = zip(*(value[name] for name in Event._fields), strict=True)
-        return cls(tuple(Event(*entry) for entry in columns), value["gen_length"], value["mask_token_id"])
+        """The inverse of `to_dict`. Raises ValueError for what no sampler can have told."""
+        if not isinstance(value, dict):
+            raise ValueError(f"a trace is a mapping of columns, not {type(value).__name__}: pass what to_dict gave")
+        names = {"gen_length", "mask_token_id", *Event._fields}
+        if set(value) != names:
+            raise ValueError(f"a trace has the keys {sorted(names)}, not {sorted(value)}: pass what to_dict gave")
+        for name in ("gen_length", "mask_token_id"):
+            _check_number(name, value[name], low=0)
+        columns = [value[name] for name in Event._fields]
+        if not all(isinstance(column, list | tuple) for column in columns) or len(set(map(len, columns))) > 1:
+            raise ValueError("the columns of a trace are lists of one length: pass what to_dict gave")
+        trace = cls(tuple(map(Event._make, zip(*columns, strict=True))), value["gen_length"], value["mask_token_id"])
+        trace._check()
+        return trace
+
+    def save(self, path: str | Path, about: dict | None = None) -> Path:
+        """Write the trace as JSON, whole or not at all; `about` (question, answer, ...) is kept beside it."""
+        return write_json(path, {"format": FORMAT, "about": about or {}, "trace": self.to_dict()})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Trace":
+        """Read what `save` wrote. Raises ValueError where the file is no trace, or one that cannot be."""
+        try:
+            value = json.loads(Path(path).read_text(encoding="utf-8"))
+            if not isinstance(value, dict) or value.get("format") != FORMAT or "trace" not in value:
+                raise ValueError(f"it is not of the format {FORMAT!r}, which Trace.save writes")
+            return cls.from_dict(value["trace"])
+        except ValueError as error:
+            raise ValueError(f"{path} holds no trace: {error}") from None
+
+    def _check(self) -> None:
+        """Every event must be possible after those before it."""
+        written, last = {}, 0
+        for event in self.events:
+            for name in ("step", "row", "position", "token"):
+                _check_number(name, getattr(event, name), low=0)
+            sure = event.confidence
+            if isinstance(sure, bool) or not isinstance(sure, int | float) or not 0 <= sure <= 1:
+                raise ValueError(f"confidence {sure!r} is not between 0 and 1, in {event}")
+            if event.step < last or event.position >= self.gen_length or event.kind not in (COMMIT, REMASK):
+                raise ValueError(
+                    f"{event} cannot be: steps do not decrease (the last was {last}), positions lie below gen_length "
+                    f"{self.gen_length}, and the kind is {COMMIT!r} or {REMASK!r}"
+                )
+            place, last = (event.row, event.position), event.step
+            if event.kind == REMASK and written.pop(place, None) != event.token:
+                raise ValueError(f"{event} takes back a token that does not stand there")
+            if event.kind == COMMIT and place in written:
+                raise ValueError(f"{event} writes where a token stands already: it must be taken back first")
+            if event.kind == COMMIT and event.token != self.mask_token_id:  # a preset can write the mask itself
+                written[place] = event.token
+
+
+def _check_number(name: str, value: object, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ValueError(f"{name} is {value!r}: it must be a whole number, at least {low}")

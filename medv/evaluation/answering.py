@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from medv.data.example import Example, Turn, load_image
 from medv.diffusion.sampler import SamplerConfig
-from medv.diffusion.trace import Trace
+from medv.diffusion.trace import Events, Trace, drain
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
 
@@ -87,10 +87,15 @@ def stream_answers(
 
 
 def answer_with_trace(
-    model: MedVForMaskedDiffusion, processor: MedVProcessor, example: Example, config: SamplerConfig
+    model: MedVForMaskedDiffusion,
+    processor: MedVProcessor,
+    example: Example,
+    config: SamplerConfig,
+    *,
+    on_step: Callable[[Events], None] | None = None,
 ) -> tuple[Answer, Trace]:
-    """One answer and how it came about."""
-    return _answer_batch(model, processor, [example], config, full_view, [0])[0]
+    """One answer and how it came about; `on_step` is called with the events of each forward as it happens."""
+    return _answer_batch(model, processor, [example], config, full_view, [0], on_step)[0]
 
 
 def _answer_batch(
@@ -100,6 +105,7 @@ def _answer_batch(
     config: SamplerConfig,
     view: View,
     rows: list[int],
+    on_step: Callable[[Events], None] | None = None,
 ) -> list[tuple[Answer, Trace]]:
     images = [view(example) for example in batch]
     with_image = images[0] is not None
@@ -111,7 +117,8 @@ def _answer_batch(
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        output = model.generate(**inputs, config=config, row_indices=rows)
+        steps = model.stream(**inputs, config=config, row_indices=rows, tell=on_step is not None)
+        output = drain(steps, on_step)
     model.train(was_training)
     ids = output.sequences.tolist()
     answers = [

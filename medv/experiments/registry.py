@@ -16,7 +16,8 @@ class Node:
 
     `needs` and `makes` name artifacts (folders or files under the run folder, as "models/stage1"); `results` names the
     figures and tables that it saves. `parameters` are passed to the notebook beside profile, seed and out. A `heavy` node
-    trains or generates for long: nothing else runs at the same time.
+    trains or generates for long: nothing else runs at the same time. A `last` node reads the results that there are: it runs
+    after all others, however they ended.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Node:
     results: tuple[str, ...] = ()
     parameters: Mapping[str, Any] = field(default_factory=dict, hash=False)
     heavy: bool = False
+    last: bool = False
 
 
 NODES: tuple[Node, ...] = (
@@ -66,12 +68,72 @@ NODES: tuple[Node, ...] = (
         heavy=True,
     ),
     Node(
+        "open_conversation",
+        "20_open_conversation.ipynb",
+        "Open conversation, and the baseline models",
+        needs=("models/stage1", "models/stage2", "models/twin"),
+        makes=("answers/open_conversation",),
+        results=("table1", "table7", "fig01", "fig02", "fig06", "fig07", "fig08"),
+        heavy=True,
+    ),
+    Node(
+        "length_control",
+        "21_length_control.ipynb",
+        "Length control: how long, and at what cost",
+        needs=("models/stage2",),
+        makes=("models/twin", "answers/length_control"),
+        results=("table3", "fig04"),
+        heavy=True,
+    ),
+    Node(
+        "generation_settings",
+        "32_generation_settings.ipynb",
+        "Generation length, steps and block length",
+        needs=("models/stage2",),
+        makes=("answers/generation_settings",),
+        results=("table5", "fig09", "fig11", "fig12"),
+        heavy=True,
+    ),
+    Node(
+        "repetition",
+        "33_repetition.ipynb",
+        "Repetition, and what steps, length and schedule do to it",
+        needs=("models/stage2",),
+        makes=("answers/repetition",),
+        results=("fig05", "fig10", "schedules"),
+        heavy=True,
+    ),
+    Node(
+        "initialization",
+        "30_initialization.ipynb",
+        "What the initial weights contribute",
+        makes=("trials/initialization",),
+        results=("table4", "initialization"),
+        heavy=True,
+    ),
+    Node(
+        "lora",
+        "31_lora_vs_full.ipynb",
+        "LoRA or full fine-tuning",
+        needs=("models/stage2",),
+        makes=("trials/lora_vs_full",),
+        results=("lora_vs_full", "table_lora_vs_full"),
+        heavy=True,
+    ),
+    Node(
         "fast_sampling",
         "40_fast_sampling.ipynb",
         "Sampling: speed and quality against forwards",
         needs=("models/stage2",),
         results=("pareto", "cache_agreement", "sampler_speed"),
         heavy=True,
+    ),
+    Node(
+        "report",
+        "90_report.ipynb",
+        "The report: ours beside the paper's, and an audit of its numbers",
+        results=("audit", "audit_gaming"),
+        last=True,
     ),
 )
 
@@ -163,7 +225,8 @@ def ordered(nodes: Iterable[Node] = NODES, only: Iterable[str] = ()) -> tuple[No
         name = queue.pop()
         wanted.add(name)
         queue += graph[name]
-    return tuple(by_name[name] for name in order if name in wanted)
+    chosen = [by_name[name] for name in order if name in wanted]
+    return tuple(sorted(chosen, key=lambda node: node.last))
 
 
 def _maker_of(name: str, nodes: tuple[Node, ...]) -> Node:

@@ -6,7 +6,7 @@ outputs are whole or absent, and each figure says what made it. Driven by paperm
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from medv.artifacts import Manifest, atomic_directory, default_out, fingerprint, versions, write_text
+from medv.artifacts import Manifest, atomic_directory, code_fingerprint, default_out, fingerprint, versions, write_text
 from medv.experiments.cache import RESUME_KEY
 from medv.experiments.registry import EXHIBITS, Node, counterpart, find_node, makers
 from medv.profiles import Profile, get_profile
@@ -39,6 +39,11 @@ def open_run(
     _set_up_display()
     folder = Path(out) if out else default_out(profile)
     return Run(node, chosen, seed, folder.expanduser().resolve(), dict(node.parameters) | dict(parameters or {}))
+
+
+def _placeless(value: Any) -> Any:
+    """A parameter for a manifest, which may be published: of an absolute path only its last part is kept."""
+    return Path(value).name if isinstance(value, str | Path) and Path(value).is_absolute() else value
 
 
 def _set_up_display() -> None:
@@ -101,19 +106,25 @@ class Run:
         return path
 
     @contextmanager
-    def making(self, name: str) -> Iterator[Path]:
+    def making(self, name: str, *, resume: bool = False) -> Iterator[Path]:
         """Yield a folder to build an artifact in; it takes its place, with a manifest, when the block ends without an error.
 
         Under `medv reproduce`, a folder left by a killed run of the very same notebook and inputs is handed back, so that
-        a training can continue from its checkpoints.
+        a training can continue from its checkpoints; with `resume` so is one left by a notebook that was run by hand, with
+        the same parameters, inputs and library.
         """
         if name not in self.node.makes:
             raise ValueError(
                 f"{self.node.name!r} does not declare {name!r}: add it to `makes` in medv/experiments/registry.py"
             )
-        with atomic_directory(self.out / name, keep=os.environ.get(RESUME_KEY)) as folder:
+        keep = os.environ.get(RESUME_KEY) or (self._resume_key() if resume else None)
+        with atomic_directory(self.out / name, keep=keep) as folder:
             yield folder
             self._manifest(name, {}).write(folder)
+
+    def _resume_key(self) -> str:
+        made_from = {"profile": self.profile.to_dict(), "seed": self.seed, "parameters": self.parameters}
+        return "h" + fingerprint(made_from, self._inputs, code_fingerprint())[:16]
 
     def figure(
         self,
@@ -124,13 +135,15 @@ class Run:
         caption: str = "",
         data: str | None = None,
         comparable: bool = False,
+        gaps: Sequence[str] = (),
     ) -> Figure:
         """Save a figure as PNG, SVG, CSV (`frame`, what is drawn) and JSON (the manifest); returns the figure to show it.
 
         `data` labels the source in the footer, default "synthetic phantoms"; `comparable` drops the warning there, for
-        what no profile changes (a formula, a count of a real data set).
+        what no profile changes (a formula, a count of a real data set). `gaps` says what is missing here and why ("no
+        endpoint: not judged"); the index shows it.
         """
-        return self._save(fig, name, frame, caption, data, comparable)
+        return self._save(fig, name, frame, caption, data, comparable, gaps)
 
     def table(
         self,
@@ -140,11 +153,12 @@ class Run:
         caption: str = "",
         data: str | None = None,
         comparable: bool = False,
+        gaps: Sequence[str] = (),
         digits: int = 2,
     ) -> pd.DataFrame:
         """Save a table as CSV, JSON (the manifest), PNG and SVG; returns the frame to show it. Options as in `figure`."""
         title = caption or EXHIBITS.get(name, name)
-        self._save(figures.table_figure(frame, title, digits=digits), name, frame, title, data, comparable)
+        self._save(figures.table_figure(frame, title, digits=digits), name, frame, title, data, comparable, gaps)
         return frame
 
     def footer(self, data: str | None = None, comparable: bool = False) -> str:
@@ -155,7 +169,14 @@ class Run:
         return f"{data}, profile {self.profile.name}: not comparable with the paper"
 
     def _save(
-        self, fig: Figure, name: str, frame: pd.DataFrame, caption: str, data: str | None, comparable: bool
+        self,
+        fig: Figure,
+        name: str,
+        frame: pd.DataFrame,
+        caption: str,
+        data: str | None,
+        comparable: bool,
+        gaps: Sequence[str],
     ) -> Figure:
         if name not in self.node.results:
             raise ValueError(
@@ -170,6 +191,7 @@ class Run:
             "data": text,
             "comparable": comparable or self.profile.name == "paper",
             "counterpart": counterpart(name),
+            "gaps": list(gaps),
             "kind": "table" if name.startswith("table") else "figure",
         }
         self._manifest(name, about).write(stem.with_name(f"{name}.json"))
@@ -181,7 +203,7 @@ class Run:
             name=name,
             profile=self.profile.to_dict(),
             seed=self.seed,
-            parameters=self.parameters,
+            parameters={name: _placeless(value) for name, value in self.parameters.items()},
             inputs=dict(self._inputs),
             about=about,
             seconds=round(time.perf_counter() - self.started, 3),

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -27,7 +28,8 @@ from transformers import (
 from medv.artifacts import atomic_directory, write_json
 from medv.data.example import IMAGE_TOKEN
 from medv.model.assembly import new_processor
-from medv.model.key_names import from_medv, layout_of, lladav_to_medv, medv_to_lladav, to_medv
+from medv.model.configuration import MedVConfig
+from medv.model.key_names import layout_of, lladav_to_llada8b, lladav_to_medv, medv_to_lladav, to_medv
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.released import (
     language_config,
@@ -76,10 +78,11 @@ def convert(
         to = "lladav" if layout == "medv" else "medv"
     if to == "projector":
         return _export_projector(tensors, layout, target)
+    if layout == to:
+        other = "lladav" if layout == "medv" else "medv"
+        raise ValueError(f"{source} has the names of {to} already: say what to make of it, for example --to {other}")
     if to != "medv":
         return _export(source, target, tensors, (layout, to), shard_bytes, quiet)
-    if layout == "medv":
-        raise ValueError(f"{source} is in medv's layout already: say what to make of it, for example --to lladav")
     if layout == "llada8b":
         return _convert_language(source, target, tensors, shard_bytes, quiet)
     return _convert_model(source, target, tensors, vision, shard_bytes, quiet)
@@ -107,12 +110,29 @@ def _renamed(tensors: Mapping[str, StoredTensor], rename) -> tuple[dict[str, Sto
     return {new: tensors[old] for old, new in names.items() if new}, [old for old, new in names.items() if not new]
 
 
-def _convert_language(source: Path, target: Path, tensors, shard_bytes: int, quiet: bool) -> str:
-    config = language_config(read_config(source), tensors["model.transformer.wte.weight"].shape[0])
-    renamed, unknown = _renamed(tensors, lambda name: from_medv(to_medv(name, "llada8b") or "", "lladav"))
+def _vocabulary(source: Path, tensors: Mapping[str, StoredTensor]) -> int:
+    """The rows of the token table; `tensors` under the Llama names of a language tower, or medv's."""
+    table = tensors.get("model.embed_tokens.weight") or tensors.get("model.language_model.embed_tokens.weight")
+    if table is None:
+        raise ValueError(f"{source} has no token table: it is not a whole checkpoint, a shard may be missing")
+    return table.shape[0]
+
+
+def _language_part(source: Path, tensors, layout: str) -> tuple[LlamaConfig, dict[str, StoredTensor]]:
+    """The language tower in a checkpoint of any layout, whole and checked: its configuration, its tensors by Llama names."""
+    settings = read_config(source)
+    medv, unknown = _renamed(tensors, lambda name: to_medv(name, layout))
+    kept = {name: tensor for name, tensor in medv.items() if name.startswith(("model.language_model.", "lm_head."))}
+    renamed, _ = _renamed(kept, medv_to_lladav)
+    config = language_config(settings.get("text_config", settings), _vocabulary(source, renamed))
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
     _check(source, _expected(model), _shapes(renamed), unknown)
+    return config, renamed
+
+
+def _convert_language(source: Path, target: Path, tensors, shard_bytes: int, quiet: bool) -> str:
+    config, renamed = _language_part(source, tensors, "llada8b")
     with atomic_directory(target) as folder:
         copy_tensors(folder, renamed, shard_bytes=shard_bytes, quiet=quiet)
         config.architectures = ["LlamaForCausalLM"]
@@ -147,7 +167,7 @@ def _convert_model(source: Path, target: Path, tensors, vision: Path | None, sha
         renamed |= _vision_tensors(vision)
     tokenizer = _tokenizer(source)
     tower = vision_config_of(renamed, None if vision is None else read_config(vision))
-    config = medv_config(settings, tower, renamed["model.language_model.embed_tokens.weight"].shape[0], tokenizer)
+    config = medv_config(settings, tower, _vocabulary(source, renamed), tokenizer)
     with torch.device("meta"):
         model = MedVForMaskedDiffusion(config)
     _check(source, _expected(model), _shapes(renamed), unknown)
@@ -179,12 +199,20 @@ def _vision_tensors(folder: Path) -> dict[str, StoredTensor]:
 def _export(source: Path, target: Path, tensors, layouts: tuple[str, str], shard_bytes: int, quiet: bool) -> str:
     """From medv's layout, or the Llama names of a language tower, to a released one; LLaDA-8B has no eyes."""
     layout, to = layouts
-    renamed, left = _renamed(tensors, lambda name: from_medv(to_medv(name, layout) or "", to))
-    if not renamed or (to == "lladav" and left):
-        raise ValueError(f"{source} has tensors without a name in {to}: {', '.join(sorted(left)[:5])}")
+    settings = read_config(source)
+    if layout == "medv" and to == "lladav":
+        with torch.device("meta"):
+            model = MedVForMaskedDiffusion(MedVConfig.from_dict(settings))
+        _check(source, _expected(model), _shapes(tensors))
+        vocabulary = _vocabulary(source, tensors)
+        renamed, _ = _renamed(tensors, medv_to_lladav)
+    else:
+        config, part = _language_part(source, tensors, layout)
+        vocabulary = config.vocab_size
+        renamed = part if to == "lladav" else {lladav_to_llada8b(name): tensor for name, tensor in part.items()}
     with atomic_directory(target) as folder:
         copy_tensors(folder, renamed, shard_bytes=shard_bytes, quiet=quiet)
-        write_json(folder / "config.json", released_config(source, to))
+        write_json(folder / "config.json", released_config(settings, to, vocabulary))
         tokenizer = _tokenizer(source)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)

@@ -96,11 +96,3 @@ def to_medv(name: str, layout: str) -> str | None:
     if layout == "llada8b":
         name = llada8b_to_lladav(name)
     return None if name is None else lladav_to_medv(name)
-
-
-def from_medv(name: str, layout: str) -> str | None:
-    """A name of medv in another layout; None for what that layout does not hold."""
-    if layout == "medv":
-        return name
-    old = medv_to_lladav(name)
-    return lladav_to_llada8b(old) if layout == "llada8b" and old is not None else old

@@ -52,3 +52,12 @@ def _grid(tiles: torch.Tensor, plan: Layout) -> torch.Tensor:
         return grid
     channels_first = grid.permute(2, 0, 1)[None]  # [1, D, h, w]
     return F.interpolate(channels_first, size=(plan.height, plan.width), mode="bilinear")[0].permute(1, 2, 0)
+
+
+def pool_patches(features: torch.Tensor, size: int) -> torch.Tensor:
+    """Average squares of size * size patches of a square grid: [n, P, D] -> [n, P / size**2, D], row by row."""
+    if size == 1:
+        return features
+    side = math.isqrt(features.shape[1])
+    grid = features.unflatten(1, (side // size, size, side // size, size))  # [n, s, size, s, size, D]
+    return grid.mean(dim=(2, 4)).flatten(1, 2)

@@ -85,8 +85,8 @@ def language_config(settings: Mapping, vocab_size: int) -> LlamaConfig:
         raise ValueError(f"the configuration does not say {', '.join(missing)}: it is not that of a LLaDA model")
     found.setdefault("num_key_value_heads", found["num_attention_heads"])
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # the release names a bos outside its vocabulary
-        if found.get(name, 0) >= vocab_size:
-            del found[name]
+        if found.get(name, vocab_size) >= vocab_size:
+            found[name] = None
     return LlamaConfig(**_DEFAULTS | found, vocab_size=vocab_size, is_causal=False)
 
 
@@ -163,6 +163,7 @@ def medv_config(
     return MedVConfig(
         vision_config=vision,
         text_config=language_config(settings, vocab_size),
+        image_pool=settings.get("image_pool", 1),
         **image_settings(settings, vision.image_size),
         **({} if tokenizer is None else _token_ids(tokenizer, vocab_size)),
     )
@@ -186,24 +187,27 @@ def _token_ids(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> dict:
     }
 
 
-def released_config(source: Path, layout: str) -> dict:
-    """`config.json` for a model folder of medv, or a language tower, that goes back to a released layout."""
-    settings = read_config(source)
-    text = LlamaConfig(**settings.get("text_config", settings))
+def released_config(settings: Mapping, layout: str, vocab_size: int) -> dict:
+    """`config.json` in a released layout, from the configuration of a medv model or of a language tower in any words.
+
+    LLaVA's words have none for `image_pool`, which no release has; ours stands for itself where it is not 1.
+    """
+    text = language_config(settings.get("text_config", settings), vocab_size)
     values = {ours: getattr(text, ours) for ours in _OLMO if ours != "rope_theta"}
     values["rope_theta"] = text.rope_parameters["rope_theta"]
     if layout == "llada8b":
         named = {_OLMO[ours]: value for ours, value in values.items()}
-        return {"model_type": "llada", **named, "vocab_size": text.vocab_size, "embedding_size": text.vocab_size}
-    config = MedVConfig(**{name: value for name, value in settings.items() if name not in ("model_type",)})
+        return {"model_type": "llada", **named, "vocab_size": vocab_size, "embedding_size": vocab_size}
+    written = {"model_type": "llava_llada", **values, "vocab_size": vocab_size}
+    if "vision_config" not in settings:
+        return written
+    config = MedVConfig.from_dict(dict(settings))
     most = "" if config.image_max_tiles is None else f"_max_{config.image_max_tiles}"
-    return {
-        "model_type": "llava_llada",
-        **values,
-        "vocab_size": text.vocab_size,
+    return written | {
         "mm_projector_type": "mlp2x_gelu",
         "mm_hidden_size": config.vision_config.hidden_size,
         "mm_patch_merge_type": config.patch_merge,
         "image_aspect_ratio": config.image_aspect + most,
         "image_grid_pinpoints": config.image_grid or None,
+        **({} if config.image_pool == 1 else {"image_pool": config.image_pool}),
     }
