@@ -28,7 +28,7 @@ from medv.model.bundled import bundled, load_model
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.profiles import Profile, SamplerSpec
 from medv.report.tables import compare
-from medv.training.command import PHANTOM_SETS
+from medv.training.examples import PHANTOM_SETS
 from medv.training.stages import train_stage
 
 METRICS = {

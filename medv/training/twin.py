@@ -17,8 +17,8 @@ from medv.model.assembly import assemble, new_processor
 from medv.model.bundled import bundled, load_model
 from medv.model.twin import causal_twin
 from medv.profiles import Profile, StageRecipe
-from medv.training.command import stage_examples, summary
-from medv.training.stages import train_stage
+from medv.training.examples import stage_examples
+from medv.training.stages import summary, train_stage
 
 TWIN_STAGES = ("align", "instruct")
 
