@@ -67,6 +67,7 @@ def run_stage(
     seed: int = 0,
     accumulation: int = 1,
     examples: Sequence[Example] | None = None,
+    checkpoints: bool = True,
     quiet: bool = False,
 ) -> dict:
     """Train one stage into `out` and return its facts; a finished stage is not trained again."""
@@ -86,6 +87,7 @@ def run_stage(
             seed=seed,
             lora=lora,
             accumulation=accumulation,
+            checkpoints=checkpoints,
             quiet=quiet,
         )
         return summary(out) | {"seconds": time.perf_counter() - started}

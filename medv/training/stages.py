@@ -73,13 +73,15 @@ def train_stage(
     lora: LoraRecipe | None = None,
     accumulation: int = 1,
     stop_after: int | None = None,
+    checkpoints: bool = True,
     quiet: bool = False,
 ) -> MedVForMaskedDiffusion:
     """Train `model` in place by `recipe` and save it to the folder `out`; returns the trained model.
 
     The global batch of the recipe is cut into `accumulation` parts per process; the noise does not depend on the cut.
     A folder with checkpoints of the same run is resumed; with those of another recipe, seed or number of examples it is
-    refused with a ValueError. `stop_after` ends early with a checkpoint and saves no result.
+    refused with a ValueError. `stop_after` ends early with a checkpoint and saves no result. Without
+    `checkpoints` a run that is stopped begins anew, and a short one does not spend its time on saving.
     """
     _claim(out, {"recipe": asdict(recipe), "seed": seed, "lora": lora and asdict(lora), "examples": len(examples)})
     model.config.loss_normalization = recipe.normalization
@@ -91,7 +93,9 @@ def train_stage(
     stream = TrainingStream(examples, encode, seed=seed, batch_size=recipe.batch_size, steps=steps, times=recipe.times)
     trainer = Trainer(
         model=network,
-        args=_arguments(recipe, out, steps, seed, accumulation, evaluate=bool(validation), quiet=quiet),
+        args=_arguments(
+            recipe, out, steps, seed, accumulation, evaluate=bool(validation), save=checkpoints, quiet=quiet
+        ),
         train_dataset=stream,
         eval_dataset=ValidationStream(validation, encode) if validation else None,
         data_collator=Collator(processor.special, padding=recipe.padding),
@@ -130,7 +134,7 @@ def last_checkpoint(folder: Path) -> str | None:
 
 
 def _arguments(
-    recipe: StageRecipe, out: Path, steps: int, seed: int, accumulation: int, *, evaluate: bool, quiet: bool
+    recipe: StageRecipe, out: Path, steps: int, seed: int, accumulation: int, *, evaluate: bool, save: bool, quiet: bool
 ) -> TrainingArguments:
     """The Trainer's arguments for a recipe."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -158,6 +162,7 @@ def _arguments(
         eval_strategy="steps" if evaluate else "no",
         eval_steps=often,
         logging_steps=max(1, steps // 40),
+        save_strategy="steps" if save else "no",
         save_steps=often,
         save_total_limit=1,
         report_to="none",
