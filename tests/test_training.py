@@ -246,6 +246,11 @@ def test_a_run_leaves_a_model_that_loads_and_its_loss_curves(whole):
     assert facts["trainable_parameters"] == freeze_except(model(), BOTH)
 
 
+def test_without_checkpoints_the_result_is_the_same_and_nothing_else_is_saved(whole, tmp_path):
+    again = train(tmp_path, validation=examples(3), checkpoints=False)
+    assert not changed(whole[1], weights(again)) and not list(tmp_path.glob("checkpoints/checkpoint-*"))
+
+
 def test_training_lowers_the_loss(tmp_path):
     recipe = replace(RECIPE, epochs=8, learning_rate=3e-3, normalization="masked", loss_tokens="response")
     train(tmp_path, recipe, validation=examples(4))

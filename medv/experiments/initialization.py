@@ -146,7 +146,7 @@ def tune(network: Network, arm: Arm, plan: InitPlan, profile: Profile, folder: P
         size = count * batch
         examples = PHANTOM_SETS[stage]("train", size, seed=seed, image_size=profile.model.image_size)
         recipe = replace(recipe, samples=size, epochs=1, batch_size=batch)
-        model = train_stage(model, reader, recipe, examples, folder / stage, seed=seed, quiet=True)
+        model = train_stage(model, reader, recipe, examples, folder / stage, seed=seed, checkpoints=False, quiet=True)
     return model, reader
 
 

@@ -144,7 +144,8 @@ def compare_lora(
         recipe = replace(recipe, learning_rate=rate, samples=trial.size, epochs=epochs)
         chosen = replace(profile, stages=profile.stages | {"vqa": recipe})
         examples, lora = drawn(train, trial.size, trial.seed), recipe_of(trial.rank)
-        facts = run_stage("vqa", chosen, scratch, init=init, examples=examples, lora=lora, seed=trial.seed, quiet=True)
+        options = {"init": init, "examples": examples, "lora": lora, "seed": trial.seed}
+        facts = run_stage("vqa", chosen, scratch, **options, checkpoints=False, quiet=True)
         config = sampler_config(profile.answer, seed=trial.seed)
         network = load_model(scratch)
         items = vqa_study(*network, train, asked, config, seed=trial.seed, conditions=["model"], quiet=True)

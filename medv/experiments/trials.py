@@ -6,13 +6,15 @@ have no result yet, in order, under one progress bar.
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from medv.artifacts import write_json
 
@@ -36,11 +38,25 @@ def run_trials(
         )
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if known.get("settings") != settings:
-            write_json(path, {"settings": settings, "result": work(trial, scratch)})
+            with _one_bar():
+                result = work(trial, scratch)
+            write_json(path, {"settings": settings, "result": result})
             shutil.rmtree(scratch, ignore_errors=True)
             known = json.loads(path.read_text(encoding="utf-8"))
         results[name] = known["result"]
     return results
+
+
+@contextmanager
+def _one_bar() -> Iterator[None]:
+    """Without the progress bars of transformers, one for each file that is read or written."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def as_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -66,6 +66,7 @@ def run_stage(
     deepspeed: str | None = None,
     skip_corrupt: bool = False,
     examples: Sequence[Example] | None = None,
+    checkpoints: bool = True,
     quiet: bool = False,
 ) -> dict:
     """Train one stage into `out` and return its facts; a finished stage is not trained again.
@@ -100,6 +101,7 @@ def run_stage(
             deepspeed=deepspeed,
             base={"model": "bundled" if init is None else str(init)},
             skip_corrupt=skip_corrupt,
+            checkpoints=checkpoints,
             quiet=quiet,
         )
         return summary(out) | {"seconds": time.perf_counter() - started}

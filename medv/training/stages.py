@@ -83,6 +83,7 @@ def train_stage(
     base: dict[str, str] | None = None,
     skip_corrupt: bool = False,
     stop_after: int | None = None,
+    checkpoints: bool = True,
     quiet: bool = False,
 ) -> MedVForMaskedDiffusion:
     """Train `model` in place by `recipe` and save it to the folder `out`; returns the trained model.
@@ -92,7 +93,8 @@ def train_stage(
     alone). base: what a projector trained alone was put on, as `save_projector` notes it; without it a whole model is saved.
     A folder with checkpoints of the same run is resumed; with those of another recipe, seed or number of examples it is
     refused with a ValueError. `stop_after` ends early with a checkpoint and saves no result. Raises TrainingStopped, the
-    last checkpoint intact, where loss or gradient is not finite, the disk is full or another process is lost.
+    last checkpoint intact, where loss or gradient is not finite, the disk is full or another process is lost. Without
+    `checkpoints` a run that is stopped begins anew, and a short one does not spend its time on saving.
     """
     saved = out / "checkpoints"
     with stopping_in_words(lambda: going_on(saved)), looking_always(model):
@@ -110,7 +112,17 @@ def train_stage(
             normalization=recipe.normalization,
             going_on=lambda: going_on(saved),
             model=network,
-            args=_arguments(recipe, out, steps, seed, accumulation, deepspeed, evaluate=bool(validation), quiet=quiet),
+            args=_arguments(
+                recipe,
+                out,
+                steps,
+                seed,
+                accumulation,
+                deepspeed,
+                evaluate=bool(validation),
+                save=checkpoints,
+                quiet=quiet,
+            ),
             train_dataset=stream,
             eval_dataset=ValidationStream(validation, encode) if validation else None,
             data_collator=Collator(processor.special, padding=recipe.padding),
@@ -184,6 +196,7 @@ def _arguments(
     deepspeed: str | None,
     *,
     evaluate: bool,
+    save: bool,
     quiet: bool,
 ) -> TrainingArguments:
     """The Trainer's arguments for a recipe."""
@@ -214,6 +227,7 @@ def _arguments(
         eval_strategy="steps" if evaluate else "no",
         eval_steps=often,
         logging_steps=max(1, steps // 40),
+        save_strategy="steps" if save else "no",
         save_steps=often,
         report_to="none",
         seed=seed,
