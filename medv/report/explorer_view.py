@@ -4,10 +4,13 @@ Pure functions from `medv.report.exploring` to strings; the chart is SVG, made f
 word of a model, a question or a file name goes through `escape`: nothing of it is ever markup.
 """
 
+import io
 import math
 from collections.abc import Sequence
 from html import escape
 from importlib import resources
+
+from PIL import Image
 
 from medv.diffusion.trace import Trace
 from medv.report.exploring import MEASURES, Cell, Outcome, cells
@@ -106,7 +109,8 @@ def chart_html(outcomes: Sequence[Outcome], current: Outcome | None = None) -> s
     colors = {name: PALETTE[number % len(PALETTE)] for number, name in enumerate(_in_order(outcomes))}
     panels = "".join(_panel(measure, families, colors, outcomes, current) for measure in MEASURES)
     keys = "".join(
-        f'<li><span style="background:{color}"></span>{escape(_short(name, 110))}</li>' for name, color in colors.items()
+        f'<li><span style="background:{color}"></span>{escape(_short(name, 110))}</li>'
+        for name, color in colors.items()
     )
     note = f"{len(outcomes)} runs, one answer each: a single answer varies, and no interval can be given"
     return f'<div class="medv-chart">{panels}</div><ul class="medv-legend keys">{keys}<li>{note}</li></ul>'
@@ -176,3 +180,13 @@ def _round_up(value: float) -> float:
 
 def _short(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def png(picture: Image.Image, side: int) -> bytes:
+    """The picture as PNG, scaled to fit `side`; small pictures keep hard pixels."""
+    scale = side / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    stream = io.BytesIO()
+    how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC
+    picture.convert("RGB").resize(size, how).save(stream, "PNG")
+    return stream.getvalue()

@@ -1,8 +1,8 @@
 """The explorer without its widgets: ask about a picture, sweep Z, remember every run, and say what stands on a canvas when.
 
-A `Session` keeps each answer under (picture, question, setting), so that a Z that was asked once is shown again at once. What is
-drawn is made in `medv.report.explorer_view`; what is clicked, in `medv.report.widgets`. It knows one answer a run: no mean and
-no interval, for which there are the notebooks.
+A `Session` keeps each answer under (picture, question, setting), so that a Z that was asked once is shown again at once.
+What is drawn is made in `medv.report.explorer_view`; what is clicked, in `medv.report.widgets`. It knows one answer a run:
+for means and intervals there are the notebooks.
 """
 
 import hashlib
@@ -16,10 +16,11 @@ from PIL import Image
 
 from medv.data.example import Example, Turn
 from medv.data.images import ImageError, open_image
+from medv.data.phantom_sets import description_set
 from medv.diffusion.revision import ReMDM, RevealRemask, Revision
 from medv.diffusion.sampler import SamplerConfig
 from medv.diffusion.schedules import SCHEDULES, schedule_named
-from medv.diffusion.trace import COMMIT, REMASK, Events, Trace
+from medv.diffusion.trace import COMMIT, Events, Trace
 from medv.evaluation.answering import Answer, answer_with_trace, check_length
 from medv.evaluation.repetition import repeated_parts
 from medv.model.modeling import MedVForMaskedDiffusion
@@ -137,9 +138,14 @@ def cells(trace: Trace, frame: int) -> list[Cell]:
     return canvas
 
 
-def taken_back(trace: Trace) -> int:
-    """How many tokens were taken back in all."""
-    return sum(event.kind == REMASK for event in trace.events)
+def compare(few: Outcome, many: Outcome) -> str:
+    """Two runs of one question in a sentence, from their numbers alone."""
+    gap, saved = few.repetition - many.repetition, many.answer.forwards - few.answer.forwards
+    said = f"at Z = {few.setting.steps} the answer repeats {few.repetition:.0f} % of its words, at Z = {many.setting.steps} "
+    said += f"{many.repetition:.0f} %, for {abs(saved)} forwards {'more' if saved >= 0 else 'fewer'}: "
+    if gap > 0:
+        return said + "here, fewer steps repeat more. One answer each, so this is an example and no rule."
+    return said + "here, fewer steps do not repeat more. One answer each, so this is an example and no rule."
 
 
 def read_upload(name: str, content: bytes) -> Image.Image:
@@ -168,7 +174,11 @@ class Session:
     def known(self, picture: Image.Image, question: str, setting: Setting) -> list[Outcome]:
         """All kept outcomes that differ from this at most in Z, by Z."""
         place = (_digest(picture), question)
-        kept = [o for key, o in self.outcomes.items() if key[:2] == place and replace(key[2], steps=1) == replace(setting, steps=1)]
+        kept = [
+            o
+            for key, o in self.outcomes.items()
+            if key[:2] == place and replace(key[2], steps=1) == replace(setting, steps=1)
+        ]
         return sorted(kept, key=lambda outcome: outcome.setting.steps)
 
     def ask(
@@ -213,6 +223,19 @@ class Session:
     def history(self) -> pd.DataFrame:
         """All runs so far, one row each: picture, question, text, the setting, forwards, seconds, words, repetition (%)."""
         return pd.DataFrame([outcome.row() for outcome in self.outcomes.values()])
+
+
+def gallery(count: int = 6) -> list[Example]:
+    """Test phantoms for the gallery, as different as the first few dozen allow, in the order of the set."""
+    seen, first, rest = set(), [], []
+    for example in description_set("test", 8 * count):
+        scene = example.meta["scene"]
+        what = scene.domain, scene.finding
+        (rest if what in seen or sum(domain == scene.domain for domain, _ in seen) > count // 4 else first).append(
+            example
+        )
+        seen.add(what)
+    return (first + rest)[:count]
 
 
 def schedules() -> list[str]:

@@ -5,21 +5,20 @@ thread, so that Cancel is heard; errors come back as words. Nothing is fetched f
 """
 
 import contextvars
-import io
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, fields
 
 import ipywidgets as widgets
 from PIL import Image
 
 from medv.data.example import Example, load_image
-from medv.data.phantom_sets import description_set
 from medv.diffusion.trace import Events
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
 from medv.report import explorer_view as view
-from medv.report.exploring import REVISIONS, Cancelled, Outcome, Session, Setting, read_upload, schedules
+from medv.report.exploring import REVISIONS, Cancelled, Outcome, Session, Setting, gallery, read_upload, schedules
 from medv.report.traces import word_of
 from medv.report.tutorial import questions_about
 
@@ -28,24 +27,22 @@ THUMB = 84  # pixels
 PAUSE = 0.1  # seconds between two movements of the progress bar
 
 
-def gallery(count: int = 6) -> list[Example]:
-    """Test phantoms for the gallery, as different as the first few dozen allow, in the order of the set."""
-    seen, first, rest = set(), [], []
-    for example in description_set("test", 8 * count):
-        scene = example.meta["scene"]
-        what = scene.domain, scene.finding
-        (rest if what in seen or sum(domain == scene.domain for domain, _ in seen) > count // 4 else first).append(example)
-        seen.add(what)
-    return (first + rest)[:count]
-
-
 class Explorer(widgets.VBox):
-    """The whole explorer. `model` answers with `processor`; `examples` (with images) fill the gallery.
+    """The whole explorer. `model` answers with `processor`; `examples` (with scenes) fill the gallery.
 
-    `session` holds the runs, `outcome` what is shown and `pinned` what stands beside it; `wait` is for programs.
+    It begins with the `setting` and the picture of that number (0-based). `session` holds the runs, `outcome` what is shown
+    and `pinned` what stands beside it; `wait` is for programs.
     """
 
-    def __init__(self, model: MedVForMaskedDiffusion, processor: MedVProcessor, examples: Sequence[Example] | None = None):
+    def __init__(
+        self,
+        model: MedVForMaskedDiffusion,
+        processor: MedVProcessor,
+        examples: Sequence[Example] | None = None,
+        *,
+        setting: Setting | None = None,
+        picture: int = 0,
+    ):
         self.session = Session(model, processor)
         self.word = word_of(processor.tokenizer)
         self.examples = list(gallery() if examples is None else examples)
@@ -56,7 +53,8 @@ class Explorer(widgets.VBox):
         parts = [self._picture_part(), self._question_part(), self._answer_part(), self._chart_part()]
         super().__init__([widgets.HTML(view.style(), layout={"display": "none"}), *parts], layout=FULL)
         self.add_class("medv")
-        self.choose(0)
+        self._set(setting or Setting())
+        self.choose(picture)
 
     # --- Parts ---
 
@@ -64,24 +62,32 @@ class Explorer(widgets.VBox):
         self.thumbs, self.picks = [], []
         for number, example in enumerate(self.examples):
             scene = example.meta["scene"]
-            pick = widgets.Button(description=f"{number + 1} {scene.domain.replace('_', ' ')}", layout={"width": "120px"})
+            pick = widgets.Button(
+                description=f"{number + 1} {scene.domain.replace('_', ' ')}", layout={"width": "120px"}
+            )
             pick.tooltip = f"Ask about phantom {number + 1}"
             pick.on_click(lambda _, number=number: self.choose(number))
-            thumb = widgets.Image(value=_png(load_image(example), THUMB), format="png", width=THUMB, height=THUMB)
+            thumb = widgets.Image(value=view.png(load_image(example), THUMB), format="png", width=THUMB, height=THUMB)
             thumb.add_class("medv-thumb")
             self.thumbs.append(thumb)
             self.picks.append(pick)
         self.upload = widgets.FileUpload(accept=".png,.jpg,.jpeg,.dcm", description="Your own ...", multiple=False)
         self.upload.observe(lambda change: self._uploaded(change["new"]), "value")
-        self.large = widgets.Image(value=_png(self.picture, 8), format="png", width=150, layout={"max_height": "190px"})
+        self.large = widgets.Image(
+            value=view.png(self.picture, 8), format="png", width=150, layout={"max_height": "190px"}
+        )
         self.large.add_class("medv-thumb")
-        cards = [widgets.VBox(pair, layout={"align_items": "center"}) for pair in zip(self.thumbs, self.picks, strict=True)]
+        cards = [
+            widgets.VBox(pair, layout={"align_items": "center"}) for pair in zip(self.thumbs, self.picks, strict=True)
+        ]
         grid = widgets.HBox([*cards, self.upload], layout={"flex_flow": "row wrap", "align_items": "flex-end"})
         return _part([grid])
 
     def _question_part(self) -> widgets.Widget:
         wide = {"description_width": "70px"}
-        self.question = widgets.Textarea(value="Describe the image in detail.", description="Question", rows=2, style=wide)
+        self.question = widgets.Textarea(
+            value="Describe the image in detail.", description="Question", rows=2, style=wide
+        )
         self.question.layout = widgets.Layout(width="98%", height="58px")
         self.suggestions = widgets.Dropdown(description="or one of", options=[("...", "")], style=wide)
         self.suggestions.layout = widgets.Layout(width="98%")
@@ -96,7 +102,15 @@ class Explorer(widgets.VBox):
         self.revision = widgets.Dropdown(options=list(REVISIONS), description="revision", layout=medium, style=style)
         self.temperature = widgets.FloatSlider(0.0, min=0, max=2, step=0.1, description="temperature", style=style)
         self.temperature.layout = widgets.Layout(width="300px")
-        self.settings = [self.gen_length, self.block_length, self.steps, self.seed, self.schedule, self.revision, self.temperature]
+        self.settings = [
+            self.gen_length,
+            self.block_length,
+            self.steps,
+            self.seed,
+            self.schedule,
+            self.revision,
+            self.temperature,
+        ]
         for each in (*self.settings, self.question):
             each.observe(lambda _: self._changed(), "value")
         self.suggestions.observe(lambda change: self._suggested(change["new"]), "value")
@@ -149,8 +163,13 @@ class Explorer(widgets.VBox):
 
     def setting(self) -> Setting:
         """What the fields say; it may be a setting that nothing can be run with."""
-        names = ("gen_length", "block_length", "steps", "seed", "schedule", "revision", "temperature")
-        return Setting(**{name: getattr(self, name).value for name in names})
+        return Setting(**{each.name: getattr(self, each.name).value for each in fields(Setting)})
+
+    def _set(self, setting: Setting) -> None:
+        self._quiet = True
+        for name, value in asdict(setting).items():
+            getattr(self, name).value = value
+        self._quiet = False
 
     def answer(self) -> None:
         """Start one run."""
@@ -213,7 +232,9 @@ class Explorer(widgets.VBox):
 
     # --- Work ---
 
-    def _start(self, plan: Callable[[], Iterable[Setting]], work: Callable[[Callable[[Setting], Outcome]], Iterable[Outcome]]):
+    def _start(
+        self, plan: Callable[[], Iterable[Setting]], work: Callable[[Callable[[Setting], Outcome]], Iterable[Outcome]]
+    ):
         """Run `work` in a thread; it asks through a function that tells of each forward."""
         if self._thread is not None and self._thread.is_alive():
             self._say("a run is under way: wait for it, or cancel it", "error")
@@ -251,7 +272,9 @@ class Explorer(widgets.VBox):
         self._thread = threading.Thread(target=job, args=(self._work, work, ask), daemon=True)
         self._thread.start()
 
-    def _work(self, work: Callable[[Callable[[Setting], Outcome]], Iterable[Outcome]], ask: Callable[[Setting], Outcome]):
+    def _work(
+        self, work: Callable[[Callable[[Setting], Outcome]], Iterable[Outcome]], ask: Callable[[Setting], Outcome]
+    ):
         started, count = time.monotonic(), 0
         try:
             for outcome in work(ask):
@@ -284,7 +307,7 @@ class Explorer(widgets.VBox):
 
     def _show_picture(self, picture: Image.Image, name: str, number: int | None) -> None:
         self.picture, self.name = picture, name
-        self.large.value = _png(picture, 300)
+        self.large.value = view.png(picture, 300)
         for place, thumb in enumerate(self.thumbs):
             (thumb.add_class if place == number else thumb.remove_class)("chosen")
         self._say(f"{name}: {picture.width} x {picture.height} pixels")
@@ -361,13 +384,3 @@ def _part(children: Sequence[widgets.Widget]) -> widgets.VBox:
     box = widgets.VBox(list(children))
     box.add_class("medv-part")
     return box
-
-
-def _png(picture: Image.Image, side: int) -> bytes:
-    """The picture as PNG, scaled to fit `side`; small pictures keep hard pixels."""
-    scale = side / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    stream = io.BytesIO()
-    how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC
-    picture.convert("RGB").resize(size, how).save(stream, "PNG")
-    return stream.getvalue()
