@@ -17,7 +17,7 @@ from medv.report.figures import MUTED, PALETTE, theme
 from medv.report.traces import Word
 from medv.report.tutorial import flow
 
-WIDTH = 104  # characters of a strip
+WIDTH = 142  # characters of a strip
 OPEN, MARK = "#c9cdd2", "#ffd54d"
 CONFIDENCE = mpl.colors.LinearSegmentedColormap.from_list("confidence", ["#f6a97a", "#8fc3ea"])
 
@@ -40,15 +40,18 @@ def explorer_figure(picture: Image.Image, outcomes: Sequence[Outcome], word: Wor
     with theme():
         fig = Figure(figsize=(12, 2.6 + 0.2 * lines), layout="constrained")
         upper, lower = fig.subfigures(2, 1, height_ratios=[0.2 * lines, 2.6])
-        left, right = upper.subplots(1, 2, gridspec_kw={"width_ratios": [1, 4.6]})
-        left.imshow(np.asarray(picture), interpolation="nearest")
-        left.set_axis_off()
-        left.set_anchor("N")
-        left.set_title(shown.answer.question[:60], fontsize=9, wrap=True, parse_math=False)
-        _draw_strips(right, strips)
+        places = [["picture", "strips"], ["scale", "strips"], ["nothing", "strips"]]
+        tall = 0.2 * lines / 12 * 5.6  # the height of the strips in widths of the left column
+        ratios = {"width_ratios": [1, 4.6], "height_ratios": [1.15, 0.05, max(tall - 1.2, 0.05)]}
+        axes = upper.subplot_mosaic(places, gridspec_kw=ratios)
+        axes["nothing"].set_axis_off()
+        axes["picture"].imshow(np.asarray(picture), interpolation="nearest")
+        axes["picture"].set_axis_off()
+        axes["picture"].set_title(shown.answer.question[:60], fontsize=9, wrap=True, parse_math=False)
         scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 1), CONFIDENCE)
-        bar = fig.colorbar(scale, ax=left, orientation="horizontal", shrink=0.8, aspect=14)
-        bar.set_label("confidence when written", fontsize=8)
+        upper.colorbar(scale, cax=axes["scale"], orientation="horizontal", ticks=[0, 0.5, 1])
+        axes["scale"].set_title("confidence when written", fontsize=8, weight="normal")
+        _draw_strips(axes["strips"], strips)
         frame = pd.DataFrame([outcome.row() for outcome in runs])
         for ax, (measure, label) in zip(lower.subplots(1, len(MEASURES)), MEASURES.items(), strict=True):
             ax.plot(frame["steps"], frame[measure], marker="o", ms=4, lw=1.5, color=PALETTE[0])
@@ -84,7 +87,7 @@ def _draw_strips(ax: Axes, strips: Sequence[Strip]) -> None:
         for (x, line), (token, ground, edge) in zip(places, boxes, strict=True):
             y, size = top + line + 0.7, len(token) + 0.6
             ax.barh(y, size, left=x, height=0.84, color=ground, edgecolor=edge, lw=0.8)
-            style = {"fontsize": 6.8, "family": "DejaVu Sans Mono", "parse_math": False}
+            style = {"fontsize": 7.4, "family": "DejaVu Sans Mono", "parse_math": False}
             ax.text(x + size / 2, y, token, ha="center", va="center", **style)
         top += lines + 1.5
     ax.set(xlim=(0, WIDTH), ylim=(top, -0.4))

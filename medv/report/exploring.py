@@ -6,7 +6,7 @@ for means and intervals there are the notebooks.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -138,14 +138,21 @@ def cells(trace: Trace, frame: int) -> list[Cell]:
     return canvas
 
 
-def compare(few: Outcome, many: Outcome) -> str:
-    """Two runs of one question in a sentence, from their numbers alone."""
-    gap, saved = few.repetition - many.repetition, many.answer.forwards - few.answer.forwards
-    said = f"at Z = {few.setting.steps} the answer repeats {few.repetition:.0f} % of its words, at Z = {many.setting.steps} "
-    said += f"{many.repetition:.0f} %, for {abs(saved)} forwards {'more' if saved >= 0 else 'fewer'}: "
-    if gap > 0:
-        return said + "here, fewer steps repeat more. One answer each, so this is an example and no rule."
-    return said + "here, fewer steps do not repeat more. One answer each, so this is an example and no rule."
+def compare(outcomes: Sequence[Outcome]) -> str:
+    """What a sweep says, in two sentences made from its numbers alone. Raises ValueError for fewer than two runs."""
+    runs = sorted(outcomes, key=lambda outcome: outcome.setting.steps)
+    if len(runs) < 2:
+        raise ValueError(f"{len(runs)} runs cannot be compared: sweep Z first")
+    few, many, least = runs[0], runs[-1], min(runs, key=lambda outcome: outcome.repetition)
+    seen = (
+        "the paper's effect is seen at the ends" if few.repetition > many.repetition else "the effect does not appear"
+    )
+    return (
+        f"Repeated words: {few.repetition:.0f} % at Z = {few.setting.steps} ({few.answer.forwards} forwards), "
+        f"{many.repetition:.0f} % at Z = {many.setting.steps} ({many.answer.forwards} forwards); fewest, "
+        f"{least.repetition:.0f} %, at Z = {least.setting.steps}. In this sweep {seen}; with one answer at each Z it is an "
+        "example and no rule."
+    )
 
 
 def read_upload(name: str, content: bytes) -> Image.Image:
