@@ -44,10 +44,11 @@ def answer_html(outcome: Outcome, title: str = "") -> str:
         "seconds": f"{answer.seconds:.2f}",
         "ended by": answer.finish_reason,
     }
-    listed = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in numbers.items())
+    listed = "".join(f"<span>{name} <b>{value}</b></span>" for name, value in numbers.items())
     head = f"<h4>{escape(title)}Z = {setting.steps} <small>{escape(setting.family())}</small></h4>"
     asked = f'<p class="medv-asked">{escape(outcome.picture)}: {escape(_short(answer.question, 160))}</p>'
-    return f'<div class="medv-answer">{head}{asked}<p>{text or "(an empty answer)"}</p><dl>{listed}</dl></div>'
+    said = f'<p>{text or "(an empty answer)"}</p><p class="medv-numbers">{listed}</p>'
+    return f'<div class="medv-answer">{head}{asked}{said}</div>'
 
 
 def canvas_html(trace: Trace, frame: int, word: Word) -> str:
@@ -163,7 +164,7 @@ def _panel(
         x, y = at(current)
         marks.append(f'<circle class="now" cx="{x}" cy="{y}" r="7"/>')
     title = f'<text class="title" x="{LEFT}" y="13">{MEASURES[measure]}</text>'
-    axis = f'<text x="{WIDE - 8}" y="{HIGH - 9}" text-anchor="end" class="axis">Z</text>'
+    axis = f'<text x="{LEFT - 24}" y="{HIGH - 9}" class="axis">Z</text>'
     return (
         f'<svg class="{measure}" viewBox="0 0 {WIDE} {HIGH}" role="img" aria-label="{MEASURES[measure]} against Z">'
         f"{title}{axis}{''.join(marks)}</svg>"

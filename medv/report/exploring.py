@@ -233,16 +233,16 @@ class Session:
 
 
 def gallery(count: int = 6) -> list[Example]:
-    """Test phantoms for the gallery, as different as the first few dozen allow, in the order of the set."""
-    seen, first, rest = set(), [], []
+    """Test phantoms to begin with, in the order of the set: one of each domain, then what shows something new."""
+    seen, domains, more = set(), [], []
     for example in description_set("test", 8 * count):
         scene = example.meta["scene"]
-        what = scene.domain, scene.finding
-        (rest if what in seen or sum(domain == scene.domain for domain, _ in seen) > count // 4 else first).append(
-            example
-        )
-        seen.add(what)
-    return (first + rest)[:count]
+        if not seen & {scene.domain, (scene.domain, scene.finding)}:
+            domains.append(example)
+        elif (scene.domain, scene.finding) not in seen:
+            more.append(example)
+        seen |= {scene.domain, (scene.domain, scene.finding)}
+    return (domains + more)[:count]
 
 
 def schedules() -> list[str]:

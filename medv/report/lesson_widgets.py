@@ -5,6 +5,7 @@ Each is a still where nothing can be dragged (a page made by papermill): its fir
 
 import base64
 from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 
 import ipywidgets as widgets
@@ -86,8 +87,7 @@ def aspect_modes(picture: Image.Image, plan: ViewPlan) -> Still:
     def show(_=None) -> None:
         width, height = round(480 * shape.value**0.5), round(480 / shape.value**0.5)
         asked = picture.resize((width, height), Image.Resampling.BICUBIC)
-        merge = plan.merge if mode.value == "anyres" else "flat"
-        now = ViewPlan(plan.size, plan.side, mode.value, plan.grid, plan.max_tiles, merge)
+        now = replace(plan, aspect=mode.value)
         layout = now.layout(width, height)
         tiles = f"base view and {layout.columns} x {layout.rows} tiles" if layout.columns else "one view"
         views = "".join(_view(view.resize((plan.size, plan.size))) for view in now.views(asked))

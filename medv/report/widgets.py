@@ -24,6 +24,7 @@ from medv.report.tutorial import questions_about
 
 FULL = widgets.Layout(width="100%")
 THUMB = 84  # pixels
+NAMES = {"chest_xray": "chest X-ray", "ct": "CT", "mri": "MRI", "gross": "gross specimen"}
 PAUSE = 0.1  # seconds between two movements of the progress bar
 
 
@@ -63,7 +64,7 @@ class Explorer(widgets.VBox):
         for number, example in enumerate(self.examples):
             scene = example.meta["scene"]
             pick = widgets.Button(
-                description=f"{number + 1} {scene.domain.replace('_', ' ')}", layout={"width": "120px"}
+                description=f"{number + 1} {NAMES.get(scene.domain, scene.domain)}", layout={"width": "120px"}
             )
             pick.tooltip = f"Ask about phantom {number + 1}"
             pick.on_click(lambda _, number=number: self.choose(number))
@@ -71,7 +72,7 @@ class Explorer(widgets.VBox):
             thumb.add_class("medv-thumb")
             self.thumbs.append(thumb)
             self.picks.append(pick)
-        self.upload = widgets.FileUpload(accept=".png,.jpg,.jpeg,.dcm", description="Your own ...", multiple=False)
+        self.upload = widgets.FileUpload(accept=".png,.jpg,.jpeg,.dcm", description="Upload", multiple=False)
         self.upload.observe(lambda change: self._uploaded(change["new"]), "value")
         self.large = widgets.Image(
             value=view.png(self.picture, 8), format="png", width=150, layout={"max_height": "190px"}
@@ -92,7 +93,7 @@ class Explorer(widgets.VBox):
         self.suggestions = widgets.Dropdown(description="or one of", options=[("...", "")], style=wide)
         self.suggestions.layout = widgets.Layout(width="98%")
         small = {"width": "150px"}
-        style = {"description_width": "78px"}
+        style = {"description_width": "84px"}
         self.gen_length = widgets.IntText(64, description="L, length", layout=small, style=style)
         self.block_length = widgets.IntText(32, description="B, block", layout=small, style=style)
         self.steps = widgets.IntText(64, description="Z, steps", layout=small, style=style)
@@ -117,7 +118,7 @@ class Explorer(widgets.VBox):
         self.answer_button = _button("Answer", "one run at this Z", self.answer, "primary")
         self.sweep_button = _button("Sweep Z", "a run at every Z; then drag", self.sweep)
         self.pin_button = _button("Pin", "keep this run beside the next ones; again to let it go", self.pin)
-        self.cancel_button = _button("Cancel", "end the run after this forward", self.cancel, "warning")
+        self.cancel_button = _button("Cancel", "end the run after this forward", self.cancel)
         self.cancel_button.disabled = True
         self.progress = widgets.FloatProgress(0, min=0, max=1, layout={"width": "200px"})
         self.progress.add_class("medv-progress")
@@ -297,7 +298,7 @@ class Explorer(widgets.VBox):
     def _busy(self, busy: bool) -> None:
         for button in (self.answer_button, self.sweep_button):
             button.disabled = busy
-        self.cancel_button.disabled = not busy
+        self.cancel_button.disabled, self.cancel_button.button_style = not busy, "warning" if busy else ""
         self.progress.value = 0
 
     # --- What the user sees ---
@@ -325,8 +326,8 @@ class Explorer(widgets.VBox):
         self._quiet = True
         self.drag.options = list(known)
         self._quiet = False
-        now = known.get(self.steps.value) or (self.outcome if self.outcome in known.values() else max(known.items())[1])
-        self._show(now)
+        if self.steps.value in known:
+            self._show(known[self.steps.value])
 
     def _show(self, outcome: Outcome) -> None:
         """Make `outcome` the one that is shown, everywhere."""
