@@ -16,6 +16,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -97,7 +98,7 @@ class Server:
         pytest.fail(f"the server did not start:\n{self.log.read_text(errors='replace')[-3000:]}")
 
     def stop(self) -> None:
-        for how in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        for how in (signal.SIGTERM, signal.SIGKILL):
             if self.process.poll() is None:
                 os.killpg(self.process.pid, how)
                 try:
@@ -136,8 +137,8 @@ def browser():
         opened.close()
 
 
-@pytest.fixture
-def page(browser):
+@contextmanager
+def visit(browser):
     """A page of its own; at the end, every request it made must have stayed here."""
     context = browser.new_context(viewport={"width": 1400, "height": 1000})
     page, asked = context.new_page(), []
@@ -147,6 +148,21 @@ def page(browser):
     yield page
     context.close()
     assert asked and [url for url in asked if not url.startswith(LOCAL)] == []
+
+
+@pytest.fixture
+def page(browser):
+    with visit(browser) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def app_page(app, browser):
+    """The app, with its first sweep done: one kernel for both of its tests."""
+    with visit(browser) as opened:
+        opened.goto(app.url(f"?token={app.token}"))
+        opened.wait_for_selector(".medv-note:has-text('runs in')")
+        yield opened
 
 
 def snap(page, name: str) -> None:
@@ -169,6 +185,7 @@ def drag(page, name: str, share: float) -> None:
 def shown(page) -> dict[str, str]:
     """What the explorer shows: the answer, its marks, the canvas, and where the chart has its ring."""
     return {
+        "z": page.locator(".medv-answer h4").first.inner_text().split("L")[0],
         "answer": page.locator(".medv-answer > p:not(.medv-asked)").first.inner_html(),
         "marks": "|".join(page.locator(".medv-answer mark").all_inner_texts()),
         "canvas": page.locator(".medv-canvas").first.inner_text(),
@@ -181,8 +198,9 @@ def changed(page, before: dict[str, str], *names: str) -> dict[str, str]:
     """Wait until all of these differ from `before`."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        after = shown(page)
-        if all(after[name] != before[name] for name in names):
+        after, dragged = shown(page), page.locator(".medv-drag-z .widget-readout").inner_text()
+        # Beware of what is shown on the way: the slider is ahead of the kernel.
+        if after["z"] == f"Z = {dragged} " and all(after[name] != before[name] for name in names):
             return after
         page.wait_for_timeout(100)
     pytest.fail(f"of {names}, these did not change: {[name for name in names if after[name] == before[name]]}")
@@ -255,19 +273,15 @@ def test_jupyterlab_runs_a_tutorial_from_top_to_bottom(lab, page, notebook):
         use_the_explorer(page, "lab")
 
 
-def test_the_app_runs_without_code_and_follows_the_mouse(app, page):
-    page.goto(app.url(f"?token={app.token}"))
-    page.wait_for_selector(".medv-drag-z .noUi-handle")
-    assert page.locator(".jp-CodeCell .jp-InputArea-editor").count() == 0
-    use_the_explorer(page, "app")
-    page.keyboard.press("Home")
-    page.evaluate("window.scrollTo(0, 0)")
-    snap(page, "app_top")
+def test_the_app_runs_without_code_and_follows_the_mouse(app_page):
+    assert app_page.locator(".jp-CodeCell .jp-InputArea-editor").count() == 0
+    use_the_explorer(app_page, "app")
+    app_page.evaluate("window.scrollTo(0, 0)")
+    snap(app_page, "app_top")
 
 
-def test_hostile_and_impossible_input_is_answered_in_words(app, page):
-    page.goto(app.url(f"?token={app.token}"))
-    page.wait_for_selector(".medv-note:has-text('runs in')")
+def test_hostile_and_impossible_input_is_answered_in_words(app_page):
+    page = app_page
     page.evaluate("window.hurt = 0")
     error = page.locator(".medv-error")
     bad = '<script>window.hurt = 1</script><img src=x onerror="window.hurt = 1">.png'

@@ -172,11 +172,11 @@ def _panel(
 
 
 def _round_up(value: float) -> float:
-    """The next of 1, 2, 5 times a power of ten; 1 for 0."""
+    """The next of 1, 2, 3, 4, 5, 6, 8 times a power of ten; 1 for 0."""
     if value <= 0:
         return 1.0
     power = 10 ** math.floor(math.log10(value))
-    return next(step * power for step in (1, 2, 5, 10) if value <= step * power * 1.0000001)
+    return next(step * power for step in (1, 2, 3, 4, 5, 6, 8, 10) if value <= step * power * 1.0000001)
 
 
 def _short(text: str, length: int) -> str:

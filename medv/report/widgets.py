@@ -24,7 +24,7 @@ from medv.report.tutorial import questions_about
 
 FULL = widgets.Layout(width="100%")
 THUMB = 84  # pixels
-NAMES = {"chest_xray": "chest X-ray", "ct": "CT", "mri": "MRI", "gross": "gross specimen"}
+NAMES = {"chest_xray": "chest X-ray", "ct": "CT", "mri": "MRI"}
 PAUSE = 0.1  # seconds between two movements of the progress bar
 
 
