@@ -26,6 +26,7 @@ import numpy as np
 
 PACKAGE = Path(__file__).parent
 MANIFEST = "manifest.json"
+SPEED = "speed.json"  # how long a training took and what it held in memory
 VERSIONS = (
     "medv",
     "torch",
@@ -187,7 +188,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 
 
 def fingerprint(*things: Any) -> str:
-    """The sha256 (hex) of files, folders (names and contents, manifests left out) and JSON-like values, in order.
+    """The sha256 (hex) of files, folders (names and contents, manifests and speeds left out) and JSON-like values, in order.
 
     A `Path` means the bytes there, whatever it is called; anything else is hashed as canonical JSON. Manifests carry times,
     so leaving them out makes equal weights equal. Raises FileNotFoundError for a path that does not exist.
@@ -204,7 +205,7 @@ def fingerprint(*things: Any) -> str:
 
 def _path_digest(path: Path) -> bytes:
     if path.is_dir():
-        files = (f for f in path.rglob("*") if f.is_file() and f.name != MANIFEST)
+        files = (f for f in path.rglob("*") if f.is_file() and f.name not in (MANIFEST, SPEED))
         return _tree_digest(path, files)
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").digest()

@@ -5,44 +5,27 @@ Bad input ends with one sentence on standard error and exit code 2; nothing half
 
 import json
 import sys
-from collections.abc import Callable
 from contextlib import nullcontext
-from functools import wraps
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from medv.commands.bench import bench_app
+from medv.commands.console import AsJson, console, errors
+from medv.commands.console import in_words as _in_words
+from medv.commands.console import print_mapping as _print_mapping
+from medv.commands.evaluate import evaluate_app, judge
 from medv.profiles import get_profile
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="A research companion for LLaDA-MedV.")
-evaluate_app = typer.Typer(no_args_is_help=True, help="Score predictions.")
 data_app = typer.Typer(no_args_is_help=True, help="Look at data sets.")
-bench_app = typer.Typer(no_args_is_help=True, help="Measure medv against the official algorithm.")
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
-console, errors = Console(), Console(stderr=True)
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 ProfileName = Annotated[str, typer.Option("--profile", "-p", help="tiny, small, paper or smoke.")]
-
-
-def _in_words(command: Callable) -> Callable:
-    """Turn the errors that a person can mend into one sentence and exit code 2."""
-
-    @wraps(command)
-    def wrapped(*args, **kwargs):
-        try:
-            return command(*args, **kwargs)
-        except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, FileExistsError) as error:
-            errors.print(f"[red]medv:[/red] {escape(str(error))}", soft_wrap=True)
-            raise typer.Exit(2) from error
-
-    return wrapped
 
 
 @app.command()
@@ -161,29 +144,43 @@ def train(
     rank: Annotated[int, typer.Option(min=1, help="LoRA rank.")] = 16,
     seed: Annotated[int, typer.Option(help="Of order, noise and new weights.")] = 0,
     accumulation: Annotated[int, typer.Option(min=1, help="Cut each batch into so many parts.")] = 1,
+    deepspeed: Annotated[str | None, typer.Option(help="zero2 or zero3: share the work under DeepSpeed.")] = None,
+    skip_corrupt: Annotated[
+        bool, typer.Option("--skip-corrupt", help="Leave out and count images that cannot be read.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train one stage of the paper's recipe."""
+    """Train one stage of the paper's recipe; also under torchrun and the deepspeed launcher (python -m medv)."""
     chosen = get_profile(profile)
     if stage == "pretrain":
         from medv.training.pretrain import pretrain
 
         pretrain(chosen, out, seed=seed)
         return
+    from medv.training import launch
     from medv.training.command import run_stage
     from medv.training.lora import LoraRecipe
 
-    facts = run_stage(
-        stage,
-        chosen,
-        out,
-        data=data,
-        data_dir=data_dir,
-        init=init,
-        lora=LoraRecipe(rank=rank, alpha=2 * rank) if lora else None,
-        seed=seed,
-        accumulation=accumulation,
-    )
+    try:
+        facts = run_stage(
+            stage,
+            chosen,
+            out,
+            data=data,
+            data_dir=data_dir,
+            init=init,
+            lora=LoraRecipe(rank=rank, alpha=2 * rank) if lora else None,
+            seed=seed,
+            accumulation=accumulation,
+            deepspeed=deepspeed,
+            skip_corrupt=skip_corrupt,
+        )
+    except launch.TrainingStopped as stopped:
+        if str(stopped):
+            errors.print(f"[red]medv:[/red] {escape(str(stopped))}", soft_wrap=True)
+        raise typer.Exit(1) from stopped
+    if launch.rank():
+        return
     _print_mapping(f"{stage}: saved to {out}", facts, as_json)
 
 
@@ -213,21 +210,7 @@ def generate(
     console.print(f"{count} answers in {escape(str(out))}")
 
 
-@evaluate_app.command("vqa")
-@_in_words
-def evaluate_vqa_command(
-    references: Annotated[Path, typer.Option(help="The official annotation file, as shipped.")],
-    predictions: Annotated[Path, typer.Option(help="JSON lines with `text` or `answer`.")],
-    variant: Annotated[
-        str, typer.Option(help="batch (the published results) or gated (asks for a yes or no).")
-    ] = "batch",
-    as_json: AsJson = False,
-) -> None:
-    """Closed accuracy and open recall, exactly as the official evaluation computes them, and stricter values beside them."""
-    from medv.evaluation.vqa import evaluate_vqa, pair, read_predictions, read_references
-
-    wanted, given = pair(read_references(references), read_predictions(predictions))
-    _print_mapping(f"VQA, {variant} variant (percent)", evaluate_vqa(wanted, given, variant=variant).to_dict(), as_json)
+app.command()(judge)
 
 
 @app.command()
@@ -266,63 +249,36 @@ def data_check(
         render_check(result, console)
 
 
-@bench_app.callback()
-def bench() -> None:
-    """Measure medv against the official algorithm."""
-
-
-@bench_app.command("sampler")
+@app.command()
 @_in_words
-def bench_sampler_command(
-    preset: Annotated[str, typer.Option(help="cpu, or gpu: LLaDA-8B's shape in bfloat16.")] = "cpu",
-    vocab_size: Annotated[int | None, typer.Option(min=1000, help="Default: the preset's, as below.")] = None,
-    hidden_size: Annotated[int | None, typer.Option(min=8)] = None,
-    layers: Annotated[int | None, typer.Option(min=1)] = None,
-    prompt_length: Annotated[int | None, typer.Option(min=1)] = None,
-    gen_length: Annotated[int | None, typer.Option(min=4, help="L, tokens of the response canvas.")] = None,
-    block_length: Annotated[int | None, typer.Option(min=4, help="B, tokens of a block.")] = None,
-    baseline_forwards: Annotated[
-        int, typer.Option(min=0, help="Forwards of the official algorithm that are run; 0 = all.")
-    ] = 8,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
-    seed: Annotated[int, typer.Option(help="Of weights and prompts.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Also write the JSON to this file.")] = None,
+def plan(
+    stage: Annotated[str, typer.Argument(help="align, instruct or vqa.")],
+    profile: ProfileName = "paper",
+    gpus: Annotated[int, typer.Option(min=1, help="Devices that share the batch.")] = 1,
+    zero: Annotated[int, typer.Option(min=0, max=3, help="ZeRO stage; 0 is no DeepSpeed.")] = 0,
+    gpu_memory: Annotated[float | None, typer.Option(help="GB (1e9 bytes) of one device.")] = None,
+    lora: Annotated[bool, typer.Option("--lora", help="Adapters on the language tower.")] = False,
+    accumulation: Annotated[int, typer.Option(min=1, help="Cut each batch into so many parts.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Time, memory and forwards of every way to sample, on random weights, in one process."""
-    from dataclasses import replace
+    """What a stage needs of each GPU's memory, by arithmetic; exit code 2 where it cannot fit."""
+    from medv.data.chat import SpecialTokens
+    from medv.model.assembly import shape_config
+    from medv.training.lora import LoraRecipe
+    from medv.training.memory import check_memory, plan_memory
 
-    import torch
-
-    from medv.artifacts import write_json
-    from medv.experiments.bench_sampler import PRESETS, bench_sampler
-
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}: use one of {', '.join(PRESETS)}")
-    changes = {
-        "vocab_size": vocab_size,
-        "hidden_size": hidden_size,
-        "layers": layers,
-        "prompt_length": prompt_length,
-        "gen_length": gen_length,
-        "block_length": block_length,
-    }
-    shape = replace(PRESETS[preset], **{name: value for name, value in changes.items() if value is not None})
-    if threads:
-        torch.set_num_threads(threads)
-    result = bench_sampler(
-        shape,
-        device="cuda" if preset == "gpu" else "cpu",
-        baseline_forwards=baseline_forwards or None,
-        seed=seed,
-        progress=lambda name: errors.print(f"[dim]{escape(name)} ...[/dim]"),
-    )
-    if out is not None:
-        write_json(out, result.to_dict())
+    chosen = get_profile(profile)
+    if stage not in chosen.stages:
+        raise ValueError(f"unknown stage {stage!r}: use one of {', '.join(chosen.stages)}")
+    what = (shape_config(chosen.model, SpecialTokens(*range(7))), chosen.stages[stage])
+    options = {"gpus": gpus, "zero": zero, "accumulation": accumulation, "lora": LoraRecipe() if lora else None}
+    options["capacity"] = gpu_memory and gpu_memory * 1e9
+    found = plan_memory(*what, **options)
     if as_json:
-        print(json.dumps(result.to_dict(), ensure_ascii=False))
+        print(json.dumps(found.to_dict()))
     else:
-        console.print(result.table())
+        console.print(found.table(f"{stage}, profile {profile}"))
+    check_memory(*what, **options)
 
 
 @app.command()
@@ -332,16 +288,6 @@ def doctor(as_json: AsJson = False) -> None:
     from medv.doctor import examine
 
     _print_mapping("medv doctor", examine(), as_json)
-
-
-def _print_mapping(title: str, mapping: dict, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(mapping, ensure_ascii=False))
-        return
-    table = Table(title=escape(title), show_header=False)
-    for name, value in mapping.items():
-        table.add_row(escape(str(name)), f"{value:.4f}" if isinstance(value, float) else escape(str(value)))
-    console.print(table)
 
 
 def main() -> None:

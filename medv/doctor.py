@@ -5,6 +5,8 @@ import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 
+from medv.profiles import PROFILES
+
 PACKAGES = (
     "torch",
     "transformers",
@@ -31,7 +33,7 @@ def examine() -> dict[str, str]:
     facts["free disk"] = f"{shutil.disk_usage('.').free / 2**30:.0f} GiB"
     memory = sum(gpu.total_memory for gpu in gpus) / 2**30
     facts["profile tiny"] = "ready: `medv reproduce`"
-    facts["profile small"] = "ready" if gpus else "possible but slow without a GPU"
+    facts["profile small"] = ("ready" if gpus else "possible but slow without a GPU") + f": {PROFILES['small'].notes}"
     facts["profile paper"] = (
         "memory fits full fine-tuning; weights and data are yours to download"
         if memory >= 300

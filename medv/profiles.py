@@ -46,7 +46,12 @@ class StageRecipe:
     trains: the parts that learn ("projector", "language_model"); the vision tower never does. samples: training examples
     (0 = all there are). batch_size: of the whole machine. learning_rate: AdamW, cosine decay, `warmup` as a share of the
     steps. loss_tokens, padding, normalization, times: named choices of `medv.data.chat`, `medv.training.collate`,
-    `medv.diffusion.loss` and `medv.training.stream`. sources: where each value comes from.
+    `medv.diffusion.loss` and `medv.training.stream`.
+
+    What changes cost and not the result, up to rounding: checkpointing computes activations again in the backward pass;
+    precision "auto" is bfloat16 where a GPU has it, or "float32"; cached_vision looks at each image once, before the first
+    step. order "by_length" puts examples of like length into a batch, which spares padding and changes the companions of an
+    example, by (seed, epoch) alone. sources: for each value where it comes from ("" for all that are not named).
     """
 
     trains: tuple[str, ...]
@@ -61,7 +66,11 @@ class StageRecipe:
     padding: str = "batch"
     normalization: str = "sample"
     times: str = "iid"
-    sources: str = ""
+    checkpointing: bool = False
+    precision: str = "auto"
+    order: str = "shuffled"
+    cached_vision: bool = False
+    sources: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -115,7 +124,7 @@ _TINY_MODEL = ModelShape(
     max_positions=512,
     initializer_range=0.08,
 )
-_TINY_NOTE = "chosen on the phantoms' validation split"
+_TINY_NOTE = {"": "chosen on the phantoms' validation split"}
 
 TINY = Profile(
     name="tiny",
@@ -186,6 +195,7 @@ SMOKE = replace(
     evaluation_descriptions=4,
 )
 
+_SMALL_NOTE = {"": "as tiny, with more examples, larger batches and lower learning rates; not yet measured"}
 SMALL = replace(
     TINY,
     name="small",
@@ -205,15 +215,47 @@ SMALL = replace(
         max_positions=1024,
     ),
     stages={
-        "align": replace(TINY.stages["align"], samples=20_000, learning_rate=1e-3),
-        "instruct": replace(TINY.stages["instruct"], samples=40_000, batch_size=64, learning_rate=5e-4),
-        "vqa": replace(TINY.stages["vqa"], samples=40_000, batch_size=64, learning_rate=3e-4),
+        "align": replace(
+            TINY.stages["align"], samples=20_000, learning_rate=1e-3, max_length=1024, sources=_SMALL_NOTE
+        ),
+        "instruct": replace(
+            TINY.stages["instruct"],
+            samples=40_000,
+            batch_size=64,
+            learning_rate=5e-4,
+            max_length=1024,
+            sources=_SMALL_NOTE,
+        ),
+        "vqa": replace(
+            TINY.stages["vqa"],
+            samples=40_000,
+            batch_size=64,
+            learning_rate=3e-4,
+            max_length=1024,
+            sources=_SMALL_NOTE,
+        ),
     },
-    notes="sizes fixed, recipes not yet measured on a GPU",
+    notes="no weights come with it: its towers are trained first, once, into runs/small/towers; meant for one GPU of 8 GB, "
+    "on a CPU it takes most of a day; for real images put trainset.json, testset.json and images/ of VQA-RAD into a folder and "
+    "run notebook 12 with data=vqa_rad and data_dir; sizes are fixed, recipes not yet measured on a GPU",
 )
 
-_LR = "learning rate: LLaDA-V's script value, not confirmed for LLaDA-MedV (missing in the paper's text)"
-_TABLE6 = "batch, epochs, samples, warm-up, maximum length: Table 6; "
+_TABLE6 = "Table 6 of the paper"
+_LLADAV = "LLaDA-V's training script; the paper does not say"
+_OURS = "medv's own: it changes cost, not the result"
+_SOURCES = {
+    "trains": "section 3 of the paper; vision tower frozen in all stages",
+    **dict.fromkeys(("samples", "epochs", "batch_size", "warmup", "max_length"), _TABLE6),
+    "learning_rate": "LLaDA-V's script value, not confirmed for LLaDA-MedV: missing in the paper's text",
+    **dict.fromkeys(("weight_decay", "loss_tokens", "padding"), _LLADAV),
+    "normalization": "Eq. 4 of the paper, in the form of the LLaDA guidelines",
+    "times": "Eq. 1 of the paper: t is uniform, drawn for each sample",
+    **dict.fromkeys(("checkpointing", "precision"), _LLADAV),
+    **dict.fromkeys(("order", "cached_vision"), _OURS),
+}
+_VQA_SOURCES = _SOURCES | dict.fromkeys(
+    ("samples", "epochs"), _TABLE6 + ", VQA-RAD; SLAKE has 4919 samples x 10 epochs, PathVQA 19755 x 7"
+)
 PAPER = Profile(
     name="paper",
     purpose="4 x 80 GB GPUs, network, released weights: the paper's own experiment",
@@ -241,12 +283,11 @@ PAPER = Profile(
             32,
             1e-3,
             loss_tokens="plain",
-            sources=_TABLE6 + "image, caption, newline: the reference's stage 1; " + _LR,
+            checkpointing=True,
+            sources=_SOURCES | {"loss_tokens": "the reference's stage 1: image, caption, newline"},
         ),
-        "instruct": StageRecipe(_BOTH, 60_000, 4, 8, 1e-5, sources=_TABLE6 + _LR),
-        "vqa": StageRecipe(
-            _BOTH, 1797, 2, 8, 1e-5, sources=_TABLE6 + "VQA-RAD column; SLAKE 4919 x 10, PathVQA 19755 x 7; " + _LR
-        ),
+        "instruct": StageRecipe(_BOTH, 60_000, 4, 8, 1e-5, checkpointing=True, sources=_SOURCES),
+        "vqa": StageRecipe(_BOTH, 1797, 2, 8, 1e-5, checkpointing=True, sources=_VQA_SOURCES),
     },
     pretrain={},
     describe=SamplerSpec(gen_length=256, block_length=64, steps=256),

@@ -88,6 +88,8 @@ def reproduce(
         cache.check_parameters(node, shop)
     if dry_run:
         console.print(_plan_table(chosen, nodes, shop, force))
+        if shop.profile.notes:
+            console.print(Text(f"profile {profile}: {shop.profile.notes}"), soft_wrap=True)
         return 0
     shop.out.mkdir(parents=True, exist_ok=True)
     with _lock(shop.out):
@@ -156,6 +158,10 @@ class _Schedule:
             if item.status != "waiting":
                 continue
             before = [self.progress[parent.name] for parent in parents(item.node, self.nodes)]
+            if item.node.last and any(
+                o.status in ("waiting", "running") and not o.node.last for o in self.progress.values()
+            ):
+                continue
             if any(parent.status in ("failed", "blocked") for parent in before):
                 bad = next(parent.node.name for parent in before if parent.status in ("failed", "blocked"))
                 self._say(item, "blocked", f"needs {bad}")
@@ -251,7 +257,7 @@ def _plan_table(chosen: Sequence[Node], nodes: Sequence[Node], shop: Workshop, f
     """What would run and why, without running it."""
     items, rerun = [], set()
     for node in chosen:
-        before = [parent.name for parent in parents(node, nodes) if parent.name in rerun]
+        before = [n.name for n in (chosen if node.last else parents(node, nodes)) if n.name in rerun]
         if force:
             reason = "forced"
         elif before:

@@ -1,6 +1,7 @@
 """The benchmark compares what it says it compares, and the agreement of caches is measured against the exact run."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from medv.diffusion.official import sample as official_sample
 from medv.diffusion.settings import SamplerConfig
 from medv.evaluation.cache_agreement import cache_agreement
 from medv.experiments.bench_baseline import official_run
+from medv.experiments.bench_loss import LossShape, bench_loss
 from medv.experiments.bench_sampler import BenchShape, bench_sampler, peak_memory, random_network
+from medv.experiments.bench_training import bench_training
 
 SHAPE = BenchShape(
     hidden_size=32,
@@ -88,3 +91,51 @@ def test_an_exact_cache_agrees_and_a_stale_one_does_not():
     assert (fresh["refreshes"] == 1).all() and (stale["refreshes"] < 0.2).all()
     assert (stale["kl"] > 1e-4).all() and (stale["identity"] < 1).all()
     assert (stale["first_divergence"] < fresh["first_divergence"].min()).all()
+
+
+# The loss and the training step.
+
+
+def test_the_loss_benchmark_compares_equal_gradients():
+    result = bench_loss(LossShape(hidden_size=16, vocab_size=9000, positions=40, masked=10), device="cpu", repeats=1)
+    frozen, learns = result.cases
+    assert (frozen.head_learns, learns.head_learns) == (False, True)
+    for case in result.cases:
+        assert case.loss_error < 1e-6 and case.gradient_error < 1e-6 and case.seconds > 0
+    assert frozen.head_gradient_bytes == 0 and learns.head_gradient_bytes == 9000 * 16 * 4
+    with pytest.raises(ValueError, match="50 of 40 positions cannot be masked"):
+        bench_loss(LossShape(positions=40, masked=50), device="cpu")
+
+
+def test_the_loss_holds_a_small_part_of_the_full_logits():
+    shape = LossShape(hidden_size=16, vocab_size=126464, positions=1024, masked=64)
+    (frozen, _) = bench_loss(shape, device="cpu", repeats=1).cases
+    assert frozen.full_bytes > 4 * 1024 * 126464 and frozen.memory_ratio > 8
+
+
+def test_every_way_of_the_training_benchmark_takes_the_same_step():
+    result = bench_training(replace(SHAPE, gen_length=40), device="cpu", rows=2, repeats=1)
+    reference, ours, saving = result.measurements
+    assert result.rows == 2 and 0 < result.masked < 80
+    for way in (ours, saving):
+        assert way.loss == pytest.approx(reference.loss, rel=1e-5)
+        assert way.gradient_norm == pytest.approx(reference.gradient_norm, rel=1e-4)
+    assert reference.time_ratio == 1 and reference.mfu is None
+
+
+@pytest.mark.parametrize(
+    ("what", "sizes", "key"),
+    [
+        ("loss", {"vocab-size": 900, "hidden-size": 8, "positions": 20, "masked": 4}, "cases"),
+        ("training", {"vocab-size": 1500, "hidden-size": 32, "layers": 1, "rows": 1}, "measurements"),
+    ],
+)
+def test_the_benchmarks_of_training_print_json_and_a_table(tmp_path, what, sizes, key):
+    options = [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
+    file = tmp_path / "x.json"
+    done = CliRunner().invoke(app, ["bench", what, "--json", "--repeats", "1", "--out", str(file), *options])
+    assert done.exit_code == 0, done.output
+    printed = json.loads(done.stdout)
+    assert printed == json.loads(file.read_text()) and printed[key] and printed["device"]
+    assert "medv" in CliRunner().invoke(app, ["bench", what, "--repeats", "1", *options]).stdout
+    assert CliRunner().invoke(app, ["bench", what, "--preset", "tpu"]).exit_code == 2

@@ -430,3 +430,15 @@ def test_near_certain_predictions_are_still_ranked():
 def test_what_cannot_be_is_refused(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()
+
+
+@pytest.mark.parametrize("rows", [(1, 1), (3, 7)])
+def test_the_head_piece_by_piece_is_the_head(rows, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    head = torch.nn.Linear(16, 101, bias=False)
+    states = torch.randn(*rows, 16, generator=generator)
+    with torch.no_grad():
+        head.weight.copy_(torch.randn(101, 16, generator=generator))
+        for piece in (1, 10, 101, 2048):
+            monkeypatch.setattr(decoding, "HEAD_PIECE", piece)
+            torch.testing.assert_close(decoding.vocabulary_logits(head, states), head(states))

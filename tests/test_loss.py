@@ -7,8 +7,9 @@ import torch
 from tiny import examples, model, processor, special
 from torch.nn.functional import linear
 
+from medv.diffusion import loss as loss_module
 from medv.diffusion.corruption import corrupt, draw_noise
-from medv.diffusion.loss import NORMALIZATIONS, masked_cross_entropy, token_weights
+from medv.diffusion.loss import NORMALIZATIONS, full_cross_entropy, masked_cross_entropy, token_weights
 from medv.training.collate import Collator, Encoder
 
 MASK = 19
@@ -80,6 +81,53 @@ def test_chunks_change_neither_loss_nor_gradients():
     for loss, grad in results[1:]:
         torch.testing.assert_close(loss, results[0][0], rtol=1e-6, atol=0)
         torch.testing.assert_close(grad, results[0][1], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("chunk", [1024, 40])
+@pytest.mark.parametrize("head_learns", [True, False])
+def test_a_large_vocabulary_gives_the_loss_and_gradients_of_full_logits(normalization, chunk, head_learns):
+    generator = torch.Generator().manual_seed(1)
+    head = torch.nn.Linear(24, 50_000, bias=False).requires_grad_(head_learns)
+    hidden = torch.randn(2, 90, 24, generator=generator)
+    ids, targets = torch.randint(0, 50_000, (2, 90), generator=generator), torch.ones(2, 90, dtype=torch.bool)
+    noise = corrupt(ids, targets, torch.tensor([0.5, 0.7]), torch.rand(2, 90, generator=generator), 50_000)
+    assert noise.masked.sum() * 50_000 > loss_module.SMALL, "several pieces are what this is about"
+    weights = token_weights(noise.masked, targets, noise.p_mask, normalization)
+    learns = [head.weight] if head_learns else []
+    states = hidden.clone().requires_grad_()
+    full = full_cross_entropy(states, head, ids, noise.masked, weights)
+    wanted = torch.autograd.grad(full, [states, *learns])
+    sparse = masked_cross_entropy(states[noise.masked], head, ids[noise.masked], weights, chunk=chunk)
+    assert sparse.item() == pytest.approx(full.item(), rel=1e-6)
+    for grad, want in zip(torch.autograd.grad(sparse, [states, *learns]), wanted, strict=True):
+        torch.testing.assert_close(grad, want, rtol=1e-6, atol=1e-6 * want.abs().max().item())
+
+
+def test_the_cross_entropy_of_pieces_has_the_derivatives_of_its_definition(monkeypatch):
+    monkeypatch.setattr(loss_module, "PIECE", 8)
+    logits = torch.randn(7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ids, scale = torch.arange(7) % 5, torch.linspace(-1, 2, 7)
+    results = []
+    for make in (
+        loss_module._CrossEntropy.apply,
+        lambda a, b: torch.nn.functional.cross_entropy(a, b, reduction="none"),
+    ):
+        leaf = logits.clone().requires_grad_()
+        losses = make(leaf * 1, ids)
+        results.append((losses.detach().float(), torch.autograd.grad((losses * scale).sum(), leaf)[0].float()))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_a_second_backward_pass_is_refused_and_never_wrong(monkeypatch):
+    monkeypatch.setattr(loss_module, "SMALL", 8)
+    hidden, head, ids, targets, noise = toy()
+    states = hidden.requires_grad_()
+    loss = sparse_loss(states, head, ids, targets, noise, "sample")
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)

@@ -126,6 +126,22 @@ def test_a_failure_blocks_its_dependants_and_nobody_else(toys):
     assert (code, ran) == (0, ["first", "second"]) and not (notebooks / "first.failed.ipynb").exists()
 
 
+def test_a_last_notebook_runs_after_all_others_even_failed_ones_and_again_when_a_result_changes(toys):
+    last = Node("last", "last.ipynb", "Reads what there is", results=("summary",), last=True)
+    nodes = (last, *TOYS)
+    write_notebook(toys, "last", "note('last'); result('summary')")
+    write_notebook(toys, "second", "note('second')\nraise ValueError('no')")
+    code, printed, ran = drive(toys, nodes, jobs=2)
+    assert code == 1 and ran[-1] == "last" and sorted(ran) == ["alone", "first", "last", "second"], printed
+    assert ordered(nodes)[-1] == last
+
+    write_notebook(toys, "second", BODIES["second"])
+    _, printed, ran = drive(toys, nodes, dry_run=True)
+    assert ran == [] and "needs second, which will run" in " ".join(printed.split())
+    assert drive(toys, nodes)[2] == ["second", "last"]
+    assert drive(toys, nodes)[2] == []
+
+
 def test_only_takes_a_figure_with_what_it_needs(toys):
     code, _, ran = drive(toys, only=["fig03"])
     assert (code, ran) == (0, ["first", "second"])

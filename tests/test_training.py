@@ -7,17 +7,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny import examples, model, picture, processor, special
 from transformers import AutoModel
 
+from medv.artifacts import fingerprint
 from medv.data.example import Example, Turn
 from medv.model.bundled import load_model
-from medv.model.modeling import MedVForMaskedDiffusion
+from medv.model.modeling import MedVForMaskedDiffusion, MedVModel
 from medv.profiles import StageRecipe
 from medv.training.collate import Collator, Encoder
 from medv.training.lora import LoraRecipe, attach_lora
+from medv.training.meter import Meter, peak_flops, training_flops
 from medv.training.stages import freeze_except, train_stage, training_steps
 from medv.training.stream import TrainingStream, ValidationStream
 
@@ -112,6 +115,99 @@ def test_a_run_killed_while_it_saved_goes_on_from_the_checkpoint_before(whole, t
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half of the weights")
     assert not changed(whole[1], weights(train(tmp_path)))
+
+
+# Options that change what a run costs and not what it learns.
+
+
+@pytest.mark.parametrize(
+    "option", [{"checkpointing": True}, {"cached_vision": True}, {"precision": "float32"}], ids=str
+)
+def test_an_option_of_cost_gives_the_same_weights(tmp_path, option):
+    recipe = replace(RECIPE, epochs=0.8)
+    plain, saving = train(tmp_path / "1", recipe), train(tmp_path / "2", replace(recipe, **option))
+    for (name, a), b in zip(plain.state_dict().items(), saving.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-5, msg=name)
+    assert changed(weights(plain), weights(model()))
+
+
+def test_cached_vision_runs_the_tower_once_for_each_image(tmp_path, monkeypatch):
+    seen = []
+    look = MedVModel.look
+    monkeypatch.setattr(MedVModel, "look", lambda self, pixels: seen.append(len(pixels)) or look(self, pixels))
+    train(tmp_path, replace(RECIPE, cached_vision=True))
+    assert sum(seen) == 10, "ten images, two epochs"
+    encode = Encoder(processor(), loss_tokens="official", max_length=100)
+    with pytest.raises(ValueError, match=r"vision states of 10 images take about .* set cached_vision=False"):
+        encode.look_once(model().model, examples(10), limit=100)
+
+
+def test_frozen_towers_keep_no_graph():
+    network = model()
+    freeze_except(network, ("projector",))
+    pixels = processor().pixels([picture(0)])
+    assert not network.model.look(pixels).requires_grad and network.model.get_image_features(pixels).requires_grad
+    batch = Collator(special(), padding="none")(
+        [
+            Encoder(processor(), loss_tokens="official", max_length=100)(examples(1)[0])
+            | {"noise": (0, 0, 0), "stratum": (0, 1)}
+        ]
+    )
+    network(**batch | {"t": torch.ones(1)}).loss.backward()
+    assert {n for n, p in network.named_parameters() if p.grad is not None} == {
+        n for n, _ in network.named_parameters() if n.startswith("model.projector.")
+    }
+
+
+def test_an_unknown_precision_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="unknown precision 'int4': use one of auto, float32"):
+        train(tmp_path, replace(RECIPE, precision="int4"))
+
+
+# What a run says of its speed.
+
+
+def test_a_run_leaves_its_speed_apart_from_what_is_compared(whole, tmp_path):
+    out, _ = whole
+    speed = read(out / "speed.json")
+    assert [row["step"] for row in speed["rows"]] == list(range(1, 11))
+    row = speed["rows"][4]
+    assert row["tokens_per_second"] > row["samples_per_second"] > 0 and row["peak_bytes"] > 0 and row["mfu"] is None
+    assert 0 <= row["data_wait_seconds"] < row["seconds"] and 0 <= speed["total"]["padding_share"] < 0.5
+    assert not [key for entry in read(out / "history.json") for key in entry if "second" in key or "runtime" in key]
+    train(tmp_path, validation=examples(3))
+    assert fingerprint(tmp_path / "history.json") == fingerprint(out / "history.json")
+    for folder in (out, tmp_path):
+        (folder / "checkpoints").rename(folder.parent / f"{folder.name}-checkpoints")
+    assert fingerprint(out) == fingerprint(tmp_path) and read(tmp_path / "speed.json") != speed
+
+
+def test_the_operations_of_a_step_are_those_of_its_matrices():
+    config = model().config
+    text, sizes = config.text_config, {"rows": 3, "length": 50, "masked": 20}
+    layers = sum(p.numel() for n, p in model().named_parameters() if ".language_model.layers." in n and p.dim() == 2)
+    forward = 2 * layers * 150 + 2 * 20 * text.hidden_size * text.vocab_size
+    attention = 4 * 150 * 50 * text.hidden_size * text.num_hidden_layers
+    assert training_flops(config, **sizes) == 3 * forward + 3 * attention
+    assert training_flops(config, **sizes, language_learns=False) == 2 * forward + 3 * attention
+    assert training_flops(config, **sizes, views=3) > training_flops(config, **sizes)
+    assert peak_flops("NVIDIA A100-SXM4-80GB") == 312e12 and peak_flops("NVIDIA H100 PCIe") == 756e12
+    assert peak_flops("a toaster") is None
+
+
+def test_the_meter_counts_tokens_and_the_padding_behind_answers():
+    encode = Encoder(processor(), loss_tokens="official", max_length=100)
+    items = [encode(example) | {"noise": (0, 0, i), "stratum": (0, 1)} for i, example in enumerate(examples(4))]
+    batch = Collator(special(), padding="none")(items)
+    meter = Meter(model().config, special().end_of_text, language_learns=True)
+    meter.saw(batch, waited=0.5)
+    ended = sum(item["input_ids"][-1] == special().end_of_text for item in items)
+    pads = batch["input_ids"].numel() - sum(len(item["input_ids"]) for item in items)
+    assert pads > 0 and abs(int(meter.padding) - pads) <= 4 - ended
+    meter.close(step=1, processes=2)
+    (row,) = meter.rows
+    assert row["tokens_per_second"] == pytest.approx(2 * batch["input_ids"].numel() / row["seconds"])
+    assert row["data_wait_seconds"] == 0.5 and meter.tokens == 0
 
 
 # What each stage trains, and what it leaves behind.
@@ -227,6 +323,31 @@ def test_the_noise_names_seed_step_and_example():
 def test_strata_cover_each_global_batch():
     items = [stream(times="stratified")[i] for i in range(24)]
     assert [item["stratum"] for item in items] == [(i % 4, 4) for i in range(24)]
+
+
+def test_batches_of_like_length_hold_every_example_once_and_less_padding():
+    lengths = np.random.default_rng(0).integers(1, 200, size=90)
+    many = [question_of_length(i, int(n)) for i, n in enumerate(lengths)]
+    padding = {}
+    for order in ("shuffled", "by_length"):
+        ids = [
+            item["id"]
+            for item in iter_stream(TrainingStream(many, name_of, seed=0, batch_size=8, steps=45, order=order))
+        ]
+        assert all(sorted(ids[i : i + 90], key=int) == [str(n) for n in range(90)] for i in range(0, 360, 90))
+        sizes = lengths[[int(i) for i in ids]].reshape(-1, 8)
+        padding[order] = (sizes.max(axis=1, keepdims=True) - sizes).mean()
+    assert padding["by_length"] < 0.3 * padding["shuffled"]
+    with pytest.raises(ValueError, match="unknown order 'random': use one of shuffled, by_length"):
+        stream(order="random")
+
+
+def iter_stream(items: TrainingStream) -> list[dict]:
+    return [items[i] for i in range(len(items))]
+
+
+def question_of_length(number: int, length: int) -> Example:
+    return Example(str(number), None, (Turn("user", "x" * length), Turn("assistant", "y")))
 
 
 def test_a_stream_has_an_end_and_refuses_nothing_to_read():

@@ -1,11 +1,12 @@
 """The training loss: cross-entropy at the masked positions, weighted by 1 / p (Eq. 3 and 4 of the paper).
 
-Only masked positions reach the output head, so no logits of the whole sequence are ever built. The normalizations that
-public code bases use are named here; "sample" is the one of LLaDA, LLaDA-V and LLaDA-MedV. This module knows hidden states
-and a head that maps them to logits; it knows no transformer.
+Only masked positions reach the output head, so no logits of the whole sequence are ever built, and the gradient of those that
+are built takes their own place. `full_cross_entropy` is the slow and obvious version that the fast one is tested and timed
+against. The normalizations that public code bases use are named here; "sample" is the one of LLaDA, LLaDA-V and LLaDA-MedV.
+This module knows hidden states and a head that maps them to logits; it knows no transformer.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -39,26 +40,82 @@ def token_weights(
     return (1.0 / (p_mask.float() * total))[rows]  # [M]
 
 
+CHUNK = 1024  # positions whose logits may be in memory together
+SMALL = 2**21  # logits that are not worth the trouble: all those of a tiny vocabulary
+PIECE = 2**20  # numbers of float32 that the softmax copies at a time
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Cross-entropy of each row in float32, with no copy of the logits: the gradient is written over them.
+
+    A second backward pass through the same graph is refused by torch, as a saved tensor was changed.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """logits [m, V], labels [m] -> float32 [m]."""
+        totals = torch.cat([rows.float().logsumexp(dim=-1) for (rows,) in _pieces(logits)])  # [m]
+        ctx.save_for_backward(logits, labels, totals)
+        return totals - logits.gather(1, labels[:, None])[:, 0].float()
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """(softmax - one at the label) * grad, over the logits."""
+        logits, labels, totals = ctx.saved_tensors
+        for rows, ids, total, scale in _pieces(logits, labels[:, None], totals[:, None], grad[:, None]):
+            share = rows.float()  # no copy where the rows are float32
+            share.sub_(total).exp_().mul_(scale).scatter_add_(1, ids, -scale)
+            rows.copy_(share)
+        return logits, None
+
+
+def _pieces(logits: torch.Tensor, *columns: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Logits and columns [m, ...] cut into as many rows as the softmax takes at a time."""
+    rows = max(1, PIECE // logits.shape[-1])
+    return zip(*(column.split(rows) for column in (logits, *columns)), strict=True)
+
+
 def masked_cross_entropy(
     hidden: torch.Tensor,
     head: Callable[[torch.Tensor], torch.Tensor],
     labels: torch.Tensor,
     weights: torch.Tensor,
     *,
-    chunk: int = 1024,
+    chunk: int = CHUNK,
 ) -> torch.Tensor:
     """sum_i weights_i * CE(head(hidden_i), labels_i), a float32 scalar.
 
     hidden [M, D] are the states of the masked positions, labels [M] int64. More than `chunk` positions are taken chunk by
-    chunk and their logits recomputed in the backward pass, so memory holds chunk * V logits and not M * V. With nothing
-    masked the result is a zero that still depends on `hidden`, so distributed ranks stay in step.
+    chunk and their logits recomputed in the backward pass, so memory holds chunk * V logits and not M * V. `head` must give
+    new tensors: the backward pass writes over them. With nothing masked the result is a zero that still depends on `hidden`,
+    so distributed ranks stay in step.
     """
 
     def part(states: torch.Tensor, ids: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        losses = F.cross_entropy(head(states).float(), ids, reduction="none")  # [m]
+        logits = head(states)  # [m, V]
+        if logits.numel() <= SMALL:
+            losses = F.cross_entropy(logits.float(), ids, reduction="none")
+        else:
+            losses = _CrossEntropy.apply(logits, ids)
         return (losses * scale).sum()
 
     if len(hidden) <= chunk:
         return part(hidden, labels, weights)
     pieces = zip(hidden.split(chunk), labels.split(chunk), weights.split(chunk), strict=True)
     return torch.stack([checkpoint(part, *piece, use_reentrant=False) for piece in pieces]).sum()
+
+
+def full_cross_entropy(
+    hidden: torch.Tensor,
+    head: Callable[[torch.Tensor], torch.Tensor],
+    labels: torch.Tensor,
+    masked: torch.Tensor,
+    weights: torch.Tensor,
+) -> torch.Tensor:
+    """The reference's way: float32 logits of every position, of which the masked are kept.
+
+    hidden [B, L, D], labels and masked [B, L], weights [M]; the same float32 scalar as `masked_cross_entropy` of the masked
+    rows, for tests and benchmarks.
+    """
+    logits = head(hidden).float()  # [B, L, V]
+    return (F.cross_entropy(logits[masked], labels[masked], reduction="none") * weights).sum()

@@ -6,6 +6,7 @@ that a mode makes too, which is all of them for an exact mode up to rounding, an
 """
 
 import contextlib
+import ctypes
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -259,9 +260,7 @@ def _baseline(
     config = SamplerConfig(shape.gen_length, shape.block_length, shape.gen_length)
     official_run(network, prompt, config, forwards=1, half=half)  # warm
     with peak_memory(prompt.device) as peak:
-        seconds, run = _timed(
-            lambda: official_run(network, prompt, config, forwards=forwards, half=half), prompt.device
-        )
+        seconds, run = timed(lambda: official_run(network, prompt, config, forwards=forwards, half=half), prompt.device)
     seconds *= shape.gen_length / run.forwards
     cut = run.forwards if run.forwards < shape.gen_length else None
     return (
@@ -287,7 +286,7 @@ def _measure(
     blocks = replace(config, steps=config.blocks)
     network.generate(prompts, config=blocks, graphs=mode.graphs)  # warm: one forward a block
     with peak_memory(prompts.device) as peak:
-        seconds, output = _timed(lambda: network.generate(prompts, config=config, graphs=mode.graphs), prompts.device)
+        seconds, output = timed(lambda: network.generate(prompts, config=config, graphs=mode.graphs), prompts.device)
     own = {(c.step, c.position, c.token) for c in output.trace.commits if c.row == 0}
     comparable = mode.tokens_a_forward == 1 and bool(written)
     return Measurement(
@@ -302,7 +301,8 @@ def _measure(
     )
 
 
-def _timed(call: Callable, device: torch.device) -> tuple[float, object]:
+def timed(call: Callable, device: torch.device) -> tuple[float, object]:
+    """Seconds of a call with all the work that it left to the device, and what it returned."""
     _wait(device)
     started = time.perf_counter()
     result = call()
@@ -319,7 +319,7 @@ def matmul_speed(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations a second of a large product of two matrices here, the best of five."""
     size = 8192 if device.type == "cuda" else 1024
     a = torch.randn(size, size, device=device, dtype=dtype)
-    times = [_timed(lambda: a @ a, device)[0] for _ in range(6)]
+    times = [timed(lambda: a @ a, device)[0] for _ in range(6)]
     return 2 * size**3 / min(times[1:])
 
 
@@ -351,6 +351,8 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
         yield peak
         peak.bytes = torch.cuda.max_memory_allocated(device) - before
         return
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # what the C library keeps of freed memory would hide what the block takes
     before = _resident("VmRSS")
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts anew

@@ -88,10 +88,17 @@ def parts(node: Node, shop: Workshop) -> dict[str, Any]:
         "parameter": parameters,
         "profile": shop.profile.to_dict(),
         "library": library_of(code),
-        "input": {name: fingerprint(shop.out / name) for name in node.needs},
+        "input": {name: fingerprint(shop.out / name) for name in node.needs}
+        | (_results(node, shop) if node.last else {}),
         "version": {name: found[name] for name in ("torch", "transformers")},
     }
     return json.loads(json.dumps(everything, default=list))
+
+
+def _results(node: Node, shop: Workshop) -> dict[str, str]:
+    """The results of other notebooks that there are, by their numbers."""
+    files = sorted((shop.out / "figures").glob("*.csv"))
+    return {file.stem: fingerprint(file) for file in files if file.stem not in node.results}
 
 
 def _state_file(node: Node, shop: Workshop) -> Path:

@@ -14,6 +14,9 @@ from medv.artifacts import PACKAGE
 
 BLIND = (
     "cli.py",
+    "commands/bench.py",
+    "commands/console.py",
+    "commands/evaluate.py",
     "doctor.py",
     "reproduce.py",
     "experiments/registry.py",

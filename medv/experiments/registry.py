@@ -16,7 +16,8 @@ class Node:
 
     `needs` and `makes` name artifacts (folders or files under the run folder, as "models/stage1"); `results` names the
     figures and tables that it saves. `parameters` are passed to the notebook beside profile, seed and out. A `heavy` node
-    trains or generates for long: nothing else runs at the same time.
+    trains or generates for long: nothing else runs at the same time. A `last` node reads the results that there are: it runs
+    after all others, however they ended.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Node:
     results: tuple[str, ...] = ()
     parameters: Mapping[str, Any] = field(default_factory=dict, hash=False)
     heavy: bool = False
+    last: bool = False
 
 
 NODES: tuple[Node, ...] = (
@@ -65,6 +67,13 @@ NODES: tuple[Node, ...] = (
         makes=("models/stage3",),
         results=("table2", "fig03", "vqa_controls", "vqa_kinds"),
         heavy=True,
+    ),
+    Node(
+        "report",
+        "90_report.ipynb",
+        "The report: ours beside the paper's, and an audit of its numbers",
+        results=("audit", "audit_gaming"),
+        last=True,
     ),
 )
 
@@ -156,7 +165,8 @@ def ordered(nodes: Iterable[Node] = NODES, only: Iterable[str] = ()) -> tuple[No
         name = queue.pop()
         wanted.add(name)
         queue += graph[name]
-    return tuple(by_name[name] for name in order if name in wanted)
+    chosen = [by_name[name] for name in order if name in wanted]
+    return tuple(sorted(chosen, key=lambda node: node.last))
 
 
 def _maker_of(name: str, nodes: tuple[Node, ...]) -> Node:

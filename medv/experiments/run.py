@@ -6,7 +6,7 @@ outputs are whole or absent, and each figure says what made it. Driven by paperm
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,13 +129,15 @@ class Run:
         caption: str = "",
         data: str | None = None,
         comparable: bool = False,
+        gaps: Sequence[str] = (),
     ) -> Figure:
         """Save a figure as PNG, SVG, CSV (`frame`, what is drawn) and JSON (the manifest); returns the figure to show it.
 
         `data` labels the source in the footer, default "synthetic phantoms"; `comparable` drops the warning there, for
-        what no profile changes (a formula, a count of a real data set).
+        what no profile changes (a formula, a count of a real data set). `gaps` says what is missing here and why ("no
+        endpoint: not judged"); the index shows it.
         """
-        return self._save(fig, name, frame, caption, data, comparable)
+        return self._save(fig, name, frame, caption, data, comparable, gaps)
 
     def table(
         self,
@@ -145,11 +147,12 @@ class Run:
         caption: str = "",
         data: str | None = None,
         comparable: bool = False,
+        gaps: Sequence[str] = (),
         digits: int = 2,
     ) -> pd.DataFrame:
         """Save a table as CSV, JSON (the manifest), PNG and SVG; returns the frame to show it. Options as in `figure`."""
         title = caption or EXHIBITS.get(name, name)
-        self._save(figures.table_figure(frame, title, digits=digits), name, frame, title, data, comparable)
+        self._save(figures.table_figure(frame, title, digits=digits), name, frame, title, data, comparable, gaps)
         return frame
 
     def footer(self, data: str | None = None, comparable: bool = False) -> str:
@@ -160,7 +163,14 @@ class Run:
         return f"{data}, profile {self.profile.name}: not comparable with the paper"
 
     def _save(
-        self, fig: Figure, name: str, frame: pd.DataFrame, caption: str, data: str | None, comparable: bool
+        self,
+        fig: Figure,
+        name: str,
+        frame: pd.DataFrame,
+        caption: str,
+        data: str | None,
+        comparable: bool,
+        gaps: Sequence[str],
     ) -> Figure:
         if name not in self.node.results:
             raise ValueError(
@@ -175,6 +185,7 @@ class Run:
             "data": text,
             "comparable": comparable or self.profile.name == "paper",
             "counterpart": counterpart(name),
+            "gaps": list(gaps),
             "kind": "table" if name.startswith("table") else "figure",
         }
         self._manifest(name, about).write(stem.with_name(f"{name}.json"))

@@ -1,13 +1,24 @@
-"""Where the tiny weights that come with the package are, and how to load a model by name or folder."""
+"""Where the tiny weights that come with the package are, and how to load a model by name or folder.
 
+A folder holds a whole model, or what stage 1 leaves: a projector of a few megabytes and, in `base.json`, what it was trained
+on; the whole is put together when it is loaded.
+"""
+
+import json
+import os
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
+from medv.artifacts import write_json
+from medv.model.assembly import assemble
+from medv.model.configuration import MedVConfig
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
 
 BUNDLED = ("tokenizer", "language_tower", "vision_tower", "general_model", "tiny_model")
+PROJECTOR_FILE, BASE_FILE = "projector.safetensors", "base.json"
 
 
 def bundled(part: str) -> Path:
@@ -23,8 +34,46 @@ def bundled(part: str) -> Path:
 
 
 def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> tuple[MedVForMaskedDiffusion, MedVProcessor]:
-    """A model in evaluation mode and its processor from a folder on disk; nothing is downloaded."""
-    if not (Path(folder) / "config.json").exists():
+    """A model in evaluation mode and its processor from a folder on disk; nothing is downloaded.
+
+    Raises FileNotFoundError where there is no model, or where what lies under a projector is gone.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").exists():
         raise FileNotFoundError(f"{folder} holds no model: it has no config.json")
-    model = MedVForMaskedDiffusion.from_pretrained(folder, dtype=dtype, local_files_only=True)
-    return model.eval(), MedVProcessor.from_pretrained(folder, local_files_only=True)
+    processor = MedVProcessor.from_pretrained(folder, local_files_only=True)
+    if (folder / BASE_FILE).exists():
+        return _on_its_base(folder, dtype).eval(), processor
+    return MedVForMaskedDiffusion.from_pretrained(folder, dtype=dtype, local_files_only=True).eval(), processor
+
+
+def save_projector(model: MedVForMaskedDiffusion, folder: Path, base: dict[str, str]) -> None:
+    """Write the projector, the configuration of the whole and `base`: {"model": folder it was trained on}, or {"model":
+    "bundled"} for the towers of the package. The folder is noted relative to `folder`, so both may move together.
+    """
+    if base["model"] != "bundled":
+        base = {"model": Path(os.path.relpath(base["model"], folder)).as_posix()}
+    weights = {name: value.detach().cpu().contiguous() for name, value in model.model.projector.state_dict().items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(weights, folder / PROJECTOR_FILE, metadata={"format": "pt"})
+    model.config.architectures = ["MedVForMaskedDiffusion"]
+    model.config.save_pretrained(folder)
+    write_json(folder / BASE_FILE, base)
+
+
+def _on_its_base(folder: Path, dtype: torch.dtype) -> MedVForMaskedDiffusion:
+    """The model under a projector, with that projector."""
+    name = json.loads((folder / BASE_FILE).read_text(encoding="utf-8"))["model"]
+    if name == "bundled":
+        pool = MedVConfig.from_pretrained(folder).image_pool
+        towers = bundled("language_tower"), bundled("vision_tower")
+        return assemble(*towers, seed=0, image_pool=pool, projector=folder).to(dtype)
+    base = folder / name
+    if not (base / "config.json").exists():
+        raise FileNotFoundError(
+            f"{folder} holds a projector trained on {base}, where there is no model: put that folder back, "
+            f"or name its place in {folder / BASE_FILE}"
+        )
+    model, _ = load_model(base, dtype=dtype)
+    model.model.projector.load_state_dict(load_file(folder / PROJECTOR_FILE))
+    return model

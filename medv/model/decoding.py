@@ -3,7 +3,7 @@
 A `Decoder` belongs to one call. It embeds the prompt (and looks at its images) once, computes the last layer's queries,
 output and MLP and the head for the wanted columns alone, and keeps keys and values [B, H, T, D] where the policy says so
 (see `medv.diffusion.caching`). Everything is composed of the stock Llama's own submodules, in its order of operations: with
-`NoCache` the logits are those of `MedVForMaskedDiffusion.forward`. It decides nothing about tokens.
+`NoCache` the logits are those of `MedVForMaskedDiffusion.forward` up to rounding. It decides nothing about tokens.
 """
 
 from collections.abc import Callable
@@ -18,6 +18,7 @@ from transformers.models.llama.modeling_llama import eager_attention_forward, ro
 from medv.diffusion.caching import CachePolicy, NoCache
 
 Columns = slice | torch.Tensor  # columns of a canvas: the same for all rows, or int64 [B, K]
+HEAD_PIECE = 2048  # tokens of the vocabulary whose weights stay in a CPU's cache
 
 
 @dataclass
@@ -134,7 +135,7 @@ class Decoder:
         for index, layer in enumerate(layers):
             rows = wanted if index == len(layers) - 1 else window
             states = self._layer(stream, index, layer, states, window, rows, refresh)
-        return self.head(self.tower.norm(states))
+        return vocabulary_logits(self.head, self.tower.norm(states))
 
     def _layer(
         self,
@@ -186,6 +187,22 @@ class Decoder:
         """Rotary positions on [B, H, K, D_head], in the arithmetic of `apply_rotary_pos_emb`."""
         cos, sin = (_take(part, columns)[:, None] for part in self.rope)
         return heads * cos + rotate_half(heads) * sin
+
+
+def vocabulary_logits(head: nn.Module, states: torch.Tensor) -> torch.Tensor:
+    """`head(states)` [B, K, V] of states [B, K, D], equal up to rounding.
+
+    The rows are few and the vocabulary is large: a CPU's matrix library takes up to twice as long for that as for the
+    transposed product, piece by piece. Anything but a plain linear head on a CPU is called as it is.
+    """
+    if states.device.type != "cpu" or type(head) is not nn.Linear or head.bias is not None or torch.is_grad_enabled():
+        return head(states)
+    flat = states.flatten(0, 1)  # [B * K, D]
+    logits = flat.new_empty(len(flat), len(head.weight))  # [B * K, V]
+    for start in range(0, len(head.weight), HEAD_PIECE):
+        piece = head.weight[start : start + HEAD_PIECE]
+        logits[:, start : start + HEAD_PIECE] = (piece @ flat.T).T
+    return logits.view(*states.shape[:-1], -1)
 
 
 def _heads(attention: nn.Module, projected: torch.Tensor) -> torch.Tensor:

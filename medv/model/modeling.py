@@ -20,12 +20,13 @@ from medv.diffusion.corruption import corrupt
 from medv.diffusion.fast import stream_fast
 from medv.diffusion.loss import masked_cross_entropy, token_weights
 from medv.diffusion.official import Uniform
-from medv.diffusion.sampler import sample, stream
-from medv.diffusion.settings import Denoiser, SamplerConfig, SamplerOutput, join_outputs
+from medv.diffusion.sampler import stream
+from medv.diffusion.settings import Denoiser, SamplerConfig, SamplerOutput
 from medv.diffusion.trace import Events, drain
 from medv.model.configuration import MedVConfig
 from medv.model.decoding import Decoder
 from medv.model.merging import merge_views, pool_patches
+from medv.model.presets import generate_preset
 
 IGNORED_LABEL = -100
 
@@ -105,10 +106,18 @@ class MedVModel(MedVPreTrainedModel):
 
         Features are the output of the last kept layer, without the final layer norm, as in the reference.
         """
+        return self.project(self.look(pixel_values), image_layouts)
+
+    def look(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """What the vision tower makes of n views [n, 3, H, W], pooled: [n, N, D_vision]."""
         tower = self.vision_tower
         pixel_values = pixel_values.to(dtype=tower.dtype)
         features = tower.encoder(inputs_embeds=tower.embeddings(pixel_values)).last_hidden_state  # [n, P, D_vision]
-        projected = self.projector(pool_patches(features, self.config.image_pool))  # [n, N, D]
+        return pool_patches(features, self.config.image_pool)
+
+    def project(self, vision_states: torch.Tensor, image_layouts: torch.Tensor | None = None) -> torch.Tensor:
+        """The visual tokens of what `look` gave, as `get_image_features` returns them."""
+        projected = self.projector(vision_states)  # [n, N, D]
         return projected if image_layouts is None else merge_views(projected, image_layouts, self.image_newline)
 
     def embed(self, input_ids: torch.Tensor, image_features: torch.Tensor | None) -> torch.Tensor:
@@ -134,6 +143,7 @@ class MedVModel(MedVPreTrainedModel):
         image_layouts: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        vision_states: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Hidden states [B, T, D] of ids [B, T], or of embeddings [B, T, D] that hold visual tokens already.
 
@@ -143,8 +153,12 @@ class MedVModel(MedVPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds, one of the two")
+        if pixel_values is not None and vision_states is not None:
+            raise ValueError("vision_states are what the tower saw in pixel_values: give one of the two")
         if pixel_values is not None:
-            image_features = self.get_image_features(pixel_values, image_layouts)
+            vision_states = self.look(pixel_values)
+        if vision_states is not None:
+            image_features = self.project(vision_states, image_layouts)
         elif image_layouts is not None:
             raise ValueError("image_layouts say how views are put together, but there are no pixel_values")
         if inputs_embeds is None:
@@ -198,19 +212,22 @@ class MedVForMaskedDiffusion(MedVPreTrainedModel):
         image_layouts: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        vision_states: torch.Tensor | None = None,
     ) -> MedVOutput:
         """The loss of clean text, or the logits of a canvas.
 
         input_ids [B, T] int64, or inputs_embeds [B, T, D]; attention_mask [B, T], 1 = seen, or [B, 1, T, T] bool, and
         position_ids as in `MedVModel.forward`; pixel_values [n, 3, H, W] of all views, with image_layouts [m, 7] where the
-        processor gives them, or image_features [n, N, D] or [T', D] instead of both, in the order of the placeholders.
-        With labels [B, T] (-100 = never hidden, never scored) `input_ids` must be clean: the positions
-        u [B, T] < p(t [B]) are masked and scored (Eq. 1-4); without t and u they come from torch's global generator.
-        Without labels the logits of the columns `logits_to_keep` (all by default) are returned.
+        processor gives them, or image_features [n, N, D] or [T', D] instead of both, in the order of the placeholders;
+        vision_states [n, N, D_vision] of `MedVModel.look` instead of pixel_values spare the vision tower.
+        With labels [B, T] (-100 = never hidden, never scored) `input_ids` must be clean: the positions u [B, T] < p(t [B])
+        are masked and scored (Eq. 1-4); without t and u they come from torch's global generator. Without labels the logits
+        of the columns `logits_to_keep` (all by default) are returned.
         """
+        images = (pixel_values, image_features, image_layouts)
         if labels is None:
             hidden = self.model(
-                input_ids, attention_mask, pixel_values, image_features, image_layouts, position_ids, inputs_embeds
+                input_ids, attention_mask, *images, position_ids, inputs_embeds, vision_states
             )  # [B, T, D]
             kept = hidden if logits_to_keep is None else hidden[:, logits_to_keep]
             return MedVOutput(logits=self.lm_head(kept), last_hidden_state=hidden)
@@ -231,9 +248,7 @@ class MedVForMaskedDiffusion(MedVPreTrainedModel):
         if inputs_embeds is not None:
             mask = self.get_input_embeddings().weight[self.config.mask_token_id]  # [D]
             ids, inputs_embeds = input_ids, torch.where(noise.masked[..., None], mask, inputs_embeds)
-        hidden = self.model(
-            ids, attention_mask, pixel_values, image_features, image_layouts, position_ids, inputs_embeds
-        )
+        hidden = self.model(ids, attention_mask, *images, position_ids, inputs_embeds, vision_states)
         weights = token_weights(noise.masked, targets, noise.p_mask, self.config.loss_normalization)
         loss = masked_cross_entropy(hidden[noise.masked], self.lm_head, labels[noise.masked], weights)
         return MedVOutput(loss=loss, masked=noise.masked, last_hidden_state=hidden)
@@ -291,7 +306,9 @@ class MedVForMaskedDiffusion(MedVPreTrainedModel):
         if pixel_values is not None:
             image_features = self.model.get_image_features(pixel_values, image_layouts)
         if config.preset != "medv":
-            output = self._generate_preset(input_ids, attention_mask, image_features, config, uniform)
+            suppressed = _first_given(config.suppress_tokens, self.config.suppress_token_ids)
+            settings = dataclasses.replace(config, suppress_tokens=suppressed)
+            output = generate_preset(self, input_ids, attention_mask, image_features, settings, uniform)
             yield output.trace.events
             return output
         own, settings = self.config, self.settings(config)
@@ -329,58 +346,6 @@ class MedVForMaskedDiffusion(MedVPreTrainedModel):
             if attention_mask is not None and not attention_mask.all():
                 mask = torch.nn.functional.pad(attention_mask, (0, canvas.shape[1] - width), value=1)  # [B, T]
             return self(ids, mask, image_features=seen, logits_to_keep=columns).logits
-
-        return denoise
-
-    def _generate_preset(
-        self,
-        prompt: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        features: torch.Tensor | None,
-        config: SamplerConfig,
-        uniform: Uniform | None,
-    ) -> SamplerOutput:
-        """A call in the way of a reference: "official" takes row by row without padding, "llada" the batch as it is."""
-        own = self.config
-        features = None if features is None else features.reshape(-1, features.shape[-1])  # [T', D]
-        suppressed = _first_given(config.suppress_tokens, own.suppress_token_ids)
-        settings = dataclasses.replace(config, suppress_tokens=suppressed)
-        ids = {"mask_token_id": own.mask_token_id, "fill_token_id": own.fill_token_id, "uniform": uniform}
-        if config.preset == "llada":
-            return sample(self._preset_denoiser(prompt, attention_mask, features), prompt, settings, **ids)
-        outputs = []
-        for row, line in enumerate(prompt):
-            text = line[None] if attention_mask is None else line[attention_mask[row].bool()][None]
-            seen, count = None, int((text == own.image_token_id).sum())
-            if features is not None:
-                seen, features = features[:count], features[count:]
-            outputs.append(sample(self._preset_denoiser(text, None, seen), text, settings, **ids))
-        if features is not None and len(features):
-            raise ValueError(
-                f"{len(features)} visual tokens have no place in the prompts: let MedVProcessor build both"
-            )
-        return join_outputs(outputs)
-
-    def _preset_denoiser(
-        self, prompt: torch.Tensor, attention_mask: torch.Tensor | None, features: torch.Tensor | None
-    ) -> Denoiser:
-        """Logits of a canvas by embeddings, so that a placeholder's id in the answer is a token like any other."""
-        width, embedding = prompt.shape[1], self.get_input_embeddings()
-        images = prompt == self.config.image_token_id  # [B, P]
-        start = self.model.embed(prompt, features)  # [B, P, D]: raises where images and placeholders do not match
-
-        def denoise(canvas: torch.Tensor, columns: slice, *, unconditional: bool = False) -> torch.Tensor:
-            embeds = embedding(canvas)  # [B, T, D]
-            embeds[:, :width][images] = start[images]
-            if unconditional:
-                embeds[:, :width] = embedding.weight[self.config.mask_token_id]
-            seen = None
-            if attention_mask is not None:
-                seen = torch.nn.functional.pad(attention_mask, (0, canvas.shape[1] - width), value=1)  # [B, T]
-            positions = torch.arange(canvas.shape[1], device=canvas.device)[None]
-            return self(
-                attention_mask=seen, inputs_embeds=embeds, position_ids=positions, logits_to_keep=columns
-            ).logits
 
         return denoise
 

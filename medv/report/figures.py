@@ -236,6 +236,7 @@ def heatmap(
             frame.astype(float), ax=ax, annot=True, fmt=".0f", cmap="viridis", vmin=low, vmax=high, cbar_kws=bar, lw=1
         )
         ax.set(title=title, xlabel=frame.columns.name or "", ylabel=frame.index.name or "")
+        ax.grid(False)  # else it shows in empty cells
         ax.tick_params(length=0)
         ax.set_xticks(ax.get_xticks(), ax.get_xticklabels(), rotation=25, ha="right")
     return fig

@@ -1,26 +1,21 @@
 """The index page of a run: every table and figure of the paper and of our own, made or not, on one self-contained page.
 
-Ours and the paper's numbers stand in separate blocks; the paper's come from `medv.paper` and nowhere else. The page needs no
-network: pictures are embedded small and link to the full ones. It knows what `medv.reproduce` tells it, and runs nothing.
+A card for each, then each in full: ours beside the paper's, with status, seconds, profile, seeds, the command that makes it
+again and its manifest. What is missing stands there with its reason. The page needs no network and no other file: pictures
+are embedded small and link to the full ones. It knows what `medv.reproduce` tells it, and runs nothing.
 """
 
-import base64
-import html
-import io
 import json
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol
 
-import pandas as pd
-from PIL import Image
-
-from medv import paper
 from medv.artifacts import git_commit, machine, write_text
-from medv.report.tables import to_html
+from medv.report.exhibits import beside, is_made, manifest_of, numbers, picture, safe, seeds
 
-THUMBNAIL = 720
+CARD = 260
+"""Width in pixels of the picture on a card."""
 WORDS = {"waiting": "not run", "stale": "out of date"}
 
 
@@ -38,121 +33,111 @@ def write_index(out: Path, profile: str, seed: int, items: Sequence[Standing], e
 
     `items`: every notebook in order; `exhibits`: name and title of each table and figure of the paper.
     """
-    made = {result: item for item in items for result in item.node.results}
-    names = [*exhibits, *(result for result in made if result not in exhibits)]
-    done = sum(name in made and made[name].status in ("done", "cached") for name in exhibits)
+    page = _Page(out, profile, {result: item for item in items for result in item.node.results}, exhibits)
+    own = [result for result in page.made if result not in exhibits]
+    standing = [page.made[name].status for name in exhibits if name in page.made and is_made(out, name)]
+    done = sum(status in ("done", "cached") for status in standing)
+    older = f", {len(standing) - done} more one from an earlier state" if len(standing) > done else ""
+    tally = f"{done} of the paper's {len(exhibits)} tables and figures have a counterpart in this run{older}."
     facts = f"profile {profile} · seed {seed} · {machine()} · commit {(git_commit() or 'unknown')[:12]}"
     body = [
-        f"<h1>medv: results of profile {_safe(profile)}</h1><p class='muted'>{_safe(facts)}</p>",
-        f"<p>{done} of the paper's {len(exhibits)} tables and figures have a counterpart in this run. {_warning(profile)}</p>",
-        "<h2>Notebooks</h2>" + _notebooks(out, profile, items),
-        "<h2>Tables and figures</h2>" + _contents(out, names, made, exhibits, profile),
-        *(_result(out, name, made[name], exhibits, profile) for name in names if name in made and _shown(out, name)),
+        f"<h1>medv: results of profile {safe(profile)}</h1><p class='muted'>{safe(facts)}</p>",
+        f"<p>{tally} {_warning(profile)}</p>",
+        f"<h2>The paper's tables and figures</h2><div class='cards'>{''.join(map(page.card, exhibits))}</div>",
+        f"<h2>Our own</h2><div class='cards'>{''.join(map(page.card, own))}</div>" if own else "",
+        "<h2>Notebooks</h2>" + page.notebooks(items),
+        "<h2>Each in full</h2>",
+        *(page.result(name) for name in (*exhibits, *own) if name in page.made and is_made(out, name)),
     ]
     style = resources.files(__package__).joinpath("index.css").read_text(encoding="utf-8")
-    head = f"<meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>medv: {_safe(profile)}</title>"
-    page = (
+    head = (
+        f"<meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>medv: {safe(profile)}</title>"
+    )
+    text = (
         f"<!doctype html><html lang='en'><head>{head}<style>{style}</style></head><body>{''.join(body)}</body></html>\n"
     )
-    return write_text(out / "index.html", page)
-
-
-def _safe(value: object) -> str:
-    return html.escape(str(value))
+    return write_text(out / "index.html", text)
 
 
 def _warning(profile: str) -> str:
     if profile == "paper":
         return ""
-    return f"Profile <code>{_safe(profile)}</code> uses small models: its numbers do not compare with the paper's."
-
-
-def _shown(out: Path, name: str) -> bool:
-    return (out / "figures" / f"{name}.json").exists()
+    return f"Profile <code>{safe(profile)}</code> uses small models: its numbers do not compare with the paper's."
 
 
 def _status(item: Standing) -> str:
-    return f"<span class='{_safe(item.status)}'>{_safe(WORDS.get(item.status, item.status))}</span>"
+    return f"<span class='{safe(item.status)}'>{safe(WORDS.get(item.status, item.status))}</span>"
 
 
 def _seconds(item: Standing) -> str:
     return "" if item.seconds is None else f"{item.seconds:.1f} s"
 
 
-def _command(profile: str, name: str) -> str:
-    return f"<code>medv reproduce --profile {_safe(profile)} --only {_safe(name)}</code>"
+class _Page:
+    """The parts of one page. made: the notebook's standing by the result that it makes."""
 
+    def __init__(self, out: Path, profile: str, made: dict[str, Standing], exhibits: dict[str, str]):
+        self.out, self.profile, self.made, self.exhibits = out, profile, made, exhibits
 
-def _notebooks(out: Path, profile: str, items: Sequence[Standing]) -> str:
-    rows = []
-    for item in items:
-        copy = f"notebooks/{item.node.notebook}"
-        name = _safe(item.node.notebook)
-        link = f"<a href='{_safe(copy)}'>{name}</a>" if (out / copy).exists() else name
-        cells = (link, _safe(item.node.title), _status(item), _safe(item.note), _command(profile, item.node.name))
-        rows.append(
-            "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + f"<td class='n'>{_seconds(item)}</td></tr>"
+    def title(self, name: str) -> str:
+        return self.exhibits.get(name) or (manifest_of(self.out, name)["about"]["caption"] if self.shown(name) else "")
+
+    def shown(self, name: str) -> bool:
+        return is_made(self.out, name)
+
+    def command(self, name: str) -> str:
+        return f"<code>medv reproduce --profile {safe(self.profile)} --only {safe(name)}</code>"
+
+    def card(self, name: str) -> str:
+        """A small picture with name, title and standing; for what is missing, why."""
+        label, item = f"<b>{safe(name)}</b>", self.made.get(name)
+        if item is None:
+            return self._hole(name, label, "not yet", "no notebook makes it yet")
+        if not self.shown(name):
+            why = item.note or f"{item.node.notebook} has not run here"
+            return self._hole(name, label, WORDS.get(item.status, item.status), why)
+        gaps = manifest_of(self.out, name)["about"]["gaps"]
+        missing = f"<span class='waiting'>in part: {safe('; '.join(gaps))}</span>" if gaps else ""
+        shape = " class='sheet'" if name.startswith("table") else ""
+        image = f"<img{shape} alt='' loading='lazy' src='{picture(self.out, name, 2 * CARD if shape else CARD)}'>"
+        told = f"<span>{label} {_status(item)}</span><span class='muted'>{safe(self.title(name))}</span>{missing}"
+        return f"<a class='card' href='#{safe(name)}'><span class='frame'>{image}</span>{told}</a>"
+
+    def _hole(self, name: str, label: str, status: str, why: str) -> str:
+        told = f"<span>{label} <span class='planned'>{safe(status)}</span></span>"
+        title = f"<span class='muted'>{safe(self.exhibits.get(name, ''))}</span>"
+        return f"<div class='card hole'><span class='frame'><span class='muted'>{safe(why)}</span></span>{told}{title}</div>"
+
+    def notebooks(self, items: Sequence[Standing]) -> str:
+        """Every notebook: what it is for, where it stands, how to run it, how long it took."""
+        rows = []
+        for item in items:
+            copy, name = f"notebooks/{item.node.notebook}", safe(item.node.notebook)
+            link = f"<a href='{safe(copy)}'>{name}</a>" if (self.out / copy).exists() else name
+            told = _status(item) + (f"<br><span class='muted'>{safe(item.note)}</span>" if item.note else "")
+            cells = (link, safe(item.node.title), told, self.command(item.node.name))
+            row = "".join(f"<td>{cell}</td>" for cell in cells)
+            rows.append(f"<tr>{row}<td class='n'>{_seconds(item)}</td></tr>")
+        head = "<tr><th>notebook</th><th>what</th><th>status</th><th>command</th><th class='n'>time</th></tr>"
+        return f"<div class='scroll'><table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table></div>"
+
+    def result(self, name: str) -> str:
+        """One table or figure in full."""
+        item, manifest = self.made[name], manifest_of(self.out, name)
+        about = manifest["about"]
+        heading = f"{name} · beside {about['counterpart']} of the paper" if about["counterpart"] else name
+        time = f"notebook {_seconds(item)}" if item.seconds else ""
+        facts = (_status(item), time, f"profile {safe(self.profile)}", safe(seeds(manifest)))
+        gaps = "".join(f"<p class='waiting'>Missing: {safe(gap)}</p>" for gap in about["gaps"])
+        return (
+            f"<article id='{safe(name)}'><h3>{safe(heading)}</h3>"
+            f"<p>{safe(about['caption'] or self.exhibits.get(name, ''))}</p>"
+            f"<p class='muted'>{' · '.join(filter(None, facts))} · {self.command(name)}</p>{gaps}"
+            f"{beside(self.out, name)}<p class='muted'>{safe(about['data'])}</p><p class='muted'>{self._links(name)}</p>"
+            f"{'' if name.startswith('table') else numbers(self.out, name)}"
+            f"<details><summary>manifest</summary><pre>{safe(json.dumps(manifest, indent=1))}</pre></details></article>"
         )
-    head = "<tr><th>notebook</th><th>what</th><th>status</th><th></th><th>command</th><th class='n'>time</th></tr>"
-    return f"<div class='scroll'><table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table></div>"
 
-
-def _contents(
-    out: Path, names: Sequence[str], made: dict[str, Standing], exhibits: dict[str, str], profile: str
-) -> str:
-    rows = []
-    for name in names:
-        item = made.get(name)
-        label = f"<a href='#{_safe(name)}'>{_safe(name)}</a>" if _shown(out, name) else _safe(name)
-        status = _status(item) if item else "<span class='planned'>not yet</span>"
-        command = _command(profile, name) if item else ""
-        title = exhibits.get(name) or f"our own ({item.node.title})"
-        rows.append(f"<tr><td>{label}</td><td>{_safe(title)}</td><td>{status}</td><td>{command}</td></tr>")
-    head = "<tr><th>name</th><th>what</th><th>status</th><th>command</th></tr>"
-    return f"<div class='scroll'><table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table></div>"
-
-
-def _result(out: Path, name: str, item: Standing, exhibits: dict[str, str], profile: str) -> str:
-    """One table or figure: what it is, the picture or the numbers, and the paper's numbers if it is a table of the paper."""
-    stem = out / "figures" / name
-    manifest = json.loads(stem.with_name(f"{name}.json").read_text(encoding="utf-8"))
-    about = {"caption": exhibits.get(name, ""), "data": "", "counterpart": None} | manifest["about"]
-    heading = f"{name} · beside {about['counterpart']} of the paper" if about["counterpart"] else name
-    facts = " · ".join(
-        filter(None, (_status(item), _seconds(item), f"profile {_safe(profile)}", f"seed {_safe(manifest['seed'])}"))
-    )
-    parts = [f"<h3>{_safe(heading)}</h3><p>{_safe(about['caption'])}</p><p class='muted'>{facts}</p>"]
-    if name.startswith("table"):
-        ours = pd.read_csv(stem.with_name(f"{name}.csv"))
-        both = any(str(column).endswith("(paper)") for column in ours.columns)  # the notebook has put them side by side
-        whose = "ours and the paper's" if both else "ours"
-        block = f"<div><strong>{whose}</strong>{to_html(ours)}</div>{'' if both else _papers(name)}"
-        parts.append(f"<div class='sides'>{block}</div>")
-    else:
-        alt = _safe(about["caption"] or name)
-        parts.append(f"<a href='figures/{_safe(name)}.svg'><img alt='{alt}' src='{_thumbnail(stem)}'></a>")
-    parts.append(
-        f"<p class='muted'>{_safe(about['data'])}</p><p class='muted'>{_links(stem)} {_command(profile, name)}</p>"
-    )
-    return f"<article id='{_safe(name)}'>{''.join(parts)}</article>"
-
-
-def _papers(name: str) -> str:
-    if name not in paper.TABLES:
-        return ""
-    return f"<div class='paper'><strong>paper</strong>{to_html(paper.table(name), digits=3)}</div>"
-
-
-def _links(stem: Path) -> str:
-    files = [stem.with_name(stem.name + suffix) for suffix in (".png", ".svg", ".csv", ".json")]
-    return " ".join(f"<a href='figures/{_safe(f.name)}'>{f.suffix[1:]}</a>" for f in files if f.exists())
-
-
-def _thumbnail(stem: Path) -> str:
-    """The PNG, small enough to embed, as a data address."""
-    with Image.open(stem.with_name(f"{stem.name}.png")) as picture:
-        small = picture.convert("RGB")
-        small.thumbnail((THUMBNAIL, 2 * THUMBNAIL))
-        stream = io.BytesIO()
-        small.quantize(128).save(stream, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+    def _links(self, name: str) -> str:
+        files = [self.out / "figures" / f"{name}.{suffix}" for suffix in ("png", "svg", "csv", "json")]
+        return " ".join(f"<a href='figures/{safe(f.name)}'>{f.suffix[1:]}</a>" for f in files if f.exists())

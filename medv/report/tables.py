@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from medv.evaluation.repetition import SPAN, repeated_parts
+
 OURS, PAPER = "ours", "paper"
 
 
@@ -78,3 +80,9 @@ def to_html(frame: pd.DataFrame, digits: int = 2) -> str:
     body = "".join(row("td", cells) for cells in frame.itertuples(index=False, name=None))
     head = row("th", [str(name).replace("_", " ") for name in frame.columns])
     return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
+
+
+def repeats_html(text: str, n: int = SPAN) -> str:
+    """The text as HTML, escaped, with its repeated parts (`medv.evaluation.repetition.repeated_parts`) inside <mark>."""
+    parts = ((html.escape(part), again) for part, again in repeated_parts(text, n))
+    return "".join(f"<mark>{part}</mark>" if again else part for part, again in parts)

@@ -2,24 +2,27 @@
 
 Padding policies (the question most asked of masked diffusion training, as it decides whether a model learns where to end):
 "batch"    pad with end-of-text to the longest of the batch; pads are visible, hidden and scored (the reference; the loss of
-           a sample then depends on its companions).
+           a sample then depends on its companions). In training the batch is the global one, however it is cut.
 "fixed:N"  pad the last answer with end-of-text to N tokens, visible and scored, whatever the batch is; further padding is
            invisible.
 "none"     padding is invisible and never scored.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image
+from tqdm.auto import tqdm
 
 from medv.data.chat import IGNORED, LOSS_TOKENS, SpecialTokens, encode_dialogue, encode_plain, turn_numbers
 from medv.data.example import Example, load_image
 from medv.diffusion.corruption import draw_noise
+from medv.model.modeling import MedVModel
 from medv.model.processing import MedVProcessor
 
 KEPT_BYTES = 2 << 30
+STATES_BYTES = 8 << 30
 ENCODINGS = (*LOSS_TOKENS, "plain")
 
 
@@ -29,7 +32,7 @@ class Encoder:
     pixel_values are [3, H, W], or [views, 3, H, W] of an image in tiles; image_layouts [1, 7] are there unless views are
     merged flat. loss_tokens is one of ENCODINGS: "official" or "response" (see `encode_dialogue`), or "plain"
     (`encode_plain`, the alignment stage of the reference: image, last answer, newline). What was computed of images is kept
-    in memory up to KEPT_BYTES.
+    in memory up to KEPT_BYTES. After `look_once` there are vision_states [views, N, D_vision] in the place of pixel_values.
     """
 
     def __init__(self, processor: MedVProcessor, *, loss_tokens: str, max_length: int):
@@ -65,6 +68,37 @@ class Encoder:
             "turns": turn_numbers(encoded.ids, processor.tokenizer),
             **tensors,
         }
+
+    @torch.no_grad()
+    def look_once(
+        self,
+        model: MedVModel,
+        examples: Iterable[Example],
+        *,
+        device: torch.device | None = None,
+        rows: int = 32,
+        limit: int = STATES_BYTES,
+        quiet: bool = True,
+    ) -> None:
+        """Keep what the frozen vision tower makes of every image of the examples, so that training never runs it.
+
+        The tower goes to `device` meanwhile. Raises ValueError where the states of all images would not fit into `limit`.
+        """
+        shown = list({example.image: example for example in examples if example.image is not None}.values())
+        home, tower = model.vision_tower.device, model.vision_tower.to(device or model.vision_tower.device)
+        for start in tqdm(range(0, len(shown), rows), desc="looking at images", disable=quiet):
+            looks = [self._look(example) for example in shown[start : start + rows]]
+            views = [tensors["pixel_values"].reshape(-1, *tensors["pixel_values"].shape[-3:]) for _, tensors in looks]
+            states = model.look(torch.cat(views).to(tower.device)).cpu().split([len(view) for view in views])
+            if (needed := states[0].nbytes * len(shown)) > limit:
+                raise ValueError(
+                    f"the vision states of {len(shown)} images take about {needed / 1e9:.1f} GB, more than the "
+                    f"{limit / 1e9:.1f} GB kept in memory: set cached_vision=False in the recipe"
+                )
+            for example, (tokens, tensors), state in zip(shown[start : start + rows], looks, states, strict=True):
+                layouts = {name: value for name, value in tensors.items() if name != "pixel_values"}
+                self._kept[example.image] = tokens, {"vision_states": state.clone()} | layouts
+        model.vision_tower.to(home)
 
     def _look(self, example: Example) -> tuple[int, dict[str, torch.Tensor]]:
         """The number of visual tokens of an example's image, and the tensors that the model needs of it."""
@@ -111,12 +145,17 @@ class Collator:
         elif padding not in ("batch", "none"):
             raise ValueError(f"unknown padding {padding!r}: use 'batch', 'none' or 'fixed:N'")
 
-    def __call__(self, items: Sequence[dict]) -> dict[str, torch.Tensor]:
+    def width(self, items: Sequence[dict]) -> int:
+        """T of a batch of these items."""
+        return max(len(self._answer_padded(item)[0]) for item in items)
+
+    def __call__(self, items: Sequence[dict], *, width: int | None = None) -> dict[str, torch.Tensor]:
         """input_ids, labels, attention_mask [B, T] int64, t [B], u [B, T], and where there are images pixel_values
-        [views, 3, H, W] and, unless merged flat, image_layouts [n, 7].
+        [views, 3, H, W] (or vision_states [views, N, D_vision]) and, unless merged flat, image_layouts [n, 7]. T is `width`, by
+        default that of the longest item.
         """
         rows = [self._answer_padded(item) for item in items]
-        width = max(len(ids) for ids, _ in rows)
+        width = width or self.width(items)
         visible = self.padding == "batch"
         label = self.pad if visible else IGNORED
         t, u = self._noise(items, width)
@@ -133,6 +172,9 @@ class Collator:
         pixels = [item["pixel_values"] for item in items if "pixel_values" in item]
         if pixels:
             batch["pixel_values"] = torch.cat([views.reshape(-1, *views.shape[-3:]) for views in pixels])
+        states = [item["vision_states"] for item in items if "vision_states" in item]
+        if states:
+            batch["vision_states"] = torch.cat(states)
         layouts = [item["image_layouts"] for item in items if "image_layouts" in item]
         if layouts:
             batch["image_layouts"] = torch.cat(layouts)

@@ -1,12 +1,16 @@
 """`medv train STAGE`: which examples, which starting weights, then `medv.training.stages.train_stage`."""
 
 import json
+import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from transformers import AutoTokenizer
 
+from medv.artifacts import default_out
 from medv.data import phantom_sets
 from medv.data.example import Example
 from medv.data.readers import read_dataset
@@ -14,8 +18,12 @@ from medv.model.assembly import assemble, new_processor
 from medv.model.bundled import bundled, load_model
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
-from medv.profiles import STAGES, Profile
+from medv.profiles import STAGES, Profile, StageRecipe
+from medv.training.collate import Encoder
+from medv.training.launch import deepspeed_config, rank
 from medv.training.lora import LoraRecipe
+from medv.training.memory import MemoryPlan, check_memory, device_capacity
+from medv.training.pretrain import pretrain
 from medv.training.stages import train_stage, training_steps
 
 PHANTOM_SETS = {
@@ -24,6 +32,7 @@ PHANTOM_SETS = {
     "vqa": phantom_sets.vqa_set,
 }
 VALIDATION_EXAMPLES = 64
+ZERO_STAGES = {None: 0, "zero2": 2, "zero3": 3}
 
 
 def stage_examples(
@@ -44,15 +53,29 @@ def stage_examples(
     return read_dataset(data, data_dir, "train"), []
 
 
-def starting_point(profile: Profile, init: Path | None, *, seed: int) -> tuple[MedVForMaskedDiffusion, MedVProcessor]:
-    """The model to train and its processor: from a folder, or the bundled towers with a new projector."""
+def starting_point(
+    profile: Profile, init: Path | None, *, seed: int, dtype: torch.dtype = torch.float32
+) -> tuple[MedVForMaskedDiffusion, MedVProcessor]:
+    """The model to train and its processor: from a folder (in `dtype`), or the profile's towers with a new projector."""
     if init is not None:
-        return load_model(init)
-    if profile.name not in ("tiny", "smoke"):
-        raise ValueError(f"profile {profile.name} has no bundled towers: give the weights to start from with --init")
-    language = bundled("language_tower")
-    model = assemble(language, bundled("vision_tower"), seed=seed, image_pool=profile.model.image_pool)
+        return load_model(init, dtype=dtype)
+    language, vision = towers(profile)
+    model = assemble(language, vision, seed=seed, image_pool=profile.model.image_pool)
     return model, new_processor(AutoTokenizer.from_pretrained(language), model.config, system=profile.system)
+
+
+def towers(profile: Profile) -> tuple[Path, Path]:
+    """Folders of the language and the vision tower: the package's for `tiny`, made once under `runs/` for `small`.
+
+    Raises ValueError for a profile that starts from released weights.
+    """
+    if profile.name in ("tiny", "smoke"):
+        return bundled("language_tower"), bundled("vision_tower")
+    if not profile.pretrain:
+        raise ValueError(f"profile {profile.name} has no towers of its own: give the weights to start from with --init")
+    folder = default_out(profile.name) / "towers"
+    pretrain(profile, folder, only=("tokenizer", "vision_tower", "language_tower"))
+    return folder / "language_tower", folder / "vision_tower"
 
 
 def run_stage(
@@ -66,15 +89,29 @@ def run_stage(
     lora: LoraRecipe | None = None,
     seed: int = 0,
     accumulation: int = 1,
+    deepspeed: str | None = None,
+    skip_corrupt: bool = False,
     examples: Sequence[Example] | None = None,
     quiet: bool = False,
 ) -> dict:
-    """Train one stage into `out` and return its facts; a finished stage is not trained again."""
+    """Train one stage into `out` and return its facts; a finished stage is not trained again.
+
+    Under a launcher every process calls this alike; `medv.training.launch` says how they are started.
+    """
+    if deepspeed is not None:
+        deepspeed_config(deepspeed)
     if not (out / "training.json").exists():
         train, validation = (
             (examples, ()) if examples is not None else stage_examples(stage, profile, data=data, data_dir=data_dir)
         )
-        model, processor = starting_point(profile, init, seed=seed)
+        # DeepSpeed keeps float32 copies of what it trains, so that each process may load half as much.
+        half = deepspeed is not None and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        dtype = getattr(torch, profile.dtype) if half else torch.float32
+        model, processor = starting_point(profile, init, seed=seed, dtype=dtype)
+        cut = {"accumulation": accumulation, "zero": ZERO_STAGES[deepspeed]}
+        plan = plan_stage(model, processor, profile.stages[stage], train, lora=lora, **cut)
+        if not quiet and rank() == 0:
+            print(plan.sentence(), file=sys.stderr)
         started = time.perf_counter()
         train_stage(
             model,
@@ -86,19 +123,50 @@ def run_stage(
             seed=seed,
             lora=lora,
             accumulation=accumulation,
+            deepspeed=deepspeed,
+            base={"model": "bundled" if init is None else str(init)},
+            skip_corrupt=skip_corrupt,
             quiet=quiet,
         )
         return summary(out) | {"seconds": time.perf_counter() - started}
     return summary(out)
 
 
+def plan_stage(
+    model: MedVForMaskedDiffusion,
+    processor: MedVProcessor,
+    recipe: StageRecipe,
+    examples: Sequence[Example],
+    *,
+    lora: LoraRecipe | None = None,
+    accumulation: int = 1,
+    zero: int = 0,
+) -> MemoryPlan:
+    """The memory plan on this machine's devices at the longest of the examples; a ValueError where it cannot fit."""
+    longest = max(examples, key=lambda example: sum(len(turn.text) for turn in example.turns))
+    encode = Encoder(processor, loss_tokens=recipe.loss_tokens, max_length=recipe.max_length)
+    return check_memory(
+        model.config,
+        recipe,
+        gpus=int(os.environ.get("WORLD_SIZE", "1")),
+        zero=zero,
+        lora=lora,
+        accumulation=accumulation,
+        length=len(encode(longest)["input_ids"]),
+        capacity=device_capacity(int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
+    )
+
+
 def summary(out: Path) -> dict:
-    """Steps, trainable parameters and last losses of a finished stage."""
+    """Steps, trainable parameters and last losses of a finished stage, and how many examples were left out, if any were; its
+    speed and memory are in speed.json.
+    """
     facts = json.loads((out / "training.json").read_text(encoding="utf-8"))
     history = json.loads((out / "history.json").read_text(encoding="utf-8"))
     last = {name: [row[name] for row in history if name in row][-1:] for name in ("loss", "eval_loss")}
     losses = {name: values[0] for name, values in last.items() if values}
-    return {"steps": facts["steps"], "trainable_parameters": facts["trainable_parameters"], **losses}
+    skipped = {"skipped": len(facts["skipped"])} if facts.get("skipped") else {}
+    return {"steps": facts["steps"], "trainable_parameters": facts["trainable_parameters"], **losses, **skipped}
 
 
 def steps_of(profile: Profile, stage: str) -> int:

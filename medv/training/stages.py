@@ -1,29 +1,36 @@
 """Running one stage of the paper's recipe on the Hugging Face Trainer: align, instruct, vqa (Table 6, section 3).
 
 Stage 1 (align) trains the projector alone; stages 2 (instruct) and 3 (vqa) train projector and language tower; the vision
-tower stays frozen throughout. The result is a self-contained folder: weights in safetensors, processor, `history.json` with
-the loss curves and `training.json` with the recipe. A run that was stopped goes on from its last checkpoint, exactly.
+tower stays frozen throughout. The result is a folder: weights in safetensors (of stage 1 the projector's alone, where it is
+told what lies under it), processor, `history.json` with the loss curves, `training.json` with the recipe and `speed.json` with
+what the steps cost since the last start. A run that was stopped goes on from its last checkpoint, exactly. Order, noise and
+averages do not depend on how many processes share a batch.
 """
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 
-from medv.artifacts import write_json
+from medv.artifacts import SPEED, write_json
 from medv.data.example import Example
+from medv.model.bundled import save_projector
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
 from medv.profiles import StageRecipe
 from medv.training.collate import Collator, Encoder
+from medv.training.launch import deepspeed_config, join, processes, rank, stopping_in_words, wait_for_all
 from medv.training.lora import LoraRecipe, attach_lora, merge_lora
+from medv.training.meter import Meter, MeteredTrainer, totals, without_times
 from medv.training.stream import TrainingStream, ValidationStream
+from medv.training.trainer import Checkpoints, StageTrainer, find_checkpoint, going_on, looking_always
 
+PRECISIONS = ("auto", "float32")
 PARTS = {
     "projector": ("model.projector.",),
     "language_model": ("model.language_model.", "lm_head.", "model.image_newline"),
@@ -72,38 +79,82 @@ def train_stage(
     seed: int = 0,
     lora: LoraRecipe | None = None,
     accumulation: int = 1,
+    deepspeed: str | None = None,
+    base: dict[str, str] | None = None,
+    skip_corrupt: bool = False,
     stop_after: int | None = None,
     quiet: bool = False,
 ) -> MedVForMaskedDiffusion:
     """Train `model` in place by `recipe` and save it to the folder `out`; returns the trained model.
 
-    The global batch of the recipe is cut into `accumulation` parts per process; the noise does not depend on the cut.
+    The global batch of the recipe is cut into `accumulation` parts for each process that a launcher started; what is learned
+    does not depend on the cut. deepspeed: None, "zero2" or "zero3" (the returned model is then whole on the first process
+    alone). base: what a projector trained alone was put on, as `save_projector` notes it; without it a whole model is saved.
     A folder with checkpoints of the same run is resumed; with those of another recipe, seed or number of examples it is
-    refused with a ValueError. `stop_after` ends early with a checkpoint and saves no result.
+    refused with a ValueError. `stop_after` ends early with a checkpoint and saves no result. Raises TrainingStopped, the
+    last checkpoint intact, where loss or gradient is not finite, the disk is full or another process is lost.
     """
-    _claim(out, {"recipe": asdict(recipe), "seed": seed, "lora": lora and asdict(lora), "examples": len(examples)})
-    model.config.loss_normalization = recipe.normalization
-    freeze_except(model, recipe.trains)
-    network = attach_lora(model, lora, seed=seed) if lora else model
-    trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    encode = Encoder(processor, loss_tokens=recipe.loss_tokens, max_length=recipe.max_length)
-    steps = training_steps(recipe, len(examples))
-    stream = TrainingStream(examples, encode, seed=seed, batch_size=recipe.batch_size, steps=steps, times=recipe.times)
-    trainer = Trainer(
-        model=network,
-        args=_arguments(recipe, out, steps, seed, accumulation, evaluate=bool(validation), quiet=quiet),
-        train_dataset=stream,
-        eval_dataset=ValidationStream(validation, encode) if validation else None,
-        data_collator=Collator(processor.special, padding=recipe.padding),
-        callbacks=[_StopAfter(stop_after)] if stop_after else None,
-    )
-    trainer.train(resume_from_checkpoint=last_checkpoint(out / "checkpoints"))
-    if stop_after and trainer.state.global_step < steps:
-        return model
-    trained = merge_lora(network, out / "adapter") if lora else model
-    facts = {"seed": seed, "lora": asdict(lora) if lora else None, "trainable_parameters": trainable}
-    _save(trained, processor, recipe, out, trainer, facts)
+    saved = out / "checkpoints"
+    with stopping_in_words(lambda: going_on(saved)), looking_always(model):
+        _claim(out, {"recipe": asdict(recipe), "seed": seed, "lora": lora and asdict(lora), "examples": len(examples)})
+        join(deepspeed)
+        model.config.loss_normalization = recipe.normalization
+        freeze_except(model, recipe.trains)
+        network = attach_lora(model, lora, seed=seed) if lora else model
+        trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
+        encode = Encoder(processor, loss_tokens=recipe.loss_tokens, max_length=recipe.max_length)
+        steps = training_steps(recipe, len(examples))
+        order = {"seed": seed, "batch_size": recipe.batch_size, "steps": steps, "times": recipe.times}
+        stream = TrainingStream(examples, encode, skip_corrupt=skip_corrupt, order=recipe.order, **order)
+        trainer = MeteredTrainer(
+            normalization=recipe.normalization,
+            going_on=lambda: going_on(saved),
+            model=network,
+            args=_arguments(recipe, out, steps, seed, accumulation, deepspeed, evaluate=bool(validation), quiet=quiet),
+            train_dataset=stream,
+            eval_dataset=ValidationStream(validation, encode) if validation else None,
+            data_collator=Collator(processor.special, padding=recipe.padding),
+            callbacks=[Checkpoints(deepspeed, stream), *([_StopAfter(stop_after)] if stop_after else [])],
+            meter=Meter(model.config, processor.special.end_of_text, "language_model" in recipe.trains and not lora),
+        )
+        if recipe.cached_vision:
+            _look_once(model, encode, [*examples, *validation], trainer.args.device, quiet)
+        trainer.train(resume_from_checkpoint=find_checkpoint(saved, deepspeed, stream))
+        if stop_after and trainer.state.global_step < steps:
+            return model
+        facts = {"seed": seed, "lora": asdict(lora) if lora else None, "trainable_parameters": trainable}
+        facts |= {"processes": processes(), "deepspeed": deepspeed, "skipped": stream.gathered_skips()}
+        trained = _whole(trainer, model, lora, out, zero3=deepspeed == "zero3")
+        if rank() == 0:
+            _save(trained, processor, recipe, out, trainer, facts, base)
+        wait_for_all()
     return trained
+
+
+def _look_once(model, encode: Encoder, examples: Sequence[Example], device: torch.device, quiet: bool) -> None:
+    """Run the frozen tower over all images now."""
+    if is_deepspeed_zero3_enabled():
+        raise ValueError("cached_vision runs the whole vision tower, which ZeRO-3 has cut: use ZeRO-2 or leave it off")
+    encode.look_once(model.model, examples, device=device, quiet=quiet)
+
+
+def _whole(
+    trainer: StageTrainer, model: MedVForMaskedDiffusion, lora: LoraRecipe | None, out: Path, *, zero3: bool
+) -> MedVForMaskedDiffusion:
+    """The trained model, put together from the processes and with its adapters folded in, on the first process."""
+    network = trainer.model
+    if zero3:  # each process has a part of it
+        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        unset_hf_deepspeed_config()  # or the new model would be cut to parts, too
+        if rank():
+            return model
+        network = model = MedVForMaskedDiffusion(model.config)
+        if lora:
+            network = attach_lora(model, lora)
+        network.load_state_dict(weights)
+    if lora and rank() == 0:
+        return merge_lora(network, out / "adapter")
+    return model
 
 
 def _claim(out: Path, run: dict) -> None:
@@ -111,7 +162,8 @@ def _claim(out: Path, run: dict) -> None:
     note = out / "run.json"
     run = json.loads(json.dumps(run))  # tuples become lists, as in the file
     if not note.exists():
-        write_json(note, run)
+        if rank() == 0:
+            write_json(note, run)
         return
     begun = json.loads(note.read_text(encoding="utf-8"))
     differ = [name for name in run if begun.get(name) != run[name]]
@@ -121,23 +173,27 @@ def _claim(out: Path, run: dict) -> None:
         )
 
 
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest complete checkpoint of a run. The Trainer writes its state last: a run killed while saving has none."""
-    complete = [state.parent for state in folder.glob("checkpoint-*/trainer_state.json") if state.stat().st_size]
-    return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None
-
-
 def _arguments(
-    recipe: StageRecipe, out: Path, steps: int, seed: int, accumulation: int, *, evaluate: bool, quiet: bool
+    recipe: StageRecipe,
+    out: Path,
+    steps: int,
+    seed: int,
+    accumulation: int,
+    deepspeed: str | None,
+    *,
+    evaluate: bool,
+    quiet: bool,
 ) -> TrainingArguments:
     """The Trainer's arguments for a recipe."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = processes()
     micro_batch, rest = divmod(recipe.batch_size, world * accumulation)
     if rest or not micro_batch:
         raise ValueError(
             f"a batch of {recipe.batch_size} cannot be cut into {world} processes x {accumulation} accumulation steps: "
             "choose numbers that divide it"
         )
+    if recipe.precision not in PRECISIONS:
+        raise ValueError(f"unknown precision {recipe.precision!r}: use one of {', '.join(PRECISIONS)}")
     often = max(1, steps // 8)
     return TrainingArguments(
         output_dir=str(out / "checkpoints"),
@@ -157,23 +213,30 @@ def _arguments(
         eval_steps=often,
         logging_steps=max(1, steps // 40),
         save_steps=often,
-        save_total_limit=1,
         report_to="none",
         seed=seed,
+        deepspeed=None if deepspeed is None else str(deepspeed_config(deepspeed)),
         use_cpu=not torch.cuda.is_available(),
-        bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        bf16=recipe.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        optim="adamw_torch_fused",
+        activation_checkpointing=recipe.checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
         dataloader_num_workers=0,
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=quiet,
     )
 
 
-def _save(model, processor, recipe, out: Path, trainer: Trainer, facts: dict) -> None:
+def _save(
+    model, processor, recipe, out: Path, trainer: MeteredTrainer, facts: dict, base: dict[str, str] | None
+) -> None:
     """Weights, processor, loss curves and recipe."""
-    if not trainer.is_world_process_zero():
-        return
-    model.save_pretrained(out)
+    if base is not None and recipe.trains == ("projector",):
+        save_projector(model, out, base)
+    else:
+        model.save_pretrained(out)
     processor.save_pretrained(out)
-    write_json(out / "history.json", trainer.state.log_history)
+    write_json(out / "history.json", without_times(trainer.state.log_history))
+    write_json(out / SPEED, {"total": totals(trainer.meter.rows), "rows": trainer.meter.rows})
     facts = {"recipe": asdict(recipe), "steps": trainer.state.global_step, **facts}
     write_json(out / "training.json", facts)

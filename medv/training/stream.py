@@ -12,15 +12,21 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from medv.data.example import Example
+from medv.data.images import ImageError
+from medv.training.launch import gather_objects
 
 TIMES = ("iid", "stratified")
+ORDERS = ("shuffled", "by_length")
+POOL = 50  # batches of shuffled examples that are sorted by length together
 
 
 class TrainingStream(Dataset):
     """`steps * batch_size` items in training order; item = encode(example) plus the seeds of its noise.
 
     times="iid": each t is uniform (the reference). "stratified": the samples of one global batch take the batch_size equal
-    parts of (0, 1), so that every batch covers the interval evenly (MDLM).
+    parts of (0, 1), so that every batch covers the interval evenly (MDLM). order="by_length": batches of like length, in
+    shuffled order; the length is that of the text, in characters. skip_corrupt=True puts the next example of the order in the
+    place of one whose image cannot be read, and notes its id in `skipped`.
     """
 
     def __init__(
@@ -32,17 +38,35 @@ class TrainingStream(Dataset):
         batch_size: int,
         steps: int,
         times: str = "iid",
+        order: str = "shuffled",
+        skip_corrupt: bool = False,
     ):
         if not examples:
             raise ValueError("there are no training examples")
         if times not in TIMES:
             raise ValueError(f"unknown times {times!r}: use one of {', '.join(TIMES)}")
-        self.examples, self.encode = examples, encode
+        if order not in ORDERS:
+            raise ValueError(f"unknown order {order!r}: use one of {', '.join(ORDERS)}")
+        self.examples, self.encode, self.order = examples, encode, order
         self.seed, self.batch_size, self.steps, self.times = seed, batch_size, steps, times
+        self.skip_corrupt, self.skipped = skip_corrupt, set[str]()
         self._order = lru_cache(maxsize=2)(self._permutation)
 
     def _permutation(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, epoch, 0x0DE2]).permutation(len(self.examples))
+        rng = np.random.default_rng([self.seed, epoch, 0x0DE2])
+        order = rng.permutation(len(self.examples))
+        if self.order == "shuffled":
+            return order
+        lengths = np.array([sum(len(turn.text) for turn in example.turns) for example in self.examples])
+        begun = -epoch * len(order) % self.batch_size  # what the last batch of the epoch before still takes
+        pool = POOL * self.batch_size
+        batches = []
+        for start in range(begun, len(order), pool):
+            part = order[start : start + pool]
+            part = part[np.argsort(lengths[part], kind="stable")]
+            batches += [part[i : i + self.batch_size] for i in range(0, len(part), self.batch_size)]
+        *whole, last = batches or [order[:0]]  # a last batch that is not full stays at the end
+        return np.concatenate([order[:begun], *(whole[i] for i in rng.permutation(len(whole))), last])
 
     def __len__(self) -> int:
         return self.steps * self.batch_size
@@ -50,11 +74,36 @@ class TrainingStream(Dataset):
     def __getitem__(self, position: int) -> dict:
         if not 0 <= position < len(self):
             raise IndexError(f"position {position} is outside the {len(self)} of the stream")
-        epoch, place = divmod(position, len(self.examples))
-        index = int(self._order(epoch)[place])
         step, slot = divmod(position, self.batch_size)
         stratum = (slot, self.batch_size) if self.times == "stratified" else (0, 1)
-        return self.encode(self.examples[index]) | {"noise": (self.seed, step, index), "stratum": stratum}
+        return self._encoded(position) | {"noise": (self.seed, step, self._index(position)), "stratum": stratum}
+
+    def _index(self, position: int) -> int:
+        epoch, place = divmod(position, len(self.examples))
+        return int(self._order(epoch)[place])
+
+    def _encoded(self, position: int) -> dict:
+        start = position - position % len(self.examples)
+        for further in range(len(self.examples)):
+            example = self.examples[self._index(start + (position - start + further) % len(self.examples))]
+            try:
+                return self.encode(example)
+            except ImageError as error:
+                if not self.skip_corrupt:
+                    raise ImageError(
+                        f"example {example.id}: {error}; mend it, or leave such images out with --skip-corrupt"
+                    ) from error
+                self.skipped.add(example.id)
+        raise ValueError(f"none of the {len(self.examples)} training images can be read: look at their folder")
+
+    def gathered_skips(self) -> list[str]:
+        """The ids of the examples that any process has left out."""
+        return sorted(set().union(*gather_objects(sorted(self.skipped))))
+
+    def names(self, step: int) -> list[str]:
+        """The ids of the examples of a global batch."""
+        start = step * self.batch_size
+        return [self.examples[self._index(position)].id for position in range(start, start + self.batch_size)]
 
 
 class ValidationStream(Dataset):

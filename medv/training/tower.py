@@ -24,7 +24,6 @@ from medv.data.scene import NORMAL, Scene, split_seed
 from medv.model.assembly import vision_config
 from medv.model.modeling import pool_patches
 from medv.profiles import ModelShape
-from medv.training.stages import last_checkpoint
 
 UNKNOWN = -100
 ATTRIBUTES = ("domain", "finding", "side", "level", "size", "acquisition", "shape", "color", "count")
@@ -216,10 +215,16 @@ def train_tower(
         scenes, labels, shape.image_size, shape.patch_size, draws=steps * args.train_batch_size, seed=seed
     )
     trainer = Trainer(model=model, args=args, train_dataset=drawn)
-    trainer.train(resume_from_checkpoint=last_checkpoint(out / "checkpoints"))
+    trainer.train(resume_from_checkpoint=_newest(out / "checkpoints"))
     model.eval()
     model.tower.save_pretrained(out)
     with torch.inference_mode():
         items = [held_out[i] for i in range(len(held_out))]
         batch = {key: torch.stack([item[key] for item in items]).to(trainer.args.device) for key in items[0]}
         return model.accuracy(model(**batch)["logits"].cpu(), batch["labels"].cpu())
+
+
+def _newest(folder: Path) -> str | None:
+    """The newest complete checkpoint. The Trainer writes its state last: a run killed while saving has none."""
+    complete = [state.parent for state in folder.glob("checkpoint-*/trainer_state.json") if state.stat().st_size]
+    return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None

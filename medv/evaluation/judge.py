@@ -1,0 +1,193 @@
+"""The judge of open conversation (Table 1): its prompt, its scores, and their aggregation, as LLaVA-Med v1.0.0 has them.
+
+A judge reads a caption, a question, the reference answer of GPT-4 and a candidate's answer, and scores both from 1 to 10.
+A group's score is the mean over its questions of candidate / reference x 100 (not a ratio of means); groups are all
+questions, the two question types and the five image domains, the first that is flagged. Prompt and aggregation are the
+official ones; reading is more tolerant of form, strict about the range, and loses no line. It sends nothing: see `judging`.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from medv.data.readers import QA50_DOMAINS, DataError, read_rows
+
+TYPES = ("conversation", "detailed_description")
+DOMAINS = tuple(QA50_DOMAINS)
+GROUPS = ("overall", *TYPES, *DOMAINS)
+LOWEST, HIGHEST = 1.0, 10.0
+NEEDED = ("text", "gpt4_answer", "fig_label", "fig_caption", "in_text_mention")
+"""What a question must have to be judged: the fields of the qa50 file."""
+
+SYSTEM = "'You are a helpful and precise assistant for checking the quality of the answer."
+"""The system message, with the stray quotation mark that the official one begins with."""
+INSTRUCTION = """\
+We would like to request your feedback on the performance of two AI assistants in response to the user question displayed \
+above. The user asks the question on observing an image. For your reference, the visual content in the image is represented \
+with caption describing the same image.
+    Please rate the helpfulness, relevance, accuracy, level of details of their responses. Each assistant receives an overall \
+score on a scale of 1 to 10, where a higher score indicates better overall performance.
+    Please first output a single line containing only two values indicating the scores for Assistant 1 and 2, respectively. \
+The two scores are separated by a space. In the subsequent line, please provide a comprehensive explanation of your \
+evaluation, avoiding any potential bias and ensuring that the order in which the responses were presented does not affect \
+your judgment."""
+_IMAGE = "\n<image>"
+_SCORE = r"([-+]?[0-9]+(?:\.[0-9]+)?)(?:\s*/\s*10)?"
+_PAIR = re.compile(rf"{_SCORE}(?:\s*[\s,;/|]\s*|\s+and\s+){_SCORE}\.?")
+
+
+def judge_messages(question: Mapping[str, Any], answer: str) -> list[dict[str, str]]:
+    """The two messages that a judge gets about `answer`; `question` is a row of the qa50 file (the fields of `NEEDED`).
+
+    The figure's mentions stand there as Python prints the list, as in the official prompt. Raises ValueError for a question
+    that lacks a field.
+    """
+    missing = [name for name in NEEDED if name not in question]
+    if missing:
+        raise ValueError(
+            f"question {question.get('question_id', '?')} has no {', '.join(missing)}: a judge needs {', '.join(NEEDED)}"
+        )
+    told = (
+        f"[Context]\nFigure Caption:\n{question['fig_label']}: {question['fig_caption']}\n\n"
+        f"Figure Context:\n\t- {question['in_text_mention']}\n\n"
+        f"[Question]\n{str(question['text']).removesuffix(_IMAGE)}\n\n"
+        f"[Assistant 1]\n{question['gpt4_answer']}\n\n[End of Assistant 1]\n\n"
+        f"[Assistant 2]\n{answer}\n\n[End of Assistant 2]\n\n"
+        f"[System]\n{INSTRUCTION}\n\n"
+    )
+    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": told}]
+
+
+def parse_scores(reply: str) -> tuple[float, float]:
+    """The scores of the reference and of the candidate, from the first line of a judge's reply that is not blank.
+
+    Two numbers from 1 to 10 between which stand spaces, a comma or a slash, each perhaps "out of 10", perhaps in bold.
+    Raises ValueError, with the line, for anything else: nothing is guessed and nothing is clipped.
+    """
+    line = next((line for line in reply.splitlines() if line.strip()), "").strip()
+    found = _PAIR.fullmatch(re.sub(r"[*_`#]", "", line).strip())
+    if found is None:
+        raise ValueError(f"its first line is {line[:80]!r}: two scores are needed")
+    scores = float(found[1]), float(found[2])
+    if not all(LOWEST <= score <= HIGHEST for score in scores):
+        raise ValueError(f"its first line is {line[:80]!r}: scores lie between {LOWEST:g} and {HIGHEST:g}")
+    return scores
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One question judged: the scores of the reference and of the candidate, and the question's type and domain if it has any.
+
+    `reference` and `candidate` may come from any judge with a positive scale.
+    """
+
+    id: str
+    reference: float
+    candidate: float
+    type: str | None = None
+    domain: str | None = None
+
+    @property
+    def relative(self) -> float:
+        """The candidate's score in percent of the reference's."""
+        return self.candidate / self.reference * 100.0
+
+
+@dataclass(frozen=True)
+class Unjudged:
+    """A question (or a line of a file) without scores, and why."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class JudgeScores:
+    """The relative scores of a set of questions; `unjudged` are named and stand in no mean."""
+
+    judged: tuple[Judgement, ...]
+    unjudged: tuple[Unjudged, ...] = ()
+
+    def relative(self, group: str = "overall") -> np.ndarray:
+        """The relative scores (percent) of one of `GROUPS`, in order; for `bootstrap_interval`."""
+        if group not in GROUPS:
+            raise ValueError(f"unknown group {group!r}: choose from {', '.join(GROUPS)}")
+        return np.array([item.relative for item in self.judged if group in ("overall", item.type, item.domain)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Each group's score (None where it has no question), `counts` by group, and `unjudged`: question id and reason."""
+        values = {group: self.relative(group) for group in GROUPS}
+        means = {group: fmean(part) if len(part) else None for group, part in values.items()}
+        listed = [{"question_id": item.id, "reason": item.reason} for item in self.unjudged]
+        return {**means, "counts": {group: len(part) for group, part in values.items()}, "unjudged": listed}
+
+
+def first_domain(flags: Any) -> str | None:
+    """The first domain that is flagged, in the official order; a name stands for itself."""
+    if isinstance(flags, Mapping):
+        return next((name for name in DOMAINS if flags.get(name)), None)
+    return flags if flags in DOMAINS else None
+
+
+def read_judgements(path: str | Path) -> JudgeScores:
+    """The scores in a file of judgements: JSON lines with `question_id`, `type`, `domain` and the judge's text in `result`.
+
+    A line that cannot be used is among the `unjudged`, by its question id (by its number where it has none).
+    """
+    return collect(_lines(Path(path)))
+
+
+def collect(rows: Iterable[tuple[str, Mapping[str, Any] | str]]) -> JudgeScores:
+    """Scores of rows as `read_judgements` reads them: pairs of a name for the row and the row (or why there is none)."""
+    judged: dict[str, Judgement] = {}
+    unjudged = []
+    for name, row in rows:
+        if isinstance(row, str):
+            unjudged.append(Unjudged(name, row))
+            continue
+        name = str(row.get("question_id", name))
+        try:
+            item = _judgement(name, row)
+        except ValueError as error:
+            unjudged.append(Unjudged(name, str(error)))
+            continue
+        if name in judged:
+            unjudged.append(Unjudged(name, "it is judged a second time: the first judgement counts"))
+        judged.setdefault(name, item)
+    return JudgeScores(tuple(judged.values()), tuple(unjudged))
+
+
+def _judgement(name: str, row: Mapping[str, Any]) -> Judgement:
+    text = next((row[key] for key in ("result", "gpt_eval") if row.get(key) is not None), None)
+    if row.get("reason"):
+        raise ValueError(str(row["reason"]))
+    if not isinstance(text, str):
+        raise ValueError("it has no text of a judge in 'result'")
+    return Judgement(name, *parse_scores(text), type=row.get("type"), domain=first_domain(row.get("domain")))
+
+
+def _lines(path: Path) -> Sequence[tuple[str, Mapping[str, Any] | str]]:
+    try:
+        return [(f"row {number}", row) for number, row in enumerate(read_rows(path), start=1)]
+    except DataError:
+        if not path.is_file():
+            raise
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), start=1):
+        if line.strip():
+            found.append((f"line {number}", _object(line)))
+    return found
+
+
+def _object(line: str) -> Mapping[str, Any] | str:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        return f"it is not JSON ({error})"
+    return row if isinstance(row, dict) else f"it is {type(row).__name__}, not an object with named fields"

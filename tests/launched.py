@@ -1,0 +1,164 @@
+"""Real training processes for the tests, as a launcher would start them, forked from a server that has imported everything."""
+
+import multiprocessing
+import os
+import resource
+import socket
+import sys
+import time
+from dataclasses import replace
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import torch
+from tiny import examples, model, processor
+
+from medv.cli import main
+from medv.data.example import Example, Turn
+from medv.profiles import StageRecipe
+from medv.training.launch import TrainingStopped, rank
+from medv.training.lora import LoraRecipe
+from medv.training.stages import train_stage
+
+RECIPE = StageRecipe(
+    ("projector", "language_model"),
+    samples=0,
+    epochs=2,
+    batch_size=4,
+    learning_rate=1e-3,
+    max_length=100,
+    padding="none",
+)
+FIVE_STEPS = {
+    "sample": (RECIPE, None),
+    "masked": (replace(RECIPE, padding="batch", normalization="masked", times="stratified"), None),
+    "token": (replace(RECIPE, padding="batch", normalization="token"), None),
+    "lora": (replace(RECIPE, normalization="masked_sample"), LoraRecipe(rank=4, alpha=8)),
+}
+"""Recipes of five steps on ten examples, between them every normalization; "token" is on examples with and without images."""
+
+
+def train(out: Path, recipe: StageRecipe = RECIPE, count: int = 10, **options):
+    """Train a fresh copy of the tiny model."""
+    return train_stage(
+        model(), processor(), recipe, options.pop("data", None) or examples(count), out, quiet=True, **options
+    )
+
+
+def with_corrupt(folder: Path) -> list[Example]:
+    """Ten examples; the image of "broken" is a file that is no image."""
+    (folder / "broken.png").write_bytes(b"this is no image")
+    turns = (Turn("user", "What is shown?"), Turn("assistant", "chest"))
+    return [*examples(9), Example("broken", folder / "broken.png", turns)]
+
+
+def with_and_without_images() -> list[Example]:
+    """Ten examples, every second one of them text alone."""
+    return [replace(example, image=None) if i % 2 else example for i, example in enumerate(examples(10))]
+
+
+# What the processes do. Each is named to `launch`.
+
+
+def five_steps(out: Path, **options) -> None:
+    """Every recipe of FIVE_STEPS."""
+    for name, (recipe, lora) in FIVE_STEPS.items():
+        data = with_and_without_images() if name == "token" else None
+        train(out / name, recipe, lora=lora, data=data, **options)
+
+
+def five_steps_of_one(out: Path, **options) -> None:
+    """The first recipe of FIVE_STEPS."""
+    train(out, **options)
+
+
+def many_steps(out: Path, **options) -> None:
+    """Sixteen steps, with a checkpoint after every second."""
+    train(out, replace(RECIPE, epochs=6.4), **options)
+
+
+def corrupt(out: Path, images: Path, **options) -> None:
+    """Training on `with_corrupt`."""
+    train(out, data=with_corrupt(images), **options)
+
+
+def command_line(out: Path, deepspeed: str) -> None:
+    """`medv train align` as a person starts it."""
+    sys.argv = ["medv", "train", "align", "--profile", "smoke", "--deepspeed", deepspeed, "--json", "--out", str(out)]
+    main()
+
+
+def gone_wrong(out: Path) -> None:
+    """From the fourth forward on the projector of the last process gives no numbers."""
+    network, calls = model(), []
+
+    def spoil(module, inputs, output):
+        calls.append(1)
+        return output * float("nan") if len(calls) > 3 and rank() == 1 else output
+
+    network.model.projector.register_forward_hook(spoil)
+    train_stage(network, processor(), RECIPE, examples(10), out, quiet=True)
+
+
+def no_room(out: Path, **options) -> None:
+    """The first process may write no file larger than 64 KiB."""
+    if rank() == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (65536, resource.RLIM_INFINITY))
+    train(out, **options)
+
+
+# Starting them.
+
+
+class Launched:
+    """Processes 0 ... n - 1 that share a job; `said` is what each wrote, once they have ended."""
+
+    def __init__(self, job: str, out: Path, *, count: int = 2, **options):
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["deepspeed", "transformers", "medv.training.command", "accelerate.utils"])
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.logs = [out.with_name(f"{out.name}-{job}-{number}.log") for number in range(count)]
+        self.processes: list[BaseProcess] = []
+        for number, log in enumerate(self.logs):
+            names = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "MASTER_PORT": port}
+            process = context.Process(target=_run, args=(job, names, log, out, options))
+            process.start()
+            self.processes.append(process)
+
+    def wait(self, seconds: float = 120) -> list[int | None]:
+        """The exit codes; a process that does not end is killed."""
+        end = time.monotonic() + seconds
+        for process in self.processes:
+            process.join(max(0, end - time.monotonic()))
+            if process.is_alive():
+                process.kill()
+                process.join()
+        return [process.exitcode for process in self.processes]
+
+    @property
+    def said(self) -> list[str]:
+        """What each process wrote to standard output and standard error."""
+        return [log.read_text() if log.exists() else "" for log in self.logs]
+
+
+def launch(job: str, out: Path, **options) -> list[str]:
+    """Run a job to its good end; what each process said."""
+    launched = Launched(job, out, **options)
+    codes = launched.wait()
+    assert set(codes) == {0}, "\n".join(launched.said)
+    return launched.said
+
+
+def _run(job: str, names: dict[str, int], log: Path, out: Path, options: dict) -> None:
+    os.environ.update({name: str(value) for name, value in names.items()}, MASTER_ADDR="127.0.0.1")
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    torch.set_num_threads(1)
+    try:
+        globals()[job](out, **options)
+    except (TrainingStopped, ValueError) as error:
+        print(f"medv: {error}" if str(error) else "", file=sys.stderr, flush=True)
+        sys.exit(1)

@@ -1,0 +1,90 @@
+"""An OpenAI-compatible endpoint on this machine that behaves as it is told: well, slowly, or badly in many ways."""
+
+import json
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class StubJudge:
+    """Serves while its `with` block lasts. `plan(name, number)` says what request `number` (0, 1, ...) about the question
+    `name` meets: a text of a judge, or ("status", headers, body), "slow", "drip", "cut", "garbage", "closed".
+    """
+
+    def __init__(self, plan, *, port=0):
+        self.plan, self.asked, self.headers = plan, Counter(), []
+        self.lock, self.busy, self.most = threading.Lock(), 0, 0
+        stub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self):
+                stub.answer(self)
+
+            def log_message(self, *_):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+
+    def __enter__(self):
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.server.shutdown()
+        self.server.server_close()
+
+    def answer(self, request):
+        body = json.loads(request.rfile.read(int(request.headers["Content-Length"])))
+        name = body["messages"][1]["content"].split("[Question]\n")[1].split("\n")[0]
+        with self.lock:
+            number = self.asked[name]
+            self.asked[name] += 1
+            self.headers.append(dict(request.headers))
+            self.busy += 1
+            self.most = max(self.most, self.busy)
+        try:
+            self.behave(request, self.plan(name, number))
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the client has lost its patience
+        finally:
+            with self.lock:
+                self.busy -= 1
+
+    def behave(self, request, what):
+        request.close_connection = True
+        if isinstance(what, tuple):
+            status, headers, text = what
+            self.send(request, text.encode(), status, headers)
+        elif what == "slow":
+            time.sleep(5)
+        elif what == "drip":
+            request.send_response(200)
+            request.send_header("Content-Length", "1000")
+            request.end_headers()
+            for _ in range(50):
+                request.wfile.write(b" ")
+                request.wfile.flush()
+                time.sleep(0.1)
+        elif what == "cut":
+            request.send_response(200)
+            request.send_header("Content-Length", "1000")
+            request.end_headers()
+            request.wfile.write(b'{"choices": [{"message": {"con')
+        elif what == "garbage":
+            self.send(request, b"\xff<html>busy</html>")
+        elif what != "closed":
+            reply = {"choices": [{"message": {"role": "assistant", "content": what}}]}
+            self.send(request, json.dumps(reply).encode())
+
+    def send(self, request, body, status=200, headers=None):
+        request.send_response(status)
+        for name, value in (headers or {}).items():
+            request.send_header(name, value)
+        request.send_header("Content-Length", str(len(body)))
+        request.end_headers()
+        request.wfile.write(body)
