@@ -79,9 +79,8 @@ def aspect_modes(picture: Image.Image, plan: ViewPlan) -> Still:
     "squeeze" changes the shape of the picture first, since the mode matters where a picture is not square.
     """
     mode = widgets.ToggleButtons(options=list(ASPECTS), value=plan.aspect, description="aspect")
-    shape = widgets.FloatSlider(
-        1.6, min=0.3, max=3, step=0.1, description="width/height", layout={"width": "min(480px, 95%)"}
-    )
+    shape = widgets.FloatSlider(1.6, min=0.3, max=3, step=0.1, description="width / height")
+    shape.style.description_width, shape.layout.width = "100px", "min(480px, 95%)"
     shown = widgets.HTML(layout=FULL)
 
     def show(_=None) -> None:
