@@ -3,6 +3,7 @@
 #   make reproduce   run the notebooks of PROFILE to figures, tables and runs/PROFILE/index.html
 #   make figures     the same, then copy the results to figures/PROFILE/
 #   make lab         the tutorials in JupyterLab
+#   make explorer    the explorer as an app in the browser
 #   make test        the tests                make lint   style, floors
 #
 # Variables: PROFILE=tiny|small|paper   ARGS="--only table2"   PYTHON=python3.12
@@ -24,7 +25,7 @@ export UV_FIND_LINKS := $(shell echo $(LINKS) | tr ' ' ',')
 endif
 INSTALL := $(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/python -m pip install)
 
-.PHONY: help setup reproduce figures lab test lint
+.PHONY: help setup reproduce figures lab explorer test lint
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
@@ -45,6 +46,10 @@ figures: $(READY)
 # JupyterLab listens on this machine only and asks for the token that it prints.
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks --ServerApp.ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
+
+# The app too: this machine only, a token of its own, and no style sheet from a CDN (see medv/report/app).
+explorer: $(READY)
+	JUPYTER_PATH=medv/report/app $(BIN)/voila notebooks/50_explorer.ipynb --template=medv --Voila.ip=127.0.0.1 --token $(ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)

@@ -90,11 +90,11 @@ def ask(
     if not question.strip():
         raise ValueError("the question is empty: ask something about the image")
     picture = open_image(image)
-    from medv.evaluation.answering import answer_with_trace
+    from medv.evaluation.answering import answer_with_trace, check_length
     from medv.model.bundled import bundled
 
     network, processor = _load_quietly(model or bundled("tiny_model"))
-    _check_length(question, picture, network, processor, gen_length)
+    check_length(question, picture, network, processor, gen_length)
     example = Example("ask", lambda: picture, (Turn("user", question),))
     word = word_of(processor.tokenizer)
     with _view(watched and not as_json, gen_length, word) as on_step:
@@ -115,17 +115,6 @@ def _view(wanted: bool, gen_length: int, word):
     from medv.report.trace_terminal import TerminalView
 
     return TerminalView(console, gen_length, word) if wanted and console.is_terminal else nullcontext()
-
-
-def _check_length(question: str, picture, network, processor, gen_length: int) -> None:
-    from medv.data.example import Turn
-
-    limit = network.config.text_config.max_position_embeddings
-    tokens = len(processor.encode_turns((Turn("user", question),), image=picture))
-    if tokens + gen_length > limit:
-        raise ValueError(
-            f"the prompt has {tokens} tokens and the answer {gen_length}, but this model reads {limit}: shorten the question"
-        )
 
 
 def _load_quietly(folder: Path):

@@ -3,7 +3,9 @@
 import itertools
 import json
 import re
+from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,7 +20,7 @@ from medv.experiments import stages
 from medv.profiles import SamplerSpec, get_profile
 from medv.report import lessons, sizes, tutorial
 
-NOTEBOOKS = ["00", "01", "02", "03", "10", "11", "12", "20", "21", "30", "31", "32", "33", "40", "90"]
+NOTEBOOKS = sorted(path.name[:2] for path in (Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,22 @@ def test_headings_are_in_order_links_resolve_and_no_path_is_absolute(root, numbe
     for link in re.findall(r"\]\((?!http)([^)]+)\)", "".join(texts)):
         assert (path.parent / link).exists(), f"{path.name} links to {link}"
     code = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    assert not re.search(r"""["']/\w""", code)
+    assert not re.search(r"""["'](/|~/|[A-Z]:\\)\w""", code)
+
+
+@pytest.mark.parametrize("number", NOTEBOOKS)
+def test_cells_have_names_of_their_own_and_only_the_parameters_are_tagged(root, number):
+    path, cells, texts = markdown(root, number)
+    assert json.loads(path.read_text(encoding="utf-8"))["nbformat"] == 4
+    assert Counter(cell["id"] for cell in cells).most_common(1)[0][1] == 1
+    tagged = [cell for cell in cells if cell["metadata"].get("tags")]
+    assert [cell["metadata"] for cell in tagged] == [{"tags": ["parameters"]}] and cells.index(tagged[0]) == 1
+    assert all(cell["cell_type"] in ("code", "markdown") and "".join(cell["source"]).strip() for cell in cells)
+    assert not any(cell.get("outputs") or cell.get("execution_count") or cell.get("attachments") for cell in cells)
+    assert not re.search(r"<(script|img|iframe|style|a)\b|\]\(http", "".join(texts)), "raw HTML, or a link that leaves"
+    assert all(
+        len(line) <= 15 for line in ["".join(cell["source"]).splitlines() for cell in cells if "outputs" in cell]
+    )
 
 
 def test_true_descriptions_score_far_above_the_same_texts_about_other_images():

@@ -98,6 +98,22 @@ def answer_with_trace(
     return _answer_batch(model, processor, [example], config, full_view, [0], on_step)[0]
 
 
+def check_length(
+    question: str,
+    picture: Image.Image | None,
+    model: MedVForMaskedDiffusion,
+    processor: MedVProcessor,
+    gen_length: int,
+) -> None:
+    """Raises ValueError where prompt and answer together are longer than what the model reads."""
+    limit = model.config.text_config.max_position_embeddings
+    tokens = len(processor.encode_turns((Turn("user", question),), image=picture))
+    if tokens + gen_length > limit:
+        raise ValueError(
+            f"the prompt has {tokens} tokens and the answer {gen_length}, but this model reads {limit}: shorten the question"
+        )
+
+
 def _answer_batch(
     model: MedVForMaskedDiffusion,
     processor: MedVProcessor,

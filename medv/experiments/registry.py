@@ -41,6 +41,7 @@ NODES: tuple[Node, ...] = (
         results=("corruption", "loss_weights"),
     ),
     Node("model", "03_model_and_checkpoints.ipynb", "The model, its stages and its checkpoints", results=("table6",)),
+    Node("explorer", "50_explorer.ipynb", "The explorer: repetition against sampling steps", results=("explorer",)),
     Node(
         "stage1",
         "10_stage1_alignment.ipynb",

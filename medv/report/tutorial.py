@@ -151,7 +151,7 @@ def canvas_figure(
     image, question: str, states: Sequence[tuple[str, list[str], list[bool], list[bool]]], *, width: int = 92
 ) -> Figure:
     """The image beside its canvas at several moments, as a strip: dark = masked, blue = written, orange = just written."""
-    places, lines = _wrap(states[0][1], width)
+    places, lines = flow(states[0][1], width)
     tall = lines + 1.4
     with theme():
         fig, (left, right) = new_figure(
@@ -175,7 +175,7 @@ def canvas_figure(
     return fig
 
 
-def _wrap(tokens: Sequence[str], width: int) -> tuple[list[tuple[float, int]], int]:
+def flow(tokens: Sequence[str], width: int) -> tuple[list[tuple[float, int]], int]:
     """Where each token stands: (left edge in characters, line), and the number of lines."""
     places, x, line = [], 0.0, 0
     for token in tokens:
