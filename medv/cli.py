@@ -32,7 +32,9 @@ ProfileName = Annotated[str, typer.Option("--profile", "-p", help="tiny, small, 
 @_in_words
 def reproduce(
     profile: ProfileName = "tiny",
-    only: Annotated[list[str] | None, typer.Option("--only", help="A notebook, figure or table; repeatable.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="A notebook, figure or table, or all; repeatable.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Where results go; default runs/<profile>.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and why.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Run again even what is up to date.")] = False,

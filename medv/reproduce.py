@@ -23,7 +23,7 @@ from rich.text import Text
 from medv.artifacts import PACKAGE, default_out, fingerprint
 from medv.experiments import cache
 from medv.experiments.cache import SUFFIXES, Workshop
-from medv.experiments.registry import EXHIBITS, NODES, Node, ordered, parents
+from medv.experiments.registry import ALL, EXHIBITS, NODES, Node, ordered, parents
 from medv.profiles import get_profile
 
 COLORS = {
@@ -292,7 +292,7 @@ def _conclude(
     from medv.report.index import write_index
 
     everything = progress | _outsiders(shop, nodes, progress)
-    items = [everything[node.name] for node in ordered(nodes)]
+    items = [everything[node.name] for node in ordered(nodes, [ALL])]
     index = write_index(shop.out, shop.profile.name, shop.seed, items, EXHIBITS)
     console.print(_table(progress.values(), f"medv reproduce · profile {shop.profile.name}"))
     good = all(item.finished for item in progress.values())

@@ -209,6 +209,18 @@ def test_every_exhibit_of_the_paper_is_made_or_planned():
     assert len({node.notebook for node in NODES}) == len(NODES)
 
 
+def test_a_notebook_on_request_runs_when_it_is_named_or_needed_or_with_all():
+    first = Node("first", "a.ipynb", "A", makes=("models/a",), results=("fig02",), on_request=True)
+    second = Node("second", "b.ipynb", "B", needs=("models/a",), results=("fig03",), on_request=True)
+    third = Node("third", "c.ipynb", "C", results=("fig04",))
+    nodes = (first, second, third)
+    assert ordered(nodes) == (third,)
+    assert ordered(nodes, ["fig03"]) == (first, second)
+    assert set(ordered(nodes, ["all"])) == set(nodes)
+    needs_it = Node("fourth", "d.ipynb", "D", needs=("models/a",))
+    assert set(ordered((*nodes, needs_it))) == {first, third, needs_it}
+
+
 def test_a_graph_with_a_hole_a_double_or_a_circle_is_refused():
     a = Node("a", "a.ipynb", "", needs=("y",), makes=("x",))
     b = Node("b", "b.ipynb", "", needs=("x",), makes=("y",))

@@ -17,7 +17,7 @@ class Node:
     `needs` and `makes` name artifacts (folders or files under the run folder, as "models/stage1"); `results` names the
     figures and tables that it saves. `parameters` are passed to the notebook beside profile, seed and out. A `heavy` node
     trains or generates for long: nothing else runs at the same time. A `last` node reads the results that there are: it runs
-    after all others, however they ended.
+    after all others, however they ended. An `on_request` node runs when it is named, or with all.
     """
 
     name: str
@@ -29,8 +29,10 @@ class Node:
     parameters: Mapping[str, Any] = field(default_factory=dict, hash=False)
     heavy: bool = False
     last: bool = False
+    on_request: bool = False
 
 
+ALL = "all"
 NODES: tuple[Node, ...] = (
     Node("quickstart", "00_quickstart.ipynb", "Ask a question about an image", results=("quickstart",)),
     Node("data", "01_data.ipynb", "The phantoms, and the data sets of the paper", results=("phantoms", "table8")),
@@ -76,6 +78,7 @@ NODES: tuple[Node, ...] = (
         makes=("answers/open_conversation",),
         results=("table1", "table7", "fig01", "fig02", "fig06", "fig07", "fig08"),
         heavy=True,
+        on_request=True,
     ),
     Node(
         "length_control",
@@ -85,6 +88,7 @@ NODES: tuple[Node, ...] = (
         makes=("models/twin", "answers/length_control"),
         results=("table3", "fig04"),
         heavy=True,
+        on_request=True,
     ),
     Node(
         "generation_settings",
@@ -94,6 +98,7 @@ NODES: tuple[Node, ...] = (
         makes=("answers/generation_settings",),
         results=("table5", "fig09", "fig11", "fig12"),
         heavy=True,
+        on_request=True,
     ),
     Node(
         "repetition",
@@ -103,6 +108,7 @@ NODES: tuple[Node, ...] = (
         makes=("answers/repetition",),
         results=("fig05", "fig10", "schedules"),
         heavy=True,
+        on_request=True,
     ),
     Node(
         "initialization",
@@ -111,6 +117,7 @@ NODES: tuple[Node, ...] = (
         makes=("trials/initialization",),
         results=("table4", "initialization"),
         heavy=True,
+        on_request=True,
     ),
     Node(
         "lora",
@@ -120,6 +127,7 @@ NODES: tuple[Node, ...] = (
         makes=("trials/lora_vs_full",),
         results=("lora_vs_full", "table_lora_vs_full"),
         heavy=True,
+        on_request=True,
     ),
     Node(
         "fast_sampling",
@@ -208,8 +216,9 @@ def parents(node: Node, nodes: Iterable[Node] = NODES) -> tuple[Node, ...]:
 def ordered(nodes: Iterable[Node] = NODES, only: Iterable[str] = ()) -> tuple[Node, ...]:
     """The nodes, makers before users, otherwise as declared; with `only`, those that make these names and their makers.
 
-    `only` takes names of nodes, artifacts, figures and tables. Raises ValueError for an unknown or a not yet reproduced
-    name, for two nodes of one name, for a product without a maker or with two, and for a cycle.
+    `only` takes names of nodes, artifacts, figures and tables, and "all"; without it the nodes on request are left out. Raises
+    ValueError for an unknown or a not yet reproduced name, for two nodes of one name, for a product without a maker or with
+    two, and for a cycle.
     """
     nodes = tuple(nodes)
     by_name = {node.name: node for node in nodes}
@@ -220,8 +229,14 @@ def ordered(nodes: Iterable[Node] = NODES, only: Iterable[str] = ()) -> tuple[No
         order = tuple(TopologicalSorter(graph).static_order())
     except CycleError as error:
         raise ValueError(f"the notebooks need each other in a circle: {' -> '.join(error.args[1])}") from None
-    wanted = set(order) if not only else set()
-    queue = [_maker_of(name, nodes).name for name in only]
+    only = tuple(only)
+    if ALL in only:
+        queue = list(order)
+    elif only:
+        queue = [_maker_of(name, nodes).name for name in only]
+    else:
+        queue = [node.name for node in nodes if not node.on_request]
+    wanted = set()
     while queue:
         name = queue.pop()
         wanted.add(name)
