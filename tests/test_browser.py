@@ -71,7 +71,9 @@ class Server:
         self.port, self.token, self.log = free_port(), secrets.token_hex(16), place / f"{target}.log"
         arguments = options.format(port=self.port, token=self.token)
         made = ["BIN=" + str(Path(sys.executable).parent), "READY=Makefile", f"ARGS={arguments}"]
-        dry = subprocess.run(["make", "-n", target, *made], cwd=root, capture_output=True, text=True, check=True)
+        bare = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+        asked = ["make", "-n", target, *made]
+        dry = subprocess.run(asked, cwd=root, env=bare, capture_output=True, text=True, check=True)
         line = dry.stdout.strip().splitlines()[-1]
         with self.log.open("w") as stream:
             self.process = subprocess.Popen(

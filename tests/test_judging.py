@@ -69,7 +69,7 @@ TROUBLE = {
 
 def test_each_kind_of_trouble_that_passes_ends_in_a_judgement(tmp_path):
     with StubJudge(lambda name, number: TROUBLE[name] if number == 0 else "8 4") as stub:
-        scores, rows = run(stub, tmp_path, TROUBLE, concurrency=8)
+        scores, rows = run(stub, tmp_path, TROUBLE, concurrency=8, timeout=4.0)
     assert scores["overall"] == 50.0 and scores["counts"]["chest_xray"] == len(TROUBLE) and not scores["unjudged"]
     assert set(stub.asked.values()) == {2}
     assert [row["question_id"] for row in rows] == list(range(len(TROUBLE)))

@@ -7,6 +7,7 @@ cache, greedily. It knows no noise: the times and draws that training batches ca
 """
 
 import time
+from collections.abc import Generator
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -14,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModel
 
 from medv.diffusion.settings import SamplerConfig, SamplerOutput
-from medv.diffusion.trace import Trace
+from medv.diffusion.trace import Events, Trace
 from medv.model.assembly import language_tower
 from medv.model.configuration import MedVConfig
 from medv.model.modeling import IGNORED_LABEL, MedVForMaskedDiffusion, MedVOutput
@@ -131,6 +132,22 @@ class MedVForCausalLM(MedVForMaskedDiffusion):
             finish_reason=["stop" if has else "length" for has in found],
             trace=Trace((), settings.gen_length, self.config.mask_token_id),
         )
+
+    def stream(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_layouts: torch.Tensor | None = None,
+        *,
+        config: SamplerConfig,
+        row_indices: list[int] | None = None,
+        tell: bool = True,
+    ) -> Generator[Events, None, SamplerOutput]:
+        """`generate` in the form of the parent's; whether asked to `tell` or not, there are no events: the order is known."""
+        yield from ()
+        given = (input_ids, attention_mask, pixel_values, image_layouts)
+        return self.generate(*given, config=config, row_indices=row_indices)
 
 
 def causal_twin(model: MedVForMaskedDiffusion) -> MedVForCausalLM:

@@ -99,13 +99,20 @@ def run_stage(
             lora=lora,
             accumulation=accumulation,
             deepspeed=deepspeed,
-            base={"model": "bundled" if init is None else str(init)},
+            base=_base(profile, init),
             skip_corrupt=skip_corrupt,
             checkpoints=checkpoints,
             quiet=quiet,
         )
         return summary(out) | {"seconds": time.perf_counter() - started}
     return summary(out)
+
+
+def _base(profile: Profile, init: Path | None) -> dict[str, str] | None:
+    """What a projector alone is put on when it is loaded; None for towers that are neither a model's nor the package's."""
+    if init is not None:
+        return {"model": str(init)}
+    return {"model": "bundled"} if towers(profile)[0] == bundled("language_tower") else None
 
 
 def plan_stage(
