@@ -136,7 +136,8 @@ def test_what_is_written_is_the_surest_and_of_equals_the_leftmost(schedule, ties
     for seed in range(12):
         state = drawn_state(seed, ties=ties)
         chosen = choose(state, schedule)
-        value = -state.entropy if schedule.needs_entropy else state.score
+        by_entropy = isinstance(schedule, EntropyBoundSchedule)
+        value = -state.entropy if by_entropy else state.score
         for row in range(ROWS):
             order = sorted(state.open[row].nonzero()[:, 0].tolist(), key=lambda i: (-float(value[row, i]), i))
             count = int(chosen[row].sum())
