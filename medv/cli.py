@@ -55,7 +55,9 @@ def reproduce(
 def ask(
     image: Annotated[Path, typer.Argument(help="PNG, JPEG or DICOM.")],
     question: Annotated[str, typer.Argument(help="A question about the image.")],
-    model: Annotated[Path | None, typer.Option(help="A model folder; default: the bundled tiny model.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="A folder of a model or of LoRA adapters; default: the bundled tiny model.")
+    ] = None,
     gen_length: Annotated[int, typer.Option(help="L, tokens of the response canvas.")] = 64,
     block_length: Annotated[int, typer.Option(help="B, tokens of a block.")] = 32,
     steps: Annotated[int, typer.Option(help="Z, forwards over all blocks.")] = 64,
@@ -189,8 +191,11 @@ def train(
 def generate(
     questions: Annotated[Path, typer.Option(help="JSON lines with question_id, image and text; or see --data.")],
     images: Annotated[Path, typer.Option(help="Folder of the images.")],
-    model: Annotated[Path, typer.Option(help="Model folder.")],
     out: Annotated[Path, typer.Option(help="Answers as JSON lines; answers that are there are kept.")],
+    model: Annotated[Path | None, typer.Option(help="Folder of a model or of LoRA adapters.")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Instead: an image-text-to-text checkpoint of transformers, folder or id.")
+    ] = None,
     gen_length: Annotated[int, typer.Option(help="L, tokens of the response canvas.")] = 64,
     block_length: Annotated[int, typer.Option(help="B, tokens of a block.")] = 64,
     steps: Annotated[int, typer.Option(help="Z, forwards over all blocks.")] = 64,
@@ -201,12 +206,20 @@ def generate(
         str | None, typer.Option(help="Read --questions as this data set: vqa_rad, slake, pathvqa, qa50.")
     ] = None,
 ) -> None:
-    """Answer the questions of a benchmark; resumable."""
+    """Answer the questions of a benchmark; resumable, and under torchrun shared out over its processes."""
     from medv.diffusion.sampler import SamplerConfig
     from medv.evaluation.benchmark import answer_file, read_questions
+    from medv.evaluation.runners import CheckpointRunner, MedVRunner, availability
 
-    config = SamplerConfig(gen_length, block_length, steps, temperature=temperature, seed=seed)
-    count = answer_file(read_questions(questions, images, data=data), model, out, config, batch_size=batch_size)
+    if (model is None) == (checkpoint is None):
+        raise ValueError("give either --model or --checkpoint, one of the two")
+    if checkpoint is None:
+        runner = MedVRunner(model, SamplerConfig(gen_length, block_length, steps, temperature=temperature, seed=seed))
+    elif (found := availability(checkpoint)) != "on this machine":
+        raise ValueError(f"{checkpoint}: {found}; fetch it first, for example with `hf download {checkpoint}`")
+    else:
+        runner = CheckpointRunner(checkpoint, max_new_tokens=gen_length)
+    count = answer_file(read_questions(questions, images, data=data), runner, out, batch_size=batch_size)
     console.print(f"{count} answers in {escape(str(out))}")
 
 

@@ -54,9 +54,10 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """logits [m, V], labels [m] -> float32 [m]."""
-        totals = torch.cat([rows.float().logsumexp(dim=-1) for (rows,) in _pieces(logits)])  # [m]
-        ctx.save_for_backward(logits, labels, totals)
-        return totals - logits.gather(1, labels[:, None])[:, 0].float()
+        pieces = _pieces(logits, labels)
+        losses = torch.cat([F.cross_entropy(rows.float(), ids, reduction="none") for rows, ids in pieces])  # [m]
+        ctx.save_for_backward(logits, labels, losses + logits.gather(1, labels[:, None])[:, 0].float())
+        return losses
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None]:

@@ -227,16 +227,17 @@ class EntropyBoundSchedule:
 class BudgetedSchedule:
     """Exactly the given number of forwards, spent where the uncertainty is, over all blocks together.
 
-    Each forward takes the surest predictions while their entropies (all but the largest) sum to at most `share` of what an
-    average forward would take on if nothing were known: tokens left / forwards left times the mean entropy of a position
-    whose block is still all masks. So a blind forward writes few tokens and an informed one many, and easy blocks leave
-    forwards to hard ones; whoever lags writes more from then on. The bound is that of EB-Sampler (arXiv 2505.24857); closing
-    the budget with it is this library's answer to section 6.4 of the paper. A forward writes at most `most` and at least
-    1 / `most` times tokens left / forwards left.
+    The work that is left is the entropy of what is open in this block, as this forward sees it, and for the blocks to come
+    that of a position whose block is still all masks. Each forward takes the most confident predictions while their
+    entropies, the last left out, sum to at most `share` of the work left / the forwards left. So sure tokens are written
+    many at a time, doubtful ones few, and easy blocks leave forwards to hard ones; a share of 1 spares forwards for the
+    last tokens, a smaller one for the first. The bound is that of EB-Sampler (arXiv 2505.24857); closing the budget with it
+    is this library's answer to section 6.4 of the paper. A forward writes at most `most` and at least 1 / `most` times
+    tokens left / forwards left.
     """
 
-    share: float = 0.5
-    most: float = 2.0
+    share: float = 0.85
+    most: float = 3.0
     needs_entropy = True
     across_blocks = True
 
@@ -249,10 +250,12 @@ class BudgetedSchedule:
         left = state.forwards_left.clamp_min(1)
         tokens = state.masks + state.masks_after
         mean = tokens / left
-        count = bounded_count(state, self.share * mean * state.fresh_entropy)
+        here = state.entropy.double().masked_fill(~state.open, 0).sum(dim=1)  # [B]
+        work = here + state.masks_after * state.fresh_entropy
+        count = bounded_count(state, self.share * work / left, state.score)
         count = count.clamp((mean / self.most).floor().long(), (mean * self.most).ceil().long())
         # One token for each forward that is left, so that none of them is without work.
-        return surest(state, torch.minimum(count, tokens - left + 1).clamp_min(1))
+        return best_candidates(state, torch.minimum(count, tokens - left + 1).clamp_min(1))
 
 
 SCHEDULES: dict[str, Schedule] = {
@@ -273,9 +276,14 @@ def schedule_named(name: str) -> Schedule:
     return SCHEDULES[name]
 
 
-def bounded_count(state: StepState, gamma: torch.Tensor) -> torch.Tensor:
-    """How many of the surest candidates have entropies that sum, the largest left out, to at most gamma [B]; int64 [B]."""
-    ordered = state.entropy.masked_fill(~state.candidates, torch.inf).sort(dim=1).values  # [B, K]
+def bounded_count(state: StepState, gamma: torch.Tensor, sureness: torch.Tensor | None = None) -> torch.Tensor:
+    """How many of the surest candidates have entropies that sum, the last left out, to at most gamma [B]; int64 [B].
+
+    The surest are those of the lowest entropy, or of the highest `sureness` [B, K].
+    """
+    sureness = -state.entropy if sureness is None else sureness
+    order = sureness.masked_fill(~state.candidates, -torch.inf).sort(dim=1, descending=True, stable=True).indices
+    ordered = state.entropy.masked_fill(~state.candidates, torch.inf).gather(1, order)  # [B, K]
     before = ordered.cumsum(dim=1).roll(1, dims=1)  # what was accepted before each
     before[:, 0] = 0
     return (before <= gamma[:, None]).cumprod(dim=1).sum(dim=1)

@@ -1,18 +1,22 @@
-"""`medv generate`: answers to a file of questions, appended batch by batch, so that a stopped run loses nothing."""
+"""`medv generate`: answers to a file of questions, added one by one, so that a stopped run loses nothing; alone or shared out
+over the processes of torchrun, with the same answers.
+"""
 
+import glob
 import json
+import os
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
+from torch import distributed
 from tqdm.auto import tqdm
 
-from medv.artifacts import append_jsonl, fingerprint, read_jsonl
+from medv.artifacts import append_jsonl, fingerprint, read_jsonl, write_text
 from medv.data.example import Example, Turn
 from medv.data.images import resolve_image
 from medv.data.readers import read_dataset
-from medv.diffusion.sampler import SamplerConfig
-from medv.evaluation.answering import stream_answers
-from medv.model.bundled import load_model
+from medv.evaluation.runners import Runner
 
 
 def read_questions(path: Path, images: Path, *, data: str | None = None) -> list[Example]:
@@ -42,25 +46,67 @@ def read_questions(path: Path, images: Path, *, data: str | None = None) -> list
 
 
 def answer_file(
-    examples: Sequence[Example], model: Path, out: Path, config: SamplerConfig, *, batch_size: int = 16
+    examples: Sequence[Example], runner: Runner, out: Path, *, batch_size: int = 16, quiet: bool = False
 ) -> int:
-    """Answer what `out` does not hold yet; returns the number of answers there are.
+    """Answer what `out` does not hold yet, one JSON line an answer, in the order of the examples; returns how many there are.
 
-    Raises ValueError where `out` holds answers made with other settings, another model or other questions.
+    A run that was stopped goes on question by question: a batch of which some answers are there is asked whole, so that no
+    answer depends on where the run stopped, and the missing ones are added. Under torchrun the batches are dealt out to the
+    processes, each writes a file of its own beside `out`, and the first one merges them. Raises ValueError where `out`
+    holds answers made with other settings, another model or other questions.
     """
-    asked = [(example.id, example.question) for example in examples]
-    settings = fingerprint({"config": str(config), "model": str(model), "questions": asked})
-    done = read_jsonl(out) if out.exists() else []
-    if any(row.get("settings") != settings for row in done):
-        raise ValueError(f"{out} holds answers made with other settings: choose another file or delete it")
-    if [row["question_id"] for row in done] != [example.id for example in examples[: len(done)]]:
-        raise ValueError(f"the answers in {out} are not the first of these questions: choose another file")
-    network, processor = load_model(model)
-    rest = examples[len(done) :]
-    with tqdm(total=len(examples), initial=len(done), desc="answers", unit="question") as bar:
-        batches = stream_answers(network, processor, rest, config, batch_size=batch_size, first_index=len(done))
-        for batch in batches:
-            for answer in batch:
-                append_jsonl(out, {"question_id": answer.id, **answer.to_dict(), "settings": settings})
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    run = fingerprint({"settings": runner.settings, "questions": [(ex.id, ex.question) for ex in examples]})
+    done = _answers_there(out, run, {example.id for example in examples})
+    own = out if world == 1 else out.with_name(f"{out.name}.part{rank}")
+    _meet(world)  # nobody writes before all have read
+    starts = range(rank * batch_size, len(examples), world * batch_size)
+    with tqdm(total=sum(len(examples[s : s + batch_size]) for s in starts), desc="answers", disable=quiet) as bar:
+        for start in starts:
+            batch = examples[start : start + batch_size]
+            if any(example.id not in done for example in batch):
+                for answer in runner.answer(batch, range(start, start + len(batch))):
+                    row = {"question_id": answer.id, **answer.to_dict(), "settings": runner.settings, "run": run}
+                    if answer.id not in done:
+                        append_jsonl(own, row)
             bar.update(len(batch))
+    _meet(world)
+    if rank == 0:
+        _merge(out, run, [example.id for example in examples])
+    _meet(world)
     return len(examples)
+
+
+def _parts(out: Path) -> list[Path]:
+    """The files of the processes of a shared run, also of one that was killed."""
+    return sorted(out.parent.glob(f"{glob.escape(out.name)}.part*"))
+
+
+def _answers_there(out: Path, run: str, ids: set[str]) -> dict[str, dict]:
+    """Answers by question id, from `out` and from the parts of a run that was killed."""
+    rows = [row for path in (out, *_parts(out)) for row in read_jsonl(path)]
+    if any(row.get("run") != run for row in rows):
+        raise ValueError(f"{out} holds answers made with other settings: choose another file or delete it")
+    unknown = [row["question_id"] for row in rows if row["question_id"] not in ids]
+    if unknown:
+        raise ValueError(f"{out} answers question {unknown[0]}, which is not asked: choose another file")
+    return {row["question_id"]: row for row in rows}
+
+
+def _merge(out: Path, run: str, order: list[str]) -> None:
+    """All answers in the order of the questions in `out`, and no parts; a file that is right already is left alone."""
+    parts = _parts(out)
+    if not parts and [row["question_id"] for row in read_jsonl(out)] == order:
+        return
+    rows = _answers_there(out, run, set(order))
+    write_text(out, "".join(json.dumps(rows[name], ensure_ascii=False) + "\n" for name in order))
+    for part in parts:
+        part.unlink()
+
+
+def _meet(world: int) -> None:
+    """Wait for the other processes of torchrun, without a time limit that a long share could reach."""
+    if world > 1:
+        if not distributed.is_initialized():
+            distributed.init_process_group("gloo", timeout=timedelta(days=7))
+        distributed.barrier()

@@ -168,6 +168,24 @@ def score_descriptions(
     )
 
 
+def fact_spans(text: str, scene: Scene) -> list[tuple[int, int, bool]]:
+    """Where a text states facts: (start, end, whether it is true of the scene), in order, for highlighting.
+
+    Some stated facts have no place of their own ("without contrast") and are not marked.
+    """
+    lower = text.lower() if len(text.lower()) == len(text) else text
+    edges = [0, *(edge for cut in _CLAIMS.finditer(lower) for edge in cut.span()), len(lower)]
+    true, spans = scene.facts(), set()
+    for start, end in zip(edges[::2], edges[1::2], strict=True):
+        claim = lower[start:end]
+        denied = _denied_spans(claim)
+        for fact in _claimed(claim):
+            for match in _FACTS.get(fact, _ALL_NORMAL).finditer(claim):
+                if fact not in _FACTS or not _inside(match.start(), denied):
+                    spans.add((start + match.start(), start + match.end(), fact in true))
+    return sorted(spans)
+
+
 def _claimed(claim: str) -> set[tuple[str, str]]:
     """The facts of one claim, a piece of a sentence in lower case."""
     denied = _denied_spans(claim)

@@ -1,13 +1,13 @@
-"""What is lost with few forwards, way of sampling by way of sampling: repetition, likelihood on the oracle, facts on a model.
+"""What is lost when a text is written with fewer forwards: every schedule, filter and revision at the same budgets.
 
-Two judges. On the oracle text (`medv.diffusion.oracle`) the denoiser is the exact posterior, so that every loss is the
-sampler's own, and the likelihood of what was written is exact. On a trained model descriptions are scored by the facts that
-they state. Each row is one text, each way of sampling writes the same texts (same evidence, same images), so that ways are
-compared text by text. Ways that stop early report the forwards they took. It draws no figure.
+Two judges. The oracle (`medv.diffusion.oracle`) is a text source whose exact posterior is the denoiser, so that what is lost is
+the sampler's own doing: likelihood, bigrams, tokens hit. A trained model is judged by the facts in its descriptions. Both by
+repetition. Scores are kept one by one, so that strategies are compared on the same prompts. It knows no wall clock; section
+6.4 of the paper asks for what is compared here.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -19,186 +19,273 @@ from medv.diffusion.filters import DuplicateVeto, MinSpacing
 from medv.diffusion.oracle import MarkovText, blurred_evidence, word_chain
 from medv.diffusion.revision import ReMDM, RevealRemask, Revision
 from medv.diffusion.sampler import sample
-from medv.diffusion.schedules import SCHEDULES, Filter, Schedule
+from medv.diffusion.schedules import (
+    LINEAR,
+    BudgetedSchedule,
+    EntropyBoundSchedule,
+    FactorSchedule,
+    Filter,
+    FixedSchedule,
+    Schedule,
+    ThresholdSchedule,
+)
 from medv.diffusion.settings import SamplerConfig
 from medv.evaluation.answering import answer_examples
 from medv.evaluation.findings import score_descriptions
-from medv.evaluation.repetition import repetition
+from medv.evaluation.repetition import distinct_n, repetition
 from medv.evaluation.vqa import bootstrap_interval
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
 
+BASE, OURS, TEXT = "fixed", "adaptive + veto", "the text itself"
+HALVED = ("adjacent_duplicates", "longest_run")
+"""The measures of repetition that the adaptive schedule with the veto is to halve."""
+
 
 @dataclass(frozen=True)
-class Way:
-    """One way of sampling: what `SamplerConfig` is told beside L, B and Z."""
+class Strategy:
+    """How a budget is spent: what is written, what waits, what is taken back."""
 
-    schedule: Schedule
+    schedule: Schedule = LINEAR
     filters: tuple[Filter, ...] = ()
     revision: Revision | None = None
 
+    def applied(self, config: SamplerConfig, steps: int) -> SamplerConfig:
+        """The configuration with this strategy and `steps` forwards."""
+        own = {"schedule": self.schedule, "filters": self.filters, "revision": self.revision}
+        return replace(config, steps=steps, **own)
 
-SPACED = (MinSpacing(2), DuplicateVeto())
-FIXED, ADAPTIVE = "fixed, low confidence", "adaptive, with filters"
-WAYS: dict[str, Way] = {
-    FIXED: Way(SCHEDULES["linear"]),
-    "fixed, random": Way(SCHEDULES["linear"]),
-    "cosine": Way(SCHEDULES["cosine"]),
-    "shift": Way(SCHEDULES["shift"]),
-    "threshold": Way(SCHEDULES["threshold"]),
-    "factor": Way(SCHEDULES["factor"]),
-    "entropy bound": Way(SCHEDULES["entropy"]),
-    "adaptive": Way(SCHEDULES["budgeted"]),
-    "fixed, with filters": Way(SCHEDULES["linear"], SPACED),
-    ADAPTIVE: Way(SCHEDULES["budgeted"], SPACED),
-    "fixed, reveal and remask": Way(SCHEDULES["linear"], revision=RevealRemask()),
-    "fixed, ReMDM": Way(SCHEDULES["linear"], revision=ReMDM()),
-    "adaptive, filters, reveal and remask": Way(SCHEDULES["budgeted"], SPACED, RevealRemask()),
+
+SCHEDULES: dict[str, Schedule] = {
+    BASE: LINEAR,
+    "cosine": FixedSchedule("cosine"),
+    "shift 3": FixedSchedule("shift", 3.0),
+    "shift 1/3": FixedSchedule("shift", 1 / 3),
+    "threshold 0.9": ThresholdSchedule(0.9),
+    "factor 1": FactorSchedule(1.0),
+    "entropy bound 0.1": EntropyBoundSchedule(0.1),
+    "adaptive": BudgetedSchedule(),
 }
-"""Every schedule, and what composes with them; the first is Algorithm 1 of the paper."""
+FILTERS: dict[str, tuple[Filter, ...]] = {
+    "veto": (DuplicateVeto(),),
+    "spacing": (MinSpacing(2),),
+    "spacing + veto": (MinSpacing(2), DuplicateVeto()),
+}
+REVISIONS: dict[str, Revision] = {"remask": RevealRemask(), "ReMDM": ReMDM()}
 
 
-def config_of(name: str, gen_length: int, block_length: int, steps: int, *, seed: int = 0) -> SamplerConfig:
-    """The sampler configuration of a way. Raises ValueError for an unknown name."""
-    if name not in WAYS:
-        raise ValueError(f"unknown way of sampling {name!r}: use one of {', '.join(WAYS)}")
-    way = WAYS[name]
-    return SamplerConfig(
-        gen_length,
-        block_length,
-        steps,
-        remasking="random" if name == "fixed, random" else "low_confidence",
-        schedule=way.schedule,
-        filters=way.filters,
-        revision=way.revision,
-        seed=seed,
-    )
+def strategies() -> dict[str, Strategy]:
+    """By name: every schedule bare, with the veto, and with spacing and veto; fixed and adaptive with all else too."""
+    found = {name: Strategy(schedule) for name, schedule in SCHEDULES.items()}
+    for name, schedule in SCHEDULES.items():
+        for filters in FILTERS if name in (BASE, "adaptive") else ("veto", "spacing + veto"):
+            found[f"{name} + {filters}"] = Strategy(schedule, FILTERS[filters])
+    for name in (BASE, f"{BASE} + veto", OURS, f"{OURS.replace('veto', 'spacing + veto')}"):
+        for again, revision in REVISIONS.items():
+            found[f"{name} + {again}"] = replace(found[name], revision=revision)
+    return found
+
+
+def chosen(names: Iterable[str]) -> dict[str, Strategy]:
+    """These strategies; raises ValueError for an unknown name."""
+    known = strategies()
+    names = list(names)
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"unknown strategy {', '.join(unknown)}: use {', '.join(known)}")
+    return {name: known[name] for name in names}
+
+
+def budgets(config: SamplerConfig, parts: Sequence[int] = (8, 4, 2)) -> list[int]:
+    """L / 8, L / 4 and L / 2 forwards, each rounded up to a multiple of the number of blocks."""
+    return sorted({-(-(config.gen_length // part) // config.blocks) * config.blocks for part in parts})
+
+
+# --- The judges: one row a strategy, budget, unit and metric ---
 
 
 def oracle_quality(
-    *,
+    known: Mapping[str, Strategy],
+    config: SamplerConfig,
     steps: Sequence[int],
-    ways: Sequence[str] = tuple(WAYS),
-    texts: int = 100,
-    gen_length: int = 64,
-    block_length: int = 32,
-    text: MarkovText | None = None,
-    seed: int = 0,
-    quiet: bool = False,
+    *,
+    texts: int = 64,
+    seeds: Sequence[int] = (0, 1),
+    group: int = 16,
+    quiet: bool = True,
 ) -> pd.DataFrame:
-    """One row for each way, Z and text: way, steps, id, forwards, the measures of `repetition`, and log_likelihood, the mean
-    over the text of log p(token, evidence) in nats.
+    """Texts of `gen_length` written from blurred evidence: strategy, steps, unit, metric, score.
 
-    Every text is written from the same blurred evidence of a text drawn from the chain. "the chain itself" is what was drawn.
+    Each seed is a chain of its own with `texts` texts; units are texts, for `bigram_distance` groups of so many texts.
+    log_likelihood: of the chain, nats a token. bigram_distance: total variation between the bigrams of a group and those of
+    the chain; a group as small as this is at some distance in any case, which is what `TEXT`, the true texts, shows.
+    token_accuracy: share of the true tokens, percent. Steps of `TEXT` are 0.
     """
-    text = text or word_chain(seed=seed)
-    drawn = text.draw(texts, gen_length, seed=seed)  # [n, L]
-    evidence = blurred_evidence(text, drawn, block_length=block_length, seed=seed)  # [n, L, states]
-    prompt, mask = drawn.new_zeros(texts, 0), text.mask_token_id
-    frames = [_oracle_rows("the chain itself", 0, [0] * texts, drawn, text, evidence)]
-    for name in tqdm(ways, desc="oracle", unit="way", disable=quiet):
-        for count in steps:
-            config = config_of(name, gen_length, block_length, count, seed=seed)
-            output = sample(text.denoiser(evidence), prompt, config, mask_token_id=mask, fill_token_id=mask)
-            frames.append(_oracle_rows(name, count, output.forwards, output.sequences, text, evidence))
+    frames = []
+    bar = tqdm(total=len(seeds) * len(known) * len(steps), desc="oracle", unit="run", disable=quiet)
+    for seed in seeds:
+        source = word_chain(seed=seed)
+        truth = source.draw(texts, config.gen_length, seed=seed)
+        denoise = source.denoiser(blurred_evidence(source, truth, block_length=config.block_length, seed=seed))
+        frames.append(_oracle_items(TEXT, 0, source, truth, truth, [0] * texts, seed, group))
+        for name, strategy in known.items():
+            for budget in steps:
+                own = replace(strategy.applied(config, budget), stop_tokens=(), seed=seed)
+                empty = torch.zeros(texts, 0, dtype=torch.long)
+                output = sample(denoise, empty, own, mask_token_id=source.mask_token_id, fill_token_id=0)
+                written = (output.sequences, truth, output.forwards)
+                frames.append(_oracle_items(name, budget, source, *written, seed, group))
+                bar.update()
+    bar.close()
     return pd.concat(frames, ignore_index=True)
 
 
-def _oracle_rows(
-    name: str, steps: int, forwards: Sequence[int], tokens: torch.Tensor, text: MarkovText, evidence: torch.Tensor
+def _oracle_items(
+    name: str,
+    budget: int,
+    source: MarkovText,
+    tokens: torch.Tensor,
+    truth: torch.Tensor,
+    forwards: Sequence[int],
+    seed: int,
+    group: int,
 ) -> pd.DataFrame:
-    seen = evidence.gather(2, tokens[..., None])[..., 0].log().sum(dim=1)  # [n]
-    likelihood = ((text.log_likelihood(tokens) + seen) / tokens.shape[1]).tolist()
-    rows = [
-        {"id": str(i), "forwards": forwards[i], **repetition(ids), "log_likelihood": likelihood[i]}
-        for i, ids in enumerate(tokens.tolist())
-    ]
-    return pd.DataFrame(rows).assign(way=name, steps=steps)
+    scores = [_repetition(row) for row in tokens.tolist()]
+    likelihood = (source.log_likelihood(tokens) / tokens.shape[1]).tolist()
+    hits = (100 * (tokens == truth).double().mean(dim=1)).tolist()
+    for row, score in enumerate(scores):
+        score |= {"log_likelihood": likelihood[row], "token_accuracy": hits[row], "forwards": forwards[row]}
+    distances = [{"bigram_distance": bigram_distance(source, part)} for part in tokens.split(group)]
+    return pd.concat(
+        [
+            _items(name, budget, [f"{seed}/{row}" for row in range(len(scores))], scores),
+            _items(name, budget, [f"{seed}/group {row}" for row in range(len(distances))], distances),
+        ]
+    )
 
 
-def description_quality(
+def bigram_distance(source: MarkovText, tokens: torch.Tensor) -> float:
+    """Total variation, 0 .. 1, between the pairs of neighbors in texts [B, L] and those that the chain expects."""
+    states = len(source.start)
+    pairs = (tokens[:, :-1] * states + tokens[:, 1:]).flatten()
+    counted = torch.bincount(pairs, minlength=states**2).double()
+    expected = (source.start[:, None] * source.transition).flatten()
+    return float((counted / counted.sum() - expected).abs().sum() / 2)
+
+
+def model_quality(
+    known: Mapping[str, Strategy],
     model: MedVForMaskedDiffusion,
     processor: MedVProcessor,
     examples: Sequence[Example],
-    *,
+    config: SamplerConfig,
     steps: Sequence[int],
-    gen_length: int,
-    block_length: int,
-    ways: Sequence[str] = tuple(WAYS),
-    seed: int = 0,
-    quiet: bool = False,
+    *,
+    quiet: bool = True,
 ) -> pd.DataFrame:
-    """One row for each way, Z and image: way, steps, id, forwards, words, the measures of `repetition` on words, and the
-    precision, recall and f1 of the stated facts in percent.
+    """Descriptions of phantoms: strategy, steps, unit (the example's id), metric, score; f1, precision and recall in percent.
 
-    `examples` ask for descriptions of phantoms (`description_set`), whose truth is known.
+    `TEXT` are the reference descriptions. Repetition is counted in tokens of the text.
     """
     scenes = [example.meta["scene"] for example in examples]
+    ids = [example.id for example in examples]
+    bar = tqdm(total=len(known) * len(steps), desc="descriptions", unit="run", disable=quiet)
+
+    def judged(name: str, budget: int, texts: Sequence[str], forwards: Sequence[int]) -> pd.DataFrame:
+        facts = score_descriptions(texts, scenes, resamples=1).items
+        scores = []
+        for text, fact, count in zip(texts, facts, forwards, strict=True):
+            score = _repetition(processor.tokenizer.encode(text, add_special_tokens=False))
+            score |= {metric: 100 * getattr(fact, metric) for metric in ("f1", "precision", "recall")}
+            scores.append(score | {"forwards": count})
+        return _items(name, budget, ids, scores)
+
+    frames = [judged(TEXT, 0, [example.answer for example in examples], [0] * len(examples))]
+    for name, strategy in known.items():
+        for budget in steps:
+            answers = answer_examples(model, processor, examples, strategy.applied(config, budget), quiet=True)
+            frames.append(judged(name, budget, [a.text for a in answers], [a.forwards for a in answers]))
+            bar.update()
+    bar.close()
+    return pd.concat(frames, ignore_index=True)
+
+
+def _repetition(tokens: Sequence[int]) -> dict[str, float]:
+    """As `medv.evaluation.repetition` measures, shares in percent."""
+    found = repetition(tokens) | {"distinct_2": distinct_n(tokens, 2)}
+    return {name: value if name == "longest_run" else 100 * value for name, value in found.items()}
+
+
+def _items(name: str, budget: int, units: Sequence[str], scores: Sequence[Mapping[str, float]]) -> pd.DataFrame:
+    rows = [
+        (name, budget, unit, metric, float(value))
+        for unit, score in zip(units, scores, strict=True)
+        for metric, value in score.items()
+    ]
+    return pd.DataFrame(rows, columns=["strategy", "steps", "unit", "metric", "score"])
+
+
+# --- Reading the scores ---
+
+
+def summarize_quality(items: pd.DataFrame, *, resamples: int = 1000) -> pd.DataFrame:
+    """Mean and 95 % bootstrap interval over units: strategy, steps, metric, value, low, high, n."""
     rows = []
-    for name in tqdm(ways, desc="descriptions", unit="way", disable=quiet):
-        for count in steps:
-            config = config_of(name, gen_length, block_length, count, seed=seed)
-            answers = answer_examples(model, processor, examples, config, quiet=True)
-            judged = score_descriptions([answer.text for answer in answers], scenes).items
-            for answer, item in zip(answers, judged, strict=True):
-                words = answer.text.split()
-                facts = {metric: getattr(item, metric) for metric in ("precision", "recall", "f1")}
-                cost = {"id": answer.id, "forwards": answer.forwards, "words": len(words)}
-                rows.append({"way": name, "steps": count} | cost | repetition(words) | facts)
+    for (strategy, steps, metric), part in items.groupby(["strategy", "steps", "metric"], sort=False):
+        low, high = bootstrap_interval(part["score"], seed=0, resamples=resamples)
+        row = {"strategy": strategy, "steps": steps, "metric": metric, "value": part["score"].mean()}
+        rows.append(row | {"low": low, "high": high, "n": len(part)})
     return pd.DataFrame(rows)
 
 
-def summarize_quality(items: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
-    """The mean of each measure with its 95 % interval over texts (bootstrap): way, steps, metric, value, low, high, n."""
-    rows = []
-    metrics = [column for column in items.columns if column not in ("way", "steps", "id")]
-    for (name, steps), part in items.groupby(["way", "steps"], sort=False):
-        for metric in metrics:
-            values = part[metric].to_numpy(dtype=float)
-            low, high = bootstrap_interval(values, seed=seed)
-            row = {"way": name, "steps": steps, "metric": metric, "value": values.mean()}
-            rows.append(row | {"low": low, "high": high, "n": len(values)})
-    return pd.DataFrame(rows)
+def against(items: pd.DataFrame, strategy: str = OURS, base: str = BASE, *, resamples: int = 1000) -> pd.DataFrame:
+    """A strategy beside the base on the same units, by budget and metric.
 
-
-def compare_ways(
-    items: pd.DataFrame, better: str, base: str, *, judged_by: str, tolerance: float, seed: int = 0
-) -> pd.DataFrame:
-    """At each Z, what `better` does to repetition and to the judge's metric, text by text: one row a Z.
-
-    duplicates_ratio and run_ratio: its adjacent duplicates and its longest run over those of `base` (NaN where `base` has
-    none). change, low, high: of `judged_by`, with the 95 % interval of the paired difference. halves: both ratios are at most
-    1/2, a run counted beyond the one token that every text has. not_worse: the interval does not lie below `-tolerance`.
+    Columns: steps, metric, base, value, gap (value - base), low, high (95 % paired bootstrap of the gap), ratio (value /
+    base; NaN where the base is 0), n.
     """
     rows = []
-    for steps, part in items.groupby("steps", sort=True):
-        grids = {m: part.pivot(index="id", columns="way", values=m) for m in (*REPEATED, judged_by)}
-        if not {better, base} <= set(grids[judged_by].columns):
-            continue
-        means = {m: grids[m].mean() for m in REPEATED}
-        beyond = means["longest_run"] - 1
-        ratios = _ratio(means["adjacent_duplicates"], better, base), _ratio(beyond, better, base)
-        gap = (grids[judged_by][better] - grids[judged_by][base]).to_numpy()
-        low, high = bootstrap_interval(gap, seed=seed)
-        rows.append(
-            {
-                "steps": steps,
-                "duplicates_ratio": ratios[0],
-                "run_ratio": ratios[1],
-                "halves": all(not ratio > 0.5 for ratio in ratios),
-                "judged_by": judged_by,
-                "change": gap.mean(),
-                "low": low,
-                "high": high,
-                "not_worse": bool(high >= -tolerance and gap.mean() >= -tolerance),
-                "n": len(gap),
-            }
-        )
+    pair = items[items["strategy"].isin((strategy, base))]
+    for (steps, metric), part in pair.groupby(["steps", "metric"], sort=False):
+        grid = part.pivot(index="unit", columns="strategy", values="score")
+        gap = (grid[strategy] - grid[base]).to_numpy()
+        low, high = bootstrap_interval(gap, seed=0, resamples=resamples)
+        before, after = grid[base].mean(), grid[strategy].mean()
+        row = {"steps": steps, "metric": metric, "base": before, "value": after, "gap": gap.mean()}
+        rows.append(row | {"low": low, "high": high, "ratio": after / before if before else np.nan, "n": len(gap)})
     return pd.DataFrame(rows)
 
 
-REPEATED = ("adjacent_duplicates", "longest_run")
+def verdicts(compared: pd.DataFrame, *, keeps: str) -> list[str]:
+    """One sentence a budget on `against`: is repetition halved, and is the metric `keeps` (higher is better) not worse?
+
+    A run cannot be shorter than one token, so its excess over one is what can be halved; the plain ratio is told too. "Not
+    worse": the interval of the gap does not lie below 0 as a whole.
+    """
+    told = []
+    for steps, part in compared.groupby("steps"):
+        by = part.set_index("metric")
+        repeats, run, kept = (*(by.loc[name] for name in HALVED), by.loc[keeps])
+        halved = [repeats["value"] <= repeats["base"] / 2, run["value"] - 1 <= (run["base"] - 1) / 2]
+        words = [f"{'at most' if half else 'more than'} half" for half in halved]
+        worse = "worse" if kept["high"] < 0 else "better" if kept["low"] > 0 else "no difference shown"
+        told.append(
+            f"Z = {steps}: adjacent duplicates {repeats['base']:.2f} -> {repeats['value']:.2f} % ({words[0]}); longest run "
+            f"{run['base']:.2f} -> {run['value']:.2f}, ratio {run['ratio']:.2f}, excess over one {words[1]}; {keeps} "
+            f"{kept['base']:.2f} -> {kept['value']:.2f}, gap {kept['gap']:+.2f} [{kept['low']:+.2f}, {kept['high']:+.2f}] "
+            f"({worse}), n = {int(kept['n'])}"
+        )
+    return told
 
 
-def _ratio(means: Mapping[str, float], better: str, base: str) -> float:
-    return means[better] / means[base] if means[base] > 0 else np.nan
+def front(points: pd.DataFrame, cost: str, gain: str) -> pd.Series:
+    """Which rows no other row beats: none is as cheap or cheaper and gains more, or as good and cheaper; bool per row."""
+    cheap, good = points[cost].to_numpy(float), points[gain].to_numpy(float)
+    no_dearer, no_worse = cheap[None] <= cheap[:, None], good[None] >= good[:, None]
+    beaten = no_dearer & no_worse & ((cheap[None] < cheap[:, None]) | (good[None] > good[:, None]))
+    return pd.Series(~beaten.any(axis=1), index=points.index)
+
+
+def beside(summary: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    """The summary with a row for each strategy and budget and a column of means for each metric."""
+    wide = summary.pivot_table(index=["strategy", "steps"], columns="metric", values="value", sort=False)
+    return wide[list(metrics)].reset_index().rename_axis(columns=None)

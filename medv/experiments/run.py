@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from medv.artifacts import Manifest, atomic_directory, default_out, fingerprint, versions, write_text
+from medv.artifacts import Manifest, atomic_directory, code_fingerprint, default_out, fingerprint, versions, write_text
 from medv.experiments.cache import RESUME_KEY
 from medv.experiments.registry import EXHIBITS, Node, counterpart, find_node, makers
 from medv.profiles import Profile, get_profile
@@ -106,19 +106,25 @@ class Run:
         return path
 
     @contextmanager
-    def making(self, name: str) -> Iterator[Path]:
+    def making(self, name: str, *, resume: bool = False) -> Iterator[Path]:
         """Yield a folder to build an artifact in; it takes its place, with a manifest, when the block ends without an error.
 
         Under `medv reproduce`, a folder left by a killed run of the very same notebook and inputs is handed back, so that
-        a training can continue from its checkpoints.
+        a training can continue from its checkpoints; with `resume` so is one left by a notebook that was run by hand, with
+        the same parameters, inputs and library.
         """
         if name not in self.node.makes:
             raise ValueError(
                 f"{self.node.name!r} does not declare {name!r}: add it to `makes` in medv/experiments/registry.py"
             )
-        with atomic_directory(self.out / name, keep=os.environ.get(RESUME_KEY)) as folder:
+        keep = os.environ.get(RESUME_KEY) or (self._resume_key() if resume else None)
+        with atomic_directory(self.out / name, keep=keep) as folder:
             yield folder
             self._manifest(name, {}).write(folder)
+
+    def _resume_key(self) -> str:
+        made_from = {"profile": self.profile.to_dict(), "seed": self.seed, "parameters": self.parameters}
+        return "h" + fingerprint(made_from, self._inputs, code_fingerprint())[:16]
 
     def figure(
         self,

@@ -1,7 +1,7 @@
 """Where the tiny weights that come with the package are, and how to load a model by name or folder.
 
-A folder holds a whole model, or what stage 1 leaves: a projector of a few megabytes and, in `base.json`, what it was trained
-on; the whole is put together when it is loaded.
+A folder holds a whole model (or an autoregressive twin), or what stage 1 leaves: a projector of a few megabytes and, in
+`base.json`, what it was trained on; the whole is put together when it is loaded.
 """
 
 import json
@@ -12,12 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from medv.artifacts import write_json
+from medv.model.adapters import base_folder, is_adapter, with_adapters
 from medv.model.assembly import assemble
 from medv.model.configuration import MedVConfig
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
+from medv.model.twin import MedVForCausalLM, MedVTwinConfig
 
-BUNDLED = ("tokenizer", "language_tower", "vision_tower", "general_model", "tiny_model")
+BUNDLED = ("tokenizer", "language_tower", "vision_tower", "general_model", "tiny_model", "twin_tower")
 PROJECTOR_FILE, BASE_FILE = "projector.safetensors", "base.json"
 
 
@@ -34,17 +36,23 @@ def bundled(part: str) -> Path:
 
 
 def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> tuple[MedVForMaskedDiffusion, MedVProcessor]:
-    """A model in evaluation mode and its processor from a folder on disk; nothing is downloaded.
+    """A model (or an autoregressive twin) in evaluation mode and its processor from a folder; nothing is downloaded.
 
-    Raises FileNotFoundError where there is no model, or where what lies under a projector is gone.
+    A folder of LoRA adapters gives the model that they were trained on with the adapters merged into it. Raises
+    FileNotFoundError where there is no model, or where what lies under a projector is gone.
     """
     folder = Path(folder)
+    if is_adapter(folder):
+        model, processor = load_model(base_folder(folder), dtype=dtype)
+        return with_adapters(model, folder).eval(), processor
     if not (folder / "config.json").exists():
         raise FileNotFoundError(f"{folder} holds no model: it has no config.json")
     processor = MedVProcessor.from_pretrained(folder, local_files_only=True)
     if (folder / BASE_FILE).exists():
         return _on_its_base(folder, dtype).eval(), processor
-    return MedVForMaskedDiffusion.from_pretrained(folder, dtype=dtype, local_files_only=True).eval(), processor
+    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    network = MedVForCausalLM if kind == MedVTwinConfig.model_type else MedVForMaskedDiffusion
+    return network.from_pretrained(folder, dtype=dtype, local_files_only=True).eval(), processor
 
 
 def save_projector(model: MedVForMaskedDiffusion, folder: Path, base: dict[str, str]) -> None:

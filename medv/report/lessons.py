@@ -1,4 +1,4 @@
-"""The figures of the training tutorials (notebooks 10-12): a stage at a glance, and answers beside their images.
+"""The figures of the tutorials: a training stage at a glance, and answers beside their images and beside each other.
 
 Frames in, figures out, as in `medv.report.figures`, whose parts these combine. Nothing is trained, asked or scored here.
 """
@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from medv.data.example import Example, load_image
+from medv.report.answers import answers_side_by_side
 from medv.report.figures import INK, PALETTE, new_figure, theme
 
 GOOD, BAD = "#0b6b3a", "#b3261e"
@@ -94,3 +95,27 @@ def answer_figure(chosen: pd.DataFrame, examples: Sequence[Example], title: str,
             ax.text(0, -0.04, textwrap.fill(said, 30), color=GOOD if row.right else BAD, **style)
         fig.suptitle(title, fontsize=11, fontweight="bold")
     return fig
+
+
+def setting_answers(
+    items: pd.DataFrame, settings: pd.DataFrame, group: str, example: Example, title: str
+) -> tuple[Figure, pd.DataFrame]:
+    """One image as the settings of a group of Table 5 describe it. items: as `medv.experiments.generation.ask_all` gives.
+
+    Returns the figure and its rows: setting, question, text, score, words, repeated_share.
+    """
+    wanted = settings[settings["group"] == group]["setting"]
+    rows = items[items["id"] == example.id].set_index("setting").loc[list(wanted)].reset_index()
+    rows = rows[["setting", "question", "text", "score", "words", "repeated_share"]]
+    return compared_answers(rows.rename(columns={"setting": "name"}), example, title), rows
+
+
+def compared_answers(rows: pd.DataFrame, example: Example, title: str, *, per_row: int = 2) -> Figure:
+    """Answers to one request side by side. rows: name, text, score (percent or empty), words."""
+    scene = example.meta.get("scene")
+    columns = [
+        (f"{r.name}: {r.words} words" + ("" if np.isnan(r.score) else f", facts {r.score:.0f}"), r.text, scene)
+        for r in rows.itertuples(index=False)
+    ]
+    image = None if example.image is None else load_image(example)
+    return answers_side_by_side(columns, title, image=image, question=example.question, per_row=per_row, characters=58)

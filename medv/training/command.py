@@ -1,6 +1,5 @@
 """`medv train STAGE`: which examples, which starting weights, then `medv.training.stages.train_stage`."""
 
-import json
 import os
 import sys
 import time
@@ -11,46 +10,21 @@ import torch
 from transformers import AutoTokenizer
 
 from medv.artifacts import default_out
-from medv.data import phantom_sets
 from medv.data.example import Example
-from medv.data.readers import read_dataset
 from medv.model.assembly import assemble, new_processor
 from medv.model.bundled import bundled, load_model
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
-from medv.profiles import STAGES, Profile, StageRecipe
+from medv.profiles import Profile, StageRecipe
 from medv.training.collate import Encoder
+from medv.training.examples import stage_examples
 from medv.training.launch import deepspeed_config, rank
 from medv.training.lora import LoraRecipe
 from medv.training.memory import MemoryPlan, check_memory, device_capacity
 from medv.training.pretrain import pretrain
-from medv.training.stages import train_stage, training_steps
+from medv.training.stages import summary, train_stage, training_steps
 
-PHANTOM_SETS = {
-    "align": phantom_sets.alignment_set,
-    "instruct": phantom_sets.instruct_set,
-    "vqa": phantom_sets.vqa_set,
-}
-VALIDATION_EXAMPLES = 64
 ZERO_STAGES = {None: 0, "zero2": 2, "zero3": 3}
-
-
-def stage_examples(
-    stage: str, profile: Profile, *, data: str = "phantoms", data_dir: Path | None = None
-) -> tuple[list[Example], list[Example]]:
-    """Training and validation examples of a stage. Real data sets without a validation split give none."""
-    if stage not in STAGES:
-        raise ValueError(f"unknown stage {stage!r}: use pretrain, {', '.join(STAGES)}")
-    recipe = profile.stages[stage]
-    if data == "phantoms":
-        if not profile.synthetic:
-            raise ValueError(f"profile {profile.name} trains on real data: name it with --data and --data-dir")
-        maker, size = PHANTOM_SETS[stage], profile.model.image_size
-        count = min(VALIDATION_EXAMPLES, recipe.samples)
-        return maker("train", recipe.samples, image_size=size), maker("validation", count, image_size=size)
-    if data_dir is None:
-        raise ValueError(f"--data {data} needs the folder of the data set: give --data-dir")
-    return read_dataset(data, data_dir, "train"), []
 
 
 def starting_point(
@@ -155,18 +129,6 @@ def plan_stage(
         length=len(encode(longest)["input_ids"]),
         capacity=device_capacity(int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
     )
-
-
-def summary(out: Path) -> dict:
-    """Steps, trainable parameters and last losses of a finished stage, and how many examples were left out, if any were; its
-    speed and memory are in speed.json.
-    """
-    facts = json.loads((out / "training.json").read_text(encoding="utf-8"))
-    history = json.loads((out / "history.json").read_text(encoding="utf-8"))
-    last = {name: [row[name] for row in history if name in row][-1:] for name in ("loss", "eval_loss")}
-    losses = {name: values[0] for name, values in last.items() if values}
-    skipped = {"skipped": len(facts["skipped"])} if facts.get("skipped") else {}
-    return {"steps": facts["steps"], "trainable_parameters": facts["trainable_parameters"], **losses, **skipped}
 
 
 def steps_of(profile: Profile, stage: str) -> int:

@@ -1,11 +1,15 @@
-"""LoRA on the language tower, by peft: the pattern is anchored, so the vision tower is never touched."""
+"""LoRA on the language tower, by peft: the pattern is anchored, so the vision tower is never touched.
+
+The projector, and the image newline where there is one, are trained in full beside the adapters and saved with them.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig
 
+from medv.model.adapters import AdaptedModel
 from medv.model.modeling import MedVForMaskedDiffusion
 
 LANGUAGE_LAYERS = r"model\.language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
@@ -20,8 +24,8 @@ class LoraRecipe:
     dropout: float = 0.0
 
 
-def attach_lora(model: MedVForMaskedDiffusion, recipe: LoraRecipe, *, seed: int = 0) -> PeftModel:
-    """Freeze the model, put adapters on every linear map of the language tower's layers and train the projector in full.
+def attach_lora(model: MedVForMaskedDiffusion, recipe: LoraRecipe, *, seed: int = 0) -> AdaptedModel:
+    """Freeze the model, put adapters on every linear map of the language layers, and train projector and newline in full.
 
     The adapters begin as a function of `seed` alone; torch's global generator is left as it was.
     """
@@ -32,13 +36,17 @@ def attach_lora(model: MedVForMaskedDiffusion, recipe: LoraRecipe, *, seed: int 
         target_modules=LANGUAGE_LAYERS,
         modules_to_save=["projector"],
         bias="none",
+        base_model_name_or_path=model.name_or_path or None,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return get_peft_model(model, config)
+        network = AdaptedModel(model, config)
+    if network.newline is not None:
+        network.newline.requires_grad_(True)
+    return network
 
 
-def merge_lora(network: PeftModel, folder: Path) -> MedVForMaskedDiffusion:
+def merge_lora(network: AdaptedModel, folder: Path) -> MedVForMaskedDiffusion:
     """Save the adapters to `folder`, then fold them into the weights and return the plain model."""
     network.save_pretrained(folder)
     return network.merge_and_unload()

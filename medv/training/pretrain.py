@@ -3,8 +3,9 @@
 Four things stand for what the paper downloads: a tokenizer and a text-trained language tower (the role of LLaDA-8B-Instruct),
 a vision tower (the role of SigLIP2) and a general-domain vision-language model (the role of LLaDA-V). A fifth, the finished
 tiny model, was tuned from the towers on short questions and then on questions, captions and dialogues together, so that
-`medv ask` answers right after install. Every part is a folder that is made whole or not at all; a run that was stopped goes
-on with the next part.
+`medv ask` answers right after install. The last is the language tower of the autoregressive twin: causal, trained on the next
+token of the same texts in the same order. Every part is a folder that is made whole or not at all; a run that was stopped
+goes on with the next part.
 """
 
 import shutil
@@ -22,13 +23,15 @@ from medv.data.example import Example
 from medv.data.phantom_sets import alignment_set, brief_set, general_set, instruct_set, text_set, vqa_set
 from medv.model.assembly import assemble, language_tower, new_processor, random_model
 from medv.model.modeling import MedVForMaskedDiffusion
+from medv.model.twin import causal_twin
 from medv.profiles import Profile, StageRecipe
 from medv.training.stages import train_stage
 from medv.training.tokenizer import train_tokenizer
 from medv.training.tower import train_tower
+from medv.training.twin import causal_recipe
 
 BRIEF_HELD = 4000  # questions of the first phase that are kept for looking at what it taught
-PARTS = ("tokenizer", "vision_tower", "language_tower", "general_model", "tiny_model")
+PARTS = ("tokenizer", "vision_tower", "language_tower", "general_model", "tiny_model", "twin_tower")
 
 
 def pretrain(profile: Profile, out: Path, *, seed: int = 0, only: Sequence[str] = PARTS, quiet: bool = False) -> None:
@@ -45,6 +48,7 @@ def pretrain(profile: Profile, out: Path, *, seed: int = 0, only: Sequence[str] 
         "language_tower": _make_language_tower,
         "general_model": _make_general_model,
         "tiny_model": _make_tiny_model,
+        "twin_tower": _make_twin_tower,
     }
     for part in PARTS:
         if part in only and not (out / part / "part.json").exists():
@@ -103,9 +107,18 @@ def _tokenizer(out: Path) -> PreTrainedTokenizerFast:
 
 
 def _make_language_tower(profile: Profile, out: Path, seed: int, quiet: bool) -> dict:
-    tokenizer, target = _tokenizer(out), out / "language_tower"
+    return _text_stage(profile, out, "language_tower", seed, quiet)
+
+
+def _make_twin_tower(profile: Profile, out: Path, seed: int, quiet: bool) -> dict:
+    return _text_stage(profile, out, "twin_tower", seed, quiet, causal=True)
+
+
+def _text_stage(profile: Profile, out: Path, part: str, seed: int, quiet: bool, *, causal: bool = False) -> dict:
+    tokenizer, target = _tokenizer(out), out / part
     shape = replace(profile.model, vocab_size=len(tokenizer))
     model = random_model(shape, SpecialTokens.of(tokenizer), seed=seed)
+    model = causal_twin(model) if causal else model
     processor = new_processor(tokenizer, model.config)
     recipes = text_recipes(profile)
     steps = {phase: profile.pretrain[f"{phase}_steps"] for phase in recipes}
@@ -113,9 +126,10 @@ def _make_language_tower(profile: Profile, out: Path, seed: int, quiet: bool) ->
     for phase, recipe in recipes.items():
         work = target / "checkpoints" / phase
         if (work / "training.json").exists():
-            model = MedVForMaskedDiffusion.from_pretrained(work, dtype=torch.float32)
+            model = type(model).from_pretrained(work, dtype=torch.float32)
             continue
         examples = text_examples(phase, steps[phase] * recipe.batch_size)
+        recipe = causal_recipe(recipe) if causal else recipe
         model = train_stage(model, processor, recipe, examples, work, validation=validation, seed=seed, quiet=quiet)
     language_tower(model).save_pretrained(target)
     tokenizer.save_pretrained(target)

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from transformers import TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 
 from medv.artifacts import SPEED, write_json
@@ -117,6 +117,8 @@ def train_stage(
             callbacks=[Checkpoints(deepspeed, stream), *([_StopAfter(stop_after)] if stop_after else [])],
             meter=Meter(model.config, processor.special.end_of_text, "language_model" in recipe.trains and not lora),
         )
+        if quiet:
+            trainer.remove_callback(PrinterCallback)
         if recipe.cached_vision:
             _look_once(model, encode, [*examples, *validation], trainer.args.device, quiet)
         trainer.train(resume_from_checkpoint=find_checkpoint(saved, deepspeed, stream))
@@ -240,3 +242,15 @@ def _save(
     write_json(out / SPEED, {"total": totals(trainer.meter.rows), "rows": trainer.meter.rows})
     facts = {"recipe": asdict(recipe), "steps": trainer.state.global_step, **facts}
     write_json(out / "training.json", facts)
+
+
+def summary(out: Path) -> dict:
+    """Steps, trainable parameters and last losses of a finished stage, and how many examples were left out, if any were; its
+    speed and memory are in speed.json.
+    """
+    facts = json.loads((out / "training.json").read_text(encoding="utf-8"))
+    history = json.loads((out / "history.json").read_text(encoding="utf-8"))
+    last = {name: [row[name] for row in history if name in row][-1:] for name in ("loss", "eval_loss")}
+    losses = {name: values[0] for name, values in last.items() if values}
+    skipped = {"skipped": len(facts["skipped"])} if facts.get("skipped") else {}
+    return {"steps": facts["steps"], "trainable_parameters": facts["trainable_parameters"], **losses, **skipped}

@@ -1,0 +1,147 @@
+"""Who answers a benchmark: a MedV model (or its autoregressive twin), or any image-text-to-text checkpoint of transformers.
+
+A runner answers a batch of examples and says with what settings; it writes no file and knows no metric. The second kind is for
+the baselines of Table 7, whose published ids are in `BASELINES`; nothing is downloaded here.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import cached_file
+
+from medv.data.example import Example, load_image
+from medv.diffusion.settings import SamplerConfig
+from medv.evaluation.answering import Answer, stream_answers
+from medv.model.bundled import load_model
+
+BASELINES = {
+    "LLaMA": "meta-llama/Llama-3.2-11B-Vision-Instruct",
+    "LLaVA": "llava-hf/llava-1.5-7b-hf",
+    "LLaVA-Med": "microsoft/llava-med-v1.5-mistral-7b",
+    "Med-Flamingo": "med-flamingo/med-flamingo",
+    "MedVLM-R1": "JZPeterPan/MedVLM-R1",
+    "Qwen-VL": "Qwen/Qwen2-VL-2B-Instruct",
+    "LLaDA-V": "GSAI-ML/LLaDA-V",
+}
+"""Model of Table 7 -> its id on the Hugging Face hub, as far as the paper names or implies one."""
+
+
+class Runner(Protocol):
+    """Answers batches. `settings`: what the answers depend on beside the question, JSON-able."""
+
+    settings: dict[str, Any]
+
+    def answer(self, examples: Sequence[Example], rows: Sequence[int]) -> list[Answer]:
+        """One answer per example, in order; `rows` are their places in the benchmark, for the random draws."""
+
+
+def sampler_settings(config: SamplerConfig) -> dict[str, Any]:
+    """L, B, Z, temperature and seed, and whatever else differs from the defaults, as JSON knows it."""
+    always = ("gen_length", "block_length", "steps", "temperature", "seed")
+    chosen = {name: getattr(config, name) for name in always}
+    others = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in always}
+    default = SamplerConfig()
+    return chosen | {name: str(value) for name, value in others.items() if value != getattr(default, name)}
+
+
+@dataclass
+class MedVRunner:
+    """A MedV model folder with one sampler configuration."""
+
+    folder: Path
+    config: SamplerConfig
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The sampler's settings and the folder's name."""
+        return {"model": str(self.folder), **sampler_settings(self.config)}
+
+    @cached_property
+    def _network(self):
+        return load_model(self.folder)
+
+    def answer(self, examples: Sequence[Example], rows: Sequence[int]) -> list[Answer]:
+        """Answer the batch; the draws of an answer depend on its place alone."""
+        size = max(len(examples), 1)
+        (batch,) = stream_answers(*self._network, examples, self.config, batch_size=size, first_index=rows[0])
+        return batch
+
+
+@dataclass
+class CheckpointRunner:
+    """Any checkpoint that `AutoModelForImageTextToText` and `AutoProcessor` with a chat template understand.
+
+    Greedy decoding of at most `max_new_tokens` (256 in the paper), one question at a time, so that no padding is involved.
+    `system` is the system message, or None. Loading raises OSError where the checkpoint is not on this machine.
+    """
+
+    checkpoint: str
+    max_new_tokens: int = 256
+    system: str | None = None
+    dtype: str = "auto"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Checkpoint, length and system message."""
+        return {"model": self.checkpoint, "max_new_tokens": self.max_new_tokens, "system": self.system}
+
+    @cached_property
+    def _network(self):
+        processor = AutoProcessor.from_pretrained(self.checkpoint, local_files_only=True)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = AutoModelForImageTextToText.from_pretrained(self.checkpoint, dtype=self.dtype, local_files_only=True)
+        return model.eval().to(device), processor
+
+    def answer(self, examples: Sequence[Example], rows: Sequence[int]) -> list[Answer]:
+        """Answer one by one; `rows` are not needed, as nothing is drawn."""
+        return [self._answer(example) for example in examples]
+
+    @torch.inference_mode()
+    def _answer(self, example: Example) -> Answer:
+        model, processor = self._network
+        content = [{"type": "text", "text": example.question.strip()}]
+        if example.image is not None:
+            content.insert(0, {"type": "image", "image": load_image(example)})
+        messages = [{"role": "user", "content": content}]
+        if self.system is not None:
+            messages.insert(0, {"role": "system", "content": [{"type": "text", "text": self.system}]})
+        inputs = processor.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        ).to(model.device)
+        started = time.perf_counter()
+        ids = model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
+        seconds = time.perf_counter() - started
+        new = ids[0, inputs["input_ids"].shape[1] :]
+        ends = model.generation_config.eos_token_id
+        ends = {ends} if isinstance(ends, int) else set(ends or ())
+        stopped = len(new) > 0 and int(new[-1]) in ends
+        return Answer(
+            id=example.id,
+            question=example.question,
+            text=processor.decode(new, skip_special_tokens=True).strip(),
+            tokens=len(new) - stopped,
+            forwards=len(new),
+            seconds=seconds,
+            finish_reason="stop" if stopped else "length",
+        )
+
+
+def availability(checkpoint: str | None) -> str:
+    """Whether a checkpoint can be asked here: "on this machine", or why not. Looks at the disk only."""
+    if not checkpoint:
+        return "not available: no published checkpoint is named"
+    if Path(checkpoint).is_dir():
+        return "on this machine"
+    try:
+        found = cached_file(
+            checkpoint, "config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False
+        )
+    except OSError:
+        found = None
+    return "on this machine" if found else "not available: the weights are not on this machine"

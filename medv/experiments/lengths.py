@@ -1,0 +1,158 @@
+"""What notebook 21 asks: who writes how much when asked for how much, and at what cost.
+
+A masked diffusion model is given its length, as the size of its canvas. An autoregressive model ends by itself; it can be asked
+for more in words, or kept from ending. Both are asked for the same lengths on the same requests: `medv.model.twin` is the
+autoregressive model of the same size, data and recipes. The paper's 200 words are divided by what all lengths are divided by.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from medv import paper
+from medv.data.example import Example, Turn
+from medv.diffusion.settings import SamplerConfig
+from medv.evaluation.runners import MedVRunner, Runner
+from medv.experiments.generation import ask_all, cells, divisor, means, summarize
+from medv.profiles import Profile
+
+PAPER_WORDS = 200
+MAIN_BLOCK = 64
+"""Block length of the paper's main setting."""
+DIFFUSION, TWIN = "diffusion", "twin"
+Requests = Mapping[int, Sequence[Example]]
+
+
+def asked_words(profile: Profile) -> int:
+    """The paper's 200 words in this profile's lengths."""
+    return PAPER_WORDS // divisor(profile)
+
+
+def asking_for_words(asked: Requests, words: int) -> dict[int, list[Example]]:
+    """The same requests, each followed by the wish for at least so many words."""
+    wish = f" Use at least {words} words."
+    return {
+        seed: [replace(ex, turns=(Turn("user", ex.question + wish),)) for ex in group] for seed, group in asked.items()
+    }
+
+
+def table3_runners(profile: Profile, model: Path, twin: Path) -> dict[str, Runner]:
+    """The rows of Table 3 by name: the twin by default and kept from ending, the diffusion model with ever fewer steps.
+
+    The twin asked in words is `asking_for_words` of the twin's default.
+    """
+    length, block = 256 // divisor(profile), max(MAIN_BLOCK // divisor(profile), 1)
+    runners: dict[str, Runner] = {
+        f"{TWIN}, default": MedVRunner(twin, SamplerConfig(length, length, length)),
+        f"{TWIN}, kept from ending": MedVRunner(twin, SamplerConfig(length, length, length, min_length=length)),
+    }
+    printed = paper.table("table3").dropna(subset="sampling_steps")
+    steps = [max(int(z) // divisor(profile), length // block) for z in printed["sampling_steps"]]
+    diffusion = {f"{DIFFUSION}, Z = {z}": MedVRunner(model, SamplerConfig(length, block, z)) for z in steps}
+    return runners | diffusion
+
+
+def length_runners(profile: Profile, model: Path, twin: Path) -> dict[str, Runner]:
+    """The same models asked for a quarter, a half and three quarters of the longest canvas, one token a forward."""
+    longest, block = 256 // divisor(profile), max(MAIN_BLOCK // divisor(profile), 1)
+    runners: dict[str, Runner] = {}
+    for length in (longest // 4, longest // 2, 3 * longest // 4):
+        fits = block if length % block == 0 else length
+        runners[f"{DIFFUSION}, {length} tokens"] = MedVRunner(model, SamplerConfig(length, fits, length))
+        runners[f"{TWIN}, at most {length} tokens"] = MedVRunner(twin, SamplerConfig(length, length, length))
+        forced = SamplerConfig(length, length, length, min_length=length)
+        runners[f"{TWIN}, exactly {length} tokens"] = MedVRunner(twin, forced)
+    return runners
+
+
+def ask_lengths(profile: Profile, model: Path, twin: Path, asked: Requests, folder: Path) -> pd.DataFrame:
+    """All answers of the notebook: rows as `medv.experiments.generation.ask_all`."""
+    words = asked_words(profile)
+    main = ask_all(table3_runners(profile, model, twin), asked, folder / "table3")
+    default = {f"{TWIN}, asked for {words} words": table3_runners(profile, model, twin)[f"{TWIN}, default"]}
+    wished = ask_all(default, asking_for_words(asked, words), folder / "words")
+    lengths = ask_all(length_runners(profile, model, twin), asked, folder / "lengths")
+    return pd.concat([main, wished, lengths], ignore_index=True)
+
+
+def table3(items: pd.DataFrame, profile: Profile) -> pd.DataFrame:
+    """Table 3, ours beside the paper's row of the same place."""
+    summary = summarize(items)
+    names = [name for name in items["setting"].unique() if "tokens" not in name]
+    order = sorted(names, key=lambda name: (name.startswith(DIFFUSION), names.index(name)))
+    value, text = means(summary, ["words", "seconds", "forwards"]), cells(summary, ["words", "score"])
+    table = pd.DataFrame({"model": order})
+    table["s per query"] = value["seconds"][order].to_numpy()
+    table["words per query"] = text["words"][order].to_numpy()
+    table["s per word"] = (value["seconds"] / value["words"])[order].to_numpy()
+    table["forwards"] = value["forwards"][order].to_numpy()
+    table["facts, F1 (%)"] = text["score"][order].to_numpy()
+    table["n"] = [int((items["setting"] == name).sum()) for name in order]
+    printed = paper.table("table3")
+    kinds = ["default prompt", "asked", *[f"Z = {z:.0f}" for z in printed["sampling_steps"].dropna()]]
+    ours = [_place(name, profile, order) for name in order]
+    for column in ("seconds_per_query", "words_per_query", "seconds_per_word", "overall_score"):
+        found = dict(zip(kinds, printed[column], strict=True))
+        table[f"{column.replace('_', ' ')} (paper)"] = [found.get(place) for place in ours]
+    return table
+
+
+def _place(name: str, profile: Profile, order: Sequence[str]) -> str:
+    """Which row of the paper's table a row of ours stands beside."""
+    if name.endswith("default"):
+        return "default prompt"
+    if "asked for" in name:
+        return "asked"
+    return f"Z = {int(name.rpartition(' ')[2]) * divisor(profile)}" if name.startswith(DIFFUSION) else "none"
+
+
+def length_frame(items: pd.DataFrame, profile: Profile) -> pd.DataFrame:
+    """For Figure 4: asked tokens, model, metric, value, low, high. The longest canvas is that of Table 3 with Z = L."""
+    longest = 256 // divisor(profile)
+    same = {
+        f"{DIFFUSION}, Z = {longest}": f"{DIFFUSION}, {longest} tokens",
+        f"{TWIN}, default": f"{TWIN}, at most {longest} tokens",
+        f"{TWIN}, kept from ending": f"{TWIN}, exactly {longest} tokens",
+    }
+    rows = summarize(items.replace({"setting": same}), ["words", "seconds", "score"])
+    rows = rows[rows["setting"].str.endswith("tokens")].copy()
+    rows["asked"] = rows["setting"].str.extract(r"(\d+) tokens").astype(int)[0]
+    labels = {
+        f"{DIFFUSION}, ": "diffusion",
+        f"{TWIN}, at most ": "twin, may end",
+        f"{TWIN}, exactly ": "twin, may not end",
+    }
+    rows["model"] = [
+        next(label for start, label in labels.items() if name.startswith(start)) for name in rows["setting"]
+    ]
+    return rows[["asked", "model", "metric", "value", "low", "high", "n", "seeds"]]
+
+
+def length_claims(profile: Profile) -> list[tuple[str, str, str, str, str]]:
+    """What the paper says of Table 3, for `check_effects`: (claim, metric, first, second, direction)."""
+    longest, words = 256 // divisor(profile), asked_words(profile)
+    full, default = f"{DIFFUSION}, Z = {longest}", f"{TWIN}, default"
+    few = list(table3_runners(profile, Path(), Path()))[-1]
+    return [
+        ("diffusion writes more words", "words", default, full, "rises"),
+        ("and takes more time", "seconds", default, full, "rises"),
+        ("and scores higher", "score", default, full, "rises"),
+        (
+            "asking the autoregressive model for words adds a few",
+            "words",
+            default,
+            f"{TWIN}, asked for {words} words",
+            "rises",
+        ),
+        ("fewer steps take less time", "seconds", full, few, "falls"),
+        ("fewer steps score lower", "score", full, few, "falls"),
+        ("fewer steps write more words", "words", full, few, "rises"),
+    ]
+
+
+def twin_facts(folder: Path) -> dict:
+    """How the twin was trained, as its folder says."""
+    return json.loads((folder / "twin.json").read_text(encoding="utf-8"))

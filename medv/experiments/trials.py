@@ -1,0 +1,63 @@
+"""Many small trainings under one roof: each trial leaves one file, so that a stopped comparison loses at most one trial.
+
+Notebooks 30 and 31 compare models over arms and seeds. What a trial does is said by the caller; this module runs those that
+have no result yet, in order, under one progress bar.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from medv.artifacts import write_json
+
+
+def run_trials(
+    folder: Path, trials: Mapping[str, Any], work: Callable[[Any, Path], Mapping[str, Any]], *, quiet: bool = False
+) -> dict[str, dict[str, Any]]:
+    """What `work(trial, scratch)` returned for each trial (a dataclass) by name; what `folder` holds already is read.
+
+    `scratch` is a folder for one trial, removed when its result is written to `folder`/<name>.json; a trial that was stopped
+    finds its own again. The result of a trial with other settings under the same name is made anew.
+    """
+    results = {}
+    bar = tqdm(trials.items(), desc="trials", unit="trial", disable=quiet)
+    for name, trial in bar:
+        bar.set_postfix_str(name)
+        path, scratch, settings = (
+            folder / f"{name}.json",
+            folder / f"{name}.work",
+            json.loads(json.dumps(asdict(trial))),
+        )
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if known.get("settings") != settings:
+            write_json(path, {"settings": settings, "result": work(trial, scratch)})
+            shutil.rmtree(scratch, ignore_errors=True)
+            known = json.loads(path.read_text(encoding="utf-8"))
+        results[name] = known["result"]
+    return results
+
+
+def as_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The frame as JSON-able rows; NaN becomes null."""
+    return json.loads(frame.to_json(orient="records"))
+
+
+def difference_rows(items: pd.DataFrame, better: str, base: str, metrics: list[str]) -> pd.DataFrame:
+    """Rows of one condition minus those of another, paired by seed and id, as `medv.evaluation.study.summarize` reads them.
+
+    `items`: condition, seed, id and the metrics; pairs that one side lacks are left out.
+    """
+    sides = [items[items["condition"] == name].set_index(["seed", "id"])[metrics] for name in (better, base)]
+    gap = (sides[0] - sides[1]).dropna(how="all")
+    return gap.reset_index().assign(condition=f"{better} minus {base}")
+
+
+def verdict(low: float, high: float) -> str:
+    """What an interval of a difference says: "higher", "lower" or "no difference shown"."""
+    return "higher" if low > 0 else "lower" if high < 0 else "no difference shown"

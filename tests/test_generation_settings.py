@@ -1,0 +1,126 @@
+"""What the generation notebooks compute: settings from the paper's table, effects from paired answers, scores from facts."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from medv import paper
+from medv.data.example import Turn
+from medv.evaluation.findings import fact_spans, stated_facts
+from medv.experiments import conversation, generation, lengths, repetition_study
+from medv.profiles import get_profile
+from medv.report.answers import marked_words
+from medv.report.radar import radar
+
+TINY = get_profile("tiny")
+
+
+def answers(values: dict[str, tuple[float, float]], count: int = 60) -> pd.DataFrame:
+    """Made-up answers of settings with a mean and a spread; what one image does to all settings is shared."""
+    rng, frames = np.random.default_rng(0), []
+    shared = rng.normal(0, 20, (2, count))
+    for setting, (mean, spread) in values.items():
+        for seed in (0, 1):
+            score = mean + shared[seed] + rng.normal(0, spread, count)
+            frames.append(
+                pd.DataFrame(
+                    {"setting": setting, "seed": seed, "id": [f"{seed}/{i}" for i in range(count)], "score": score}
+                )
+            )
+    return pd.concat(frames, ignore_index=True)
+
+
+def test_the_settings_are_those_of_table_5_divided_and_the_papers_own_at_its_size():
+    ours, printed = generation.table5_settings(TINY), paper.table("table5")
+    assert len(ours) == len(printed) == 12 and generation.divisor(TINY) == 4
+    assert (ours["gen_length"] * 4 == printed["generation_length"]).all()
+    same = generation.table5_settings(get_profile("paper"))
+    assert same[["gen_length", "block_length", "steps"]].to_numpy().tolist() == (
+        printed[["generation_length", "block_length", "sampling_steps"]].to_numpy().tolist()
+    )
+    for profile in ("tiny", "smoke", "paper", "small"):
+        generation.plain_configs(generation.table5_settings(get_profile(profile)))
+        generation.plain_configs(repetition_study.sweep_settings(get_profile(profile)))
+        repetition_study.schedule_configs(get_profile(profile))
+
+
+def test_a_small_paired_change_is_seen_through_a_large_spread_between_images():
+    items = answers({"a": (50, 1), "b": (52, 1), "c": (50, 1)})
+    assert generation.change(items, "score", "a", "b")["verdict"] == "rises"
+    assert generation.change(items, "score", "b", "a")["verdict"] == "falls"
+    assert generation.change(items, "score", "a", "c")["verdict"] == "no change shown"
+    claims = [
+        ("up", "score", "a", "b", "rises"),
+        ("down", "score", "a", "b", "falls"),
+        ("same", "score", "a", "c", "rises"),
+    ]
+    assert generation.check_effects(items, claims)["appears here"].tolist() == [
+        "yes",
+        "no: rises",
+        "no: no change shown",
+    ]
+
+
+def test_the_interval_covers_the_mean_and_widens_with_the_seeds():
+    same = generation.interval([np.arange(50.0), np.arange(50.0)])
+    apart = generation.interval([np.arange(50.0) - 30, np.arange(50.0) + 30])
+    assert same[1] < same[0] < same[2] and same[0] == pytest.approx(24.5)
+    assert apart[2] - apart[1] > 2 * (same[2] - same[1])
+
+
+def test_requests_of_different_seeds_show_different_images():
+    asked = generation.requests(TINY)
+    ids = [example.id for examples in asked.values() for example in examples]
+    assert len(asked) == 3 and len(ids) == 300 == len(set(ids))
+
+
+def test_every_schedule_spends_what_it_is_given():
+    configs, budgets = repetition_study.schedule_configs(TINY)
+    assert {config.steps for config in configs.values()} == set(budgets)
+    assert all(f"linear, {budget} forwards" in configs for budget in budgets)
+
+
+def test_true_and_false_facts_are_marked_where_they_stand_and_denied_ones_are_not():
+    example = conversation.questions(get_profile("smoke"))[-1]
+    spans = fact_spans(example.answer, example.meta["scene"])
+    assert spans and all(true for _, _, true in spans)
+    scene = replace(example.meta["scene"])
+    wrong = "left" if scene.side == "right" else "right"
+    text = f"No cyst is seen. It is on the {wrong} side. It is on the {wrong} side."
+    words = marked_words(text, scene)
+    assert [word.fact for word in words if word.text == wrong] == [False, False]
+    assert not any(word.fact is not None for word in words if word.text == "cyst")
+    assert [word.again for word in words].count(True) == 6
+
+
+def test_the_findings_score_wants_the_facts_of_the_reference_and_punishes_invented_ones():
+    asked = conversation.questions(TINY)
+    kinds = [example.meta["type"] for example in asked]
+    assert kinds.count("conversation") == 143 and kinds.count("description") == 50
+    for example in asked:
+        assert stated_facts(example.answer) and conversation.findings_score(example.answer, example) == 100
+    assert conversation.findings_score("", asked[0]) == 0
+    invented = asked[-1].answer + " There is also a carcinoma, an ulcer and an infarct."
+    assert conversation.findings_score(invented, asked[-1]) < 100
+
+
+def test_table_7_lists_every_model_of_the_paper_and_says_why_one_cannot_be_asked():
+    table = conversation.table7()
+    assert table["model"].tolist() == paper.table("table7")["model"].tolist()
+    assert table["on this machine"].str.match("on this machine|not available: ").all()
+
+
+def test_asking_for_words_changes_the_request_and_nothing_else():
+    asked = generation.requests(get_profile("smoke"))
+    wished = lengths.asking_for_words(asked, 50)
+    pairs = zip(asked[0], wished[0], strict=True)
+    assert all(new.question == old.question + " Use at least 50 words." and new.id == old.id for old, new in pairs)
+    assert wished[0][0].turns[0] == Turn("user", wished[0][0].question)
+    assert lengths.asked_words(get_profile("paper")) == 200
+
+
+def test_a_radar_of_two_groups_is_refused():
+    with pytest.raises(ValueError, match="three groups"):
+        radar(pd.DataFrame({"system": ["a", "a"], "group": ["x", "y"], "value": [1.0, 2.0]}))

@@ -1,0 +1,156 @@
+"""LoRA: only the language tower is adapted, merging changes nothing, and a folder of adapters is as good as a model."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors import safe_open
+from test_cli import SHORT, run, save_picture
+from test_model import adapted, training_batch
+from tiny import examples, model, processor, shape, special
+
+from medv.evaluation.answering import answer_examples
+from medv.evaluation.study import sampler_config
+from medv.model.adapters import AdaptedModel
+from medv.model.assembly import new_processor, random_model
+from medv.model.bundled import load_model
+from medv.profiles import SamplerSpec, StageRecipe, get_profile
+from medv.report.sizes import empty_model
+from medv.training.lora import LoraRecipe, attach_lora, merge_lora
+from medv.training.stages import train_stage
+
+RECIPE = StageRecipe(("projector", "language_model"), 0, 2, 2, 1e-2, max_length=200, loss_tokens="response")
+TILES = {"image_aspect": "anyres", "image_grid": [[32, 64], [64, 32]], "patch_merge": "spatial_unpad"}
+
+
+def saved(folder, network=None, reader=None):
+    (network or model()).save_pretrained(folder)
+    (reader or processor()).save_pretrained(folder)
+    return folder
+
+
+def train_adapters(folder, *, options=TILES, **more):
+    """Adapters trained for a few steps on a saved model: (the folder of the base, the merged model, the run's folder)."""
+    reader = new_processor(processor().tokenizer, random_model(shape(), special(), seed=0, **options).config)
+    base = saved(folder / "base", random_model(shape(), special(), seed=0, **options), reader)
+    network, reader = load_model(base)
+    out = folder / "run"
+    lora = LoraRecipe(rank=4, alpha=8)
+    return base, train_stage(network, reader, RECIPE, examples(10), out, lora=lora, quiet=True, **more), out
+
+
+def test_the_vision_tower_has_no_adapter_and_gets_no_gradient():
+    network = adapted().train()
+    network(**training_batch()).loss.backward()
+    tower = {name: p for name, p in network.named_parameters() if ".vision_tower." in name}
+    assert len(tower) > 20 and not [name for name in tower if "lora_" in name or "modules_to_save" in name]
+    assert not [name for name, p in tower.items() if p.requires_grad or p.grad is not None]
+    learned = {name for name, p in network.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert any("lora_A" in name for name in learned) and any("projector.modules_to_save" in name for name in learned)
+
+
+def test_the_targets_of_the_released_shape_are_the_seven_maps_of_each_language_layer():
+    paper = get_profile("paper").model
+    network = attach_lora(empty_model(paper), LoraRecipe())
+    adapters = [name for name, _ in network.named_parameters() if "lora_A" in name]
+    assert len(adapters) == 7 * paper.layers and all("model.language_model.layers." in name for name in adapters)
+
+
+def test_training_leaves_every_weight_of_the_base_as_it_was():
+    network = adapted().train()
+    before = {name: p.detach().clone() for name, p in network.named_parameters() if not p.requires_grad}
+    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
+    for _ in range(2):
+        network(**training_batch()).loss.backward()
+        optimizer.step()
+    after = dict(network.named_parameters())
+    assert not [name for name, value in before.items() if not value.equal(after[name])]
+    base = {name for name in before if "lora_" not in name}
+    assert {name.replace(".base_layer", "") for name in base if "original_module" not in name} == {
+        f"base_model.model.{name}" for name, _ in model().named_parameters() if ".projector." not in name
+    }
+
+
+def test_merged_equals_unmerged_to_1e_5(tmp_path):
+    network, batch = adapted().eval(), training_batch()
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")}
+    with torch.no_grad():
+        unmerged = network(**inputs).logits
+        merged = merge_lora(network, tmp_path).eval()(**inputs).logits
+    assert (merged - unmerged).abs().max() < 1e-5 * unmerged.abs().max()
+
+
+def bytes_of(tensors) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+@pytest.mark.parametrize("profile", ["small", "paper"])
+def test_the_adapters_of_a_realistic_model_are_under_5_percent_of_it(tmp_path, profile):
+    full = empty_model(get_profile(profile).model).float()
+    rank = {"small": 4, "paper": 16}[profile]
+    whole = bytes_of(full.parameters())
+    network = attach_lora(full, LoraRecipe(rank, 2 * rank))
+    assert bytes_of(p for p in network.parameters() if p.requires_grad) < 0.05 * whole
+
+
+def test_a_folder_of_adapters_holds_what_was_trained_and_nothing_else(tmp_path):
+    network = adapted()
+    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    network.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "adapter_model.safetensors", framework="pt") as file:
+        stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    assert bytes_of(stored.values()) == bytes_of(trained.values()) and len(stored) == len(trained)
+
+
+@pytest.mark.parametrize("options", [{}, TILES], ids=["flat", "with a newline"])
+def test_adapters_answer_as_the_merged_model_does(tmp_path, options):
+    base, merged, out = train_adapters(tmp_path, options=options)
+    network, reader = load_model(out / "adapter")
+    assert type(network) is type(merged) and not network.training
+    start = load_model(base)[0].state_dict()
+    for name, value in merged.state_dict().items():
+        torch.testing.assert_close(network.state_dict()[name], value, rtol=0, atol=1e-6)
+        if "image_newline" in name or "projector" in name:
+            assert not value.equal(start[name]), f"{name} did not learn"
+    config = sampler_config(SamplerSpec(8, 8, 8))
+    texts = [
+        [answer.text for answer in answer_examples(net, reader, examples(4), config, quiet=True)]
+        for net in (network, merged)
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_a_run_with_a_newline_that_was_stopped_ends_as_one_that_was_not(tmp_path):
+    _, whole, _ = train_adapters(tmp_path / "whole")
+    train_adapters(tmp_path / "torn", stop_after=4)
+    _, resumed, _ = train_adapters(tmp_path / "torn")
+    again = resumed.state_dict()
+    assert not [name for name, value in whole.state_dict().items() if not value.equal(again[name])]
+
+
+def test_ask_takes_a_folder_of_adapters_wherever_both_folders_were_moved(tmp_path):
+    base, _, out = train_adapters(tmp_path / "first", options={})
+    save_picture(tmp_path / "a.png", "rgb")
+    (tmp_path / "first").rename(tmp_path / "second")
+    adapter = tmp_path / "second" / out.name / "adapter"
+    assert str(tmp_path) not in (adapter / "adapter_config.json").read_text()
+    done = run("ask", tmp_path / "a.png", "What is shown?", "--model", adapter, "--json", *SHORT)
+    assert done.exit_code == 0 and "text" in json.loads(done.stdout)
+    (tmp_path / "second" / base.name).rename(tmp_path / "gone")
+    done = run("ask", tmp_path / "a.png", "What is shown?", "--model", adapter, *SHORT)
+    assert done.exit_code == 2 and "set base_model_name_or_path in" in done.stderr
+
+
+def test_adapters_of_a_model_that_was_never_saved_point_to_the_merged_one(tmp_path):
+    recipe = replace(RECIPE, epochs=0.4)
+    train_stage(model(), processor(), recipe, examples(10), tmp_path, lora=LoraRecipe(4, 8), quiet=True)
+    with pytest.raises(ValueError, match="use the merged model beside them"):
+        load_model(tmp_path / "adapter")
+
+
+def test_the_newline_of_a_model_without_one_is_neither_asked_for_nor_written(tmp_path):
+    network = adapted()
+    assert isinstance(network, AdaptedModel) and network.newline is None
+    network.save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("image_newline*"))
