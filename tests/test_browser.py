@@ -27,6 +27,7 @@ CHROMIUM = next(
 )
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
 
+MODEL = (Path(__file__).parent.parent / "medv" / "weights" / "tiny_model").as_posix()
 LOCAL = ("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:", "about:")
 PATIENCE = 90_000  # milliseconds; a busy machine may need them, a free one a tenth
 NOTEBOOKS = [
@@ -36,13 +37,14 @@ NOTEBOOKS = [
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory, root):
-    """The notebooks as they are but for their profile and folder, and the app's template."""
+    """The notebooks as they are but for profile, folder and model to start from, and the app's template."""
     place = tmp_path_factory.mktemp("workplace")
     shutil.copytree(root / "notebooks", place / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
     shutil.copytree(root / "medv" / "report" / "app", place / "medv" / "report" / "app")
     for path in (place / "notebooks").glob("*.ipynb"):
         text = path.read_text(encoding="utf-8").replace('profile = \\"tiny\\"', 'profile = \\"smoke\\"')
-        path.write_text(text.replace('"out = None', '"out = \\"../out\\"'), encoding="utf-8")
+        text = text.replace('"out = None', '"out = \\"../out\\"').replace('"init = None', f'"init = \\"{MODEL}\\"')
+        path.write_text(text, encoding="utf-8")
     return place
 
 
