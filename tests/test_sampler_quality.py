@@ -1,7 +1,5 @@
 """Samplers judged at equal forwards: what is measured is what was written, and the adaptive schedule earns its place."""
 
-from dataclasses import replace
-
 import pandas as pd
 import pytest
 import torch
@@ -11,7 +9,7 @@ from medv.data.phantom_sets import description_set
 from medv.diffusion.oracle import word_chain
 from medv.diffusion.settings import SamplerConfig
 from medv.evaluation import sampler_quality as quality
-from medv.experiments.bench_sampler import Measurement
+from medv.experiments.bench_sampler import PRESETS, BenchResult, Measurement
 from medv.experiments.fast_sampling import Sizes, on_front, oracle_strategies, quality_points, speed_table
 from medv.profiles import get_profile
 from medv.report import sampling
@@ -99,8 +97,15 @@ def test_the_front_of_repetition_is_its_lower_edge_and_the_figures_draw(items):
     assert labels == ["1", "block\nstart"]
 
 
-def test_the_speed_table_keeps_what_is_not_known_empty():
-    exact = Measurement("exact", 1.0, 8.0, 8, peak_bytes=2**20)
-    table = speed_table(type("R", (), {"measurements": [exact, replace(exact, refreshes=2, peak_bytes=None)]})())
-    assert table["full forwards"].tolist() == [8, 2] and table["memory (MB)"].isna().tolist() == [False, True]
-    assert Sizes.of(get_profile("smoke")).texts < Sizes.of(get_profile("tiny")).texts
+def test_the_speed_table_tells_what_was_timed_and_what_is_not_known():
+    cut = Measurement("official", 1.0, 8.0, 8, measured_forwards=2, agreement=1.0)
+    found = [cut, Measurement("dual", 1.0, 8.0, 8, refreshes=2)]
+    result = BenchResult("here", 1, PRESETS["cpu"], 0, 1.0, 0.5, found)
+    table = speed_table(result)
+    assert table["timed"].tolist() == [2, 8] and table["full forwards"].tolist() == [8, 2]
+    assert table["same commits (%)"].isna().tolist() == [False, True]
+
+
+def test_a_notebook_for_the_tests_measures_less():
+    smoke, tiny = (Sizes.of(get_profile(name)) for name in ("smoke", "tiny"))
+    assert smoke.texts < tiny.texts and smoke.descriptions < tiny.descriptions
