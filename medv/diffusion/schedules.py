@@ -228,12 +228,11 @@ class BudgetedSchedule:
     """Exactly the given number of forwards, spent where the uncertainty is, over all blocks together.
 
     The work that is left is the entropy of what is open in this block, as this forward sees it, and for the blocks to come
-    that of a position whose block is still all masks. Each forward takes the most confident predictions while their
-    entropies, the last left out, sum to at most `share` of the work left / the forwards left. So sure tokens are written
-    many at a time, doubtful ones few, and easy blocks leave forwards to hard ones; a share of 1 spares forwards for the
-    last tokens, a smaller one for the first. The bound is that of EB-Sampler (arXiv 2505.24857); closing the budget with it
-    is this library's answer to section 6.4 of the paper. A forward writes at most `most` and at least 1 / `most` times
-    tokens left / forwards left.
+    that of a position whose block is still all masks, which is more than they will cost: so forwards are spared for the end.
+    Each forward takes the surest predictions while their entropies, the largest left out, sum to at most `share` of the work
+    left / the forwards left. So sure tokens are written many at a time, doubtful ones few, and easy blocks leave forwards to
+    hard ones. The bound is that of EB-Sampler (arXiv 2505.24857); closing the budget with it is this library's answer to
+    section 6.4 of the paper. A forward writes at most `most` and at least 1 / `most` times tokens left / forwards left.
     """
 
     share: float = 0.85
@@ -252,10 +251,10 @@ class BudgetedSchedule:
         mean = tokens / left
         here = state.entropy.double().masked_fill(~state.open, 0).sum(dim=1)  # [B]
         work = here + state.masks_after * state.fresh_entropy
-        count = bounded_count(state, self.share * work / left, state.score)
+        count = bounded_count(state, self.share * work / left)
         count = count.clamp((mean / self.most).floor().long(), (mean * self.most).ceil().long())
         # One token for each forward that is left, so that none of them is without work.
-        return best_candidates(state, torch.minimum(count, tokens - left + 1).clamp_min(1))
+        return surest(state, torch.minimum(count, tokens - left + 1).clamp_min(1))
 
 
 SCHEDULES: dict[str, Schedule] = {
@@ -276,14 +275,9 @@ def schedule_named(name: str) -> Schedule:
     return SCHEDULES[name]
 
 
-def bounded_count(state: StepState, gamma: torch.Tensor, sureness: torch.Tensor | None = None) -> torch.Tensor:
-    """How many of the surest candidates have entropies that sum, the last left out, to at most gamma [B]; int64 [B].
-
-    The surest are those of the lowest entropy, or of the highest `sureness` [B, K].
-    """
-    sureness = -state.entropy if sureness is None else sureness
-    order = sureness.masked_fill(~state.candidates, -torch.inf).sort(dim=1, descending=True, stable=True).indices
-    ordered = state.entropy.masked_fill(~state.candidates, torch.inf).gather(1, order)  # [B, K]
+def bounded_count(state: StepState, gamma: torch.Tensor) -> torch.Tensor:
+    """How many of the surest candidates have entropies that sum, the largest left out, to at most gamma [B]; int64 [B]."""
+    ordered = state.entropy.masked_fill(~state.candidates, torch.inf).sort(dim=1).values  # [B, K]
     before = ordered.cumsum(dim=1).roll(1, dims=1)  # what was accepted before each
     before[:, 0] = 0
     return (before <= gamma[:, None]).cumprod(dim=1).sum(dim=1)

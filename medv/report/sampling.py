@@ -59,12 +59,12 @@ def _schedule(strategy: str) -> str:
 
 def _spread(count: int) -> list[float]:
     """Factors around 1 that set so many points with the same number of forwards beside each other."""
-    return [1.018 ** (place - (count - 1) / 2) for place in range(count)]
+    return [1.01 ** (place - (count - 1) / 2) for place in range(count)]
 
 
 def _scatter(ax, part: pd.DataFrame, colors: dict, beside: dict) -> None:
     best = part[part["front"]].sort_values("forwards")
-    ax.plot(best["forwards"], best["value"], color=INK, lw=1, zorder=1)
+    ax.plot(best["forwards"] * best["strategy"].map(beside), best["value"], color=INK, lw=1, zorder=1)
     for row in part.itertuples():
         color, bare = colors[_schedule(row.strategy)], " + " not in row.strategy
         x = row.forwards * beside[row.strategy]
