@@ -5,7 +5,6 @@ test questions; only what learns, and the learning rate, differ. The paper tunes
 """
 
 import shutil
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +28,7 @@ from medv.training.lora import LoraRecipe, attach_lora
 from medv.training.stages import freeze_except
 from medv.training.stream import TrainingStream
 
-FULL, LORA = "full", "LoRA"
+FULL, LORA, ALL_RANKS = "full", "LoRA", "LoRA, all ranks"
 SCORES = ["closed_accuracy", "open_recall", "score"]
 
 
@@ -186,7 +185,7 @@ def gaps(items: pd.DataFrame) -> pd.DataFrame:
     for size, part in items.groupby("size"):
         part = part[["arm", "seed", "id", "score"]].rename(columns={"arm": "condition"})
         lora = part[part["condition"] != FULL]
-        mean = lora.groupby(["seed", "id"], as_index=False)["score"].mean().assign(condition="LoRA, all ranks")
+        mean = lora.groupby(["seed", "id"], as_index=False)["score"].mean().assign(condition=ALL_RANKS)
         part = pd.concat([part, mean], ignore_index=True)
         for name in dict.fromkeys(part["condition"]):
             if name != FULL:
@@ -196,33 +195,26 @@ def gaps(items: pd.DataFrame) -> pd.DataFrame:
 
 
 def conclusion(gap: pd.DataFrame) -> str:
-    """Whether "LoRA wins when data are scarce, full when there are enough" appears, computed from `gaps`."""
-    mean = gap[gap["against"] == "LoRA, all ranks"].sort_values("size")
-    lines = []
-    for row in mean.itertuples():
-        said = {"higher": "full wins", "lower": "LoRA wins"}
-        said = said.get(verdict(row.low, row.high), "no difference shown")
-        lines.append(
-            f"{row.size} questions: full minus LoRA (mean over ranks) {row.value:+.1f} points "
-            f"[{row.low:+.1f}, {row.high:+.1f}]: {said}"
-        )
-    scarce, enough = mean.iloc[0]["high"] < 0, mean.iloc[-1]["low"] > 0
-    halves = {
-        (True, True): "Both halves of the claim appear.",
-        (
-            True,
-            False,
-        ): "LoRA wins where data are scarcest; that full fine-tuning wins at the largest size does not appear.",
-        (
-            False,
-            True,
-        ): "Full fine-tuning wins at the largest size; that LoRA wins where data are scarcest does not appear.",
-        (
-            False,
-            False,
-        ): "The claim does not appear: neither does LoRA win at the smallest size nor full at the largest.",
-    }
-    return "\n".join([*lines, halves[bool(scarce), bool(enough)]])
+    """Whether "LoRA wins when data are scarce, full when there are enough" appears, computed from `gaps`.
+
+    One line for each size, with the verdict of each rank beside that of all ranks, and one line for the claim.
+    """
+    said = {"higher": "full wins", "lower": "LoRA wins"}
+    gap = gap.assign(said=[said.get(v, v) for v in map(verdict, gap["low"], gap["high"])]).sort_values(
+        "size", kind="stable"
+    )
+    lines, wins = [], []
+    for size, part in gap.groupby("size"):
+        mean = part[part["against"] == ALL_RANKS].iloc[0]
+        ranks = "; ".join(f"{row.against}: {row.said}" for row in part[part["against"] != ALL_RANKS].itertuples())
+        span = f"{mean['value']:+.1f} points [{mean['low']:+.1f}, {mean['high']:+.1f}]"
+        lines.append(f"{size} questions, full minus LoRA over all ranks: {span}: {mean['said']} ({ranks})")
+        wins.append(mean["said"])
+    halves = [("LoRA wins at the smallest size", wins[0] == "LoRA wins")]
+    halves += [("full wins at the largest", wins[-1] == "full wins")]
+    verdicts = ", ".join(f"{what}: {'appears' if holds else 'does not appear'}" for what, holds in halves)
+    ranks = gap[gap["against"] != ALL_RANKS].groupby("size")["said"].nunique().max()
+    return "\n".join([*lines, f"Over all ranks, {verdicts}." + (" But the ranks disagree." if ranks > 1 else "")])
 
 
 # --- What an arm costs ---
@@ -231,7 +223,7 @@ def conclusion(gap: pd.DataFrame) -> str:
 def costs(
     profile: Profile, plan: LoraPlan, init: Path, train: Sequence[Example], facts: pd.DataFrame, *, repeats: int = 8
 ) -> pd.DataFrame:
-    """One row per arm: trainable parameters, peak_memory_bytes, step_seconds (median), checkpoint_bytes.
+    """One row per arm: trainable parameters, peak_memory_bytes, step_seconds (of the fastest step), checkpoint_bytes.
 
     Memory on CUDA is the allocator's peak; elsewhere weights, gradients, Adam's two moments and the activations that the
     backward pass keeps are counted, which is a lower bound of the peak.
@@ -260,7 +252,7 @@ def _first_batch(profile: Profile, reader, train: Sequence[Example]) -> dict[str
 
 
 def step_cost(network: torch.nn.Module, batch: dict[str, torch.Tensor], *, repeats: int = 8) -> dict[str, float]:
-    """Median wall time of an optimizer step and its peak memory, as `costs` says; the weights are not kept."""
+    """Wall time of the fastest optimizer step and its peak memory, as `costs` says; the weights are not kept."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network, batch = network.to(device), {name: tensor.to(device) for name, tensor in batch.items()}
     learned = [p for p in network.parameters() if p.requires_grad]
@@ -293,17 +285,18 @@ def step_cost(network: torch.nn.Module, batch: dict[str, torch.Tensor], *, repea
     size = sum(p.numel() * p.element_size() for p in learned)
     counted = sum(p.numel() * p.element_size() for p in network.parameters()) + 3 * size + sum(kept.values())
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else counted
-    return {"peak_memory_bytes": peak, "step_seconds": statistics.median(seconds[2:])}
+    return {"peak_memory_bytes": peak, "step_seconds": min(seconds[2:])}
 
 
 def cost_table(curve: pd.DataFrame, cost: pd.DataFrame) -> pd.DataFrame:
     """Arms as rows: what they cost and the score at each size as "mean [low, high]"."""
+    memory = "peak memory (MB)" if torch.cuda.is_available() else "memory, counted (MB)"
     rows = []
     for row in cost.itertuples():
         cells = {
             "arm": row.arm,
             "trained (thousands)": row.trainable_parameters / 1e3,
-            "peak memory (MB)": row.peak_memory_bytes / 1e6,
+            memory: row.peak_memory_bytes / 1e6,
             "step (ms)": 1e3 * row.step_seconds,
             "checkpoint (MB)": row.checkpoint_bytes / 1e6,
         }
