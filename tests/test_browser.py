@@ -79,7 +79,7 @@ class Server:
         line = dry.stdout.strip().splitlines()[-1]
         with self.log.open("w") as stream:
             self.process = subprocess.Popen(
-                line,
+                f"exec env {line}",  # the process to stop is the server, not a shell
                 shell=True,
                 cwd=place,
                 env=environment(place, root),
