@@ -41,7 +41,7 @@ def files(folder, names):
 
 
 def run(stub, folder, names, **options):
-    settings = {"key": KEY, "delay": 0.01, "timeout": 1.0, "attempts": 3} | options
+    settings = {"key": KEY, "delay": 0.01, "timeout": 4.0, "attempts": 3} | options
     cache = settings.pop("cache", None)
     out = folder / "j.jsonl"
     scores = judge_file(*files(folder, names), out, Endpoint(stub.url, **settings), cache=cache, quiet=True)
@@ -77,7 +77,7 @@ def test_each_kind_of_trouble_that_passes_ends_in_a_judgement(tmp_path):
 
 def test_each_kind_of_trouble_that_stays_is_listed_with_its_reason_and_the_raw_text(tmp_path):
     with StubJudge(lambda name, _: TROUBLE.get(name, "10 5")) as stub:
-        scores, rows = run(stub, tmp_path, [*TROUBLE, "good"], concurrency=8, attempts=2, timeout=0.4)
+        scores, rows = run(stub, tmp_path, [*TROUBLE, "good"], concurrency=8, attempts=2, timeout=3.0)
     assert scores["overall"] == 50.0 and scores["counts"]["overall"] == 1
     reasons = {name: row["reason"] for name, row in zip(TROUBLE, rows, strict=False)}
     assert len(scores["unjudged"]) == len(TROUBLE) == len(reasons)
