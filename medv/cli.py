@@ -38,7 +38,7 @@ def reproduce(
     out: Annotated[Path | None, typer.Option(help="Where results go; default runs/<profile>.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and why.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Run again even what is up to date.")] = False,
-    jobs: Annotated[int, typer.Option(min=1, help="Light notebooks that may run at once.")] = 2,
+    jobs: Annotated[int, typer.Option(min=1, help="Notebooks that may run at once.")] = 2,
     publish: Annotated[bool, typer.Option("--publish", help="Copy the results to figures/<profile>/.")] = False,
 ) -> None:
     """Run the notebooks to figures, tables and index.html; cached and resumable."""

@@ -84,7 +84,10 @@ class SamplerSpec:
 
 @dataclass(frozen=True)
 class Profile:
-    """One position of the dial. `stages` maps align, instruct and vqa to recipes; `pretrain` the bundled towers' steps."""
+    """One position of the dial. `stages` maps align, instruct and vqa to recipes; `pretrain` the bundled towers' steps.
+
+    `side_by_side` says that heavy notebooks may share the machine: their models are small and need no GPU.
+    """
 
     name: str
     purpose: str
@@ -99,6 +102,7 @@ class Profile:
     synthetic: bool = True
     system: str | None = None
     dtype: str = "float32"
+    side_by_side: bool = False
     notes: str = ""
     extra: dict[str, str] = field(default_factory=dict)
 
@@ -181,6 +185,7 @@ TINY = Profile(
     seeds=(0, 1, 2),
     evaluation_questions=600,
     evaluation_descriptions=100,
+    side_by_side=True,
 )
 
 SMOKE = replace(
@@ -235,6 +240,7 @@ SMALL = replace(
             sources=_SMALL_NOTE,
         ),
     },
+    side_by_side=False,
     notes="no weights come with it: its towers are trained first, once, into runs/small/towers; meant for one GPU of 8 GB, "
     "on a CPU it takes most of a day; for real images put trainset.json, testset.json and images/ of VQA-RAD into a folder and "
     "run notebook 12 with data=vqa_rad and data_dir; sizes are fixed, recipes not yet measured on a GPU",

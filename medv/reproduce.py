@@ -1,7 +1,8 @@
 """`medv reproduce`: run the notebooks as a graph, each only when something that it depends on has changed.
 
 Finished notebooks are remembered under the run folder, so that a killed reproduction continues where it was. A notebook that
-fails blocks those that need it, and no others. Heavy notebooks (training) get the machine alone; light ones share it.
+fails blocks those that need it, and no others. Where the profile's models are small, notebooks share the machine, each with its
+part of the cores; else heavy ones (training) get it alone.
 """
 
 import fcntl
@@ -23,7 +24,7 @@ from rich.text import Text
 from medv.artifacts import PACKAGE, default_out, fingerprint
 from medv.experiments import cache
 from medv.experiments.cache import SUFFIXES, Workshop
-from medv.experiments.registry import ALL, EXHIBITS, NODES, Node, ordered, parents
+from medv.experiments.registry import EXHIBITS, NODES, Node, chain_lengths, ordered, parents
 from medv.profiles import get_profile
 
 COLORS = {
@@ -74,8 +75,9 @@ def reproduce(
 ) -> int:
     """Bring figures, tables and artifacts up to date and write `index.html`; returns the exit code (0 good, 1 a failure).
 
-    `only` names notebooks, figures or tables; what they need comes along. `out` defaults to `runs/<profile>`. `jobs` light
-    notebooks may run at once. `publish` copies the results of a wholly good run to `figures/<profile>/` of the source tree.
+    `only` names notebooks, figures or tables; what they need comes along. `out` defaults to `runs/<profile>`. `jobs` notebooks
+    may run at once, each with its share of the cores. `publish` copies the results of a wholly good run to `figures/<profile>/`
+    of the source tree.
     Raises ValueError for unknown names and parameters, RuntimeError if another reproduction works in the same folder.
     """
     if jobs < 1:
@@ -144,6 +146,8 @@ class _Schedule:
         )
         self.messages: queue.Queue[tuple[Progress, str | None]] = queue.Queue()
         self.plain = not console.is_terminal
+        lengths = chain_lengths(nodes)
+        self.order = sorted(progress.values(), key=lambda item: -lengths[item.node.name])
 
     def run(self) -> None:
         view = Live(console=self.console, get_renderable=self._view, refresh_per_second=4, transient=True)
@@ -154,7 +158,7 @@ class _Schedule:
                     self._finish(*self.messages.get())
 
     def _start_ready(self) -> None:
-        for item in self.progress.values():
+        for item in self.order:
             if item.status != "waiting":
                 continue
             before = [self.progress[parent.name] for parent in parents(item.node, self.nodes)]
@@ -170,9 +174,12 @@ class _Schedule:
 
     def _room_for(self, node: Node) -> bool:
         running = [item.node for item in self.progress.values() if item.status == "running"]
-        if node.heavy:
+        if self._exclusive(node):
             return not running
-        return len(running) < self.jobs and not any(other.heavy for other in running)
+        return len(running) < self.jobs and not any(self._exclusive(other) for other in running)
+
+    def _exclusive(self, node: Node) -> bool:
+        return node.alone or (node.heavy and not self.shop.profile.side_by_side)
 
     def _begin(self, item: Progress) -> None:
         made_from = cache.parts(item.node, self.shop)
@@ -208,7 +215,7 @@ class _Schedule:
 
     def _environment(self, node: Node, made_from: dict) -> dict[str, str]:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        threads = cores if node.heavy else max(1, cores // self.jobs)
+        threads = cores if self._exclusive(node) else max(1, cores // self.jobs)
         defaults = {"OMP_NUM_THREADS": str(threads), "PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false"}
         return defaults | os.environ | {cache.RESUME_KEY: f"k{fingerprint(made_from)[:16]}"}
 
@@ -292,7 +299,7 @@ def _conclude(
     from medv.report.index import write_index
 
     everything = progress | _outsiders(shop, nodes, progress)
-    items = [everything[node.name] for node in ordered(nodes, [ALL])]
+    items = [everything[node.name] for node in ordered(nodes)]
     index = write_index(shop.out, shop.profile.name, shop.seed, items, EXHIBITS)
     console.print(_table(progress.values(), f"medv reproduce · profile {shop.profile.name}"))
     good = all(item.finished for item in progress.values())

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from medv.experiments.cache import Workshop, check_parameters, parameter_names
-from medv.experiments.registry import ALL, NODES, ordered
+from medv.experiments.registry import NODES, ordered
 from medv.profiles import PROFILES, get_profile
 
 MAX_FILE, MAX_FUNCTION, MAX_CELLS, MAX_CELL = 400, 50, 15, 15
@@ -61,7 +61,7 @@ def test_importing_medv_loads_neither_torch_nor_transformers():
 
 def test_the_declared_notebooks_are_the_ones_there_and_take_their_parameters(root, tmp_path):
     shop = Workshop(root / "notebooks", tmp_path, get_profile("tiny"), 0)
-    assert {node.notebook for node in ordered(only=[ALL])} == {path.name for path in notebooks(root)}
+    assert {node.notebook for node in ordered()} == {path.name for path in notebooks(root)}
     for node in NODES:
         check_parameters(node, shop)
         assert {"profile", "seed", "out"} <= set(parameter_names(shop.notebooks / node.notebook))

@@ -14,7 +14,8 @@ import pytest
 from rich.console import Console
 
 from medv.experiments.reach import library_of
-from medv.experiments.registry import EXHIBITS, NODES, Node, counterpart, makers, ordered, planned
+from medv.experiments.registry import EXHIBITS, NODES, Node, chain_lengths, counterpart, makers, ordered, planned
+from medv.profiles import PROFILES
 from medv.reproduce import reproduce
 
 PARAMETERS = "profile = 'tiny'\nseed = 0\nout = None"
@@ -126,6 +127,34 @@ def test_a_failure_blocks_its_dependants_and_nobody_else(toys):
     assert (code, ran) == (0, ["first", "second"]) and not (notebooks / "first.failed.ipynb").exists()
 
 
+def test_heavy_notebooks_share_the_machine_where_the_profile_says_so_and_never_with_one_that_compares_speeds(toys):
+    body = "import os, time; note('+{0}'); time.sleep(2); note('-{0}'); artifact('threads/{0}', os.environ['OMP_NUM_THREADS'])"
+    for name in ("one", "two", "speed"):
+        write_notebook(toys, name, body.format(name))
+    one, two = (
+        Node(name, f"{name}.ipynb", "Trains", makes=(f"threads/{name}",), heavy=True) for name in ("one", "two")
+    )
+    speed = Node("speed", "speed.ipynb", "Compares speeds", makes=("threads/speed",), alone=True)
+    code, printed, ran = drive(toys, (one, two, speed), jobs=2)
+    assert code == 0, printed
+    assert {ran[0], ran[1]} == {"+one", "+two"}, f"heavy notebooks of the smoke profile did not overlap: {ran}"
+    assert ran.index("-speed") == ran.index("+speed") + 1, f"something ran beside the comparison of speeds: {ran}"
+    cores = len(os.sched_getaffinity(0))
+    threads = {name: int((toys.parent / "run" / "threads" / name).read_text()) for name in ("one", "two", "speed")}
+    if "OMP_NUM_THREADS" not in os.environ:
+        assert threads == {"one": max(1, cores // 2), "two": max(1, cores // 2), "speed": cores}
+
+
+def test_only_the_profiles_of_small_models_let_heavy_notebooks_share():
+    assert {name for name, profile in PROFILES.items() if profile.side_by_side} == {"tiny", "smoke"}
+
+
+def test_the_longest_chain_of_notebooks_is_begun_first():
+    lengths = chain_lengths(NODES)
+    assert max(lengths, key=lengths.get) == "stage1" and lengths["stage3"] == 1
+    assert chain_lengths(TOYS) == {"first": 2, "second": 1, "alone": 1}
+
+
 def test_a_last_notebook_runs_after_all_others_even_failed_ones_and_again_when_a_result_changes(toys):
     last = Node("last", "last.ipynb", "Reads what there is", results=("summary",), last=True)
     nodes = (last, *TOYS)
@@ -207,18 +236,6 @@ def test_every_exhibit_of_the_paper_is_made_or_planned():
     assert [counterpart(name) for name in ("table2", "fig03", "pareto")] == ["Table 2", "Figure 3", None]
     assert {node.name for node in ordered(only=["table2"])} == {"stage1", "stage2", "stage3"}
     assert len({node.notebook for node in NODES}) == len(NODES)
-
-
-def test_a_notebook_on_request_runs_when_it_is_named_or_needed_or_with_all():
-    first = Node("first", "a.ipynb", "A", makes=("models/a",), results=("fig02",), on_request=True)
-    second = Node("second", "b.ipynb", "B", needs=("models/a",), results=("fig03",), on_request=True)
-    third = Node("third", "c.ipynb", "C", results=("fig04",))
-    nodes = (first, second, third)
-    assert ordered(nodes) == (third,)
-    assert ordered(nodes, ["fig03"]) == (first, second)
-    assert set(ordered(nodes, ["all"])) == set(nodes)
-    needs_it = Node("fourth", "d.ipynb", "D", needs=("models/a",))
-    assert set(ordered((*nodes, needs_it))) == {first, third, needs_it}
 
 
 def test_a_graph_with_a_hole_a_double_or_a_circle_is_refused():

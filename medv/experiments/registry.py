@@ -16,8 +16,9 @@ class Node:
 
     `needs` and `makes` name artifacts (folders or files under the run folder, as "models/stage1"); `results` names the
     figures and tables that it saves. `parameters` are passed to the notebook beside profile, seed and out. A `heavy` node
-    trains or generates for long: nothing else runs at the same time. A `last` node reads the results that there are: it runs
-    after all others, however they ended. An `on_request` node runs when it is named, or with all.
+    trains or generates for long: unless the profile lets them share the machine, nothing else runs at the same time. Beside an
+    `alone` node, which compares speeds, nothing runs in any profile. A `last` node reads the results that there are: it runs
+    after all others, however they ended.
     """
 
     name: str
@@ -28,11 +29,10 @@ class Node:
     results: tuple[str, ...] = ()
     parameters: Mapping[str, Any] = field(default_factory=dict, hash=False)
     heavy: bool = False
+    alone: bool = False
     last: bool = False
-    on_request: bool = False
 
 
-ALL = "all"
 NODES: tuple[Node, ...] = (
     Node("quickstart", "00_quickstart.ipynb", "Ask a question about an image", results=("quickstart",)),
     Node("data", "01_data.ipynb", "The phantoms, and the data sets of the paper", results=("phantoms", "table8")),
@@ -71,53 +71,12 @@ NODES: tuple[Node, ...] = (
         heavy=True,
     ),
     Node(
-        "open_conversation",
-        "20_open_conversation.ipynb",
-        "Open conversation, and the baseline models",
-        needs=("models/stage1", "models/stage2", "models/twin"),
-        makes=("answers/open_conversation",),
-        results=("table1", "table7", "fig01", "fig02", "fig06", "fig07", "fig08"),
-        heavy=True,
-        on_request=True,
-    ),
-    Node(
-        "length_control",
-        "21_length_control.ipynb",
-        "Length control: how long, and at what cost",
-        needs=("models/stage2",),
-        makes=("models/twin", "answers/length_control"),
-        results=("table3", "fig04"),
-        heavy=True,
-        on_request=True,
-    ),
-    Node(
-        "generation_settings",
-        "32_generation_settings.ipynb",
-        "Generation length, steps and block length",
-        needs=("models/stage2",),
-        makes=("answers/generation_settings",),
-        results=("table5", "fig09", "fig11", "fig12"),
-        heavy=True,
-        on_request=True,
-    ),
-    Node(
-        "repetition",
-        "33_repetition.ipynb",
-        "Repetition, and what steps, length and schedule do to it",
-        needs=("models/stage2",),
-        makes=("answers/repetition",),
-        results=("fig05", "fig10", "schedules"),
-        heavy=True,
-        on_request=True,
-    ),
-    Node(
         "initialization",
         "30_initialization.ipynb",
         "What the initial weights contribute",
         makes=("trials/initialization",),
         results=("table4", "initialization"),
         heavy=True,
-        on_request=True,
     ),
     Node(
         "lora",
@@ -127,7 +86,42 @@ NODES: tuple[Node, ...] = (
         makes=("trials/lora_vs_full",),
         results=("lora_vs_full", "table_lora_vs_full"),
         heavy=True,
-        on_request=True,
+    ),
+    Node(
+        "open_conversation",
+        "20_open_conversation.ipynb",
+        "Open conversation, and the baseline models",
+        needs=("models/stage1", "models/stage2", "models/twin"),
+        makes=("answers/open_conversation",),
+        results=("table1", "table7", "fig01", "fig02", "fig06", "fig07", "fig08"),
+        heavy=True,
+    ),
+    Node(
+        "length_control",
+        "21_length_control.ipynb",
+        "Length control: how long, and at what cost",
+        needs=("models/stage2",),
+        makes=("models/twin", "answers/length_control"),
+        results=("table3", "fig04"),
+        heavy=True,
+    ),
+    Node(
+        "generation_settings",
+        "32_generation_settings.ipynb",
+        "Generation length, steps and block length",
+        needs=("models/stage2",),
+        makes=("answers/generation_settings",),
+        results=("table5", "fig09", "fig11", "fig12"),
+        heavy=True,
+    ),
+    Node(
+        "repetition",
+        "33_repetition.ipynb",
+        "Repetition, and what steps, length and schedule do to it",
+        needs=("models/stage2",),
+        makes=("answers/repetition",),
+        results=("fig05", "fig10", "schedules"),
+        heavy=True,
     ),
     Node(
         "fast_sampling",
@@ -135,7 +129,7 @@ NODES: tuple[Node, ...] = (
         "Sampling: speed and quality against forwards",
         needs=("models/stage2",),
         results=("pareto", "cache_agreement", "sampler_speed"),
-        heavy=True,
+        alone=True,
     ),
     Node(
         "report",
@@ -216,9 +210,9 @@ def parents(node: Node, nodes: Iterable[Node] = NODES) -> tuple[Node, ...]:
 def ordered(nodes: Iterable[Node] = NODES, only: Iterable[str] = ()) -> tuple[Node, ...]:
     """The nodes, makers before users, otherwise as declared; with `only`, those that make these names and their makers.
 
-    `only` takes names of nodes, artifacts, figures and tables, and "all"; without it the nodes on request are left out. Raises
-    ValueError for an unknown or a not yet reproduced name, for two nodes of one name, for a product without a maker or with
-    two, and for a cycle.
+    `only` takes names of nodes, artifacts, figures and tables; without it all nodes are there. Raises ValueError for
+    an unknown or a not yet reproduced name, for two nodes of one name, for a product without a maker or with two, and for a
+    cycle.
     """
     nodes = tuple(nodes)
     by_name = {node.name: node for node in nodes}
@@ -229,13 +223,7 @@ def ordered(nodes: Iterable[Node] = NODES, only: Iterable[str] = ()) -> tuple[No
         order = tuple(TopologicalSorter(graph).static_order())
     except CycleError as error:
         raise ValueError(f"the notebooks need each other in a circle: {' -> '.join(error.args[1])}") from None
-    only = tuple(only)
-    if ALL in only:
-        queue = list(order)
-    elif only:
-        queue = [_maker_of(name, nodes).name for name in only]
-    else:
-        queue = [node.name for node in nodes if not node.on_request]
+    queue = [_maker_of(name, nodes).name for name in only] or list(order)
     wanted = set()
     while queue:
         name = queue.pop()
@@ -243,6 +231,16 @@ def ordered(nodes: Iterable[Node] = NODES, only: Iterable[str] = ()) -> tuple[No
         queue += graph[name]
     chosen = [by_name[name] for name in order if name in wanted]
     return tuple(sorted(chosen, key=lambda node: node.last))
+
+
+def chain_lengths(nodes: Iterable[Node] = NODES) -> dict[str, int]:
+    """How many notebooks follow one after the other from each node on, itself included: the longest chain is begun first."""
+    nodes = tuple(nodes)
+    lengths: dict[str, int] = {}
+    for node in reversed(ordered(nodes)):
+        after = [other.name for other in nodes if node in parents(other, nodes)]
+        lengths[node.name] = 1 + max((lengths[name] for name in after), default=0)
+    return lengths
 
 
 def _maker_of(name: str, nodes: tuple[Node, ...]) -> Node:
