@@ -286,6 +286,27 @@ def test_the_forward_process_masks_more_with_time_and_never_the_question(network
     assert shown.value in still._repr_mimebundle_()["text/html"]
 
 
+def test_the_loss_weights_widget_shows_the_weights_of_the_loss():
+    lengths = (3, 9)
+    still = lesson_widgets.loss_weights(lengths)
+    _, row, shown = still.children
+    time_slider, again = row.children
+    time_slider.value = 1.0  # everything is masked, p = 1: the weights are known without the library
+    by_hand = {"sample": ("0.167", "0.0556"), "token": ("0.0833",) * 2, "masked": ("0.0833",) * 2}
+    for name, weights in by_hand.items():
+        line = shown.value.split(f">{name}</th>")[1].split("</tr>")[0]
+        assert tuple(cell.split("</span> ")[1] for cell in line.split("</td>")[:-1]) == weights, name
+    seen = set()
+    time_slider.value = 0.1
+    for _ in range(20):
+        again.click()
+        seen.add(shown.value)
+    assert any("nothing masked" in page for page in seen) and len(seen) > 1
+    assert shown.value in still._repr_mimebundle_()["text/html"]
+    with pytest.raises(ValueError, match="at least one token"):
+        lesson_widgets.loss_weights((3, 0))
+
+
 def test_the_aspect_widget_counts_what_the_plan_counts():
     grid = ((64, 32), (32, 64), (64, 64))
     still = lesson_widgets.aspect_modes(picture(), ViewPlan(32, 2, "anyres", grid, None, "spatial_unpad"))

@@ -1,4 +1,5 @@
-"""The small widgets of the tutorials: drag the time t of the forward process; see what an aspect mode does to a picture.
+"""The small widgets of the tutorials: drag the time t and see what is masked (Eq. 1) and what each masked token weighs
+(Eq. 4); see what an aspect mode does to a picture.
 
 Each is a still where nothing can be dragged (a page made by papermill): its first state is stored as HTML beside the widget.
 """
@@ -12,7 +13,8 @@ import ipywidgets as widgets
 import torch
 from PIL import Image
 
-from medv.diffusion.corruption import corrupt, draw_noise
+from medv.diffusion.corruption import corrupt, draw_noise, masking_probability
+from medv.diffusion.loss import NORMALIZATIONS, token_weights
 from medv.model.processing import MedVProcessor
 from medv.model.views import ASPECTS, ViewPlan
 from medv.report.explorer_view import png, style
@@ -64,6 +66,64 @@ def forward_process(processor: MedVProcessor, question: str, answer: str, *, see
     again.on_click(redraw)
     show()
     return Still([widgets.HBox([time, again])], shown)
+
+
+def loss_weights(lengths: Sequence[int] = (4, 12), *, seed: int = 0) -> Still:
+    """Drag t and see what one masked token weighs in the loss of a batch, under each normalization.
+
+    The batch holds one answer of each of `lengths` tokens, all at the same t; the bars are `token_weights`, the library's own.
+    Raises ValueError where an answer has no token.
+    """
+    if min(lengths, default=0) < 1:
+        raise ValueError(f"lengths are {tuple(lengths)}: each answer needs at least one token")
+    targets = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]  # [B, L]
+    time = widgets.FloatSlider(0.5, min=0, max=1, step=0.01, description="time t", layout={"width": "min(560px, 95%)"})
+    again = widgets.Button(description="another draw")
+    shown, draw = widgets.HTML(layout=FULL), [0]
+
+    def show(_=None) -> None:
+        _, u = draw_noise(seed, draw[0], list(range(len(lengths))), targets.shape[1])  # [B, L]
+        p_mask = masking_probability(torch.full((len(lengths),), time.value))  # [B]
+        masked = (u < p_mask[:, None]) & targets  # [B, L]
+        counts = masked.sum(dim=1).tolist()
+        weights = {name: _weight_by_answer(masked, targets, p_mask, name) for name in NORMALIZATIONS}
+        told = " and ".join(f"{count} of {length} tokens" for count, length in zip(counts, lengths, strict=True))
+        shown.value = (
+            f'<p class="medv-said">t = {time.value:.2f}, 1/p = {1 / p_mask[0]:.3g}; masked: {told}</p>'
+            + _weight_table(weights, lengths)
+        )
+
+    def redraw(_) -> None:
+        draw[0] += 1
+        show()
+
+    time.observe(show, "value")
+    again.on_click(redraw)
+    show()
+    return Still([widgets.HBox([time, again])], shown)
+
+
+def _weight_by_answer(
+    masked: torch.Tensor, targets: torch.Tensor, p_mask: torch.Tensor, normalization: str
+) -> list[float | None]:
+    """What each masked token of each answer weighs; None for an answer without one."""
+    spread = torch.zeros(masked.shape)  # [B, L]
+    spread[masked] = token_weights(masked, targets, p_mask, normalization)
+    return [float(row.max()) if hidden.any() else None for row, hidden in zip(spread, masked, strict=True)]
+
+
+def _weight_table(weights: dict[str, list[float | None]], lengths: Sequence[int]) -> str:
+    """A row for each normalization, a bar for each answer; a full bar is a weight of 1 or more."""
+    head = "".join(f"<th>answer of {length} tokens</th>" for length in lengths)
+    rows = ""
+    for name, values in weights.items():
+        bars = "".join(f"<td>{'nothing masked' if value is None else _bar(value)}</td>" for value in values)
+        rows += f"<tr><th title='{escape(NORMALIZATIONS[name], quote=True)}'>{name}</th>{bars}</tr>"
+    return f'<table class="medv-weights"><tr><th>one masked token weighs</th>{head}</tr>{rows}</table>'
+
+
+def _bar(value: float) -> str:
+    return f'<span class="medv-bar"><i style="width:{min(value, 1):.1%}"></i></span> {value:.3g}'
 
 
 def _token(text: str, masked: bool) -> str:
