@@ -1,5 +1,7 @@
 """What the generation notebooks compute: settings from the paper's table, effects from paired answers, scores from facts."""
 
+import itertools
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -104,6 +106,28 @@ def test_the_findings_score_wants_the_facts_of_the_reference_and_punishes_invent
     assert conversation.findings_score("", asked[0]) == 0
     invented = asked[-1].answer + " There is also a carcinoma, an ulcer and an infarct."
     assert conversation.findings_score(invented, asked[-1]) < 100
+
+
+def test_table_1_takes_judgements_of_real_answers_beside_the_findings_scores(tmp_path):
+    domains = ("chest_xray", "ct_scan", "mri", "histology", "gross")
+    rows = [
+        {"question_id": str(i), "type": kind, "domain": {domain: True}, "result": f"8 {2 + 2 * (i % 2)}\nbecause"}
+        for i, (kind, domain) in enumerate(itertools.product(("conversation", "detailed_description"), domains))
+    ]
+    file = tmp_path / "judged.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"question_id": "x", "result": "no idea"}]))
+    judged = conversation.judged_scores({"a model": file})
+    overall = judged[judged["group"] == "overall"].iloc[0]
+    assert overall["value"] == pytest.approx(37.5) and overall["n"] == 10
+    assert set(judged["group"]) == set(conversation.GROUPS)
+    items = pd.DataFrame({"system": "ours", "type": ["conversation", "description"], "domain": ["ct", "mri"]})
+    table = conversation.table1(items.assign(score=[40.0, 60.0], words=5.0), judged)
+    row = table[table["source"].str.startswith("ours: judge's score")].iloc[0]
+    assert row["system"] == "a model" and row["overall"].startswith("37.5 [") and "n = 10" in row["source"]
+    assert table[table["source"] == "ours: findings score"]["overall"].iloc[0].startswith("50.0 [")
+    file.write_text(json.dumps({"question_id": "x", "result": "no idea"}) + "\n")
+    with pytest.raises(ValueError, match="no judged answer of 'a model'"):
+        conversation.judged_scores({"a model": file})
 
 
 def test_table_7_lists_every_model_of_the_paper_and_says_why_one_cannot_be_asked():

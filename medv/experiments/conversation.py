@@ -19,8 +19,10 @@ from medv.data.example import Example
 from medv.data.phantom_sets import description_set, instruct_set
 from medv.data.scene import DOMAINS
 from medv.diffusion.settings import SamplerConfig
+from medv.evaluation import judge
 from medv.evaluation.benchmark import answer_file
 from medv.evaluation.findings import stated_facts
+from medv.evaluation.judge import read_judgements
 from medv.evaluation.runners import BASELINES, MedVRunner, availability
 from medv.experiments.generation import divisor, interval
 from medv.experiments.lengths import MAIN_BLOCK
@@ -125,21 +127,53 @@ def scores(items: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def table1(items: pd.DataFrame) -> pd.DataFrame:
-    """Table 1, ours above the paper's: "source" says whose row it is; the two scores are different things."""
+def judged_scores(files: Mapping[str, str | Path]) -> pd.DataFrame:
+    """Judge's scores of answers to the real benchmark, in the columns of `scores`. files: system -> a file of `medv judge`.
+
+    Questions without scores stand in no mean: n says how many do. Raises ValueError for a file in which nothing is judged.
+    """
+    names = {"detailed_description": "description", **{theirs: ours for ours, theirs in COLUMN.items()}}
+    rows = []
+    for system, file in files.items():
+        judged = read_judgements(file)
+        if not judged.judged:
+            raise ValueError(f"{file} holds no judged answer of {system!r}: make it with `medv judge`")
+        for group in judge.GROUPS:
+            values = judged.relative(group)
+            if len(values):
+                value, low, high = interval([values])
+                group = names.get(group, group)
+                row = {"system": system, "group": group, "value": value, "low": low, "high": high}
+                rows.append(row | {"n": len(values)})
+    return pd.DataFrame(rows, columns=["system", "group", "value", "low", "high", "n"])
+
+
+def table1(items: pd.DataFrame, judged: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Table 1, ours above the paper's: "source" says whose row it is; a findings score and a judge's are different things.
+
+    judged: rows of `judged_scores`, answers to the real benchmark.
+    """
     found = scores(items)
-    ours = found.assign(cell=[f"{r.value:.1f} [{r.low:.0f}, {r.high:.0f}]" for r in found.itertuples()])
-    ours = ours.pivot(index="system", columns="group", values="cell").reindex(
-        index=items["system"].unique(), columns=GROUPS
-    )
-    ours.insert(0, "words", items.groupby("system")["words"].mean().round(1))
-    ours.insert(0, "source", "ours: findings score")
+    ours = _cells(found, "ours: findings score")
+    ours.insert(1, "words", items.groupby("system")["words"].mean().round(1))
+    if judged is not None:
+        n = judged.loc[judged["group"] == "overall", "n"].min()
+        ours = pd.concat([ours, _cells(judged, f"ours: judge's score of real questions, n = {n}")])
     counts = found[found["system"] == found["system"].iloc[0]].set_index("group")["n"].astype(str)
     head = pd.DataFrame([{"source": "ours: questions", "system": "", **counts.to_dict()}])
     printed = paper.table("table1").rename(columns={"model": "system", "ct_scan": "ct"})
     printed = printed.assign(source="paper: GPT score", **{g: printed[g].map("{:.1f}".format) for g in GROUPS})
     table = pd.concat([ours.reset_index(), head, printed], ignore_index=True)
     return table[["source", "system", "words", *GROUPS]].rename(columns=COLUMN)
+
+
+def _cells(found: pd.DataFrame, source: str) -> pd.DataFrame:
+    """A row per system, in their order: source, and "value [low, high]" per group."""
+    cells = found.assign(cell=[f"{r.value:.1f} [{r.low:.0f}, {r.high:.0f}]" for r in found.itertuples()])
+    wide = cells.pivot(index="system", columns="group", values="cell")
+    wide = wide.reindex(index=found["system"].unique(), columns=GROUPS)
+    wide.insert(0, "source", source)
+    return wide
 
 
 def table7() -> pd.DataFrame:

@@ -3,6 +3,7 @@
 The projector, and the image newline where there is one, are trained in full beside the adapters and saved with them.
 """
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +39,9 @@ def attach_lora(model: MedVForMaskedDiffusion, recipe: LoraRecipe, *, seed: int 
         bias="none",
         base_model_name_or_path=model.name_or_path or None,
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # peft still asks by the old name; one line a training would bury what a notebook has to say
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         torch.manual_seed(seed)
         network = AdaptedModel(model, config)
     if network.newline is not None:
