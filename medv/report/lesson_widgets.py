@@ -5,7 +5,7 @@ Each is a still where nothing can be dragged (a page made by papermill): its fir
 """
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from html import escape
 
@@ -39,24 +39,15 @@ class Still(widgets.VBox):
         return bundle
 
 
-def forward_process(processor: MedVProcessor, question: str, answer: str, *, seed: int = 0) -> Still:
-    """Drag t and watch the tokens of an answer mask (Eq. 1); "another draw" takes new uniforms, the question never masks."""
-    word = word_of(processor.tokenizer)
-    prompt, response = (processor.tokenizer.encode(text, add_special_tokens=False) for text in (question, answer))
-    ids = torch.tensor([prompt + response])  # [1, T]
-    targets = torch.tensor([[False] * len(prompt) + [True] * len(response)])
+def _dragged(page: Callable[[float, int], str]) -> Still:
+    """A slider of the time t above `page(t, draw)`, an HTML text; "another draw" counts `draw` up."""
     time = widgets.FloatSlider(0.5, min=0, max=1, step=0.01, description="time t", layout={"width": "min(560px, 95%)"})
     time.add_class("medv-drag-t")
     again = widgets.Button(description="another draw")
-    shown, draw = widgets.HTML(layout=FULL), [0]
+    shown, draw = widgets.HTML(page(time.value, 0), layout=FULL), [0]
 
     def show(_=None) -> None:
-        _, u = draw_noise(seed, draw[0], [0], ids.shape[1])
-        noise = corrupt(ids, targets, torch.tensor([time.value]), u, processor.special.mask)
-        masked = noise.masked[0].tolist()
-        boxes = "".join(_token(word(token), hidden) for token, hidden in zip(ids[0].tolist(), masked, strict=True))
-        told = f"t = {time.value:.2f}: {sum(masked)} of the {len(response)} tokens of the answer are masked"
-        shown.value = f'<p class="medv-said">{told}</p><div class="medv-canvas">{boxes}</div>'
+        shown.value = page(time.value, draw[0])
 
     def redraw(_) -> None:
         draw[0] += 1
@@ -64,8 +55,25 @@ def forward_process(processor: MedVProcessor, question: str, answer: str, *, see
 
     time.observe(show, "value")
     again.on_click(redraw)
-    show()
     return Still([widgets.HBox([time, again])], shown)
+
+
+def forward_process(processor: MedVProcessor, question: str, answer: str, *, seed: int = 0) -> Still:
+    """Drag t and watch the tokens of an answer mask (Eq. 1); "another draw" takes new uniforms, the question never masks."""
+    word = word_of(processor.tokenizer)
+    prompt, response = (processor.tokenizer.encode(text, add_special_tokens=False) for text in (question, answer))
+    ids = torch.tensor([prompt + response])  # [1, T]
+    targets = torch.tensor([[False] * len(prompt) + [True] * len(response)])
+
+    def page(t: float, draw: int) -> str:
+        _, u = draw_noise(seed, draw, [0], ids.shape[1])
+        noise = corrupt(ids, targets, torch.tensor([t]), u, processor.special.mask)
+        masked = noise.masked[0].tolist()
+        boxes = "".join(_token(word(token), hidden) for token, hidden in zip(ids[0].tolist(), masked, strict=True))
+        told = f"t = {t:.2f}: {sum(masked)} of the {len(response)} tokens of the answer are masked"
+        return f'<p class="medv-said">{told}</p><div class="medv-canvas">{boxes}</div>'
+
+    return _dragged(page)
 
 
 def loss_weights(lengths: Sequence[int] = (4, 12), *, seed: int = 0) -> Still:
@@ -77,30 +85,18 @@ def loss_weights(lengths: Sequence[int] = (4, 12), *, seed: int = 0) -> Still:
     if min(lengths, default=0) < 1:
         raise ValueError(f"lengths are {tuple(lengths)}: each answer needs at least one token")
     targets = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]  # [B, L]
-    time = widgets.FloatSlider(0.5, min=0, max=1, step=0.01, description="time t", layout={"width": "min(560px, 95%)"})
-    again = widgets.Button(description="another draw")
-    shown, draw = widgets.HTML(layout=FULL), [0]
 
-    def show(_=None) -> None:
-        _, u = draw_noise(seed, draw[0], list(range(len(lengths))), targets.shape[1])  # [B, L]
-        p_mask = masking_probability(torch.full((len(lengths),), time.value))  # [B]
+    def page(t: float, draw: int) -> str:
+        _, u = draw_noise(seed, draw, list(range(len(lengths))), targets.shape[1])  # [B, L]
+        p_mask = masking_probability(torch.full((len(lengths),), t))  # [B]
         masked = (u < p_mask[:, None]) & targets  # [B, L]
-        counts = masked.sum(dim=1).tolist()
+        counts = zip(masked.sum(dim=1).tolist(), lengths, strict=True)
+        told = " and ".join(f"{count} of {length} tokens" for count, length in counts)
         weights = {name: _weight_by_answer(masked, targets, p_mask, name) for name in NORMALIZATIONS}
-        told = " and ".join(f"{count} of {length} tokens" for count, length in zip(counts, lengths, strict=True))
-        shown.value = (
-            f'<p class="medv-said">t = {time.value:.2f}, 1/p = {1 / p_mask[0]:.3g}; masked: {told}</p>'
-            + _weight_table(weights, lengths)
-        )
+        told = f"t = {t:.2f}, 1/p = {1 / p_mask[0]:.3g}; masked: {told}"
+        return f'<p class="medv-said">{told}</p>{_weight_table(weights, lengths)}'
 
-    def redraw(_) -> None:
-        draw[0] += 1
-        show()
-
-    time.observe(show, "value")
-    again.on_click(redraw)
-    show()
-    return Still([widgets.HBox([time, again])], shown)
+    return _dragged(page)
 
 
 def _weight_by_answer(
