@@ -197,6 +197,12 @@ BARS = pd.DataFrame(
 )
 
 
+def test_the_numbers_of_a_column_have_the_same_places_and_counts_have_none():
+    frame = pd.DataFrame({"share": [66.0, 68.25, None], "n": [300.0, None, 4.0], "tiny": [0.5, 0.0001, 0.0]})
+    assert tables.cells(frame) == [["66.00", "300", "0.5"], ["68.25", "–", "0.0001"], ["–", "4", "0.0"]]
+    assert tables.cells(pd.DataFrame({"a": [1], "b": ["x"], "c": [True]})) == [["1", "x", "yes"]]
+
+
 @pytest.mark.parametrize(
     "draw",
     [

@@ -18,7 +18,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from medv.artifacts import atomic_file
-from medv.report.tables import show
+from medv.report.tables import cells
 
 PALETTE = sns.color_palette("colorblind").as_hex()
 INK, MUTED = "#1b1b1b", "#5f6368"
@@ -246,19 +246,17 @@ def table_figure(frame: pd.DataFrame, title: str = "", note: str = "", *, digits
     """The frame as a picture: ruled head, right-aligned numbers, long cells wrapped, `note` in small print below."""
     if frame.empty:
         raise ValueError("an empty table cannot be drawn: it has no rows")
-    cells = [
-        [textwrap.fill(show(cell, digits), wrap) for cell in row] for row in frame.itertuples(index=False, name=None)
-    ]
+    body = [[textwrap.fill(text, wrap) for text in row] for row in cells(frame, digits)]
     head = [textwrap.fill(str(name).replace("_", " "), 14) for name in frame.columns]
-    lines = [max(text.count("\n") + 1 for text in row) for row in [head, *cells]]
-    widths = [max(max(map(len, text.split("\n"))) for text in column) + 2 for column in zip(head, *cells, strict=True)]
+    lines = [max(text.count("\n") + 1 for text in row) for row in [head, *body]]
+    widths = [max(max(map(len, text.split("\n"))) for text in column) + 2 for column in zip(head, *body, strict=True)]
     right = np.cumsum(widths)
     with theme():
         fig, ax = new_figure(max(4.0, 0.075 * right[-1]), 0.19 * sum(lines) + 0.09 * len(lines) + 0.35)
         ax.set(xlim=(0, right[-1]), ylim=(sum(lines) + 0.5 * len(lines), 0))
         ax.set_axis_off()
         y = 0.0
-        for number, (row, count) in enumerate(zip([head, *cells], lines, strict=True)):
+        for number, (row, count) in enumerate(zip([head, *body], lines, strict=True)):
             for text, start, end, name in zip(row, right - widths, right, frame.columns, strict=True):
                 numeric = pd.api.types.is_numeric_dtype(frame[name]) if frame.columns.is_unique else False
                 x, side = (end - 1, "right") if numeric else (start + 0.5, "left")

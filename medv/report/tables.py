@@ -51,14 +51,30 @@ def show(value: object, digits: int = 2) -> str:
     return str(value)
 
 
+def cells(frame: pd.DataFrame, digits: int = 2) -> list[list[str]]:
+    """The rows of a frame as texts by `show`; a column of floats has as many places everywhere as its longest cell needs."""
+    columns = []
+    for place in range(frame.shape[1]):
+        column = frame.iloc[:, place]
+        texts = [show(value, digits) for value in column]
+        if pd.api.types.is_float_dtype(column):
+            plain = (column == 0) | (column.abs() >= 10**-digits)
+            places = max(
+                (len(text.partition(".")[2]) for text, usual in zip(texts, plain, strict=True) if usual), default=0
+            )
+            texts = [f"{v:.{places}f}" if usual else text for v, text, usual in zip(column, texts, plain, strict=True)]
+        columns.append(texts)
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
 def to_markdown(frame: pd.DataFrame, digits: int = 2) -> str:
     """The frame as a Markdown table; bars and line breaks in cells are escaped, the index is left out."""
 
-    def row(cells: Sequence[object]) -> str:
-        texts = (show(cell, digits).replace("\\", "\\\\").replace("|", "\\|").replace("\n", "<br>") for cell in cells)
-        return "| " + " | ".join(texts) + " |"
+    def row(texts: Sequence[object]) -> str:
+        safe = (str(text).replace("\\", "\\\\").replace("|", "\\|").replace("\n", "<br>") for text in texts)
+        return "| " + " | ".join(safe) + " |"
 
-    body = [row(cells) for cells in frame.itertuples(index=False, name=None)]
+    body = [row(texts) for texts in cells(frame, digits)]
     return "\n".join([row(list(frame.columns)), "|" + " --- |" * frame.shape[1], *body]) + "\n"
 
 
@@ -70,14 +86,13 @@ def to_html(frame: pd.DataFrame, digits: int = 2) -> str:
     ]
     attributes = [f' class="{kind}"' if kind else "" for kind in kinds]
 
-    def row(tag: str, cells: Sequence[object]) -> str:
+    def row(tag: str, texts: Sequence[str]) -> str:
         inner = (
-            f"<{tag}{attribute}>{html.escape(show(cell, digits))}</{tag}>"
-            for attribute, cell in zip(attributes, cells, strict=True)
+            f"<{tag}{attribute}>{html.escape(text)}</{tag}>" for attribute, text in zip(attributes, texts, strict=True)
         )
         return "<tr>" + "".join(inner) + "</tr>"
 
-    body = "".join(row("td", cells) for cells in frame.itertuples(index=False, name=None))
+    body = "".join(row("td", texts) for texts in cells(frame, digits))
     head = row("th", [str(name).replace("_", " ") for name in frame.columns])
     return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
 
