@@ -12,6 +12,7 @@ from medv import paper
 from medv.data.example import Turn
 from medv.evaluation.findings import fact_spans, stated_facts
 from medv.experiments import conversation, generation, lengths, repetition_study
+from medv.model.bundled import bundled
 from medv.profiles import get_profile
 from medv.report.answers import marked_words
 from medv.report.radar import radar
@@ -143,6 +144,18 @@ def test_asking_for_words_changes_the_request_and_nothing_else():
     assert all(new.question == old.question + " Use at least 50 words." and new.id == old.id for old, new in pairs)
     assert wished[0][0].turns[0] == Turn("user", wished[0][0].question)
     assert lengths.asked_words(get_profile("paper")) == 200
+
+
+def test_table_3_and_figure_4_are_made_without_a_twin_too(tmp_path):
+    smoke = get_profile("smoke")
+    asked = {0: generation.requests(smoke)[0][:2]}
+    items = lengths.ask_lengths(smoke, bundled("tiny_model"), None, asked, tmp_path)
+    table = lengths.table3(items, smoke)
+    assert table["model"].str.startswith("diffusion, Z").all() and table["seconds per query (paper)"].notna().all()
+    assert set(lengths.length_frame(items, smoke)["model"]) == {"diffusion"}
+    claims = lengths.length_claims(smoke, twin=False)
+    assert {c[0] for c in claims} < {c[0] for c in lengths.length_claims(smoke)}
+    assert (generation.check_effects(items, claims)["n"] == 2).all()
 
 
 def test_a_radar_of_two_groups_is_refused():

@@ -9,7 +9,8 @@ from tiny import examples, model, processor
 from medv.diffusion.schedules import FixedSchedule
 from medv.diffusion.settings import SamplerConfig
 from medv.evaluation.answering import answer_examples
-from medv.model.bundled import load_model
+from medv.experiments import lengths
+from medv.model.bundled import bundled, load_model
 from medv.model.twin import MedVForCausalLM, causal_twin
 from medv.profiles import get_profile
 from medv.training.collate import Collator, Encoder
@@ -116,3 +117,11 @@ def test_the_bundled_tower_becomes_a_twin_and_a_finished_one_is_kept(tmp_path):
     assert (tmp_path / "twin/model.safetensors").stat().st_mtime_ns == before
     copied = obtain_twin(get_profile("smoke"), tmp_path / "copy", source=tmp_path / "twin")
     assert copied == {"copied from": "twin"} == json.loads((tmp_path / "copy/twin.json").read_text())
+
+
+def test_a_profile_without_a_bundled_tower_says_why_it_has_no_twin(tmp_path):
+    facts = obtain_twin(get_profile("small"), tmp_path / "none")
+    assert facts["none"].startswith("profile small has no bundled tower")
+    assert lengths.twin_in(tmp_path / "none") is None
+    obtain_twin(get_profile("small"), tmp_path / "given", source=bundled("tiny_model"))
+    assert lengths.twin_in(tmp_path / "given") == tmp_path / "given"

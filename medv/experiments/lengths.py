@@ -39,43 +39,47 @@ def asking_for_words(asked: Requests, words: int) -> dict[int, list[Example]]:
     }
 
 
-def table3_runners(profile: Profile, model: Path, twin: Path) -> dict[str, Runner]:
+def table3_runners(profile: Profile, model: Path, twin: Path | None) -> dict[str, Runner]:
     """The rows of Table 3 by name: the twin by default and kept from ending, the diffusion model with ever fewer steps.
 
-    The twin asked in words is `asking_for_words` of the twin's default.
+    The twin asked in words is `asking_for_words` of the twin's default. Without a twin its rows are left out.
     """
     length, block = 256 // divisor(profile), max(MAIN_BLOCK // divisor(profile), 1)
-    runners: dict[str, Runner] = {
-        f"{TWIN}, default": MedVRunner(twin, SamplerConfig(length, length, length)),
-        f"{TWIN}, kept from ending": MedVRunner(twin, SamplerConfig(length, length, length, min_length=length)),
-    }
+    runners: dict[str, Runner] = {}
+    if twin is not None:
+        runners[f"{TWIN}, default"] = MedVRunner(twin, SamplerConfig(length, length, length))
+        forced = SamplerConfig(length, length, length, min_length=length)
+        runners[f"{TWIN}, kept from ending"] = MedVRunner(twin, forced)
     printed = paper.table("table3").dropna(subset="sampling_steps")
     steps = [max(int(z) // divisor(profile), length // block) for z in printed["sampling_steps"]]
     diffusion = {f"{DIFFUSION}, Z = {z}": MedVRunner(model, SamplerConfig(length, block, z)) for z in steps}
     return runners | diffusion
 
 
-def length_runners(profile: Profile, model: Path, twin: Path) -> dict[str, Runner]:
+def length_runners(profile: Profile, model: Path, twin: Path | None) -> dict[str, Runner]:
     """The same models asked for a quarter, a half and three quarters of the longest canvas, one token a forward."""
     longest, block = 256 // divisor(profile), max(MAIN_BLOCK // divisor(profile), 1)
     runners: dict[str, Runner] = {}
     for length in (longest // 4, longest // 2, 3 * longest // 4):
         fits = block if length % block == 0 else length
         runners[f"{DIFFUSION}, {length} tokens"] = MedVRunner(model, SamplerConfig(length, fits, length))
+        if twin is None:
+            continue
         runners[f"{TWIN}, at most {length} tokens"] = MedVRunner(twin, SamplerConfig(length, length, length))
         forced = SamplerConfig(length, length, length, min_length=length)
         runners[f"{TWIN}, exactly {length} tokens"] = MedVRunner(twin, forced)
     return runners
 
 
-def ask_lengths(profile: Profile, model: Path, twin: Path, asked: Requests, folder: Path) -> pd.DataFrame:
+def ask_lengths(profile: Profile, model: Path, twin: Path | None, asked: Requests, folder: Path) -> pd.DataFrame:
     """All answers of the notebook: rows as `medv.experiments.generation.ask_all`."""
-    words = asked_words(profile)
-    main = ask_all(table3_runners(profile, model, twin), asked, folder / "table3")
-    default = {f"{TWIN}, asked for {words} words": table3_runners(profile, model, twin)[f"{TWIN}, default"]}
-    wished = ask_all(default, asking_for_words(asked, words), folder / "words")
-    lengths = ask_all(length_runners(profile, model, twin), asked, folder / "lengths")
-    return pd.concat([main, wished, lengths], ignore_index=True)
+    words, main = asked_words(profile), table3_runners(profile, model, twin)
+    frames = [ask_all(main, asked, folder / "table3")]
+    if twin is not None:
+        default = {f"{TWIN}, asked for {words} words": main[f"{TWIN}, default"]}
+        frames.append(ask_all(default, asking_for_words(asked, words), folder / "words"))
+    frames.append(ask_all(length_runners(profile, model, twin), asked, folder / "lengths"))
+    return pd.concat(frames, ignore_index=True)
 
 
 def table3(items: pd.DataFrame, profile: Profile) -> pd.DataFrame:
@@ -131,28 +135,34 @@ def length_frame(items: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     return rows[["asked", "model", "metric", "value", "low", "high", "n", "seeds"]]
 
 
-def length_claims(profile: Profile) -> list[tuple[str, str, str, str, str]]:
-    """What the paper says of Table 3, for `check_effects`: (claim, metric, first, second, direction)."""
+def length_claims(profile: Profile, *, twin: bool = True) -> list[tuple[str, str, str, str, str]]:
+    """What the paper says of Table 3, for `check_effects`: (claim, metric, first, second, direction).
+
+    Without a `twin` the claims about an autoregressive model are left out.
+    """
     longest, words = 256 // divisor(profile), asked_words(profile)
     full, default = f"{DIFFUSION}, Z = {longest}", f"{TWIN}, default"
-    few = list(table3_runners(profile, Path(), Path()))[-1]
-    return [
+    few = list(table3_runners(profile, Path(), None))[-1]
+    asked = "asking the autoregressive model for words adds a few"
+    compared = [
         ("diffusion writes more words", "words", default, full, "rises"),
         ("and takes more time", "seconds", default, full, "rises"),
         ("and scores higher", "score", default, full, "rises"),
-        (
-            "asking the autoregressive model for words adds a few",
-            "words",
-            default,
-            f"{TWIN}, asked for {words} words",
-            "rises",
-        ),
+        (asked, "words", default, f"{TWIN}, asked for {words} words", "rises"),
+    ]
+    own = [
         ("fewer steps take less time", "seconds", full, few, "falls"),
         ("fewer steps score lower", "score", full, few, "falls"),
         ("fewer steps write more words", "words", full, few, "rises"),
     ]
+    return [*compared, *own] if twin else own
 
 
 def twin_facts(folder: Path) -> dict:
     """How the twin was trained, as its folder says."""
     return json.loads((folder / "twin.json").read_text(encoding="utf-8"))
+
+
+def twin_in(folder: Path) -> Path | None:
+    """The folder, or None where its twin.json says that this profile has no twin."""
+    return None if "none" in twin_facts(folder) else folder

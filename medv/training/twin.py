@@ -28,13 +28,17 @@ def causal_recipe(recipe: StageRecipe) -> StageRecipe:
     return replace(recipe, padding="none", times="iid")
 
 
+TOWERS_FOR = ("tiny", "smoke")
+"""The profiles whose twin has a bundled tower to start from."""
+
+
 def train_twin(profile: Profile, out: Path, *, seed: int = 0, quiet: bool = False) -> dict:
     """Stages 1 and 2 of the twin, from its bundled tower, into the folder `out`; finished stages are kept.
 
     Returns the facts of each stage as `medv.training.command.summary` gives them. Raises ValueError for a profile without
     bundled towers.
     """
-    if profile.name not in ("tiny", "smoke"):
+    if profile.name not in TOWERS_FOR:
         raise ValueError(f"profile {profile.name} has no bundled towers to train an autoregressive twin from")
     tower = bundled("twin_tower")
     facts, start = {}, None
@@ -59,10 +63,14 @@ def train_twin(profile: Profile, out: Path, *, seed: int = 0, quiet: bool = Fals
 def obtain_twin(profile: Profile, out: Path, *, source: Path | None = None, seed: int = 0) -> dict:
     """Train the twin into `out`, or copy a finished one (any model folder) from `source`; `out`/twin.json says which.
 
-    Returns what it says: the facts of the stages and the seconds of training, or the source's name.
+    Returns what it says: the facts of the stages and the seconds of training, or the source's name, or why there is none: a
+    profile without a bundled tower has no twin of its own, and then `out` holds no model.
     """
     started = time.perf_counter()
-    if source is None:
+    if source is None and profile.name not in TOWERS_FOR:
+        out.mkdir(parents=True, exist_ok=True)
+        facts = {"none": f"profile {profile.name} has no bundled tower to train a twin from: give a model as twin_init"}
+    elif source is None:
         facts = dict(train_twin(profile, out, seed=seed))
         facts["seconds"] = round(time.perf_counter() - started, 1)
     else:
