@@ -264,7 +264,8 @@ class Manifest:
     """What made a result: enough to make it again, and to see what has changed since.
 
     `inputs` maps the name of each artifact read to its fingerprint; `about` holds what only this kind of result has
-    (a caption, the label of the data, a test score).
+    (a caption, the label of the data, a test score). `threads` is OMP_NUM_THREADS, None where it was not set: the order of
+    sums, and so the last digits, depend on it.
     """
 
     name: str
@@ -278,6 +279,7 @@ class Manifest:
     code: str = dataclasses.field(default_factory=code_fingerprint)
     commit: str | None = dataclasses.field(default_factory=git_commit)
     platform: str = dataclasses.field(default_factory=machine)
+    threads: str | None = dataclasses.field(default_factory=lambda: os.environ.get("OMP_NUM_THREADS"))
     created: str = dataclasses.field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     def write(self, path: str | Path) -> Path:
