@@ -163,6 +163,27 @@ def twin_facts(folder: Path) -> dict:
     return json.loads((folder / "twin.json").read_text(encoding="utf-8"))
 
 
+def twin_table(folder: Path) -> pd.DataFrame:
+    """What training the twin took, a row per stage: steps, trainable parameters, last losses; or why there is no twin."""
+    facts = twin_facts(folder)
+    stages = [{"stage": name, **row} for name, row in facts.items() if isinstance(row, dict)]
+    note = pd.DataFrame([{"twin": text} for name, text in facts.items() if name in ("none", "copied from")])
+    return pd.DataFrame(stages) if stages else note
+
+
+def loss_history(folder: Path) -> pd.DataFrame:
+    """The loss of a finished training against its steps, from its folder: step, loss, split."""
+    rows = json.loads((folder / "history.json").read_text(encoding="utf-8"))
+    splits = {"loss": "training", "eval_loss": "validation"}
+    found = [
+        {"step": row["step"], "loss": row[name], "split": split}
+        for row in rows
+        for name, split in splits.items()
+        if name in row
+    ]
+    return pd.DataFrame(found)
+
+
 def twin_in(folder: Path) -> Path | None:
     """The folder, or None where its twin.json says that this profile has no twin."""
     return None if "none" in twin_facts(folder) else folder
