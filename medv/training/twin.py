@@ -69,7 +69,9 @@ def obtain_twin(profile: Profile, out: Path, *, source: Path | None = None, seed
     started = time.perf_counter()
     if source is None and profile.name not in TOWERS_FOR:
         out.mkdir(parents=True, exist_ok=True)
-        facts = {"none": f"profile {profile.name} has no bundled tower to train a twin from: give notebook 13 a model as init"}
+        facts = {
+            "none": f"profile {profile.name} has no bundled tower to train a twin from: give notebook 13 a model as init"
+        }
     elif source is None:
         facts = dict(train_twin(profile, out, seed=seed))
         facts["seconds"] = round(time.perf_counter() - started, 1)
