@@ -123,5 +123,6 @@ def test_a_profile_without_a_bundled_tower_says_why_it_has_no_twin(tmp_path):
     facts = obtain_twin(get_profile("small"), tmp_path / "none")
     assert facts["none"].startswith("profile small has no bundled tower")
     assert lengths.twin_in(tmp_path / "none") is None
+    assert lengths.twin_table(tmp_path / "none")["twin"].tolist() == [facts["none"]]
     obtain_twin(get_profile("small"), tmp_path / "given", source=bundled("tiny_model"))
     assert lengths.twin_in(tmp_path / "given") == tmp_path / "given"
