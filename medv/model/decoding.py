@@ -100,6 +100,10 @@ class Decoder:
     @property
     def static(self) -> bool:
         """Whether shapes should stay the same from forward to forward within a block."""
+        return self.compiled or self._replays
+
+    @property
+    def _replays(self) -> bool:
         return self.graphs and self._keeps
 
     def _key_mask(self, seen: torch.Tensor, embeds: torch.Tensor) -> torch.Tensor | None:
@@ -144,7 +148,9 @@ class Decoder:
         window = _Window(part, max(0, self.width - part.start), wanted, refresh)
         self.refreshes += refresh and self._keeps
         ids = canvas[:, part]
-        logits = self._replay(stream, ids, window) if self.static and not refresh else self._logits(stream, ids, window)
+        logits = (
+            self._replay(stream, ids, window) if self._replays and not refresh else self._logits(stream, ids, window)
+        )
         return logits.to(canvas.device)
 
     @property
@@ -282,9 +288,9 @@ def _columns(states: torch.Tensor, columns: Columns) -> torch.Tensor:
 
 
 def _take(states: torch.Tensor, columns: Columns) -> torch.Tensor:
-    """Columns (a slice or [B, K]) of states [B or 1, T, ...]."""
+    """Columns (a slice or [B, K]) of states [B or 1, T, ...], contiguous."""
     if isinstance(columns, slice):
-        return states[:, columns]
+        return states[:, columns].contiguous()
     where = columns.reshape(*columns.shape, *[1] * (states.dim() - 2)).expand(-1, -1, *states.shape[2:])
     return states.expand(len(columns), *states.shape[1:]).gather(1, where)
 
