@@ -195,6 +195,7 @@ def train(
             accumulation=accumulation,
             deepspeed=deepspeed,
             skip_corrupt=skip_corrupt,
+            device=device,
         )
     except launch.TrainingStopped as stopped:
         if str(stopped):

@@ -17,7 +17,8 @@ def device_named(name: str | torch.device | None = None) -> torch.device:
 
     Raises ValueError for a device that is not here.
     """
-    gpus, own = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    own = int(os.environ.get("LOCAL_RANK", "0"))
     mps = torch.backends.mps.is_available()
     if name is None:
         name = "cuda" if gpus else "mps" if mps else "cpu"

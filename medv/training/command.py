@@ -13,7 +13,7 @@ from medv.artifacts import default_out
 from medv.data.example import Example
 from medv.model.assembly import assemble, new_processor
 from medv.model.bundled import bundled, load_model
-from medv.model.devices import place
+from medv.model.devices import device_named, place
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
 from medv.profiles import Profile, StageRecipe
@@ -76,6 +76,7 @@ def run_stage(
     examples: Sequence[Example] | None = None,
     checkpoints: bool = True,
     quiet: bool = False,
+    device: str | None = None,
 ) -> dict:
     """Train one stage into `out` and return its facts; a finished stage is not trained again.
 
@@ -88,7 +89,8 @@ def run_stage(
             (examples, ()) if examples is not None else stage_examples(stage, profile, data=data, data_dir=data_dir)
         )
         # DeepSpeed keeps float32 copies of what it trains, so that each process may load half as much.
-        half = deepspeed is not None and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        on_gpu = device_named(device).type == "cuda"
+        half = deepspeed is not None and on_gpu and torch.cuda.is_bf16_supported()
         dtype = getattr(torch, profile.dtype) if half else torch.float32
         # The Trainer and DeepSpeed place what they train.
         model, processor = starting_point(profile, init, seed=seed, dtype=dtype, device="cpu")
@@ -112,6 +114,7 @@ def run_stage(
             skip_corrupt=skip_corrupt,
             checkpoints=checkpoints,
             quiet=quiet,
+            device=device,
         )
         return summary(out) | {"seconds": time.perf_counter() - started}
     return summary(out)

@@ -56,13 +56,12 @@ def deepspeed_config(name: str) -> Path:
 def join(deepspeed: str | None) -> None:
     """Make DeepSpeed ready, once in a process; without DeepSpeed the Trainer joins the others by itself.
 
-    Raises ValueError where DeepSpeed is not installed, or where one process has several GPUs.
+    One process alone trains on one GPU and says so where there are more. Raises ValueError where DeepSpeed is not installed.
     """
-    if processes() == 1 and torch.cuda.device_count() > 1:
-        count = torch.cuda.device_count()
-        raise ValueError(
-            f"one process sees {count} GPUs: start it with `torchrun --nproc_per_node {count} -m medv ...`, "
-            "or show it one with CUDA_VISIBLE_DEVICES=0"
+    if processes() == 1 and (count := torch.cuda.device_count()) > 1:
+        warnings.warn(
+            f"this process uses one of {count} GPUs: for all of them, `torchrun --nproc_per_node {count} -m medv train ...`",
+            stacklevel=2,
         )
     if deepspeed is None:
         return

@@ -14,12 +14,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 
 from medv.artifacts import SPEED, write_json
 from medv.data.example import Example
 from medv.model.bundled import save_projector
+from medv.model.devices import device_named
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
 from medv.profiles import StageRecipe
@@ -28,7 +29,14 @@ from medv.training.launch import deepspeed_config, join, processes, rank, stoppi
 from medv.training.lora import LoraRecipe, attach_lora, merge_lora
 from medv.training.meter import Meter, MeteredTrainer, totals, without_times
 from medv.training.stream import TrainingStream, ValidationStream
-from medv.training.trainer import Checkpoints, StageTrainer, find_checkpoint, going_on, looking_always
+from medv.training.trainer import (
+    Checkpoints,
+    OneDeviceArguments,
+    StageTrainer,
+    find_checkpoint,
+    going_on,
+    looking_always,
+)
 
 PRECISIONS = ("auto", "float32")
 PARTS = {
@@ -85,6 +93,7 @@ def train_stage(
     stop_after: int | None = None,
     checkpoints: bool = True,
     quiet: bool = False,
+    device: str | None = None,
 ) -> MedVForMaskedDiffusion:
     """Train `model` in place by `recipe` and save it to the folder `out`; returns the trained model.
 
@@ -122,6 +131,7 @@ def train_stage(
                 evaluate=bool(validation),
                 save=checkpoints,
                 quiet=quiet,
+                device=device,
             ),
             train_dataset=stream,
             eval_dataset=ValidationStream(validation, encode) if validation else None,
@@ -198,7 +208,8 @@ def _arguments(
     evaluate: bool,
     save: bool,
     quiet: bool,
-) -> TrainingArguments:
+    device: str | None = None,
+) -> OneDeviceArguments:
     """The Trainer's arguments for a recipe."""
     world = processes()
     micro_batch, rest = divmod(recipe.batch_size, world * accumulation)
@@ -210,7 +221,8 @@ def _arguments(
     if recipe.precision not in PRECISIONS:
         raise ValueError(f"unknown precision {recipe.precision!r}: use one of {', '.join(PRECISIONS)}")
     often = max(1, steps // 8)
-    return TrainingArguments(
+    on_gpu = device_named(device).type == "cuda"
+    return OneDeviceArguments(
         output_dir=str(out / "checkpoints"),
         max_steps=steps,
         per_device_train_batch_size=micro_batch,
@@ -232,13 +244,13 @@ def _arguments(
         report_to="none",
         seed=seed,
         deepspeed=None if deepspeed is None else str(deepspeed_config(deepspeed)),
-        use_cpu=not torch.cuda.is_available(),
-        bf16=recipe.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        use_cpu=not on_gpu,
+        bf16=recipe.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported(),
         optim="adamw_torch_fused",
         activation_checkpointing=recipe.checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False},
         dataloader_num_workers=0,
-        dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_pin_memory=on_gpu,
         disable_tqdm=quiet,
     )
 

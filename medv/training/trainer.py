@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from medv.artifacts import write_json
 from medv.diffusion.corruption import masking_probability
@@ -22,6 +22,15 @@ from medv.training.stream import TrainingStream
 
 COUNTED = ("token", "masked")  # normalizations whose divisor is a count over the batch
 COMPLETE = "complete.json"
+
+
+class OneDeviceArguments(TrainingArguments):
+    """A process trains on one device, also where it sees more: theirs are the processes of a launcher."""
+
+    @property
+    def n_gpu(self) -> int:
+        """0 on a CPU, else 1; more would make the Trainer cut batches behind our back."""
+        return min(super().n_gpu, 1)
 
 
 class StageTrainer(Trainer):
