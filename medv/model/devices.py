@@ -4,6 +4,8 @@ One process uses one GPU: the first, or under a launcher the one of its LOCAL_RA
 """
 
 import os
+import shutil
+from importlib.util import find_spec
 
 import torch
 from accelerate import dispatch_model, infer_auto_device_map
@@ -33,6 +35,12 @@ def device_named(name: str | torch.device | None = None) -> torch.device:
     if device.type == "mps" and not mps:
         raise ValueError("there is no device mps here: leave --device out")
     return device
+
+
+def can_compile() -> bool:
+    """Whether `torch.compile` has what it needs for a GPU: Triton, and a C compiler for what starts its kernels."""
+    compilers = filter(None, (os.environ.get("CC"), "cc", "gcc", "clang"))
+    return find_spec("triton") is not None and any(map(shutil.which, compilers))
 
 
 def place(model: nn.Module, device: str | torch.device | None = None) -> nn.Module:

@@ -25,6 +25,7 @@ from medv.diffusion.settings import Denoiser, SamplerConfig, SamplerOutput
 from medv.diffusion.trace import Events, drain
 from medv.model.configuration import MedVConfig
 from medv.model.decoding import Decoder
+from medv.model.devices import can_compile
 from medv.model.merging import merge_views, pool_patches
 from medv.model.presets import generate_preset
 
@@ -329,7 +330,8 @@ class MedVForMaskedDiffusion(MedVPreTrainedModel):
         return dataclasses.replace(output, refreshes=decoder.refreshes)
 
     def acceleration(self, config: SamplerConfig, graphs: bool | None = None) -> dict[str, bool]:
-        """What `generate` is told of `graphs` and `compiled`; None: both where they can be, which is on one GPU with a cache.
+        """What `generate` is told of `graphs` and `compiled`; None: both where they can be, which is on one GPU with a cache,
+        the second where there is a compiler too.
 
         Raises ValueError where graphs are asked for and cannot be.
         """
@@ -337,7 +339,8 @@ class MedVForMaskedDiffusion(MedVPreTrainedModel):
         useful = config.cache != NO_CACHE and config.preset == "medv" and config.revision is None
         if graphs and not (could and useful):
             raise ValueError("CUDA graphs need a model on one CUDA device and a cache: leave them off")
-        return dict.fromkeys(("graphs", "compiled"), could and useful if graphs is None else graphs)
+        graphs = could and useful if graphs is None else graphs
+        return {"graphs": graphs, "compiled": graphs and can_compile()}
 
     def settings(self, config: SamplerConfig) -> SamplerConfig:
         """The configuration with the model's own suppressed and stop tokens where it leaves them open."""
