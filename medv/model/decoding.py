@@ -288,9 +288,9 @@ def _columns(states: torch.Tensor, columns: Columns) -> torch.Tensor:
 
 
 def _take(states: torch.Tensor, columns: Columns) -> torch.Tensor:
-    """Columns (a slice or [B, K]) of states [B or 1, T, ...], contiguous."""
+    """Columns (a slice or [B, K]) of states [B or 1, T, ...], in memory of their own: a compiler makes no case of a view."""
     if isinstance(columns, slice):
-        return states[:, columns].contiguous()
+        return states[:, columns].clone(memory_format=torch.contiguous_format)
     where = columns.reshape(*columns.shape, *[1] * (states.dim() - 2)).expand(-1, -1, *states.shape[2:])
     return states.expand(len(columns), *states.shape[1:]).gather(1, where)
 
