@@ -13,35 +13,24 @@ from torch import distributed
 from tqdm.auto import tqdm
 
 from medv.artifacts import append_jsonl, fingerprint, read_jsonl, write_text
-from medv.data.example import Example, Turn
-from medv.data.images import resolve_image
+from medv.data.example import IMAGE_TOKEN, Example, Turn
 from medv.data.readers import read_dataset
+from medv.data.rows import by_id, read_rows
 from medv.evaluation.runners import Runner
 
 
 def read_questions(path: Path, images: Path, *, data: str | None = None) -> list[Example]:
     """Questions as JSON lines: `question_id` (or `id`), `text` (or `question`) and `image`, in file order; or, with `data`,
-    the annotation file of that data set as shipped.
+    the annotation file of that data set as shipped. Raises DataError for a row that is no question about an image.
     """
     if data is not None:
         return read_dataset(data, path, "test", images=images)
     examples = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{path}, line {number} is not JSON ({error.msg}): one object per line is needed"
-            ) from error
-        text = str(row.get("text", row.get("question", ""))).replace("<image>", "").strip()
-        if not text or not row.get("image"):
-            raise ValueError(f"{path}, line {number} lacks a question text or an image name")
-        name = str(row.get("question_id", row.get("id", number - 1)))
-        examples.append(Example(name, resolve_image(images, row["image"]), (Turn("user", text),)))
-    if len({example.id for example in examples}) != len(examples):
-        raise ValueError(f"{path} names a question id twice: ids must be unique to resume")
+    for name, row in by_id(read_rows(path), "question_id", "id").items():
+        text = row.text("text", "question").replace(IMAGE_TOKEN, "").strip()
+        if not text:
+            raise row.error(f"there is no question beside {IMAGE_TOKEN}")
+        examples.append(Example(name, row.image(images, row.text("image")), (Turn("user", text),)))
     return examples
 
 
