@@ -3,6 +3,7 @@
 Bad input ends with one sentence on standard error and exit code 2; nothing half-written stays.
 """
 
+import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -24,6 +25,10 @@ app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 
+ImageRoots = Annotated[
+    list[Path] | None,
+    typer.Option("--image-root", help="A folder that images may be links into (a cache, DVC, git-annex); repeatable."),
+]
 ProfileName = Annotated[str, typer.Option("--profile", "-p", help="tiny, small, paper or smoke.")]
 
 
@@ -152,6 +157,7 @@ def train(
     skip_corrupt: Annotated[
         bool, typer.Option("--skip-corrupt", help="Leave out and count images that cannot be read.")
     ] = False,
+    image_root: ImageRoots = None,
     as_json: AsJson = False,
 ) -> None:
     """Train one stage of the paper's recipe; also under torchrun and the deepspeed launcher (python -m medv)."""
@@ -172,6 +178,7 @@ def train(
             out,
             data=data,
             data_dir=data_dir,
+            roots=tuple(image_root or ()),
             init=init,
             lora=LoraRecipe(rank=rank, alpha=2 * rank) if lora else None,
             seed=seed,
@@ -207,10 +214,15 @@ def generate(
     data: Annotated[
         str | None, typer.Option(help="Read --questions as this data set: vqa_rad, slake, pathvqa, qa50.")
     ] = None,
+    skip_corrupt: Annotated[
+        bool, typer.Option("--skip-corrupt", help="Leave out, count and list questions whose image cannot be read.")
+    ] = False,
+    image_root: ImageRoots = None,
 ) -> None:
     """Answer the questions of a benchmark; resumable, and under torchrun shared out over its processes."""
+    from medv.data.images import ImageFolder
     from medv.diffusion.sampler import SamplerConfig
-    from medv.evaluation.benchmark import answer_file, read_questions
+    from medv.evaluation.benchmark import answer_file, examine, read_questions, write_skipped
     from medv.evaluation.runners import CheckpointRunner, MedVRunner, availability
 
     if (model is None) == (checkpoint is None):
@@ -221,7 +233,13 @@ def generate(
         raise ValueError(f"{checkpoint}: {found}; fetch it first, for example with `hf download {checkpoint}`")
     else:
         runner = CheckpointRunner(checkpoint, max_new_tokens=gen_length)
-    count = answer_file(read_questions(questions, images, data=data), runner, out, batch_size=batch_size)
+    wanted = read_questions(questions, ImageFolder(images, tuple(image_root or ())), data=data)
+    wanted, skipped = examine(wanted, runner, skip_corrupt=skip_corrupt)
+    count = answer_file(wanted, runner, out, batch_size=batch_size)
+    if skipped and os.environ.get("RANK", "0") == "0":
+        say(
+            f"{len(skipped)} questions were left out, as their images cannot be read: see {write_skipped(skipped, out)}"
+        )
     console.print(visible(f"{count} answers in {out}"), soft_wrap=True)
 
 
@@ -252,12 +270,13 @@ def convert(
 def data_check(
     name: Annotated[str, typer.Argument(help="vqa_rad, slake, pathvqa, qa50, ...")],
     folder: Annotated[Path, typer.Argument(help="Folder of the data set.")],
+    image_root: ImageRoots = None,
     as_json: AsJson = False,
 ) -> None:
     """Validate a data set and compare it with its row of Table 8."""
     from medv.data.check import check_dataset, render_check
 
-    result = check_dataset(name, folder)
+    result = check_dataset(name, folder, roots=tuple(image_root or ()))
     if as_json:
         print_json(result.to_dict())
     else:
