@@ -67,6 +67,7 @@ def run_stage(
     *,
     data: str = "phantoms",
     data_dir: Path | None = None,
+    roots: Sequence[Path] = (),
     init: Path | None = None,
     lora: LoraRecipe | None = None,
     seed: int = 0,
@@ -86,7 +87,9 @@ def run_stage(
         deepspeed_config(deepspeed)
     if not (out / "training.json").exists():
         train, validation = (
-            (examples, ()) if examples is not None else stage_examples(stage, profile, data=data, data_dir=data_dir)
+            (examples, ())
+            if examples is not None
+            else stage_examples(stage, profile, data=data, data_dir=data_dir, roots=roots)
         )
         # DeepSpeed keeps float32 copies of what it trains, so that each process may load half as much.
         on_gpu = device_named(device).type == "cuda"
