@@ -156,16 +156,15 @@ def train(
 ) -> None:
     """Train one stage of the paper's recipe; also under torchrun and the deepspeed launcher (python -m medv)."""
     chosen = get_profile(profile)
-    if stage == "pretrain":
-        from medv.training.pretrain import pretrain
-
-        pretrain(chosen, out, seed=seed)
-        return
     from medv.training import launch
     from medv.training.command import run_stage
     from medv.training.lora import LoraRecipe
+    from medv.training.pretrain import pretrain
 
     try:
+        if stage == "pretrain":
+            pretrain(chosen, out, seed=seed)
+            return
         facts = run_stage(
             stage,
             chosen,
@@ -185,6 +184,8 @@ def train(
         raise typer.Exit(1) from stopped
     if launch.rank():
         return
+    if "seconds" not in facts:
+        errors.print(f"{escape(str(out))} was finished already: nothing is trained again", soft_wrap=True)
     _print_mapping(f"{stage}: saved to {out}", facts, as_json)
 
 

@@ -9,12 +9,15 @@ where it was begun with an equal mapping; anything else is refused, unchanged, w
         ...
     with claim_file(out, run, inputs=[questions]) as rows:  # the rows that are there; new ones are `owned(run, row)`
         append_jsonl(out, owned(run, row))
+    with reserve(out, "medv train", inputs=[init]):         # the folder held, before it is known what the run is made of
+        ...
     with hold(out):                                         # the lock alone, of a file or folder
         ...
     check_apart(out, inputs)                                # out is none of the inputs, by whatever name or link
     check_new(out)                                          # nothing is there yet
 
-A lock is refused at once where another process has it, and ends with its process, however that dies.
+A lock is refused at once where another process has it, and ends with its process, however that dies; the thread that has it
+may take it again.
 """
 
 import json
@@ -41,7 +44,7 @@ def hold(out: Path) -> Iterator[None]:
     """
     place = out / LOCK if out.is_dir() else out.with_name(f".{out.name}{LOCK}")
     place.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(place, timeout=0)
+    lock = FileLock(place.resolve(), timeout=0, is_singleton=True)
     try:
         lock.acquire()
     except Timeout:
@@ -49,7 +52,8 @@ def hold(out: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        place.unlink(missing_ok=True)  # while it is held: who opened it meanwhile sees that it is gone, and tries anew
+        if lock.lock_counter == 1:  # while it is held: who opened it meanwhile sees that it is gone, and tries anew
+            place.unlink(missing_ok=True)
         lock.release()
 
 
@@ -72,36 +76,54 @@ def check_new(out: Path) -> None:
 
 
 @contextmanager
-def claim_folder(out: Path, run: Run, *, inputs: Iterable[Path | None] = ()) -> Iterator[None]:
-    """Hold the folder `out` for `run`: it is made, or empty, or the same run was begun in it.
+def reserve(out: Path, made_by: str, *, inputs: Iterable[Path | None] = ()) -> Iterator[None]:
+    """Hold the folder `out`: it is made, or empty, or a run of `made_by` was begun in it.
 
     Raises ValueError, with nothing changed, for any other folder, for a file, and where `out` and an input are one.
     """
     check_apart(out, inputs)
-    _check_folder(out, run)
+    _begun(out, made_by)
     out.mkdir(parents=True, exist_ok=True)
     with hold(out):
-        _check_folder(out, run)
+        _begun(out, made_by)
+        yield
+
+
+@contextmanager
+def claim_folder(out: Path, run: Run, *, inputs: Iterable[Path | None] = ()) -> Iterator[None]:
+    """`reserve` the folder `out` for `run`, and note it there; raises ValueError where another run was begun in it."""
+    with reserve(out, run["made_by"], inputs=inputs):
+        check_folder(out, run)
         if not (out / RUN_FILE).exists():
             write_json(out / RUN_FILE, run)
         yield
 
 
-def _check_folder(out: Path, run: Run) -> None:
-    if not out.exists():
-        return
+def check_folder(out: Path, run: Run) -> None:
+    """Raises ValueError as `claim_folder` does, and changes nothing."""
+    begun = _begun(out, run["made_by"])
+    if begun is not None:
+        _check_same(out, begun, run)
+
+
+def _begun(out: Path, made_by: str) -> Run | None:
+    """What was begun in a folder; None where it is empty or absent."""
+    if not out.exists() and not out.is_symlink():
+        return None
     if not out.is_dir():
         raise ValueError(f"{out} is not a folder: choose another --out")
     if (out / RUN_FILE).is_file():
         try:
             begun = json.loads((out / RUN_FILE).read_text(encoding="utf-8"))
-        except ValueError:
+        except (ValueError, RecursionError):
             begun = None
-        _check_same(out, begun, run)
-    elif found := [path.name for path in out.iterdir() if path.name != LOCK and ".partial." not in path.name]:
+        return _check_maker(out, begun, made_by)
+    found = sorted(path.name for path in out.iterdir() if path.name != LOCK and ".partial." not in path.name)
+    if found:
         raise ValueError(
             f"{out} holds other files ({found[0]}) and no run that could go on: choose a new or empty folder for --out"
         )
+    return None
 
 
 @contextmanager
@@ -140,20 +162,22 @@ def owned_rows(out: Path, run: Run) -> list[dict[str, Any]]:
             row = json.loads(line)
         except (ValueError, RecursionError):
             row = None
-        _check_same(out, row.get(RUN_KEY) if isinstance(row, dict) else None, run)
+        _check_same(out, _check_maker(out, row.get(RUN_KEY) if isinstance(row, dict) else None, run["made_by"]), run)
         rows.append(row)
     return rows
 
 
-def _check_same(out: Path, begun: Any, run: Run) -> None:
-    """Raises ValueError, naming what differs, where `begun` is not the mapping `run`."""
-    now = json.loads(json.dumps(run))  # tuples become lists, as in the file
-    if not isinstance(begun, dict) or begun.get("made_by") != now["made_by"]:
+def _check_maker(out: Path, begun: Any, made_by: str) -> Run:
+    if not isinstance(begun, dict) or begun.get("made_by") != made_by:
         raise ValueError(
-            f"{out} was not made by this version's {now['made_by']}, so that it cannot go on: "
-            "choose another --out, or delete it"
+            f"{out} was not made by this version's {made_by}, so that it cannot go on: choose another --out, or delete it"
         )
-    if changes := list(differences(begun, now)):
+    return begun
+
+
+def _check_same(out: Path, begun: Run, run: Run) -> None:
+    """Raises ValueError, naming what differs, where `begun`, read from a file, is not the mapping `run`."""
+    if changes := list(differences(begun, json.loads(json.dumps(run)))):  # tuples become lists, as in the file
         raise ValueError(
             f"{out} was made from something else ({', '.join(changes)}): choose another --out, or delete it"
         )
