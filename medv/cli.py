@@ -222,7 +222,8 @@ def generate(
         raise ValueError(f"{checkpoint}: {found}; fetch it first, for example with `hf download {checkpoint}`")
     else:
         runner = CheckpointRunner(checkpoint, max_new_tokens=gen_length)
-    count = answer_file(read_questions(questions, images, data=data), runner, out, batch_size=batch_size)
+    asked = read_questions(questions, images, data=data)
+    count = answer_file(asked, runner, out, batch_size=batch_size, inputs=[questions])
     console.print(f"{count} answers in {escape(str(out))}")
 
 

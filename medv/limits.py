@@ -1,6 +1,7 @@
 """Numbers that are checked where a setting is made, so that no setting without a meaning is run, saved or published."""
 
 import math
+from numbers import Integral, Real
 from typing import Any
 
 LARGEST_SEED = 2**32 - 1
@@ -9,7 +10,7 @@ LARGEST_SEED = 2**32 - 1
 
 def whole(name: str, value: Any, least: int, most: int | None = None) -> None:
     """Raises ValueError unless `value` is an integer from `least` to `most`."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise ValueError(f"{name} is {value!r}: it must be a whole number")
     if value < least:
         raise ValueError(f"{name} is {value}: it must be at least {least}")
@@ -21,7 +22,7 @@ def real(name: str, value: Any, least: float = -math.inf, most: float = math.inf
     """Raises ValueError unless `value` is a finite number between `least` and `most`; `open_ends` names the ends ("least",
     "most") that are too far themselves.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise ValueError(f"{name} is {value!r}: it must be a finite number")
     if value < least or ("least" in open_ends and value == least):
         raise ValueError(f"{name} is {value}: it must be {'above' if 'least' in open_ends else 'at least'} {least:g}")

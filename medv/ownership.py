@@ -11,6 +11,8 @@ where it was begun with an equal mapping; anything else is refused, unchanged, w
         append_jsonl(out, owned(run, row))
     with reserve(out, "medv train", inputs=[init]):         # the folder held, before it is known what the run is made of
         ...
+    with reserve_file(out, "medv judge", inputs=[answers]):
+        ...
     with hold(out):                                         # the lock alone, of a file or folder
         ...
     check_apart(out, inputs)                                # out is none of the inputs, by whatever name or link
@@ -29,7 +31,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from medv.artifacts import write_json
+from medv.artifacts import as_json, write_json
 
 RUN_FILE, RUN_KEY = "run.json", "run"
 LOCK = ".lock"
@@ -127,14 +129,21 @@ def _begun(out: Path, made_by: str) -> Run | None:
 
 
 @contextmanager
-def claim_file(out: Path, run: Run, *, inputs: Iterable[Path | None] = ()) -> Iterator[list[dict[str, Any]]]:
-    """Hold the file of JSON lines `out` for `run`, and give the rows that are there: none, or rows of the same run.
+def reserve_file(out: Path, made_by: str, *, inputs: Iterable[Path | None] = ()) -> Iterator[None]:
+    """Hold the file of JSON lines `out`: it is absent, empty, or has rows of `made_by` alone.
 
     Raises ValueError, with nothing changed, for any other content, for what is no regular file, and for an input.
     """
     check_apart(out, (path for path in inputs if path is not None and not path.is_dir()))
-    owned_rows(out, run)
+    _rows(out, made_by)
     with hold(out):
+        yield
+
+
+@contextmanager
+def claim_file(out: Path, run: Run, *, inputs: Iterable[Path | None] = ()) -> Iterator[list[dict[str, Any]]]:
+    """`reserve_file` for `run`, and give the rows that are there; raises ValueError where they are another run's."""
+    with reserve_file(out, run["made_by"], inputs=inputs):
         yield owned_rows(out, run)
 
 
@@ -148,21 +157,31 @@ def owned_rows(out: Path, run: Run) -> list[dict[str, Any]]:
 
     Raises ValueError for anything else than such rows, and a last line that a crash has torn.
     """
+    rows = _rows(out, run["made_by"])
+    for row in rows:
+        _check_same(out, row[RUN_KEY], run)
+    return rows
+
+
+def _rows(out: Path, made_by: str) -> list[dict[str, Any]]:
+    """The whole rows of a file, all of them by `made_by`."""
     if not out.exists():
         return []
     if not stat.S_ISREG(out.stat().st_mode):
         raise ValueError(f"{out} is not a file: choose another --out")
-    *lines, torn = out.read_bytes().split(b"\n")
-    begins = json.dumps(owned({"made_by": run["made_by"]}, {})).removesuffix("}}").encode()
-    if torn[: len(begins)] != begins[: len(torn)]:
-        raise ValueError(f"{out} was not made by {run['made_by']}: choose another --out")
+    begins = json.dumps(owned({"made_by": made_by}, {})).removesuffix("}}").encode()
+    with out.open("rb") as stream:
+        first = stream.read(len(begins))  # of what may be a large file of somebody else
+        *lines, torn = (first + (stream.read() if first == begins else b"")).split(b"\n")
+    if first != begins[: len(first)] or torn[: len(begins)] != begins[: len(torn)]:
+        _check_maker(out, None, made_by)
     rows = []
     for line in lines:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
             row = None
-        _check_same(out, _check_maker(out, row.get(RUN_KEY) if isinstance(row, dict) else None, run["made_by"]), run)
+        _check_maker(out, row.get(RUN_KEY) if isinstance(row, dict) else None, made_by)
         rows.append(row)
     return rows
 
@@ -177,7 +196,7 @@ def _check_maker(out: Path, begun: Any, made_by: str) -> Run:
 
 def _check_same(out: Path, begun: Run, run: Run) -> None:
     """Raises ValueError, naming what differs, where `begun`, read from a file, is not the mapping `run`."""
-    if changes := list(differences(begun, json.loads(json.dumps(run)))):  # tuples become lists, as in the file
+    if changes := list(differences(begun, as_json(run))):
         raise ValueError(
             f"{out} was made from something else ({', '.join(changes)}): choose another --out, or delete it"
         )
