@@ -179,16 +179,15 @@ def train(
 ) -> None:
     """Train one stage of the paper's recipe; also under torchrun and the deepspeed launcher (python -m medv)."""
     chosen = get_profile(profile)
-    if stage == "pretrain":
-        from medv.training.pretrain import pretrain
-
-        pretrain(chosen, out, seed=seed)
-        return
     from medv.training import launch
     from medv.training.command import run_stage
     from medv.training.lora import LoraRecipe
+    from medv.training.pretrain import pretrain
 
     try:
+        if stage == "pretrain":
+            pretrain(chosen, out, seed=seed)
+            return
         facts = run_stage(
             stage,
             chosen,
@@ -210,6 +209,8 @@ def train(
         raise typer.Exit(1) from stopped
     if launch.rank():
         return
+    if "seconds" not in facts:
+        say(f"{out} was finished already: nothing is trained again")
     _print_mapping(f"{stage}: saved to {out}", facts, as_json)
 
 
@@ -262,7 +263,7 @@ def generate(
         runner = CheckpointRunner(checkpoint, max_new_tokens=config.gen_length, device=device)
     wanted = read_questions(questions, ImageFolder(images, tuple(image_root or ())), data=data)
     wanted, skipped = examine(wanted, runner, skip_corrupt=skip_corrupt)
-    count = answer_file(wanted, runner, out, batch_size=batch_size)
+    count = answer_file(wanted, runner, out, batch_size=batch_size, inputs=[questions])
     if skipped and os.environ.get("RANK", "0") == "0":
         say(
             f"{len(skipped)} questions were left out, as their images cannot be read: see {write_skipped(skipped, out)}"

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from medv.commands.console import AsJson, console, errors, in_words, print_json
+from medv.commands.console import AsJson, console, errors, in_words, print_json, say
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure medv against the official algorithm.")
 Preset = Annotated[str, typer.Option(help="cpu, or gpu: LLaDA-8B's shape in bfloat16.")]
@@ -77,7 +77,7 @@ def _bench(
         console.print(result.table())
     if failed := getattr(result, "errors", None):
         for name, why in failed.items():
-            errors.print(f"[red]medv:[/red] {escape(name)} failed: {escape(why)}", soft_wrap=True)
+            say(f"{name} failed: {why}")
         raise typer.Exit(1)
 
 

@@ -20,6 +20,7 @@ from medv.data.example import Example
 from medv.diffusion.settings import SamplerConfig
 from medv.evaluation.answering import Answer, check_length, full_view, stream_answers
 from medv.model.bundled import load_model
+from medv.model.contents import contents
 from medv.model.devices import place
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
@@ -41,9 +42,12 @@ LONGEST = 2**20
 
 
 class Runner(Protocol):
-    """Answers batches. `settings`: what the answers depend on beside the question, JSON-able."""
+    """Answers batches. `settings`: what the answers depend on beside the question, JSON-able; `model` is a name of it for
+    people, and `contents` what it is made of, wherever it lies.
+    """
 
     settings: dict[str, Any]
+    contents: dict[str, str]
 
     def check(self, example: Example, picture: Image.Image | None) -> None:
         """Raises ValueError for a question that cannot be answered whole: it and its answer are longer than the model reads."""
@@ -86,9 +90,14 @@ class MedVRunner:
         dtype = {} if self.dtype == "float32" else {"dtype": self.dtype}
         return {"model": str(self.folder), **dtype, **sampler_settings(self.config)}
 
+    @property
+    def contents(self) -> dict[str, str]:
+        """Of the weights, configuration and processor, adapters and what lies under them included."""
+        return contents(*self.load())
+
     def check(self, example: Example, picture: Image.Image | None) -> None:
         """Raises ValueError where prompt and canvas are longer than what the model reads."""
-        check_length(example.question, picture, *self._network, self.config.gen_length)
+        check_length(example.question, picture, *self.load(), self.config.gen_length)
 
     def answer(self, examples: Sequence[Example], rows: Sequence[int]) -> list[Answer]:
         """Answer the batch; the draws of an answer depend on its place alone."""
@@ -121,6 +130,11 @@ class CheckpointRunner:
     def settings(self) -> dict[str, Any]:
         """Checkpoint, length and system message."""
         return {"model": self.checkpoint, "max_new_tokens": self.max_new_tokens, "system": self.system}
+
+    @property
+    def contents(self) -> dict[str, str]:
+        """Of the weights, configuration and processor."""
+        return contents(*self._network)
 
     @cached_property
     def _network(self):
