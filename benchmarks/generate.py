@@ -47,6 +47,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="paper", help="whose model and sampler settings")
     parser.add_argument("--device", help="default: cuda")
+    parser.add_argument("--alone", type=int, default=4, help="of the 16 questions, how many are asked one at a time")
     parser.add_argument("--out", type=Path, required=True, help="a JSON file")
     given = parser.parse_args()
     device, profile = bench_device(given.device or "cuda"), get_profile(given.profile)
@@ -75,7 +76,7 @@ def main() -> int:
             name = f"batch of {batch}, {tokens} tokens a forward"
             now = replace(runner, config=replace(config, steps=max(config.blocks, spec.steps // tokens)))
             try:
-                row = measured(now, examples if tokens == 1 or batch == 8 else examples[:4], batch, device)
+                row = measured(now, examples if batch > 1 else examples[: given.alone], batch, device)
             except Exception as error:
                 found["errors"][name] = f"{type(error).__name__}: {error}"[:2000]
                 print(f"{name} failed: {error}", file=sys.stderr)

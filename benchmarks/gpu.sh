@@ -32,6 +32,7 @@ for part in "${@:-all}"; do
       tests) "$python" benchmarks/gpu_tests.py --out "$file" ;;
       generate) "$python" benchmarks/generate.py --out "$file" ;;
       step) "$python" benchmarks/step_profile.py --out "$file" ;;
+      training) "$python" -m medv bench training --preset gpu --rows 8 --out "$file" ;;
       *) "$python" -m medv bench "$name" --preset gpu --out "$file" ;;
     esac || failed=1
     echo "== $name: $((SECONDS - started)) s"

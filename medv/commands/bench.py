@@ -48,8 +48,12 @@ def bench_sampler_command(
         "gen_length": gen_length,
         "block_length": block_length,
     }
-    options = {"baseline_forwards": baseline_forwards or None, "seed": seed, "keep_going": preset == "gpu"}
+    options = {"baseline_forwards": baseline_forwards or None, "seed": seed}
+    if out is not None:
+        options["journal"] = out.with_suffix(".part.jsonl")  # taken away when all is measured
     _bench(bench_sampler, PRESETS, preset, changes, threads, out, as_json, **options)
+    if out is not None:
+        options["journal"].unlink(missing_ok=True)
 
 
 def _bench(

@@ -114,7 +114,7 @@ def prediction_divergence(model: MedVForMaskedDiffusion, inputs: dict, config: S
 class _Both:
     """A denoiser that answers without a cache and notes how far the cached answer would have been from it."""
 
-    static = False
+    static, compiled = False, False
 
     def __init__(self, exact: Decoder, cached: Decoder):
         self.exact, self.cached = exact, cached
