@@ -31,6 +31,7 @@ from medv.commands.sampling import (
     sampler_of,
     with_stop,
 )
+from medv.commands.towers import assemble, towers
 from medv.profiles import get_profile
 from medv.reading import visible
 
@@ -112,7 +113,7 @@ def ask(
         raise ValueError("the question is empty: ask something about the image")
     picture = open_image(image)
     from medv.evaluation.answering import answer_with_trace, check_length
-    from medv.model.bundled import bundled
+    from medv.model.bundled import bundled, untrained_projector
 
     network, processor = _load_quietly(model or bundled("tiny_model"), chosen.dtype if model else "float32", device)
     config = with_stop(config, processor)
@@ -127,6 +128,8 @@ def ask(
         print_json(answer.to_dict())
         return
     console.print(answer.text or "(an empty answer)")
+    if model is not None and untrained_projector(model):
+        say("the projector of this model is untrained, so the image says nothing yet: train it with `medv train align`")
     if model is None:
         note = "a bundled model of about 1.3 million parameters, trained on drawings: never for clinical use"
         errors.print(f"{answer.forwards} forwards, {answer.seconds:.2f} s; {note}", style="dim", soft_wrap=True)
@@ -272,6 +275,8 @@ def generate(
 
 
 app.command()(judge)
+app.command()(towers)
+app.command()(assemble)
 
 
 @app.command()

@@ -46,7 +46,7 @@ def pretrain(profile: Profile, out: Path, *, seed: int = 0, only: Sequence[str] 
     limits.seed("seed", seed)
     if not profile.pretrain:
         raise ValueError(
-            f"profile {profile.name} starts from released weights and has no parts to pretrain: use tiny or small"
+            f"profile {profile.name} begins from towers trained elsewhere: only tiny and smoke train their own"
         )
     unknown = set(only) - set(PARTS)
     if unknown:
@@ -168,7 +168,7 @@ def _stages(
     profile: Profile, out: Path, name: str, sets: dict[str, list[Example]], seed: int, quiet: bool
 ) -> MedVForMaskedDiffusion:
     """Run stages one after another from the towers; the last one's model is saved under `name`."""
-    model = assemble(out / "language_tower", out / "vision_tower", seed=seed, image_pool=profile.model.image_pool)
+    model = assemble(out / "language_tower", out / "vision_tower", seed=seed, **profile.model.sight)
     processor = new_processor(_tokenizer(out), model.config, system=profile.system)
     for stage, examples in sets.items():
         work = out / name / "checkpoints" / stage
