@@ -43,10 +43,12 @@ class ModelShape:
 class StageRecipe:
     """How one stage is trained.
 
-    trains: the parts that learn ("projector", "language_model"); the vision tower never does. samples: training examples
-    (0 = all there are). batch_size: of the whole machine. learning_rate: AdamW, cosine decay, `warmup` as a share of the
-    steps. loss_tokens, padding, normalization, times: named choices of `medv.data.chat`, `medv.training.collate`,
-    `medv.diffusion.loss` and `medv.training.stream`.
+    trains: the parts that learn, of `medv.training.stages.PARTS`; the paper's vision tower never does. samples: training
+    examples (0 = all there are). batch_size: of the whole machine. learning_rate: AdamW, cosine decay, `warmup` as a share of
+    the steps; the projector's is `projector_rate` times as high. feature_dropout: share of the vision channels that a training
+    step does not see (with cached_vision only). loss_tokens, padding, normalization, times: named choices of `medv.data.chat`,
+    `medv.training.collate`, `medv.diffusion.loss` and `medv.training.stream`. lower_case: the short answers of a real data set
+    are learned in lower case, which is how they are scored.
 
     What changes cost and not the result, up to rounding: checkpointing computes activations again in the backward pass;
     precision "auto" is bfloat16 where a GPU has it, or "float32"; cached_vision looks at each image once, before the first
@@ -61,6 +63,9 @@ class StageRecipe:
     learning_rate: float
     warmup: float = 0.03
     weight_decay: float = 0.0
+    projector_rate: float = 1.0
+    feature_dropout: float = 0.0
+    lower_case: bool = False
     max_length: int = 8192
     loss_tokens: str = "official"
     padding: str = "batch"
@@ -253,7 +258,9 @@ _SOURCES = {
     "trains": "section 3 of the paper; vision tower frozen in all stages",
     **dict.fromkeys(("samples", "epochs", "batch_size", "warmup", "max_length"), _TABLE6),
     "learning_rate": "LLaDA-V's script value, not confirmed for LLaDA-MedV: missing in the paper's text",
-    **dict.fromkeys(("weight_decay", "loss_tokens", "padding"), _LLADAV),
+    **dict.fromkeys(
+        ("weight_decay", "projector_rate", "feature_dropout", "lower_case", "loss_tokens", "padding"), _LLADAV
+    ),
     "normalization": "Eq. 4 of the paper, in the form of the LLaDA guidelines",
     "times": "Eq. 1 of the paper: t is uniform, drawn for each sample",
     **dict.fromkeys(("checkpointing", "precision"), _LLADAV),
