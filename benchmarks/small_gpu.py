@@ -142,8 +142,12 @@ class Worker:
 
     def __init__(self, arguments: argparse.Namespace):
         self.arguments = arguments
-        self.split = cache(lambda protocol: question_split("vqa_rad", arguments.data_dir, protocol))
-        self.looks = cache(self._looks)
+        self.split, self.looks = cache(self._split), cache(self._looks)
+
+    def _split(self, protocol: str):
+        train, asked = question_split("vqa_rad", self.arguments.data_dir, protocol)
+        few = slice(24 if self.arguments.steps else None)
+        return train[few], {name: questions[few] for name, questions in asked.items()}
 
     def start(self, trial: Trial):
         """The network that a trial begins with."""
@@ -177,7 +181,7 @@ class Worker:
         for stage in (name for name in ("first", "vqa") if examples[name]):
             recipe, since = recipes[stage], time.perf_counter()
             if trial.steps:
-                recipe = replace(recipe, epochs=trial.steps * recipe.batch_size / len(examples[stage]))
+                recipe = replace(recipe, batch_size=2, epochs=2 * trial.steps / len(examples[stage]))
             how = options | ({"lora": lora} if stage == "vqa" else {})
             train_stage(model, processor, recipe, examples[stage], scratch / stage, **how)
             times[stage] = time.perf_counter() - since
@@ -197,7 +201,6 @@ class Worker:
             shown = list(CONDITIONS)
         frames = []
         for name, questions in asked.items():
-            questions = questions[: 4 * trial.steps] if trial.steps else questions
             config = sampler_config(ANSWER, seed=trial.seed)
             how = {"seed": trial.seed, "conditions": shown, "looks": looks, "quiet": True}
             frames.append(vqa_study(*network, train, questions, config, **how).assign(test=name))
@@ -207,11 +210,15 @@ class Worker:
 def planned(arguments: argparse.Namespace) -> dict[str, Trial]:
     """The trials of a phase by name."""
     tried = RECIPES | (ADAPTED if arguments.adapted else {})
+    if arguments.recipe:
+        tried = {name: tried[name] for name in arguments.recipe}
     if arguments.phase == "search":
         trials = tried
+    elif len(tried) == 1:
+        trials = final_trials(*tried.values())
     else:
-        chosen = arguments.recipe or json.loads((arguments.out / "search.json").read_text(encoding="utf-8"))["best"]
-        trials = final_trials(tried[chosen])
+        best = json.loads((arguments.out / "search.json").read_text(encoding="utf-8"))["best"]
+        trials = final_trials(tried[best])
     return {name: replace(trial, steps=arguments.steps) for name, trial in trials.items()}
 
 
@@ -302,7 +309,7 @@ def main() -> None:
     parser.add_argument("--adapted", type=Path, help="folder of the language tower adapted to masked diffusion")
     parser.add_argument("--data-dir", type=Path, required=True, help="trainset.json, testset.json, images/")
     parser.add_argument("--out", type=Path, required=True, help="where results go")
-    parser.add_argument("--recipe", help="final: a name of RECIPES instead of the search's choice")
+    parser.add_argument("--recipe", action="append", help="only these of all; final with one: it, not the best")
     parser.add_argument("--jobs", type=int, default=8, help="processes on the one GPU")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads a process")
     parser.add_argument("--minutes", type=float, default=5.0, help="what is not finished then is left out")
