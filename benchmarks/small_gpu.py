@@ -12,6 +12,7 @@ kernels, so several processes share it. What is finished in O is kept; weights a
 """
 
 import argparse
+import gc
 import json
 import os
 import shutil
@@ -54,14 +55,14 @@ class Trial:
 
     adapted: bool = False
     pool: int = 2
-    epochs: float = 20
-    batch_size: int = 32
-    learning_rate: float = 2e-4
+    epochs: float = 24
+    batch_size: int = 64
+    learning_rate: float = 3e-4
     projector_rate: float = 5.0
     normalization: str = "masked"
     feature_dropout: float = 0.1
     weight_decay: float = 0.05
-    first: float = 4
+    first: float = 3
     tune_vision: bool = False
     rank: int = 0
     protocol: str = "validation"
@@ -75,24 +76,23 @@ RECIPES = {
     "base": BASE,
     "no first stage": replace(BASE, first=0),
     "144 tokens": replace(BASE, pool=1),
-    "16 tokens": replace(BASE, pool=3),
     "40 epochs": replace(BASE, epochs=40),
-    "10 epochs": replace(BASE, epochs=10),
     "rate 1e-4": replace(BASE, learning_rate=1e-4),
-    "rate 4e-4": replace(BASE, learning_rate=4e-4),
     "projector x 20": replace(BASE, projector_rate=20.0),
-    "projector x 1": replace(BASE, projector_rate=1.0),
     "masked_sample": replace(BASE, normalization="masked_sample"),
     "no dropout": replace(BASE, feature_dropout=0.0),
-    "dropout 0.3": replace(BASE, feature_dropout=0.3),
+    "10 epochs": replace(BASE, epochs=10),
     "vision end tuned": replace(BASE, tune_vision=True, feature_dropout=0.0),
+    "16 tokens": replace(BASE, pool=3),
+    "rate 6e-4": replace(BASE, learning_rate=6e-4),
     "LoRA 32": replace(BASE, rank=32),
+    "batch of 16": replace(BASE, batch_size=16, learning_rate=1.5e-4),
 }
 ADAPTED = {
     "adapted": replace(BASE, adapted=True),
-    "adapted, 10 epochs": replace(BASE, adapted=True, epochs=10),
     "adapted, rate 1e-4": replace(BASE, adapted=True, learning_rate=1e-4),
 }
+FIRST_BATCH = 16  # captions and dialogues are long
 
 
 def final_trials(recipe: Trial) -> dict[str, Trial]:
@@ -131,7 +131,7 @@ def recipes_of(trial: Trial) -> dict[str, StageRecipe]:
         order="by_length",
         cached_vision=not trial.tune_vision,
     )
-    first = replace(vqa, epochs=trial.first, padding="none", normalization="masked")
+    first = replace(vqa, epochs=trial.first, batch_size=FIRST_BATCH, padding="none", normalization="masked")
     if trial.rank:  # the projector keeps its rate
         vqa = replace(vqa, learning_rate=LORA_RATE, projector_rate=rate * projector / LORA_RATE)
     return {"first": first, "vqa": vqa}
@@ -187,6 +187,9 @@ class Worker:
             times[stage] = time.perf_counter() - since
             history = json.loads((scratch / stage / "history.json").read_text(encoding="utf-8"))
             losses[stage] = [row["loss"] for row in history if "loss" in row]
+            del model
+            gc.collect()  # the Trainer's circles hold the optimizer
+            torch.cuda.empty_cache()
             model, processor = load_model(scratch / stage)
         if torch.cuda.is_available():
             model.to("cuda")
@@ -209,7 +212,7 @@ class Worker:
 
 def planned(arguments: argparse.Namespace) -> dict[str, Trial]:
     """The trials of a phase by name."""
-    tried = RECIPES | (ADAPTED if arguments.adapted else {})
+    tried = (ADAPTED if arguments.adapted else {}) | RECIPES
     if arguments.recipe:
         tried = {name: tried[name] for name in arguments.recipe}
     if arguments.phase == "search":
@@ -250,6 +253,7 @@ def share_out(arguments: argparse.Namespace) -> None:
     command = [sys.executable, __file__, *sys.argv[1:], "--worker"]
     root = str(Path(__file__).resolve().parent.parent)
     environment = os.environ | {"OMP_NUM_THREADS": str(arguments.threads), "TOKENIZERS_PARALLELISM": "false"}
+    environment["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     logs = [(folder / f"worker-{i}.log").open("w") for i in range(arguments.jobs)]
     running = [subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT) for log in logs]

@@ -51,7 +51,9 @@ def test_a_profile_names_only_choices_that_exist(profile):
 @each_profile
 def test_heads_and_patches_divide_what_they_cut(profile):
     shape = profile.model
-    assert shape.hidden_size % shape.heads == 0 and (not shape.vision_heads or shape.vision_hidden_size % shape.vision_heads == 0)
+    assert shape.hidden_size % shape.heads == 0 and (
+        not shape.vision_heads or shape.vision_hidden_size % shape.vision_heads == 0
+    )
     side = shape.image_size // shape.patch_size
     assert side % shape.image_pool == 0 and shape.image_tokens == (side // shape.image_pool) ** 2
 
