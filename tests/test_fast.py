@@ -1,5 +1,6 @@
 """The fast sampler gives what the plain one gives, case by case; caches are exact where they must be and valid elsewhere."""
 
+import copy
 import random
 from collections import Counter
 from dataclasses import replace
@@ -154,17 +155,44 @@ def test_a_revision_runs_with_and_without_a_cache(network):
     assert (cached.sequences != special().mask).all() and cached.forwards == plain.forwards and cached.refreshes == 4
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("cache", [NoCache(), DualCache(1)])
-def test_grouped_keys_and_both_attentions_are_identical_too(attention, cache):
-    config = shape_config(shape(), special())
-    config.text_config.num_key_value_heads = 1
+def grouped_model(attention: str = "sdpa") -> MedVForMaskedDiffusion:
+    """Four heads that share two of keys and values, and a head tied to the embedding."""
+    config = shape_config(shape(heads=4, key_value_heads=2), special())
     torch.manual_seed(3)
-    grouped = MedVForMaskedDiffusion(config).eval()
+    grouped = with_stops(MedVForMaskedDiffusion(config).eval())
     grouped.set_attn_implementation(attention)
-    inputs = prompts([0, 1, 3])
-    fast = grouped.generate(**inputs, config=replace(BASE, cfg_scale=1.0, cache=cache))
-    assert same(fast, grouped.generate(**inputs, config=replace(BASE, cfg_scale=1.0), reference=True))
+    return grouped
+
+
+def ungrouped(grouped: MedVForMaskedDiffusion) -> MedVForMaskedDiffusion:
+    """The multi-head model that computes the same: each head has a copy of its keys' and values' weights."""
+    config = copy.deepcopy(grouped.config)
+    config.text_config.num_key_value_heads = 4
+    whole, state = MedVForMaskedDiffusion(config).eval(), grouped.state_dict()
+    for name in state:
+        if "language_model" in name and ("k_proj" in name or "v_proj" in name):
+            state[name] = state[name].unflatten(0, (2, -1)).repeat_interleave(2, dim=0).flatten(0, 1)
+    whole.load_state_dict(state)
+    return whole
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("cache", [NoCache(), PrefixCache(1), DualCache(1)])
+def test_grouped_keys_and_both_attentions_are_identical_too(attention, cache):
+    grouped = grouped_model(attention)
+    assert grouped.lm_head.weight is grouped.get_input_embeddings().weight
+    for number in range(2000, 2006):
+        config, inputs = drawn_case(number)
+        fast = grouped.generate(**inputs, config=replace(config, cache=cache))
+        assert same(fast, grouped.generate(**inputs, config=config, reference=True)), (number, config)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("cache", [NoCache(), PrefixCache(4), DualCache(4)])
+def test_grouped_keys_write_what_their_copies_write_under_every_cache_and_schedule(schedule, cache):
+    grouped, inputs = grouped_model(), prompts([0, 1, 3])
+    config = replace(BASE, steps=8, schedule=schedule, cache=cache, cfg_scale=1.0)
+    assert same(grouped.generate(**inputs, config=config), ungrouped(grouped).generate(**inputs, config=config))
 
 
 def test_the_logits_of_the_decoder_are_those_of_the_model(network):
@@ -253,13 +281,13 @@ class Rerun:
 
     made = 0
 
-    def __init__(self, forward, ids):
+    def __init__(self, forward, ids, columns):
         self.forward, self.shape = forward, ids.shape
         Rerun.made += 1
 
-    def __call__(self, ids):
-        assert ids.shape == self.shape, "a graph has one shape"
-        return self.forward(ids)
+    def __call__(self, ids, columns):
+        assert ids.shape == self.shape and len(columns) == self.shape[1], "a graph has one shape"
+        return self.forward(ids, columns)
 
 
 class Graphed(Watched):
@@ -268,15 +296,17 @@ class Graphed(Watched):
         self.graphs = True
 
 
-@pytest.mark.parametrize("cache", [PrefixCache(4), DualCache(4), DualCache(4, vicinity=(3, 3))])
+@pytest.mark.parametrize(
+    ("cache", "widths"), [(PrefixCache(4), 2), (DualCache(4), 1), (DualCache(4, vicinity=(3, 3)), 2)]
+)
 @pytest.mark.parametrize("cfg_scale", [0.0, 1.5])
-def test_graphs_are_made_once_a_block_and_change_nothing(network, monkeypatch, cache, cfg_scale):
+def test_graphs_are_made_once_for_each_width_and_change_nothing(network, monkeypatch, cache, widths, cfg_scale):
     monkeypatch.setattr(decoding, "_Graph", Rerun)
     config = replace(BASE, cfg_scale=cfg_scale, cache=cache, stop_tokens=(), suppress_tokens=(special().image,))
     inputs, before = prompts([0, 2, 5], images=False), Rerun.made
     graphed, _ = own_sample(network, inputs, config, kind=Graphed)
     assert same(graphed, own_sample(network, inputs, config)[0])
-    assert Rerun.made - before == config.blocks * (2 if cfg_scale else 1)
+    assert Rerun.made - before == widths * (2 if cfg_scale else 1)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -313,8 +343,7 @@ def test_no_step_of_a_fixed_schedule_waits(network, cache):
         watch.count = 0
         with watch:
             output = sample_fast(decoder, inputs["input_ids"], config, **ids)
-        commits = 4 * length  # one selection each of row, position, token and confidence, after the last forward
-        counts.append(watch.count - commits)
+        counts.append(watch.count)
         assert output.forwards == [2 * length] * 3
     assert counts[0] == counts[1], "only what is done once a call may wait"
 

@@ -68,12 +68,17 @@ def stream_answers(
     looks: Looks | None = None,
     batch_size: int = 50,
     first_index: int = 0,
+    graphs: bool | None = None,
 ) -> Iterator[list[Answer]]:
-    """The same, batch by batch; `first_index` is the index of the first example for the random draws."""
+    """The same, batch by batch; `first_index` is the index of the first example for the random draws.
+
+    graphs: replay cached forwards as CUDA graphs; None: where the configuration has a cache and the model is on one GPU.
+    """
     for start in range(0, len(examples), batch_size):
         batch = examples[start : start + batch_size]
         rows = range(first_index + start, first_index + start + len(batch))
-        yield [answer for answer, _ in _answer_batch(model, processor, batch, config, looks, list(rows))]
+        answered = _answer_batch(model, processor, batch, config, looks, list(rows), graphs=graphs)
+        yield [answer for answer, _ in answered]
 
 
 def answer_with_trace(
@@ -83,9 +88,10 @@ def answer_with_trace(
     config: SamplerConfig,
     *,
     on_step: Callable[[Events], None] | None = None,
+    graphs: bool | None = None,
 ) -> tuple[Answer, Trace]:
     """One answer and how it came about; `on_step` is called with the events of each forward as it happens."""
-    return _answer_batch(model, processor, [example], config, None, [0], on_step)[0]
+    return _answer_batch(model, processor, [example], config, None, [0], on_step, graphs)[0]
 
 
 def check_length(
@@ -112,15 +118,16 @@ def _answer_batch(
     looks: Looks | None,
     rows: list[int],
     on_step: Callable[[Events], None] | None = None,
+    graphs: bool | None = None,
 ) -> list[tuple[Answer, Trace]]:
     with_image = batch[0].image is not None
     if any((example.image is not None) != with_image for example in batch):
         raise ValueError("a batch mixes questions with and without an image: answer them in two calls")
     looks = looks or Looks(processor, keep=0)
     counts, seen = zip(*map(looks, batch), strict=True)
-    how = {"system": processor.system_prompt, "official": processor.official_prompts}
+    told = {"system": processor.system_prompt, "official": processor.official_prompts}
     prompts = [
-        encode_prompt(processor.tokenizer, (Turn("user", example.question.strip()),), image_tokens=count, **how)
+        encode_prompt(processor.tokenizer, (Turn("user", example.question.strip()),), image_tokens=count, **told)
         for example, count in zip(batch, counts, strict=True)
     ]
     inputs = dict(processor.batch(prompts, None)) | joined(seen)
@@ -131,7 +138,8 @@ def _answer_batch(
         if "vision_states" in inputs:
             states, layouts = inputs.pop("vision_states"), inputs.pop("image_layouts", None)
             inputs["image_features"] = model.model.project(states, layouts)
-        steps = model.stream(**inputs, config=config, row_indices=rows, tell=on_step is not None)
+        how = model.acceleration(config, graphs)
+        steps = model.stream(**inputs, config=config, row_indices=rows, tell=on_step is not None, **how)
         output = drain(steps, on_step)
     model.train(was_training)
     ids = output.sequences.tolist()
