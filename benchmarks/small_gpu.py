@@ -20,9 +20,11 @@ import subprocess
 import sys
 import time
 import traceback
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -30,40 +32,34 @@ from transformers import AutoTokenizer
 from transformers.utils import logging
 
 from medv.artifacts import write_json
-from medv.data.question_texts import caption_examples, dialogue_examples
+from medv.data.example import Example
 from medv.evaluation.controls import blinded
 from medv.evaluation.study import CONDITIONS, sampler_config, vqa_study
 from medv.experiments.trials import as_rows, run_trials
 from medv.model.assembly import assemble, new_processor
 from medv.model.bundled import load_model
 from medv.model.looks import Looks
-from medv.profiles import SamplerSpec, StageRecipe
-from medv.training.examples import in_lower_case, question_split
+from medv.profiles import StageRecipe, get_profile
+from medv.training.examples import question_split, stage_examples
 from medv.training.lora import LoraRecipe
 from medv.training.stages import train_stage
 
-ANSWER = SamplerSpec(gen_length=8, block_length=8, steps=8)
+SMALL = get_profile("small")
+OWN = ("epochs", "batch_size", "normalization", "padding")  # what the third stage does not share with the second
 RANKS, LORA_RATE = (8, 32), 1e-3
 SEEDS = (0, 1, 2)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One training. first: epochs of a stage before it, on captions and dialogues made of the same questions (0 = none);
-    images: "real" or "gray"; rank: of LoRA, 0 = full; steps: stop the training early (a dry run), 0 = do not.
+    """One training: what it changes of the profile's recipes. first: whether the stage `instruct` comes before it; images:
+    "real" or "gray"; rank: of LoRA, 0 = full; steps: of a dry run, 0 = all.
     """
 
+    vqa: Mapping[str, Any] = field(default_factory=dict)
     adapted: bool = False
     pool: int = 2
-    epochs: float = 24
-    batch_size: int = 64
-    learning_rate: float = 3e-4
-    projector_rate: float = 5.0
-    normalization: str = "masked"
-    feature_dropout: float = 0.1
-    weight_decay: float = 0.05
-    first: float = 3
-    tune_vision: bool = False
+    first: bool = True
     rank: int = 0
     protocol: str = "validation"
     images: str = "real"
@@ -71,28 +67,24 @@ class Trial:
     steps: int = 0
 
 
-BASE = Trial()
+TUNED = {"trains": ("projector", "language_layers", "vision_end"), "cached_vision": False, "feature_dropout": 0.0}
 RECIPES = {
-    "base": BASE,
-    "no first stage": replace(BASE, first=0),
-    "144 tokens": replace(BASE, pool=1),
-    "40 epochs": replace(BASE, epochs=40),
-    "rate 1e-4": replace(BASE, learning_rate=1e-4),
-    "projector x 20": replace(BASE, projector_rate=20.0),
-    "masked_sample": replace(BASE, normalization="masked_sample"),
-    "no dropout": replace(BASE, feature_dropout=0.0),
-    "10 epochs": replace(BASE, epochs=10),
-    "vision end tuned": replace(BASE, tune_vision=True, feature_dropout=0.0),
-    "16 tokens": replace(BASE, pool=3),
-    "rate 6e-4": replace(BASE, learning_rate=6e-4),
-    "LoRA 32": replace(BASE, rank=32),
-    "batch of 16": replace(BASE, batch_size=16, learning_rate=1.5e-4),
+    "base": Trial(),
+    "no first stage": Trial(first=False),
+    "144 tokens": Trial(pool=1),
+    "40 epochs": Trial({"epochs": 40}),
+    "rate 1e-4": Trial({"learning_rate": 1e-4}),
+    "projector x 20": Trial({"projector_rate": 20.0}),
+    "masked_sample": Trial({"normalization": "masked_sample"}),
+    "no dropout": Trial({"feature_dropout": 0.0}),
+    "10 epochs": Trial({"epochs": 10}),
+    "vision end tuned": Trial(TUNED),
+    "16 tokens": Trial(pool=3),
+    "rate 6e-4": Trial({"learning_rate": 6e-4}),
+    "LoRA 32": Trial(rank=32),
+    "batch of 16": Trial({"batch_size": 16, "learning_rate": 1.5e-4}),
 }
-ADAPTED = {
-    "adapted": replace(BASE, adapted=True),
-    "adapted, rate 1e-4": replace(BASE, adapted=True, learning_rate=1e-4),
-}
-FIRST_BATCH = 16  # captions and dialogues are long
+ADAPTED = {"adapted": Trial(adapted=True), "adapted, rate 1e-4": Trial({"learning_rate": 1e-4}, adapted=True)}
 
 
 def final_trials(recipe: Trial) -> dict[str, Trial]:
@@ -109,32 +101,14 @@ def final_trials(recipe: Trial) -> dict[str, Trial]:
     return trials
 
 
-def recipes_of(trial: Trial) -> dict[str, StageRecipe]:
-    """The recipes of both stages of a trial."""
-    parts = ("projector", "language_layers", *(("vision_end",) if trial.tune_vision else ()))
-    rate, projector = trial.learning_rate, trial.projector_rate
-    vqa = StageRecipe(
-        parts,
-        samples=0,
-        epochs=trial.epochs,
-        batch_size=trial.batch_size,
-        learning_rate=rate,
-        projector_rate=projector,
-        feature_dropout=trial.feature_dropout,
-        lower_case=True,
-        weight_decay=trial.weight_decay,
-        max_length=1024,
-        loss_tokens="response",
-        padding=f"fixed:{ANSWER.gen_length}",
-        normalization=trial.normalization,
-        times="stratified",
-        order="by_length",
-        cached_vision=not trial.tune_vision,
-    )
-    first = replace(vqa, epochs=trial.first, batch_size=FIRST_BATCH, padding="none", normalization="masked")
-    if trial.rank:  # the projector keeps its rate
-        vqa = replace(vqa, learning_rate=LORA_RATE, projector_rate=rate * projector / LORA_RATE)
-    return {"first": first, "vqa": vqa}
+def recipe_of(stage: str, trial: Trial) -> StageRecipe:
+    """The recipe of a stage of a trial; rates and what else is not the third stage's own hold for both."""
+    changes = trial.vqa if stage == "vqa" else {k: v for k, v in trial.vqa.items() if k not in OWN}
+    recipe = replace(SMALL.stages[stage], **changes)
+    if stage == "vqa" and trial.rank:  # the projector keeps its rate
+        projector = recipe.learning_rate * recipe.projector_rate
+        recipe = replace(recipe, learning_rate=LORA_RATE, projector_rate=projector / LORA_RATE)
+    return recipe
 
 
 class Worker:
@@ -142,12 +116,21 @@ class Worker:
 
     def __init__(self, arguments: argparse.Namespace):
         self.arguments = arguments
-        self.split, self.looks = cache(self._split), cache(self._looks)
+        self.split, self.looks, self.learned = cache(self._split), cache(self._looks), cache(self._learned)
 
     def _split(self, protocol: str):
         train, asked = question_split("vqa_rad", self.arguments.data_dir, protocol)
-        few = slice(24 if self.arguments.steps else None)
-        return train[few], {name: questions[few] for name, questions in asked.items()}
+        return train, {name: questions[: self._few()] for name, questions in asked.items()}
+
+    def _learned(self, stage: str, protocol: str, gray: bool) -> list[Example]:
+        """What a stage learns from; the same objects each time, so that drawn images are looked at once, too."""
+        if gray:
+            return blinded(self.learned(stage, protocol, False))
+        how = {"data": "vqa_rad", "data_dir": self.arguments.data_dir, "protocol": protocol}
+        return stage_examples(stage, SMALL, **how)[0][: self._few()]
+
+    def _few(self) -> int | None:
+        return 24 if self.arguments.steps else None
 
     def start(self, trial: Trial):
         """The network that a trial begins with."""
@@ -155,35 +138,29 @@ class Worker:
         model = assemble(language, self.arguments.vision, seed=trial.seed, image_pool=trial.pool, feature_norm="layer")
         return model, new_processor(AutoTokenizer.from_pretrained(language), model.config)
 
-    def _looks(self, pool: int, tune: bool) -> Looks:
+    def _looks(self, pool: int, learns: bool) -> Looks:
+        """Of the images of all questions: pixels where the tower learns, else what it makes of them."""
         model, processor = self.start(Trial(pool=pool))
         looks = Looks(processor)
-        if not tune:
-            train, asked = self.split("official")
-            pictures = [*train, *next(iter(asked.values())), *blinded(train[:1])]
-            looks.once(model.model, pictures, device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        if not learns:
+            looks.once(model.model, blinded(self.split("official")[0][:1]))
         return looks
 
     def run(self, trial: Trial, scratch: Path) -> dict:
         """Train, then ask: the items of `vqa_study` with the name of the list in `test`, seconds and losses."""
-        begun = time.perf_counter()
+        begun, gray = time.perf_counter(), trial.images == "gray"
         train, asked = self.split(trial.protocol)
-        looks, recipes = self.looks(trial.pool, trial.tune_vision), recipes_of(trial)
-        texts = [*caption_examples(train), *dialogue_examples(in_lower_case(train), copies=3)] if trial.first else []
-        examples = {"first": texts, "vqa": in_lower_case(train)}
-        if trial.images == "gray":
-            examples = {name: blinded(part) for name, part in examples.items()}
-            asked = {name: blinded(part) for name, part in asked.items()}
         model, processor = self.start(trial)
-        options = {"seed": trial.seed, "checkpoints": False, "looks": looks, "quiet": True}
-        lora = LoraRecipe(rank=trial.rank, alpha=2 * trial.rank) if trial.rank else None
-        times, losses = {}, {}
-        for stage in (name for name in ("first", "vqa") if examples[name]):
-            recipe, since = recipes[stage], time.perf_counter()
+        learns, times, losses = "vision_end" in trial.vqa.get("trains", ()), {}, {}
+        looks = self.looks(trial.pool, learns)
+        for stage in ("instruct", "vqa") if trial.first else ("vqa",):
+            recipe, learned = recipe_of(stage, trial), self.learned(stage, trial.protocol, gray)
+            since = time.perf_counter()
             if trial.steps:
-                recipe = replace(recipe, batch_size=2, epochs=2 * trial.steps / len(examples[stage]))
-            how = options | ({"lora": lora} if stage == "vqa" else {})
-            train_stage(model, processor, recipe, examples[stage], scratch / stage, **how)
+                recipe = replace(recipe, batch_size=2, epochs=2 * trial.steps / len(learned))
+            lora = LoraRecipe(rank=trial.rank, alpha=2 * trial.rank) if trial.rank and stage == "vqa" else None
+            options = {"seed": trial.seed, "lora": lora, "checkpoints": False, "looks": looks, "quiet": True}
+            train_stage(model, processor, recipe, learned, scratch / stage, **options)
             times[stage] = time.perf_counter() - since
             history = json.loads((scratch / stage / "history.json").read_text(encoding="utf-8"))
             losses[stage] = [row["loss"] for row in history if "loss" in row]
@@ -194,6 +171,9 @@ class Worker:
         if torch.cuda.is_available():
             model.to("cuda")
         since = time.perf_counter()
+        asked = {name: blinded(part) if gray else part for name, part in asked.items()}
+        if not learns:
+            looks.once(model.model, [example for part in asked.values() for example in part])
         items = self._ask(trial, (model, processor), train, asked, looks)
         times |= {"asking": time.perf_counter() - since, "all": time.perf_counter() - begun}
         return {"items": as_rows(items), "seconds": times, "losses": losses}
@@ -204,7 +184,7 @@ class Worker:
             shown = list(CONDITIONS)
         frames = []
         for name, questions in asked.items():
-            config = sampler_config(ANSWER, seed=trial.seed)
+            config = sampler_config(SMALL.answer, seed=trial.seed)
             how = {"seed": trial.seed, "conditions": shown, "looks": looks, "quiet": True}
             frames.append(vqa_study(*network, train, questions, config, **how).assign(test=name))
         return pd.concat(frames, ignore_index=True)

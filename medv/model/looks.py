@@ -85,9 +85,11 @@ class Looks:
 
 def joined(items: Sequence[dict]) -> dict[str, torch.Tensor]:
     """The image tensors of a batch's looks: pixel_values [views, 3, H, W] or vision_states [views, N, D_vision], and
-    image_layouts [n, 7], each where there are any.
+    image_layouts [n, 7], each where there are any. Raises ValueError where only some of the images were looked at.
     """
     batch = {}
+    if any("vision_states" in item for item in items) and any("pixel_values" in item for item in items):
+        raise ValueError("only some images of a batch were looked at: give Looks.once all of them")
     for name in ("pixel_values", "vision_states", "image_layouts"):
         parts = [item[name] for item in items if name in item]
         if parts and name == "pixel_values":

@@ -25,10 +25,10 @@ PHANTOM_SETS = {
     "instruct": phantom_sets.instruct_set,
     "vqa": phantom_sets.vqa_set,
 }
-TEXTS = {"align": caption_examples, "instruct": dialogue_examples}
 PROTOCOLS = ("official", "image_disjoint", "validation")
 SEEN, UNSEEN = "seen images", "unseen images"
 VALIDATION_EXAMPLES = 64
+DIALOGUES = 3  # orders of the questions about an image
 HELD_OUT = 0.15  # of the images, and of the questions about the others
 
 
@@ -37,27 +37,30 @@ def stage_examples(
 ) -> tuple[list[Example], list[Example]]:
     """Training and validation examples of a stage; of real data there are none for validation under way.
 
-    Stages align and instruct of a synthetic profile learn from VQA-RAD as captions and dialogues made from its training
+    From VQA-RAD the stages align and instruct of a synthetic profile learn captions and dialogues made of its training
     questions, beside as many phantoms as the recipe says.
     """
     if stage not in STAGES:
         raise ValueError(f"unknown stage {stage!r}: use pretrain, {', '.join(STAGES)}")
-    maker, size, samples = PHANTOM_SETS[stage], profile.model.image_size, profile.stages[stage].samples
+    maker, size, recipe = PHANTOM_SETS[stage], profile.model.image_size, profile.stages[stage]
     if data == "phantoms":
         if not profile.synthetic:
             raise ValueError(f"profile {profile.name} trains on real data: name it with --data and --data-dir")
         if protocol != "official":
             raise ValueError(f"protocol {protocol} is for real data: phantoms are never in two splits")
-        count = min(VALIDATION_EXAMPLES, samples)
-        return maker("train", samples, image_size=size), maker("validation", count, image_size=size)
+        count = min(VALIDATION_EXAMPLES, recipe.samples)
+        return maker("train", recipe.samples, image_size=size), maker("validation", count, image_size=size)
     if data_dir is None:
         raise ValueError(f"--data {data} needs the folder of the data set: give --data-dir")
-    train = (
-        read_dataset(data, data_dir, "train") if protocol == "official" else question_split(data, data_dir, protocol)[0]
-    )
-    if stage in TEXTS and data == "vqa_rad" and profile.synthetic:
-        return [*TEXTS[stage](train), *maker("train", samples, image_size=size)], []
-    return in_lower_case(train) if profile.stages[stage].lower_case else train, []
+    # A data set without questions to ask has the official protocol alone, and may have no test split.
+    own = protocol == "official"
+    train = read_dataset(data, data_dir, "train") if own else question_split(data, data_dir, protocol)[0]
+    if recipe.lower_case:
+        train = in_lower_case(train)
+    if stage == "vqa" or data != "vqa_rad" or not profile.synthetic:
+        return train, []
+    texts = [*caption_examples(train), *(dialogue_examples(train, copies=DIALOGUES) if stage == "instruct" else ())]
+    return [*texts, *maker("train", recipe.samples, image_size=size)], []
 
 
 def in_lower_case(questions: Sequence[Example]) -> list[Example]:
