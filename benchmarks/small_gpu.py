@@ -35,12 +35,13 @@ from medv.artifacts import write_json
 from medv.data.example import Example
 from medv.evaluation.controls import blinded
 from medv.evaluation.study import CONDITIONS, sampler_config, vqa_study
+from medv.experiments.stages import AFTER, BLIND, question_sets
 from medv.experiments.trials import as_rows, run_trials
 from medv.model.assembly import assemble, new_processor
 from medv.model.bundled import load_model
 from medv.model.looks import Looks
 from medv.profiles import StageRecipe, get_profile
-from medv.training.examples import question_split, stage_examples
+from medv.training.examples import stage_examples
 from medv.training.lora import LoraRecipe
 from medv.training.stages import train_stage
 
@@ -119,7 +120,7 @@ class Worker:
         self.split, self.looks, self.learned = cache(self._split), cache(self._looks), cache(self._learned)
 
     def _split(self, protocol: str):
-        train, asked = question_split("vqa_rad", self.arguments.data_dir, protocol)
+        train, asked = question_sets(SMALL, "vqa_rad", self.arguments.data_dir, protocol)
         return train, {name: questions[: self._few()] for name, questions in asked.items()}
 
     def _learned(self, stage: str, protocol: str, gray: bool) -> list[Example]:
@@ -180,7 +181,7 @@ class Worker:
 
     def _ask(self, trial, network, train, asked, looks) -> pd.DataFrame:
         shown = ["model"] if trial.images == "gray" else ["model", "shuffled images"]
-        if trial.protocol != "validation" and trial.images == "real" and not trial.rank:
+        if trial.protocol != "validation" and trial.images == "real":
             shown = list(CONDITIONS)
         frames = []
         for name, questions in asked.items():
@@ -262,6 +263,8 @@ def gather(arguments: argparse.Namespace, results: dict[str, dict], seconds: flo
         row = {"name": name, **shown, **{f"{key}, minus shuffled": shown[key] - wrong[key] for key in wrong}}
         rows.append(row | {"trial": asdict(trials[name]), "seconds": result["seconds"], "losses": result["losses"]})
         items += [row | {"trial": name} for row in result["items"]]
+    if arguments.phase == "final":
+        items = [row | {"condition": called} for row in items if (called := named(row, trials[row["trial"]]))]
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     facts = {"device": card, "torch": torch.__version__, "seconds": seconds, "processes": arguments.jobs}
     if arguments.phase == "search":
@@ -273,6 +276,16 @@ def gather(arguments: argparse.Namespace, results: dict[str, dict], seconds: flo
     columns = [name for name in (rows[0] if rows else ()) if name not in ("trial", "seconds", "losses")]
     table = pd.DataFrame(rows).assign(seconds=[row["seconds"]["all"] for row in rows])
     print(table[[*columns, "seconds"]].round(1).to_string(index=False))
+
+
+def named(row: dict, trial: Trial) -> str | None:
+    """What notebook 12 calls the condition of an item; None for what it does not show."""
+    if trial.images == "gray":
+        return BLIND
+    if not row["trial"].startswith("rank"):
+        return {"model": AFTER}.get(row["condition"], row["condition"])
+    arm = f"LoRA r = {trial.rank}" if trial.rank else "full fine-tuning"
+    return {"model": arm, "shuffled images": f"{arm}, shuffled images"}.get(row["condition"])
 
 
 def scores(frame: pd.DataFrame, condition: str) -> dict[str, float]:
