@@ -71,19 +71,19 @@ class Trial:
 TUNED = {"trains": ("projector", "language_layers", "vision_end"), "cached_vision": False, "feature_dropout": 0.0}
 RECIPES = {
     "base": Trial(),
-    "no first stage": Trial(first=False),
+    "144 tokens, 40 epochs": Trial({"epochs": 40}, pool=1),
     "144 tokens": Trial(pool=1),
     "40 epochs": Trial({"epochs": 40}),
+    "vision end tuned": Trial(TUNED),
+    "no first stage": Trial(first=False),
     "rate 1e-4": Trial({"learning_rate": 1e-4}),
     "projector x 20": Trial({"projector_rate": 20.0}),
     "masked_sample": Trial({"normalization": "masked_sample"}),
     "no dropout": Trial({"feature_dropout": 0.0}),
-    "10 epochs": Trial({"epochs": 10}),
-    "vision end tuned": Trial(TUNED),
-    "16 tokens": Trial(pool=3),
     "rate 6e-4": Trial({"learning_rate": 6e-4}),
+    "16 tokens": Trial(pool=3),
     "LoRA 32": Trial(rank=32),
-    "batch of 16": Trial({"batch_size": 16, "learning_rate": 1.5e-4}),
+    "10 epochs": Trial({"epochs": 10}),
 }
 ADAPTED = {"adapted": Trial(adapted=True), "adapted, rate 1e-4": Trial({"learning_rate": 1e-4}, adapted=True)}
 

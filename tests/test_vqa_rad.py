@@ -124,7 +124,7 @@ def test_captions_and_dialogues_say_what_the_training_questions_say_and_nothing_
     first = caption_examples(train)[0]
     assert first.answer.startswith("An image of the head. Modality: MRI Diffusion Weighted. Question: ")
     learned, _ = stage_examples("align", profile, data="vqa_rad", data_dir=DATA)
-    assert len(learned) == 313 + profile.stages["align"].samples, "and phantoms"
+    assert len(learned) == 2 * 313 + profile.stages["align"].samples, "and phantoms"
 
 
 def test_answers_in_lower_case_leave_the_questions_as_they_are():

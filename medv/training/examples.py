@@ -28,7 +28,7 @@ PHANTOM_SETS = {
 PROTOCOLS = ("official", "image_disjoint", "validation")
 SEEN, UNSEEN = "seen images", "unseen images"
 VALIDATION_EXAMPLES = 64
-DIALOGUES = 3  # orders of the questions about an image
+CAPTIONS, DIALOGUES = 2, 3  # of each image, in stage instruct; each has its own order of the questions
 HELD_OUT = 0.15  # of the images, and of the questions about the others
 
 
@@ -59,7 +59,8 @@ def stage_examples(
         train = in_lower_case(train)
     if stage == "vqa" or data != "vqa_rad" or not profile.synthetic:
         return train, []
-    texts = [*caption_examples(train), *(dialogue_examples(train, copies=DIALOGUES) if stage == "instruct" else ())]
+    texts = caption_examples(train, copies=CAPTIONS)
+    texts += dialogue_examples(train, copies=DIALOGUES) if stage == "instruct" else []
     return [*texts, *maker("train", recipe.samples, image_size=size)], []
 
 
