@@ -163,6 +163,9 @@ def train(
         str, typer.Option(help="phantoms, vqa_rad, slake, pathvqa, llava_med_align, llava_med_instruct.")
     ] = "phantoms",
     data_dir: Annotated[Path | None, typer.Option(help="Folder of a real data set.")] = None,
+    protocol: Annotated[
+        str, typer.Option(help="Which questions it sees: official, image_disjoint (no test image), validation.")
+    ] = "official",
     init: Annotated[
         Path | None, typer.Option(help="Model folder to start from; default: the towers of the package.")
     ] = None,
@@ -198,6 +201,7 @@ def train(
             data=data,
             data_dir=data_dir,
             roots=tuple(image_root or ()),
+            protocol=protocol,
             init=init,
             lora=LoraRecipe(rank=rank, alpha=2 * rank) if lora else None,
             seed=seed,

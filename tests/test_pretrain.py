@@ -12,7 +12,8 @@ from transformers import AutoTokenizer
 import medv
 from medv.data.phantom_sets import vqa_set
 from medv.diffusion.sampler import SamplerConfig
-from medv.evaluation.answering import answer_examples, gray_view
+from medv.evaluation.answering import answer_examples
+from medv.evaluation.controls import blinded
 from medv.model.bundled import BUNDLED, bundled, load_model
 from medv.profiles import get_profile
 from medv.training.pretrain import PARTS, pretrain
@@ -76,8 +77,8 @@ def test_the_bundled_model_looks_at_the_image():
     questions = [e for e in vqa_set("validation", 400) if e.meta["kind"] in kinds and e.answer_type == "OPEN"][:80]
     config = SamplerConfig(8, 8, 8)
     seen, blind = (
-        [a.text for a in answer_examples(model, processor, questions, config, quiet=True, **view)]
-        for view in ({}, {"view": gray_view})
+        [a.text for a in answer_examples(model, processor, asked, config, quiet=True)]
+        for asked in (questions, blinded(questions))
     )
     right = [sum(said == e.answer for said, e in zip(texts, questions, strict=True)) for texts in (seen, blind)]
     assert right[0] >= 72 and right[1] <= 40

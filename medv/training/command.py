@@ -69,6 +69,7 @@ def run_stage(
     data: str = "phantoms",
     data_dir: Path | None = None,
     roots: Sequence[Path] = (),
+    protocol: str = "official",
     init: Path | None = None,
     lora: LoraRecipe | None = None,
     seed: int = 0,
@@ -92,7 +93,7 @@ def run_stage(
         train, validation = (
             (examples, ())
             if examples is not None
-            else stage_examples(stage, profile, data=data, data_dir=data_dir, roots=roots)
+            else stage_examples(stage, profile, data=data, data_dir=data_dir, roots=roots, protocol=protocol)
         )
         # DeepSpeed keeps float32 copies of what it trains, so that each process may load half as much.
         on_gpu = device_named(device).type == "cuda"

@@ -25,6 +25,7 @@ from medv.data.example import Example
 from medv.model import contents as model_contents
 from medv.model.bundled import load_model, save_projector
 from medv.model.devices import device_named
+from medv.model.looks import Looks
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
 from medv.ownership import Run, check_folder, claim_folder
@@ -50,17 +51,27 @@ PARTS = {
     "language_model": ("model.language_model.", "lm_head.", "model.image_newline"),
     # all but the token embedding
     "language_layers": ("model.language_model.layers.", "model.language_model.norm.", "model.image_newline"),
+    # a deviation from the paper: the last block and the head convolution of an EfficientNet-Lite0
+    "vision_end": ("model.vision_tower.encoder.blocks.15.", "model.vision_tower.encoder.top_"),
 }
 
 
 def freeze_except(model: MedVForMaskedDiffusion, trains: Sequence[str]) -> int:
-    """Let only the named parts learn; returns the number of trainable parameters. The vision tower is never among them."""
+    """Let only the named parts learn; returns the number of trainable parameters.
+
+    Raises ValueError for a part that is unknown or that this model does not have.
+    """
     unknown = set(trains) - set(PARTS)
     if unknown:
         raise ValueError(f"unknown part {', '.join(sorted(unknown))}: a stage trains {' or '.join(PARTS)}")
-    prefixes = tuple(prefix for part in trains for prefix in PARTS[part])
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(prefixes))
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for part in trains:
+        found = [parameter for name, parameter in model.named_parameters() if name.startswith(PARTS[part])]
+        if not found:
+            raise ValueError(f"this model has no part {part}: only an EfficientNet-Lite0 has one of that name")
+        for parameter in found:
+            parameter.requires_grad_(True)
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
@@ -99,6 +110,7 @@ def train_stage(
     skip_corrupt: bool = False,
     stop_after: int | None = None,
     checkpoints: bool = True,
+    looks: Looks | None = None,
     quiet: bool = False,
     device: str | None = None,
 ) -> MedVForMaskedDiffusion:
@@ -111,7 +123,8 @@ def train_stage(
     ValueError. The same run: of one recipe, seed, LoRA and `about` (names that a person knows it by), with equal contents of
     starting weights and data. `stop_after` ends early with a checkpoint and saves no result. Raises TrainingStopped, the
     last checkpoint intact, where loss or gradient is not finite, the disk is full or another process is lost. Without
-    `checkpoints` a run that is stopped begins anew, and a short one does not spend its time on saving.
+    `checkpoints` a run that is stopped begins anew, and a short one does not spend its time on saving. `looks` spare images
+    that were looked at before.
     """
     saved = out / "checkpoints"
     with (
@@ -126,12 +139,13 @@ def train_stage(
         freeze_except(model, recipe.trains)
         network = attach_lora(model, lora, seed=seed) if lora else model
         trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
-        encode = Encoder(processor, loss_tokens=recipe.loss_tokens, max_length=recipe.max_length)
+        encode = Encoder(processor, loss_tokens=recipe.loss_tokens, max_length=recipe.max_length, looks=looks)
         steps = training_steps(recipe, len(examples))
         order = {"seed": seed, "batch_size": recipe.batch_size, "steps": steps, "times": recipe.times}
         stream = TrainingStream(examples, encode, skip_corrupt=skip_corrupt, order=recipe.order, **order)
         trainer = MeteredTrainer(
             normalization=recipe.normalization,
+            projector_rate=recipe.projector_rate,
             going_on=lambda: going_on(saved),
             model=network,
             args=_arguments(
@@ -148,13 +162,15 @@ def train_stage(
             ),
             train_dataset=stream,
             eval_dataset=ValidationStream(validation, encode) if validation else None,
-            data_collator=Collator(processor.special, padding=recipe.padding),
+            data_collator=Collator(processor.special, padding=recipe.padding, feature_dropout=recipe.feature_dropout),
             callbacks=[Checkpoints(deepspeed, stream), *([_StopAfter(stop_after)] if stop_after else [])],
             meter=Meter(model.config, processor.special.end_of_text, "language_model" in recipe.trains and not lora),
         )
         if quiet:
             trainer.remove_callback(PrinterCallback)
         if recipe.cached_vision:
+            if "vision_end" in recipe.trains:
+                raise ValueError("a vision tower that learns cannot be cached: set cached_vision=False in the recipe")
             _look_once(model, encode, [*examples, *validation], trainer.args.device, quiet)
         trainer.train(resume_from_checkpoint=find_checkpoint(saved, deepspeed, stream))
         if stop_after and trainer.state.global_step < steps:
@@ -172,7 +188,7 @@ def _look_once(model, encode: Encoder, examples: Sequence[Example], device: torc
     """Run the frozen tower over all images now."""
     if is_deepspeed_zero3_enabled():
         raise ValueError("cached_vision runs the whole vision tower, which ZeRO-3 has cut: use ZeRO-2 or leave it off")
-    encode.look_once(model.model, examples, device=device, quiet=quiet)
+    encode.looks.once(model.model, examples, device=device, quiet=quiet)
 
 
 def _whole(
