@@ -98,7 +98,7 @@ def train_stage(
     """
     saved = out / "checkpoints"
     with stopping_in_words(lambda: going_on(saved)), looking_always(model):
-        _claim(out, {"recipe": asdict(recipe), "seed": seed, "lora": lora and asdict(lora), "examples": len(examples)})
+        claim(out, {"recipe": asdict(recipe), "seed": seed, "lora": lora and asdict(lora), "examples": len(examples)})
         join(deepspeed)
         model.config.loss_normalization = recipe.normalization
         freeze_except(model, recipe.trains)
@@ -171,7 +171,7 @@ def _whole(
     return model
 
 
-def _claim(out: Path, run: dict) -> None:
+def claim(out: Path, run: dict) -> None:
     """Note what this folder trains, or check that it is the same as what was begun there."""
     note = out / "run.json"
     run = json.loads(json.dumps(run))  # tuples become lists, as in the file
