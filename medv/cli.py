@@ -18,6 +18,7 @@ from medv.commands.console import AsJson, console, errors
 from medv.commands.console import in_words as _in_words
 from medv.commands.console import print_mapping as _print_mapping
 from medv.commands.evaluate import evaluate_app, judge
+from medv.commands.towers import assemble, towers
 from medv.profiles import get_profile
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="A research companion for LLaDA-MedV.")
@@ -96,7 +97,7 @@ def ask(
         raise ValueError("the question is empty: ask something about the image")
     picture = open_image(image)
     from medv.evaluation.answering import answer_with_trace, check_length
-    from medv.model.bundled import bundled
+    from medv.model.bundled import bundled, untrained_projector
 
     network, processor = _load_quietly(model or bundled("tiny_model"))
     check_length(question, picture, network, processor, gen_length)
@@ -110,6 +111,11 @@ def ask(
         print(json.dumps(answer.to_dict(), ensure_ascii=False))
         return
     console.print(answer.text or "(an empty answer)", markup=False, highlight=False)
+    if model is not None and untrained_projector(model):
+        note = (
+            "the projector of this model is untrained, so the image says nothing yet: train it with `medv train align`"
+        )
+        errors.print(f"[yellow]{note}[/yellow]", soft_wrap=True)
     if model is None:
         note = "a bundled model of about 1.3 million parameters, trained on drawings: never for clinical use"
         errors.print(f"[dim]{answer.forwards} forwards, {answer.seconds:.2f} s; {note}[/dim]", soft_wrap=True)
@@ -238,6 +244,8 @@ def generate(
 
 
 app.command()(judge)
+app.command()(towers)
+app.command()(assemble)
 
 
 @app.command()

@@ -1,8 +1,8 @@
 """The one dial: everything that differs between a laptop, one GPU and the paper's machine, as frozen data.
 
-`tiny` runs on two CPU cores without network or weights, `small` on one GPU with real VQA-RAD images, `paper` is Table 6 of
-the paper with the released weights; `smoke` is for the tests, and nothing it makes is a result. A profile is printed and
-saved with every artifact. This module imports nothing but the standard library.
+`tiny` runs on two CPU cores without network or weights, `small` on one GPU from pretrained towers with real VQA-RAD images,
+`paper` is Table 6 of the paper with the released weights; `smoke` is for the tests, and nothing it makes is a result. A
+profile is printed and saved with every artifact. This module imports nothing but the standard library.
 """
 
 from dataclasses import asdict, dataclass, field, replace
@@ -12,8 +12,11 @@ STAGES = ("align", "instruct", "vqa")
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of the network. vision_* describe the SigLIP tower, image_pool how many of its patches a side become one visual
-    token by averaging (1 in the release), the rest the language tower.
+    """Sizes of the network. vision_* describe the vision tower, image_pool how many of its features a side become one visual
+    token by averaging (1 in the release), feature_norm what happens to them then, the rest the language tower.
+
+    vision is "siglip", or "efficientnet_lite0", whose own layers are fixed: one feature for 32 pixels a side, 1,280 channels.
+    key_value_heads: None = as many as heads.
     """
 
     hidden_size: int
@@ -21,13 +24,16 @@ class ModelShape:
     layers: int
     heads: int
     vocab_size: int
-    vision_hidden_size: int
-    vision_intermediate_size: int
-    vision_layers: int
-    vision_heads: int
     image_size: int
     patch_size: int
+    vision: str = "siglip"
+    vision_hidden_size: int = 0
+    vision_intermediate_size: int = 0
+    vision_layers: int = 0
+    vision_heads: int = 0
     image_pool: int = 1
+    feature_norm: str = "none"
+    key_value_heads: int | None = None
     rope_theta: float = 10_000.0
     max_positions: int = 2048
     tie_word_embeddings: bool = True
@@ -37,6 +43,11 @@ class ModelShape:
     def image_tokens(self) -> int:
         """Visual tokens of one image."""
         return (self.image_size // self.patch_size // self.image_pool) ** 2
+
+    @property
+    def sight(self) -> dict:
+        """What is made of the vision tower's features, as options of `medv.model.assembly.assemble`."""
+        return {"image_pool": self.image_pool, "feature_norm": self.feature_norm}
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,9 @@ class SamplerSpec:
 class Profile:
     """One position of the dial. `stages` maps align, instruct and vqa to recipes; `pretrain` the bundled towers' steps.
 
-    `side_by_side` says that heavy notebooks may share the machine: their models are small and need no GPU.
+    `towers` says where the training begins: at the "bundled" towers, at those that `medv towers` made of "packages", or at
+    weights that are "given". `side_by_side` says that heavy notebooks may share the machine: their models are small and need
+    no GPU.
     """
 
     name: str
@@ -102,6 +115,7 @@ class Profile:
     synthetic: bool = True
     system: str | None = None
     dtype: str = "float32"
+    towers: str = "bundled"
     side_by_side: bool = False
     notes: str = ""
     extra: dict[str, str] = field(default_factory=dict)
@@ -206,19 +220,22 @@ SMALL = replace(
     name="small",
     purpose="one GPU (or a patient CPU): phantoms and real VQA-RAD images",
     model=ModelShape(
-        hidden_size=512,
-        intermediate_size=1408,
-        layers=12,
-        heads=8,
-        vocab_size=4096,
-        vision_hidden_size=384,
-        vision_intermediate_size=1536,
-        vision_layers=8,
-        vision_heads=6,
-        image_size=128,
-        patch_size=16,
-        max_positions=1024,
+        hidden_size=576,
+        intermediate_size=1536,
+        layers=30,
+        heads=9,
+        key_value_heads=3,
+        vocab_size=49_153,
+        vision="efficientnet_lite0",
+        image_size=384,
+        patch_size=32,
+        image_pool=2,
+        feature_norm="layer",
+        rope_theta=100_000.0,
+        max_positions=8192,
     ),
+    towers="packages",
+    pretrain={},
     stages={
         "align": replace(
             TINY.stages["align"], samples=20_000, learning_rate=1e-3, max_length=1024, sources=_SMALL_NOTE
@@ -241,9 +258,9 @@ SMALL = replace(
         ),
     },
     side_by_side=False,
-    notes="no weights come with it: its towers are trained first, once, into runs/small/towers; meant for one GPU of 8 GB, "
-    "on a CPU it takes most of a day; for real images put trainset.json, testset.json and images/ of VQA-RAD into a folder and "
-    "run notebook 12 with data=vqa_rad and data_dir; sizes are fixed, recipes not yet measured on a GPU",
+    notes="begins from pretrained towers, which `medv towers small` brings into runs/small/towers; meant for one GPU of "
+    "16 GB, on a CPU it takes days; for real images put trainset.json, testset.json and images/ of VQA-RAD into a folder and run notebook "
+    "12 with data=vqa_rad and data_dir",
 )
 
 _TABLE6 = "Table 6 of the paper"
@@ -304,6 +321,7 @@ PAPER = Profile(
     synthetic=False,
     system="medical",
     dtype="bfloat16",
+    towers="given",
 )
 
 PROFILES = {profile.name: profile for profile in (TINY, SMALL, PAPER, SMOKE)}

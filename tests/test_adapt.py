@@ -112,7 +112,9 @@ def test_no_position_is_padding_and_the_ends_of_documents_are_hidden_and_scored(
     ] * 8
     packed = pack(documents, tokenizer(), 32)
     end, turn = special().end_of_text, special().end_of_turn
-    assert packed.shape[1] == 32 and (packed == turn).sum() in (23, 24), "of each prompt, and of each answer but those cut off"
+    assert packed.shape[1] == 32 and (packed == turn).sum() in (23, 24), (
+        "of each prompt, and of each answer but those cut off"
+    )
     runs = "".join("e" if token == end else "-" for token in packed.flatten().tolist()).split("-")
     assert {len(ends) for ends in runs if ends} <= set(range(1, 2 * ENDS)) and len({*map(len, runs)}) > 3
     recipe = replace(RECIPE, length=32, batch_size=len(packed), tokens=len(packed) * 32)

@@ -121,7 +121,7 @@ def initial(arm: Arm, parts: Mapping[str, Path], profile: Profile, *, seed: int)
     """The model where an arm begins and its processor. New weights (projector, random tower) depend on `seed` alone."""
     if arm.weights == "general":
         return load_model(parts["general"])
-    model = assemble(parts["language"], parts["vision"], seed=seed, image_pool=profile.model.image_pool)
+    model = assemble(parts["language"], parts["vision"], seed=seed, **profile.model.sight)
     if arm.weights == "random":
         tower = model.model.vision_tower.state_dict()
         with torch.random.fork_rng(devices=[]):

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from medv.artifacts import default_out
 from medv.data.example import Example
 from medv.model.assembly import assemble, new_processor
-from medv.model.bundled import bundled, load_model
+from medv.model.bundled import bundled, fetched_towers, load_model
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
 from medv.profiles import Profile, StageRecipe
@@ -21,35 +21,36 @@ from medv.training.examples import stage_examples
 from medv.training.launch import deepspeed_config, rank
 from medv.training.lora import LoraRecipe
 from medv.training.memory import MemoryPlan, check_memory, device_capacity
-from medv.training.pretrain import pretrain
 from medv.training.stages import summary, train_stage, training_steps
 
 ZERO_STAGES = {None: 0, "zero2": 2, "zero3": 3}
 
 
 def starting_point(
-    profile: Profile, init: Path | None, *, seed: int, dtype: torch.dtype = torch.float32
+    profile: Profile, init: Path | None, *, seed: int, dtype: torch.dtype = torch.float32, folder: Path | None = None
 ) -> tuple[MedVForMaskedDiffusion, MedVProcessor]:
-    """The model to train and its processor: from a folder (in `dtype`), or the profile's towers with a new projector."""
+    """The model to train and its processor: from a folder (in `dtype`), or the profile's towers with a new projector.
+
+    `folder` is that of `towers`.
+    """
     if init is not None:
         return load_model(init, dtype=dtype)
-    language, vision = towers(profile)
-    model = assemble(language, vision, seed=seed, image_pool=profile.model.image_pool)
+    language, vision = towers(profile, folder)
+    model = assemble(language, vision, seed=seed, **profile.model.sight)
     return model, new_processor(AutoTokenizer.from_pretrained(language), model.config, system=profile.system)
 
 
-def towers(profile: Profile) -> tuple[Path, Path]:
-    """Folders of the language and the vision tower: the package's for `tiny`, made once under `runs/` for `small`.
+def towers(profile: Profile, folder: Path | None = None) -> tuple[Path, Path]:
+    """Folders of the language and the vision tower: the package's for `tiny`; for `small` those that `medv towers` made in
+    `folder`, by default `runs/small/towers`.
 
-    Raises ValueError for a profile that starts from released weights.
+    Raises ValueError for a profile that starts from released weights, FileNotFoundError where the towers are missing.
     """
-    if profile.name in ("tiny", "smoke"):
+    if profile.towers == "bundled":
         return bundled("language_tower"), bundled("vision_tower")
-    if not profile.pretrain:
+    if profile.towers != "packages":
         raise ValueError(f"profile {profile.name} has no towers of its own: give the weights to start from with --init")
-    folder = default_out(profile.name) / "towers"
-    pretrain(profile, folder, only=("tokenizer", "vision_tower", "language_tower"))
-    return folder / "language_tower", folder / "vision_tower"
+    return fetched_towers(profile.name, folder or default_out(profile.name) / "towers")
 
 
 def run_stage(
@@ -112,7 +113,7 @@ def _base(profile: Profile, init: Path | None) -> dict[str, str] | None:
     """What a projector alone is put on when it is loaded; None for towers that are neither a model's nor the package's."""
     if init is not None:
         return {"model": str(init)}
-    return {"model": "bundled"} if towers(profile)[0] == bundled("language_tower") else None
+    return {"model": "bundled"} if profile.towers == "bundled" else None
 
 
 def plan_stage(

@@ -39,6 +39,10 @@ def pretrain(profile: Profile, out: Path, *, seed: int = 0, only: Sequence[str] 
 
     When all are there, `out/weights` holds them in half precision, as the package carries them in `medv/weights`.
     """
+    if not profile.pretrain:
+        raise ValueError(
+            f"profile {profile.name} begins from towers trained elsewhere: only tiny and smoke train their own"
+        )
     unknown = set(only) - set(PARTS)
     if unknown:
         raise ValueError(f"unknown part {', '.join(sorted(unknown))}: use {', '.join(PARTS)}")
@@ -150,7 +154,7 @@ def _stages(
     profile: Profile, out: Path, name: str, sets: dict[str, list[Example]], seed: int, quiet: bool
 ) -> MedVForMaskedDiffusion:
     """Run stages one after another from the towers; the last one's model is saved under `name`."""
-    model = assemble(out / "language_tower", out / "vision_tower", seed=seed, image_pool=profile.model.image_pool)
+    model = assemble(out / "language_tower", out / "vision_tower", seed=seed, **profile.model.sight)
     processor = new_processor(_tokenizer(out), model.config, system=profile.system)
     for stage, examples in sets.items():
         work = out / name / "checkpoints" / stage

@@ -17,9 +17,9 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer, DynamicCache, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from medv.artifacts import fingerprint, write_json, write_text
-from medv.data.chat import SpecialTokens, encode_prompt
-from medv.data.example import Turn
+from medv.data.chat import SpecialTokens
 from medv.data.prompts import PROMPTS
+from medv.data.texts import Document
 from medv.model.assembly import token_ids
 from medv.training.adapt import half_on, load_tower
 
@@ -79,13 +79,14 @@ def by_length(tokenizer: PreTrainedTokenizerFast) -> list[list[tuple[str, list[i
 
     A tokenizer that has a chat template of its own knows best how its model wants to be asked.
     """
+    texts = [
+        tokenizer.apply_chat_template([{"role": "user", "content": p}], add_generation_prompt=True, tokenize=False)
+        if tokenizer.chat_template
+        else Document("", p).opening()
+        for p in PROMPTS
+    ]
     groups: dict[int, list[tuple[str, list[int]]]] = defaultdict(list)
-    for prompt in PROMPTS:
-        if tokenizer.chat_template:
-            said = [{"role": "user", "content": prompt}]
-            ids = tokenizer.apply_chat_template(said, add_generation_prompt=True, return_dict=True)["input_ids"]
-        else:
-            ids = encode_prompt(tokenizer, (Turn("user", prompt),))
+    for prompt, ids in zip(PROMPTS, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True):
         groups[len(ids)].append((prompt, ids))
     return [groups[size] for size in sorted(groups)]
 

@@ -28,17 +28,13 @@ def causal_recipe(recipe: StageRecipe) -> StageRecipe:
     return replace(recipe, padding="none", times="iid")
 
 
-TOWERS_FOR = ("tiny", "smoke")
-"""The profiles whose twin has a bundled tower to start from."""
-
-
 def train_twin(profile: Profile, out: Path, *, seed: int = 0, quiet: bool = False) -> dict:
     """Stages 1 and 2 of the twin, from its bundled tower, into the folder `out`; finished stages are kept.
 
     Returns the facts of each stage as `medv.training.command.summary` gives them. Raises ValueError for a profile without
     bundled towers.
     """
-    if profile.name not in TOWERS_FOR:
+    if profile.towers != "bundled":
         raise ValueError(f"profile {profile.name} has no bundled towers to train an autoregressive twin from")
     tower = bundled("twin_tower")
     facts, start = {}, None
@@ -46,7 +42,7 @@ def train_twin(profile: Profile, out: Path, *, seed: int = 0, quiet: bool = Fals
         folder = out if stage == TWIN_STAGES[-1] else out / stage
         if not (folder / "training.json").exists():
             if start is None:
-                model = assemble(tower, bundled("vision_tower"), seed=seed, image_pool=profile.model.image_pool)
+                model = assemble(tower, bundled("vision_tower"), seed=seed, **profile.model.sight)
                 model = causal_twin(model)
                 processor = new_processor(AutoTokenizer.from_pretrained(tower), model.config, system=profile.system)
             else:
@@ -67,7 +63,7 @@ def obtain_twin(profile: Profile, out: Path, *, source: Path | None = None, seed
     profile without a bundled tower has no twin of its own, and then `out` holds no model.
     """
     started = time.perf_counter()
-    if source is None and profile.name not in TOWERS_FOR:
+    if source is None and profile.towers != "bundled":
         out.mkdir(parents=True, exist_ok=True)
         facts = {
             "none": f"profile {profile.name} has no bundled tower to train a twin from: give notebook 13 a model as init"
