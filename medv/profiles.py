@@ -259,8 +259,8 @@ SMALL = replace(
     },
     side_by_side=False,
     notes="begins from pretrained towers, which `medv towers small` brings into runs/small/towers; meant for one GPU of "
-    "16 GB, on a CPU it takes days; for real images put trainset.json, testset.json and images/ of VQA-RAD into a folder and run notebook "
-    "12 with data=vqa_rad and data_dir",
+    "16 GB, on a CPU it takes days; for real images put trainset.json, testset.json and images/ of VQA-RAD into a folder "
+    "and run notebook 12 with data=vqa_rad and data_dir",
 )
 
 _TABLE6 = "Table 6 of the paper"

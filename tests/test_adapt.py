@@ -173,7 +173,8 @@ def test_the_loss_falls_and_the_result_is_a_bidirectional_language_tower(causal,
     assert evaluated[-1]["eval_loss"] < evaluated[0]["eval_loss"] and len(evaluated[0]["eval_by_t"]) == 4
     facts = read(whole / "training.json")
     assert facts["eval_loss"] == evaluated[-1]["eval_loss"] and facts["rows"] == {"train": 10, "held_out": 2}
-    assert read(whole / "speed.json")["tokens_per_second"] > 0
+    speed = read(whole / "speed.json")
+    assert speed["total"]["tokens_per_second"] > 0 and [row["step"] for row in speed["rows"]] == list(range(1, 11))
     assert (
         not LlamaForCausalLM.from_pretrained(whole).config.is_causal
         and str(causal) not in (whole / "config.json").read_text()

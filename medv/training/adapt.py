@@ -8,6 +8,7 @@ the same. Always: no shift (the logits at i predict token i), embeddings and hea
 Order, noise and attention are functions of (seed, step), so a run that was killed goes on bit for bit from its checkpoint.
 """
 
+import hashlib
 import json
 import math
 import shutil
@@ -202,7 +203,7 @@ def adapt(
         return json.loads(finished.read_text(encoding="utf-8"))
     tokenizer = AutoTokenizer.from_pretrained(language, local_files_only=True)
     mask = check_tower(language, tokenizer, recipe)
-    data = [train.tolist(), held_out.tolist()]
+    data = [hashlib.sha256(rows.numpy().tobytes()).hexdigest() for rows in (train, held_out)]
     claim(out, {"recipe": asdict(recipe), "seed": seed, "text": fingerprint(data), "start": fingerprint(language)})
     adapter = Adapter(language, recipe, torch.device(device), compiled=compiled)
     batches = Batches(train, recipe, mask, seed=seed, accumulation=accumulation)
@@ -261,7 +262,7 @@ class _Run:
         self.adapter, self.batches, self.held_out, self.file = adapter, batches, held_out, file
         self.checkpoints, self.quiet = checkpoints, quiet
         self.history: list[dict] = []
-        self.seconds, self.measured = 0.0, 0
+        self.measured: list[dict] = []
 
     def train(self, stop_after: int | None) -> int:
         """Go on from the checkpoint, if there is one, to the end or to `stop_after`; returns the steps that are done."""
@@ -284,7 +285,7 @@ class _Run:
                     continue
                 self._tell(done, sums / (done - since), time.perf_counter() - started, done - since)
                 bar.set_postfix(
-                    loss=self.history[-1]["loss"], tokens_per_second=round(self.speed()["tokens_per_second"])
+                    loss=self.history[-1]["loss"], tokens_per_second=round(self.measured[-1]["tokens_per_second"])
                 )
                 bar.update(done - since)
                 if done in looking:
@@ -302,7 +303,8 @@ class _Run:
         row = {"step": step, "tokens": step * recipe.batch_size * recipe.length, "loss": loss}
         row |= {"alignment": apart} if recipe.align else {}
         self.history.append(row | {"gradient_norm": norm, "learning_rate": recipe.rate(step - 1)})
-        self.seconds, self.measured = self.seconds + seconds, self.measured + steps
+        rate = steps * recipe.batch_size * recipe.length / seconds
+        self.measured.append({"step": step, "seconds": seconds, "tokens_per_second": rate})
 
     def _evaluate(self, step: int) -> None:
         by_t = held_out_losses(self.adapter.student, self.held_out, self.batches.mask).mean(dim=0)
@@ -312,8 +314,8 @@ class _Run:
 
     def speed(self) -> dict:
         """Tokens a second since the last start, held-out rows and checkpoints not counted, and the memory taken."""
-        recipe = self.adapter.recipe
-        tokens = self.measured * recipe.batch_size * recipe.length
-        rates = {"tokens_per_second": tokens / max(self.seconds, 1e-9), "seconds": self.seconds, "steps": self.measured}
+        seconds = sum(row["seconds"] for row in self.measured)
+        tokens = sum(row["seconds"] * row["tokens_per_second"] for row in self.measured)
         name = torch.cuda.get_device_name() if self.adapter.device.type == "cuda" else "CPU"
-        return rates | {"peak_bytes": peak_bytes(), "device": name}
+        total = {"tokens_per_second": tokens / seconds if seconds else None, "seconds": seconds, "device": name}
+        return {"total": total | {"peak_bytes": peak_bytes()}, "rows": self.measured}
