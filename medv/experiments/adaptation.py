@@ -138,13 +138,13 @@ class AdaptPlan:
     documents: int = 0
 
 
-_TINY = AdaptRecipe(tokens=61_440, length=64, batch_size=4, learning_rate=2e-3)
+_TINY = AdaptRecipe(tokens=49_152, length=64, batch_size=4, learning_rate=2e-3)
 PLANS = {
     "tiny": AdaptPlan(_TINY, (0, 1, 2), 64, 20, SamplerSpec(32, 32, 16), documents=4000),
     "smoke": AdaptPlan(replace(_TINY, tokens=512), (0,), 4, 2, SamplerSpec(8, 8, 4), documents=200),
     "small": AdaptPlan(AdaptRecipe(tokens=2_000_000, batch_size=32), (0,), 64, 20, SamplerSpec(64, 32, 64)),
 }
-"""Budgets by profile. In `tiny` 240 steps an arm, so that twenty-four runs fit into minutes; `small` needs a GPU."""
+"""Budgets by profile. In `tiny` 192 steps an arm, so that twenty-four runs fit into minutes; `small` needs a GPU."""
 
 
 @dataclass(frozen=True)
