@@ -1,5 +1,6 @@
 """The fast sampler gives what the plain one gives, case by case; caches are exact where they must be and valid elsewhere."""
 
+import copy
 import random
 from collections import Counter
 from dataclasses import replace
@@ -154,17 +155,44 @@ def test_a_revision_runs_with_and_without_a_cache(network):
     assert (cached.sequences != special().mask).all() and cached.forwards == plain.forwards and cached.refreshes == 4
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("cache", [NoCache(), DualCache(1)])
-def test_grouped_keys_and_both_attentions_are_identical_too(attention, cache):
-    config = shape_config(shape(), special())
-    config.text_config.num_key_value_heads = 1
+def grouped_model(attention: str = "sdpa") -> MedVForMaskedDiffusion:
+    """Four heads that share two of keys and values, and a head tied to the embedding."""
+    config = shape_config(shape(heads=4, key_value_heads=2), special())
     torch.manual_seed(3)
-    grouped = MedVForMaskedDiffusion(config).eval()
+    grouped = with_stops(MedVForMaskedDiffusion(config).eval())
     grouped.set_attn_implementation(attention)
-    inputs = prompts([0, 1, 3])
-    fast = grouped.generate(**inputs, config=replace(BASE, cfg_scale=1.0, cache=cache))
-    assert same(fast, grouped.generate(**inputs, config=replace(BASE, cfg_scale=1.0), reference=True))
+    return grouped
+
+
+def ungrouped(grouped: MedVForMaskedDiffusion) -> MedVForMaskedDiffusion:
+    """The multi-head model that computes the same: each head has a copy of its keys' and values' weights."""
+    config = copy.deepcopy(grouped.config)
+    config.text_config.num_key_value_heads = 4
+    whole, state = MedVForMaskedDiffusion(config).eval(), grouped.state_dict()
+    for name in state:
+        if "language_model" in name and ("k_proj" in name or "v_proj" in name):
+            state[name] = state[name].unflatten(0, (2, -1)).repeat_interleave(2, dim=0).flatten(0, 1)
+    whole.load_state_dict(state)
+    return whole
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("cache", [NoCache(), PrefixCache(1), DualCache(1)])
+def test_grouped_keys_and_both_attentions_are_identical_too(attention, cache):
+    grouped = grouped_model(attention)
+    assert grouped.lm_head.weight is grouped.get_input_embeddings().weight
+    for number in range(2000, 2006):
+        config, inputs = drawn_case(number)
+        fast = grouped.generate(**inputs, config=replace(config, cache=cache))
+        assert same(fast, grouped.generate(**inputs, config=config, reference=True)), (number, config)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("cache", [NoCache(), PrefixCache(4), DualCache(4)])
+def test_grouped_keys_write_what_their_copies_write_under_every_cache_and_schedule(schedule, cache):
+    grouped, inputs = grouped_model(), prompts([0, 1, 3])
+    config = replace(BASE, steps=8, schedule=schedule, cache=cache, cfg_scale=1.0)
+    assert same(grouped.generate(**inputs, config=config), ungrouped(grouped).generate(**inputs, config=config))
 
 
 def test_the_logits_of_the_decoder_are_those_of_the_model(network):

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from medv.artifacts import disk_is_full
+
 console, errors = Console(), Console(stderr=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -24,6 +26,12 @@ def in_words(command: Callable) -> Callable:
             return command(*args, **kwargs)
         except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, FileExistsError) as error:
             errors.print(f"[red]medv:[/red] {escape(str(error))}", soft_wrap=True)
+            raise typer.Exit(2) from error
+        except Exception as error:
+            if not disk_is_full(error):
+                raise
+            line = next(iter(str(error).splitlines()), "")
+            errors.print(f"[red]medv:[/red] the disk is full ({escape(line)}): free some space", soft_wrap=True)
             raise typer.Exit(2) from error
 
     return wrapped

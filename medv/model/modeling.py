@@ -87,7 +87,7 @@ class MedVModel(MedVPreTrainedModel):
 
     def __init__(self, config: MedVConfig):
         super().__init__(config)
-        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.vision_tower = AutoModel.from_config(config.vision_config).eval()  # see `train`
         self.projector = MedVProjector(config)
         self.language_model = AutoModel.from_config(config.text_config)
         self.image_newline = None

@@ -25,10 +25,9 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 
+from medv.artifacts import disk_is_full
+
 DEEPSPEED = ("zero2", "zero3")
-_FULL = re.compile(
-    r"No space left|File too large|quota|os error (27|28|122)\b|PytorchStreamWriter|unexpected pos", re.I
-)
 _LOST = re.compile(r"gloo|nccl|peer|connection (closed|reset|refused)|broken pipe|timed out", re.I)
 
 
@@ -138,7 +137,7 @@ def stopping_in_words(going_on: Callable[[], str]) -> Iterator[None]:
         raise
     except (OSError, RuntimeError, SafetensorError) as error:
         line = next(iter(str(error).splitlines()), "")
-        if _FULL.search(str(error)):
+        if disk_is_full(error):
             raise TrainingStopped(f"{who}the disk is full ({line}): free some space; {going_on()}") from error
         if processes() > 1 and _LOST.search(str(error)):
             raise TrainingStopped(f"{who}{lost}; {going_on()}") from error
