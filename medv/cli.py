@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from medv.commands.adapt import adapt
 from medv.commands.bench import bench_app
 from medv.commands.console import AsJson, any_text, console, errors, finish, print_json, say
 from medv.commands.console import in_words as _in_words
@@ -36,7 +37,9 @@ from medv.profiles import get_profile
 from medv.reading import visible
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="A research companion for LLaDA-MedV.")
+train_app = typer.Typer(no_args_is_help=True, help="Train a stage of the paper's recipe, or what comes before it.")
 data_app = typer.Typer(no_args_is_help=True, help="Look at data sets.")
+app.add_typer(train_app, name="train")
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
@@ -153,10 +156,9 @@ def _load_quietly(folder: Path, dtype: str, device: str | None):
     return load_model(folder, dtype=getattr(torch, dtype), device=device)
 
 
-@app.command()
 @_in_words
 def train(
-    stage: Annotated[str, typer.Argument(help="pretrain (the bundled towers), align, instruct or vqa.")],
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder of the result; a run that was stopped there goes on.")],
     profile: ProfileName = "tiny",
     data: Annotated[
@@ -184,7 +186,7 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train one stage of the paper's recipe; also under torchrun and the deepspeed launcher (python -m medv)."""
-    chosen = get_profile(profile)
+    chosen, stage = get_profile(profile), context.info_name
     from medv.training import launch
     from medv.training.command import run_stage
     from medv.training.lora import LoraRecipe
@@ -219,6 +221,16 @@ def train(
     if "seconds" not in facts:
         say(f"{out} was finished already: nothing is trained again")
     _print_mapping(f"{stage}: saved to {out}", facts, as_json)
+
+
+for _stage, _about in (
+    ("pretrain", "Make the bundled towers again."),
+    ("align", None),
+    ("instruct", None),
+    ("vqa", None),
+):
+    train_app.command(_stage, help=_about)(train)
+train_app.command("adapt")(adapt)
 
 
 @app.command()

@@ -81,6 +81,14 @@ NODES: tuple[Node, ...] = (
         heavy=True,
     ),
     Node(
+        "adaptation",
+        "14_from_causal_to_diffusion.ipynb",
+        "From causal to diffusion",
+        makes=("trials/adaptation",),
+        results=("adaptation", "table_adaptation"),
+        heavy=True,
+    ),
+    Node(
         "initialization",
         "30_initialization.ipynb",
         "What the initial weights contribute",

@@ -63,11 +63,11 @@ def shape_config(shape: ModelShape, special: SpecialTokens, **options) -> MedVCo
         pad_token_id=special.end_of_text,
         is_causal=False,
     )
-    options = {**shape.sight, **_token_ids(special), **options}
+    options = {**shape.sight, **token_ids(special), **options}
     return MedVConfig(vision_config=vision_config(shape), text_config=text, **options)
 
 
-def _token_ids(special: SpecialTokens) -> dict:
+def token_ids(special: SpecialTokens) -> dict:
     """The ids that the sampler must know. End of text may be written by our own models and ends a response like end of turn."""
     return {
         "image_token_id": special.image,
@@ -105,7 +105,7 @@ def assemble(
     tower.config._name_or_path = text.config._name_or_path = (
         ""  # a model must not carry the paths of the machine it was made on
     )
-    options = {**_token_ids(special), **_preparation(Path(vision)), **options}
+    options = {**token_ids(special), **_preparation(Path(vision)), **options}
     config = MedVConfig(vision_config=tower.config, text_config=text.config, **options)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
