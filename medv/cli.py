@@ -176,6 +176,7 @@ def train(
     ] = False,
     rank: Annotated[int, typer.Option(min=1, help="LoRA rank.")] = 16,
     seed: Annotated[int, typer.Option(help="Of order, noise and new weights.")] = 0,
+    epochs: Annotated[float | None, typer.Option(min=0.0, help="Instead of the recipe's.")] = None,
     accumulation: Annotated[int, typer.Option(min=1, help="Cut each batch into so many parts.")] = 1,
     deepspeed: Annotated[str | None, typer.Option(help="zero2 or zero3: share the work under DeepSpeed.")] = None,
     device: Annotated[str | None, typer.Option(help="cuda or cpu; default: the best there is.")] = None,
@@ -192,6 +193,8 @@ def train(
     from medv.training.lora import LoraRecipe
     from medv.training.pretrain import pretrain
 
+    if epochs is not None:
+        chosen = chosen.with_recipe(stage, epochs=epochs)
     try:
         if stage == "pretrain":
             pretrain(chosen, out, seed=seed)

@@ -167,6 +167,12 @@ class Profile:
         """A JSON-able copy."""
         return asdict(self)
 
+    def with_recipe(self, stage: str, **changes) -> "Profile":
+        """The profile with other values in one stage's recipe; raises ValueError for an unknown stage."""
+        if stage not in self.stages:
+            raise ValueError(f"unknown stage {stage!r}: use one of {', '.join(self.stages)}")
+        return replace(self, stages=self.stages | {stage: replace(self.stages[stage], **changes)})
+
 
 _BOTH = ("projector", "language_model")
 _TINY_MODEL = ModelShape(

@@ -144,8 +144,8 @@ def fit_answers(profile: Profile, processor: MedVProcessor, train: Sequence[Exam
     length = max(profile.answer.gen_length, 8 * int(np.ceil(np.quantile(lengths, 0.95) / 8)))
     if not profile.synthetic or length == profile.answer.gen_length:
         return profile
-    recipe = replace(profile.stages["vqa"], padding=f"fixed:{length}")
-    return replace(profile, stages=profile.stages | {"vqa": recipe}, answer=SamplerSpec(length, length, length))
+    longer = profile.with_recipe("vqa", padding=f"fixed:{length}")
+    return replace(longer, answer=SamplerSpec(length, length, length))
 
 
 def train_seeds(
