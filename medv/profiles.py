@@ -46,7 +46,8 @@ class ModelShape:
 
     def __post_init__(self):
         for name in (name for name, kind in self.__annotations__.items() if kind is int):
-            limits.whole(name, getattr(self, name), 1)
+            fixed = name.startswith("vision_") and self.vision != "siglip"  # the tower's own sizes
+            limits.whole(name, getattr(self, name), 0 if fixed else 1)
         for name in ("rope_theta", "initializer_range"):
             limits.real(name, getattr(self, name), 0, open_ends="least")
 
@@ -107,6 +108,8 @@ class StageRecipe:
         limits.real("learning_rate", self.learning_rate, 0, open_ends="least")
         limits.real("warmup", self.warmup, 0, 1, open_ends="most")
         limits.real("weight_decay", self.weight_decay, 0)
+        limits.real("projector_rate", self.projector_rate, 0, open_ends="least")
+        limits.real("feature_dropout", self.feature_dropout, 0, 1, open_ends="most")
         if self.precision not in PRECISIONS:
             raise ValueError(f"unknown precision {self.precision!r}: use one of {', '.join(PRECISIONS)}")
 
