@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from medv.data.example import Example, Turn, load_image
 from medv.diffusion.sampler import SamplerConfig
 from medv.diffusion.trace import Events, Trace, drain
+from medv.model.devices import computes_on
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
 
@@ -136,7 +137,7 @@ def _answer_batch(
         raise ValueError("a batch mixes questions with and without an image: answer them in two calls")
     pairs = zip(batch, images, strict=True)
     prompts = [processor.encode_turns((Turn("user", ex.question.strip()),), image=image) for ex, image in pairs]
-    inputs = processor.batch(prompts, images if with_image else None).to(model.device)
+    inputs = processor.batch(prompts, images if with_image else None).to(computes_on(model.get_input_embeddings()))
     was_training = model.training
     model.eval()
     with torch.inference_mode():
