@@ -15,6 +15,7 @@ from medv.data.chat import encode_prompt
 from medv.data.example import Example, Turn
 from medv.diffusion.sampler import SamplerConfig
 from medv.diffusion.trace import Events, Trace, drain
+from medv.model.devices import computes_on
 from medv.model.looks import Looks, joined
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
@@ -136,8 +137,9 @@ def _answer_batch(
         for example, count in zip(batch, counts, strict=True)
     ]
     _check_positions(max(map(len, prompts)), config.gen_length, model)
+    place = computes_on(model.get_input_embeddings())
     inputs = dict(processor.batch(prompts, None)) | joined(seen)
-    inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+    inputs = {name: tensor.to(place) for name, tensor in inputs.items()}
     was_training = model.training
     model.eval()
     with torch.inference_mode():

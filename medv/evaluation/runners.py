@@ -21,7 +21,7 @@ from medv.diffusion.settings import SamplerConfig
 from medv.evaluation.answering import Answer, check_length, full_view, stream_answers
 from medv.model.bundled import load_model
 from medv.model.contents import contents
-from medv.model.devices import place
+from medv.model.devices import device_named, place
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
 
@@ -81,6 +81,7 @@ class MedVRunner:
     load: Callable[[], tuple[MedVForMaskedDiffusion, MedVProcessor]] | None = None
 
     def __post_init__(self):
+        device_named(self.device)  # what is not here is told before questions are read
         if self.load is None:
             self.load = cache(partial(load_model, self.folder, dtype=getattr(torch, self.dtype), device=self.device))
 

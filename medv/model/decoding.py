@@ -18,6 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from medv.diffusion.caching import CachePolicy, NoCache
+from medv.model.devices import computes_on
 from medv.model.graphs import Graph
 from medv.model.pieces import gated, normed, normed_sum, piece, rotated
 
@@ -78,7 +79,7 @@ class Decoder:
         self.on_gpu = prompt.device.type == "cuda"
         if graphs and not self.on_gpu:
             raise ValueError(f"CUDA graphs need a CUDA device, and the prompt is on {prompt.device}: leave graphs off")
-        if graphs and len({_device(layer) for layer in self.layers}) > 1:
+        if graphs and len({computes_on(layer.input_layernorm) for layer in self.layers}) > 1:
             raise ValueError("CUDA graphs need the whole model on one GPU, and this one is spread: leave graphs off")
         self.width, self.length = prompt.shape[1], prompt.shape[1] + gen_length
         embeds, self.rope, self.mask = self._seen(prompt, attention_mask, image_features)
@@ -201,7 +202,7 @@ class Decoder:
             states = torch.cat([stream.prompt[:, self.width - window.given :], states], dim=1)  # [B, W, D]
         change, mask, rope = None, self.mask, [_take(part, window.columns) for part in self.rope]
         for index, layer in enumerate(self.layers):
-            device = _device(layer)
+            device = computes_on(layer.input_layernorm)
             if states.device != device:  # the model is spread
                 states, change, mask, *rope = (
                     part if part is None else part.to(device) for part in (states, change, mask, *rope)
@@ -268,7 +269,7 @@ class Decoder:
             if isinstance(window.columns, slice):
                 buffer[:, window.columns] = fresh
             else:
-                buffer.index_copy_(1, window.columns, fresh)
+                _wide(buffer).index_copy_(1, window.columns, _wide(fresh))
         # The fresh tensors lie in memory as they do without a cache, so that a refresh gives the very same bits.
         return (keys, values) if window.full else (stream.keys[index], stream.values[index])
 
@@ -279,7 +280,8 @@ def vocabulary_logits(head: nn.Module, states: torch.Tensor) -> torch.Tensor:
     The rows are few and the vocabulary is large: a CPU's matrix library takes up to twice as long for that as for the
     transposed product, piece by piece. Anything but a plain linear head on a CPU is called as it is.
     """
-    if states.device.type != "cpu" or type(head) is not nn.Linear or head.bias is not None or torch.is_grad_enabled():
+    plain = type(head) is nn.Linear and head.bias is None and not head.weight.is_meta
+    if states.device.type != "cpu" or not plain or torch.is_grad_enabled():
         return head(states)
     flat = states.flatten(0, 1)  # [B * K, D]
     logits = flat.new_empty(len(flat), len(head.weight))  # [B * K, V]
@@ -287,12 +289,6 @@ def vocabulary_logits(head: nn.Module, states: torch.Tensor) -> torch.Tensor:
         piece = head.weight[start : start + HEAD_PIECE]
         logits[:, start : start + HEAD_PIECE] = (piece @ flat.T).T
     return logits.view(*states.shape[:-1], -1)
-
-
-def _device(module: nn.Module) -> torch.device:
-    """Where a module computes: where its weights are, or where accelerate brings them for the time of a call."""
-    hook = getattr(module, "_hf_hook", None)
-    return next(module.parameters()).device if hook is None else torch.device(hook.execution_device)
 
 
 def _heads(attention: nn.Module, projected: torch.Tensor) -> torch.Tensor:
@@ -312,6 +308,11 @@ def _take(states: torch.Tensor, columns: Columns) -> torch.Tensor:
         return states.index_select(1, columns)
     where = columns.reshape(*columns.shape, *[1] * (states.dim() - 2)).expand(-1, -1, *states.shape[2:])
     return states.expand(len(columns), *states.shape[1:]).gather(1, where)
+
+
+def _wide(states: torch.Tensor) -> torch.Tensor:
+    """The same memory as numbers of eight bytes, of which a kernel that copies one by one moves more at a time."""
+    return states.view(torch.int64) if states.shape[-1] * states.element_size() % 8 == 0 else states
 
 
 def _padded(attention_mask: torch.Tensor | None) -> bool:

@@ -37,6 +37,12 @@ def device_named(name: str | torch.device | None = None) -> torch.device:
     return device
 
 
+def computes_on(module: nn.Module) -> torch.device:
+    """Where a module with weights of its own computes: where they are, or where accelerate brings them for a call."""
+    hook = getattr(module, "_hf_hook", None)
+    return next(module.parameters()).device if hook is None else torch.device(hook.execution_device)
+
+
 def can_compile() -> bool:
     """Whether `torch.compile` has what it needs for a GPU: Triton, and a C compiler for what starts its kernels."""
     compilers = filter(None, (os.environ.get("CC"), "cc", "gcc", "clang"))

@@ -26,7 +26,7 @@ from medv.diffusion.settings import Denoiser, SamplerConfig, SamplerOutput
 from medv.diffusion.trace import Events, drain
 from medv.model.configuration import MedVConfig
 from medv.model.decoding import decoder_for
-from medv.model.devices import can_compile
+from medv.model.devices import can_compile, computes_on
 from medv.model.merging import merge_views, pool_patches
 from medv.model.presets import generate_preset
 from medv.model.vision import feature_width, grid_features
@@ -339,7 +339,11 @@ class MedVForMaskedDiffusion(MedVPreTrainedModel):
 
         Raises ValueError where graphs are asked for and cannot be.
         """
-        could = self.device.type == "cuda" and not hasattr(self, "hf_device_map") and config.preset == "medv"
+        could = (
+            computes_on(self.get_input_embeddings()).type == "cuda"
+            and not hasattr(self, "hf_device_map")
+            and config.preset == "medv"
+        )
         if graphs and not could:
             raise ValueError("CUDA graphs need a model on one CUDA device and no preset: leave them off")
         graphs = could if graphs is None else graphs
