@@ -131,7 +131,7 @@ class Worker:
         return stage_examples(stage, SMALL, **how)[0][: self._few()]
 
     def _few(self) -> int | None:
-        return 24 if self.arguments.steps else None
+        return 4 if self.arguments.steps else None
 
     def start(self, trial: Trial):
         """The network that a trial begins with."""
