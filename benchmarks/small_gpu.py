@@ -161,6 +161,7 @@ class Worker:
                 recipe = replace(recipe, batch_size=2, epochs=2 * trial.steps / len(learned))
             lora = LoraRecipe(rank=trial.rank, alpha=2 * trial.rank) if trial.rank and stage == "vqa" else None
             options = {"seed": trial.seed, "lora": lora, "checkpoints": False, "looks": looks, "quiet": True}
+            options["accumulation"] = 2 if trial.pool == 1 else 1  # or eight such trainings are more than 80 GB
             train_stage(model, processor, recipe, learned, scratch / stage, **options)
             times[stage] = time.perf_counter() - since
             history = json.loads((scratch / stage / "history.json").read_text(encoding="utf-8"))
