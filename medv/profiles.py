@@ -266,6 +266,7 @@ SMALL = replace(
     ),
     towers="packages",
     pretrain={},
+    describe=SamplerSpec(gen_length=128, block_length=32, steps=128),
     stages={
         "align": replace(
             _SMALL_STAGE,
