@@ -121,17 +121,17 @@ class Worker:
 
     def _split(self, protocol: str):
         train, asked = question_sets(SMALL, "vqa_rad", self.arguments.data_dir, protocol)
-        return train, {name: questions[: self._few()] for name, questions in asked.items()}
+        return train, {name: self._few(questions) for name, questions in asked.items()}
 
     def _learned(self, stage: str, protocol: str, gray: bool) -> list[Example]:
         """What a stage learns from; the same objects each time, so that drawn images are looked at once, too."""
         if gray:
             return blinded(self.learned(stage, protocol, False))
         how = {"data": "vqa_rad", "data_dir": self.arguments.data_dir, "protocol": protocol}
-        return stage_examples(stage, SMALL, **how)[0][: self._few()]
+        return self._few(stage_examples(stage, SMALL, **how)[0])
 
-    def _few(self) -> int | None:
-        return 24 if self.arguments.steps else None
+    def _few(self, examples: list[Example]) -> list[Example]:
+        return examples[:: len(examples) // 6] if self.arguments.steps else examples
 
     def start(self, trial: Trial):
         """The network that a trial begins with."""
@@ -161,6 +161,7 @@ class Worker:
                 recipe = replace(recipe, batch_size=2, epochs=2 * trial.steps / len(learned))
             lora = LoraRecipe(rank=trial.rank, alpha=2 * trial.rank) if trial.rank and stage == "vqa" else None
             options = {"seed": trial.seed, "lora": lora, "checkpoints": False, "looks": looks, "quiet": True}
+            options["accumulation"] = 2 if trial.pool == 1 else 1  # or eight such trainings are more than 80 GB
             train_stage(model, processor, recipe, learned, scratch / stage, **options)
             times[stage] = time.perf_counter() - since
             history = json.loads((scratch / stage / "history.json").read_text(encoding="utf-8"))

@@ -3,9 +3,13 @@
 The real data are in MEDV_SHARED (default: ../shared beside the repository); without them their tests are skipped.
 """
 
+import importlib.util
+import json
 import os
-from dataclasses import replace
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,8 +20,10 @@ from medv.data.question_texts import caption_examples, dialogue_examples
 from medv.diffusion.sampler import SamplerConfig
 from medv.evaluation.answering import answer_examples
 from medv.evaluation.controls import blinded, nearest_answers
-from medv.evaluation.study import vqa_study
+from medv.evaluation.study import CONDITIONS, vqa_study
 from medv.evaluation.vqa import Reference, evaluate_vqa
+from medv.experiments import stages
+from medv.experiments.trials import as_rows
 from medv.model.looks import Looks
 from medv.model.modeling import MedVModel
 from medv.profiles import StageRecipe, get_profile
@@ -34,6 +40,7 @@ from medv.training.stages import freeze_except, train_stage
 
 DATA = Path(os.environ.get("MEDV_SHARED", Path(__file__).parents[1] / "../shared")) / "data/vqa_rad"
 real = pytest.mark.skipif(not DATA.is_dir(), reason=f"the shared data are not in {DATA}")
+SMALL = get_profile("small")
 RECIPE = StageRecipe(("projector", "language_layers"), 0, 1, 2, 1e-3, max_length=100, padding="none", warmup=0.0)
 
 
@@ -206,3 +213,55 @@ def test_dropped_channels_are_the_samples_own_and_only_while_training():
 def test_a_part_that_the_model_lacks_is_refused():
     with pytest.raises(ValueError, match="this model has no part vision_end: only an EfficientNet-Lite0"):
         freeze_except(model(), ("projector", "vision_end"))
+
+
+# The driver for one GPU.
+
+
+@pytest.fixture(scope="module")
+def driver(root):
+    spec = importlib.util.spec_from_file_location("small_gpu", root / "benchmarks/small_gpu.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["small_gpu"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["small_gpu"]
+
+
+def test_what_is_searched_begins_with_the_profiles_own_recipe(driver):
+    base = driver.RECIPES["base"]
+    assert all(driver.recipe_of(stage, base) == SMALL.stages[stage] for stage in ("instruct", "vqa"))
+    other = driver.recipe_of("instruct", driver.RECIPES["40 epochs"])
+    assert other == SMALL.stages["instruct"], "epochs are the third stage's own"
+    lora = driver.recipe_of("vqa", driver.RECIPES["LoRA 32"])
+    own = SMALL.stages["vqa"]
+    assert lora.learning_rate * lora.projector_rate == pytest.approx(own.learning_rate * own.projector_rate)
+
+
+def test_the_final_shows_each_arm_over_three_seeds_and_never_one_arm_twice(driver):
+    for name in ("base", "LoRA 32"):
+        trials = driver.final_trials(driver.RECIPES[name])
+        assert len(trials) == len({json.dumps(asdict(trial), default=str) for trial in trials.values()}) == 15
+        assert {trial.protocol for trial in trials.values()} == {"official", "image_disjoint"}
+        arms = {}
+        for trial, settings in trials.items():
+            for condition in ("model", "shuffled images"):
+                shown = driver.named({"trial": trial, "condition": condition}, settings)
+                arms.setdefault((shown, settings.protocol), set()).add((trial.partition("-")[0], settings.seed))
+        assert all(len({kind for kind, _ in found}) == 1 and len(found) == 3 for found in arms.values())
+
+
+def test_recorded_results_read_like_those_of_the_notebook(driver, tmp_path):
+    asked = [replace(e, answer_type="OPEN") for e in examples(6)]
+    items = vqa_study(model(), processor(), asked, asked, SamplerConfig(4, 4, 2), quiet=True).assign(test="t")
+    trials = {f"real-{seed}": driver.Trial(seed=seed) for seed in (0, 1)}
+    results = {
+        n: {"items": as_rows(items.assign(seed=t.seed)), "seconds": {"all": 2.0}, "losses": {}}
+        for n, t in trials.items()
+    }
+    arguments = SimpleNamespace(phase="final", out=tmp_path, jobs=1, adapted=None, recipe=["base"], steps=0)
+    driver.gather(arguments, results, 3.0)
+    found, facts = stages.recorded(tmp_path / "final.json")
+    summary = stages.scores(found)
+    assert set(summary["condition"]) == {stages.AFTER, *CONDITIONS[1:]} and set(summary["seeds"]) == {2}
+    assert stages.training_time(facts) == "training took 2 s a seed"

@@ -28,6 +28,7 @@ PHANTOM_SETS = {
 PROTOCOLS = ("official", "image_disjoint", "validation")
 SEEN, UNSEEN = "seen images", "unseen images"
 VALIDATION_EXAMPLES = 64
+PHANTOMS = 300  # beside real images
 CAPTIONS, DIALOGUES = 2, 3  # of each image, in stage instruct; each has its own order of the questions
 HELD_OUT = 0.15  # of the images, and of the questions about the others
 
@@ -44,7 +45,7 @@ def stage_examples(
     """Training and validation examples of a stage; of real data there are none for validation under way.
 
     From VQA-RAD the stages align and instruct of a synthetic profile learn captions and dialogues made of its training
-    questions, beside as many phantoms as the recipe says. Images may be links into the folders `roots`.
+    questions, beside PHANTOMS phantoms at most. Images may be links into the folders `roots`.
     """
     if stage not in STAGES:
         raise ValueError(f"unknown stage {stage!r}: use pretrain, {', '.join(STAGES)}")
@@ -71,7 +72,7 @@ def stage_examples(
         return train, []
     texts = caption_examples(train, copies=CAPTIONS)
     texts += dialogue_examples(train, copies=DIALOGUES) if stage == "instruct" else []
-    return [*texts, *maker("train", recipe.samples, image_size=size)], []
+    return [*texts, *maker("train", min(PHANTOMS, recipe.samples), image_size=size)], []
 
 
 def in_lower_case(questions: Sequence[Example]) -> list[Example]:
