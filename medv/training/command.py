@@ -80,9 +80,9 @@ def run_stage(
     if deepspeed is not None:
         deepspeed_config(deepspeed)
     with reserve(out, MADE_BY, inputs=[init]) if rank() == 0 else nullcontext():
-        train, validation = (
-            (examples, ()) if examples is not None else stage_examples(stage, profile, data=data, data_dir=data_dir)
-        )
+        train, validation = examples, ()
+        if examples is None:
+            train, validation = stage_examples(stage, profile, data=data, data_dir=data_dir, skip_corrupt=skip_corrupt)
         # DeepSpeed keeps float32 copies of what it trains, so that each process may load half as much.
         half = deepspeed is not None and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         dtype = getattr(torch, profile.dtype) if half else torch.float32
