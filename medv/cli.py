@@ -45,10 +45,7 @@ def reproduce(
     from medv.reproduce import reproduce as run
 
     get_profile(profile)
-    try:
-        code = run(profile, only=tuple(only or ()), out=out, dry_run=dry_run, force=force, jobs=jobs, publish=publish)
-    except RuntimeError as error:  # another run holds the folder
-        raise ValueError(str(error)) from error
+    code = run(profile, only=tuple(only or ()), out=out, dry_run=dry_run, force=force, jobs=jobs, publish=publish)
     raise typer.Exit(code)
 
 
