@@ -21,14 +21,17 @@ _RAD_TEST = "fbe3a5480ce22d6d1843bbe9aea3f7a0c3be2aecd73988cf44b7d6e77a171ac7"
 """The sha256 of the sorted question numbers of VQA-RAD's test set, joined by commas."""
 
 
-def read_training_set(name: str, folder: str | Path, *, skip_corrupt: bool = False) -> list[Example]:
-    """The training examples of a published data set in `folder` (or one of its files), with their images.
+def read_training_set(
+    name: str, folder: str | Path, *, roots: Sequence[Path] = (), skip_corrupt: bool = False
+) -> list[Example]:
+    """The training examples of a published data set in `folder` (or one of its files), with their images, which may be links
+    into the folders `roots`.
 
     Raises DataError where rows of another split are among them, and where pictures are missing: all of them, or, unless
     `skip_corrupt`, some.
     """
     name = same_name(name)
-    path, examples = find_file(name, folder, "train"), read_dataset(name, folder, "train")
+    path, examples = find_file(name, folder, "train"), read_dataset(name, folder, "train", roots=roots)
     _check_name(name, path)
     marks = {example.id: _mark(name, example) for example in examples}
     others = sorted({mark for mark in marks.values() if mark not in (None, "train")})
@@ -39,7 +42,7 @@ def read_training_set(name: str, folder: str | Path, *, skip_corrupt: bool = Fal
         )
     if name == "vqa_rad" and _numbers(examples) == _RAD_TEST:
         raise DataError(f"{path} holds the questions of VQA-RAD's test set: train on the training file")
-    _check_beside(name, path, folder, examples)
+    _check_beside(name, path, folder, examples, roots)
     check_pictures(examples, path, skip_corrupt=skip_corrupt)
     return examples
 
@@ -64,7 +67,9 @@ def _numbers(examples: Sequence[Example]) -> str:
     return hashlib.sha256(",".join(sorted(example.id for example in examples)).encode()).hexdigest()
 
 
-def _check_beside(name: str, path: Path, folder: str | Path, examples: Sequence[Example]) -> None:
+def _check_beside(
+    name: str, path: Path, folder: str | Path, examples: Sequence[Example], roots: Sequence[Path]
+) -> None:
     """No question of the test file that lies beside the training file."""
     if "test" not in FILES[name]:
         return
@@ -73,7 +78,7 @@ def _check_beside(name: str, path: Path, folder: str | Path, examples: Sequence[
         beside = find_file(name, root, "test")
     except DataError:  # there is none
         return
-    asked = {_key(example) for example in read_dataset(name, beside, "test", images=root)}
+    asked = {_key(example) for example in read_dataset(name, beside, "test", roots=roots)}
     if shared := [example.id for example in examples if _key(example) in asked]:
         raise DataError(
             f"{path} and {beside} share {len(shared)} questions (id {shared[0]}): train on none of the test's"

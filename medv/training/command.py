@@ -61,6 +61,7 @@ def run_stage(
     *,
     data: str = "phantoms",
     data_dir: Path | None = None,
+    roots: Sequence[Path] = (),
     init: Path | None = None,
     lora: LoraRecipe | None = None,
     seed: int = 0,
@@ -82,7 +83,8 @@ def run_stage(
     with reserve(out, MADE_BY, inputs=[init]) if rank() == 0 else nullcontext():
         train, validation = examples, ()
         if examples is None:
-            train, validation = stage_examples(stage, profile, data=data, data_dir=data_dir, skip_corrupt=skip_corrupt)
+            options = {"data": data, "data_dir": data_dir, "roots": roots, "skip_corrupt": skip_corrupt}
+            train, validation = stage_examples(stage, profile, **options)
         # DeepSpeed keeps float32 copies of what it trains, so that each process may load half as much.
         half = deepspeed is not None and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         dtype = getattr(torch, profile.dtype) if half else torch.float32

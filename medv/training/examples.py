@@ -1,5 +1,6 @@
 """Which examples a stage learns from: the phantoms' own sets, or a real data set in a folder. It trains nothing."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from medv.data import phantom_sets
@@ -16,12 +17,18 @@ VALIDATION_EXAMPLES = 64
 
 
 def stage_examples(
-    stage: str, profile: Profile, *, data: str = "phantoms", data_dir: Path | None = None, skip_corrupt: bool = False
+    stage: str,
+    profile: Profile,
+    *,
+    data: str = "phantoms",
+    data_dir: Path | None = None,
+    roots: Sequence[Path] = (),
+    skip_corrupt: bool = False,
 ) -> tuple[list[Example], list[Example]]:
     """Training and validation examples of a stage. Real data sets give none to validate on.
 
-    skip_corrupt: images that are missing are left to the training, which counts them. Raises ValueError for what cannot be
-    trained on, `medv.data.training_set`.
+    Their images may be links into the folders `roots`; skip_corrupt: images that are missing are left to the training, which
+    counts them. Raises ValueError for what cannot be trained on, `medv.data.training_set`.
     """
     if stage not in STAGES:
         raise ValueError(f"unknown stage {stage!r}: use pretrain, {', '.join(STAGES)}")
@@ -36,4 +43,4 @@ def stage_examples(
         return maker("train", recipe.samples, image_size=size), maker("validation", count, image_size=size)
     if data_dir is None:
         raise ValueError(f"--data {data} needs the folder of the data set: give --data-dir")
-    return read_training_set(data, data_dir, skip_corrupt=skip_corrupt), []
+    return read_training_set(data, data_dir, roots=roots, skip_corrupt=skip_corrupt), []
