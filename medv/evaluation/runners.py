@@ -96,7 +96,7 @@ class MedVRunner:
 
     def check(self, example: Example, picture: Image.Image | None) -> None:
         """Raises ValueError where prompt and canvas are longer than what the model reads."""
-        check_length(example.question, picture, *self._network, self.config.gen_length)
+        check_length(example.question, picture, *self.load(), self.config.gen_length)
 
     def answer(self, examples: Sequence[Example], rows: Sequence[int]) -> list[Answer]:
         """Answer the batch; the draws of an answer depend on its place alone."""
