@@ -25,7 +25,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from medv.reading import DataError, check_regular, read_json, read_lines
+from medv.reading import DataError, check_regular, read_lines
 
 PACKAGE = Path(__file__).parent
 MANIFEST = "manifest.json"
@@ -315,6 +315,6 @@ class Manifest:
         path = Path(path)
         path = path / MANIFEST if path.is_dir() else path
         try:
-            return cls(**read_json(path))
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a medv manifest: {error}") from None

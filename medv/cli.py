@@ -68,11 +68,8 @@ def reproduce(
     from medv.reproduce import reproduce as run
 
     get_profile(profile)
-    try:
-        options = {"dry_run": dry_run, "force": force, "jobs": jobs, "publish": publish, "console": console}
-        code = run(profile, only=tuple(only or ()), out=out, **options)
-    except RuntimeError as error:  # another run holds the folder
-        raise ValueError(str(error)) from error
+    options = {"dry_run": dry_run, "force": force, "jobs": jobs, "publish": publish, "console": console}
+    code = run(profile, only=tuple(only or ()), out=out, **options)
     raise typer.Exit(code)
 
 

@@ -23,6 +23,7 @@ may take it again.
 """
 
 import json
+import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -50,8 +51,12 @@ def hold(out: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise ValueError(f"another process is working on {out}: wait for its end, or choose another --out") from None
+        holder = place.read_text(encoding="utf-8") if place.is_file() else ""
+        raise ValueError(
+            f"another process {holder}is working on {out}: wait for its end, or choose another --out"
+        ) from None
     try:
+        place.write_text(f"({os.getpid()}) ", encoding="utf-8")
         yield
     finally:
         if lock.lock_counter == 1:  # while it is held: who opened it meanwhile sees that it is gone, and tries anew

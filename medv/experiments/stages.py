@@ -18,6 +18,7 @@ from medv.artifacts import write_json
 from medv.data.example import Example
 from medv.data.phantom_sets import vqa_set
 from medv.data.questions import KINDS
+from medv.data.training_set import check_pictures
 from medv.evaluation.answering import answer_examples
 from medv.evaluation.controls import blinded
 from medv.evaluation.findings import score_descriptions
@@ -114,7 +115,7 @@ def question_sets(
     """Training questions and the test sets by name: the phantoms' main and hard set, or what a protocol of
     `medv.training.examples` asks of a real data set.
 
-    Raises ValueError for real data without a folder, or without images in it.
+    Raises ValueError for real data without a folder, and for what `medv.data.training_set` refuses.
     """
     if data == "phantoms":
         size, count = profile.model.image_size, profile.evaluation_questions
@@ -124,8 +125,8 @@ def question_sets(
     if data_dir is None:
         raise ValueError(f"data={data!r} needs the folder of the data set: set data_dir")
     train, tests = question_split(data, data_dir, protocol)
-    if any(example.image is None for example in (*train, *chain(*tests.values()))):
-        raise ValueError(f"{data_dir} has no image folder: put the images of {data} into {Path(data_dir) / 'images'}")
+    for test in tests.values():
+        check_pictures(test, Path(data_dir))
     return train, {name: [_with_kind(example) for example in test] for name, test in tests.items()}
 
 

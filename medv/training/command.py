@@ -90,11 +90,11 @@ def run_stage(
     if deepspeed is not None:
         deepspeed_config(deepspeed)
     with reserve(out, MADE_BY, inputs=[init]) if rank() == 0 else nullcontext():
-        train, validation = (
-            (examples, ())
-            if examples is not None
-            else stage_examples(stage, profile, data=data, data_dir=data_dir, roots=roots, protocol=protocol)
-        )
+        train, validation = examples, ()
+        if examples is None:
+            options = {"data": data, "data_dir": data_dir, "protocol": protocol}
+            options |= {"roots": roots, "skip_corrupt": skip_corrupt}
+            train, validation = stage_examples(stage, profile, **options)
         # DeepSpeed keeps float32 copies of what it trains, so that each process may load half as much.
         on_gpu = device_named(device).type == "cuda"
         half = deepspeed is not None and on_gpu and torch.cuda.is_bf16_supported()

@@ -18,6 +18,7 @@ from medv.data import phantom_sets
 from medv.data.example import Example
 from medv.data.question_texts import caption_examples, dialogue_examples
 from medv.data.readers import read_dataset
+from medv.data.training_set import read_training_set
 from medv.profiles import STAGES, Profile
 
 PHANTOM_SETS = {
@@ -41,16 +42,21 @@ def stage_examples(
     data_dir: Path | None = None,
     roots: Sequence[Path] = (),
     protocol: str = "official",
+    skip_corrupt: bool = False,
 ) -> tuple[list[Example], list[Example]]:
     """Training and validation examples of a stage; of real data there are none for validation under way.
 
     From VQA-RAD the stages align and instruct of a synthetic profile learn captions and dialogues made of its training
-    questions, beside PHANTOMS phantoms at most. Images may be links into the folders `roots`.
+    questions, beside PHANTOMS phantoms at most. Images may be links into the folders `roots`; skip_corrupt: images that are
+    missing are left to the training, which counts them. Raises ValueError for what cannot be trained on, see
+    `medv.data.training_set`.
     """
     if stage not in STAGES:
         raise ValueError(f"unknown stage {stage!r}: use pretrain, {', '.join(STAGES)}")
     maker, size, recipe = PHANTOM_SETS[stage], profile.model.image_size, profile.stages[stage]
     if data == "phantoms":
+        if data_dir is not None:
+            raise ValueError(f"--data-dir {data_dir} is for a real data set: name that with --data, or leave it out")
         if not profile.synthetic:
             raise ValueError(f"profile {profile.name} trains on real data: name it with --data and --data-dir")
         if protocol != "official":
@@ -59,13 +65,11 @@ def stage_examples(
         return maker("train", recipe.samples, image_size=size), maker("validation", count, image_size=size)
     if data_dir is None:
         raise ValueError(f"--data {data} needs the folder of the data set: give --data-dir")
-    # A data set without questions to ask has the official protocol alone, and may have no test split.
-    own = protocol == "official"
-    train = (
-        read_dataset(data, data_dir, "train", roots=roots)
-        if own
-        else question_split(data, data_dir, protocol, roots=roots)[0]
-    )
+    given = {"roots": roots, "skip_corrupt": skip_corrupt}
+    if protocol == "official":  # a data set without questions to ask has this one alone, and may have no test split
+        train = read_training_set(data, data_dir, **given)
+    else:
+        train = question_split(data, data_dir, protocol, **given)[0]
     if recipe.lower_case:
         train = in_lower_case(train)
     if stage == "vqa" or data != "vqa_rad" or not profile.synthetic:
@@ -84,12 +88,17 @@ def in_lower_case(questions: Sequence[Example]) -> list[Example]:
 
 
 def question_split(
-    data: str, folder: str | Path, protocol: str = "official", *, roots: Sequence[Path] = ()
+    data: str,
+    folder: str | Path,
+    protocol: str = "official",
+    *,
+    roots: Sequence[Path] = (),
+    skip_corrupt: bool = False,
 ) -> tuple[list[Example], dict[str, list[Example]]]:
     """Training questions and the lists to be asked, by name, under a protocol; raises ValueError for an unknown one."""
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}: use one of {', '.join(PROTOCOLS)}")
-    train = read_dataset(data, folder, "train", roots=roots)
+    train = read_training_set(data, folder, roots=roots, skip_corrupt=skip_corrupt)
     if protocol == "validation":
         train, held = validation_split(train)
         return train, {f"{data} validation, {name}": questions for name, questions in held.items()}

@@ -28,6 +28,7 @@ from safetensors import SafetensorError
 from medv.artifacts import disk_is_full
 
 DEEPSPEED = ("zero2", "zero3")
+_SHUT = re.compile(r"Read-only file system|Permission denied|os error (13|30)\b", re.I)
 _LOST = re.compile(r"gloo|nccl|peer|connection (closed|reset|refused)|broken pipe|timed out", re.I)
 
 
@@ -117,7 +118,7 @@ def gather_objects(value: object) -> list:
 
 @contextmanager
 def stopping_in_words(going_on: Callable[[], str]) -> Iterator[None]:
-    """Turn a full disk and a lost process into a `TrainingStopped` that says what `going_on` says of the way on.
+    """Turn a full or read-only disk and a lost process into a `TrainingStopped` that says what `going_on` says of the way on.
 
     Other errors pass. A launcher that takes this process down because another one died counts as that loss.
     """
@@ -138,6 +139,10 @@ def stopping_in_words(going_on: Callable[[], str]) -> Iterator[None]:
         line = next(iter(str(error).splitlines()), "")
         if disk_is_full(error):
             raise TrainingStopped(f"{who}the disk is full ({line}): free some space; {going_on()}") from error
+        if _SHUT.search(str(error)):
+            raise TrainingStopped(
+                f"{who}nothing can be written ({line}): make the folder writable; {going_on()}"
+            ) from error
         if processes() > 1 and _LOST.search(str(error)):
             raise TrainingStopped(f"{who}{lost}; {going_on()}") from error
         raise

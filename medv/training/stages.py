@@ -143,23 +143,13 @@ def train_stage(
         steps = training_steps(recipe, len(examples))
         order = {"seed": seed, "batch_size": recipe.batch_size, "steps": steps, "times": recipe.times}
         stream = TrainingStream(examples, encode, skip_corrupt=skip_corrupt, order=recipe.order, **order)
+        shown = {"evaluate": bool(validation), "save": checkpoints, "quiet": quiet}
         trainer = MeteredTrainer(
             normalization=recipe.normalization,
             projector_rate=recipe.projector_rate,
             going_on=lambda: going_on(saved),
             model=network,
-            args=_arguments(
-                recipe,
-                out,
-                steps,
-                seed,
-                accumulation,
-                deepspeed,
-                evaluate=bool(validation),
-                save=checkpoints,
-                quiet=quiet,
-                device=device,
-            ),
+            args=_arguments(recipe, out, steps, seed, accumulation, deepspeed, device=device, **shown),
             train_dataset=stream,
             eval_dataset=ValidationStream(validation, encode) if validation else None,
             data_collator=Collator(processor.special, padding=recipe.padding, feature_dropout=recipe.feature_dropout),
