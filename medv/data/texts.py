@@ -70,7 +70,7 @@ def _read_file(file: Path) -> Iterator[Document]:
     if file.suffix != ".jsonl":
         raise ValueError(f"{file} is neither .txt nor .jsonl: rename or convert it")
     rows = []
-    for number, line in enumerate(content.splitlines(), start=1):
+    for number, line in enumerate(content.split("\n"), start=1):
         try:
             rows += [json.loads(line)] if line.strip() else []
         except ValueError as error:

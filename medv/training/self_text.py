@@ -63,7 +63,7 @@ def write_text_of(
                 rows = write_batch(causal, tokenizer, prompts, writing, number)
                 write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
                 fresh, seconds = fresh + sum(row["tokens"] for row in rows), seconds + time.perf_counter() - started
-            written = sum(json.loads(line)["tokens"] for line in file.read_text(encoding="utf-8").splitlines())
+            written = sum(json.loads(line)["tokens"] for line in file.read_text(encoding="utf-8").split("\n") if line)
             total, number = total + written, number + 1
             bar.update(written)
     return {
