@@ -13,12 +13,12 @@ from typing import Any, Protocol
 
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
-from transformers.utils import cached_file
 
 from medv.data.example import Example, load_image
 from medv.diffusion.settings import SamplerConfig
 from medv.evaluation.answering import Answer, stream_answers
 from medv.model.bundled import load_model
+from medv.model.loading import cached_folder, load_network, load_processor
 
 BASELINES = {
     "LLaMA": "meta-llama/Llama-3.2-11B-Vision-Instruct",
@@ -78,7 +78,8 @@ class CheckpointRunner:
     """Any checkpoint that `AutoModelForImageTextToText` and `AutoProcessor` with a chat template understand.
 
     Greedy decoding of at most `max_new_tokens` (256 in the paper), one question at a time, so that no padding is involved.
-    `system` is the system message, or None. Loading raises OSError where the checkpoint is not on this machine.
+    `system` is the system message, or None. Loading raises FileNotFoundError where the checkpoint is not on this machine, and
+    ValueError where it brings code of its own or its weights are not whole (see `medv.model.loading`).
     """
 
     checkpoint: str
@@ -93,10 +94,12 @@ class CheckpointRunner:
 
     @cached_property
     def _network(self):
-        processor = AutoProcessor.from_pretrained(self.checkpoint, local_files_only=True)
+        folder = cached_folder(self.checkpoint)
+        if folder is None:
+            raise FileNotFoundError(f"{self.checkpoint} is not on this machine: download it first, or give its folder")
+        processor = load_processor(AutoProcessor, folder)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = AutoModelForImageTextToText.from_pretrained(self.checkpoint, dtype=self.dtype, local_files_only=True)
-        return model.eval().to(device), processor
+        return load_network(AutoModelForImageTextToText, folder, dtype=self.dtype).to(device), processor
 
     def answer(self, examples: Sequence[Example], rows: Sequence[int]) -> list[Answer]:
         """Answer one by one; `rows` are not needed, as nothing is drawn."""
@@ -136,12 +139,6 @@ def availability(checkpoint: str | None) -> str:
     """Whether a checkpoint can be asked here: "on this machine", or why not. Looks at the disk only."""
     if not checkpoint:
         return "not available: no published checkpoint is named"
-    if Path(checkpoint).is_dir():
-        return "on this machine"
-    try:
-        found = cached_file(
-            checkpoint, "config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False
-        )
-    except OSError:
-        found = None
-    return "on this machine" if found else "not available: the weights are not on this machine"
+    if cached_folder(checkpoint) is None:
+        return "not available: the weights are not on this machine"
+    return "on this machine"

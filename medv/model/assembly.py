@@ -3,9 +3,7 @@
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from transformers import (
-    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -15,6 +13,7 @@ from transformers import (
 
 from medv.data.chat import SpecialTokens
 from medv.model.configuration import MedVConfig
+from medv.model.loading import load_network, load_tokenizer, load_weights
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor, siglip_processor
 from medv.profiles import ModelShape
@@ -87,9 +86,9 @@ def assemble(
     projector drawn from `seed`: where stage 1 begins. `projector`, a folder that `medv.model.convert` made of a stage-1
     artifact, gives its weights instead. Weights are float32.
     """
-    tower = SiglipVisionModel.from_pretrained(vision, dtype=torch.float32, vision_use_head=False)
-    text = LlamaForCausalLM.from_pretrained(language, dtype=torch.float32)
-    special = SpecialTokens.of(AutoTokenizer.from_pretrained(language))
+    tower = load_network(SiglipVisionModel, vision, dtype=torch.float32, vision_use_head=False)
+    text = load_network(LlamaForCausalLM, language, dtype=torch.float32)
+    special = SpecialTokens.of(load_tokenizer(language))
     tower.config._name_or_path = text.config._name_or_path = (
         ""  # a model must not carry the paths of the machine it was made on
     )
@@ -102,7 +101,7 @@ def assemble(
     model.model.language_model.load_state_dict(text.model.state_dict())
     model.lm_head.load_state_dict(text.lm_head.state_dict())
     if projector is not None:
-        model.model.projector.load_state_dict(load_file(projector / "projector.safetensors"))
+        load_weights(model.model.projector, projector / "projector.safetensors")
     model.tie_weights()
     return model
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
 
 from medv.artifacts import default_out
 from medv.data.example import Example
 from medv.model.assembly import assemble, new_processor
 from medv.model.bundled import bundled, load_model
+from medv.model.loading import load_tokenizer
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
 from medv.profiles import Profile, StageRecipe
@@ -35,7 +35,7 @@ def starting_point(
         return load_model(init, dtype=dtype)
     language, vision = towers(profile)
     model = assemble(language, vision, seed=seed, image_pool=profile.model.image_pool)
-    return model, new_processor(AutoTokenizer.from_pretrained(language), model.config, system=profile.system)
+    return model, new_processor(load_tokenizer(language), model.config, system=profile.system)
 
 
 def towers(profile: Profile) -> tuple[Path, Path]:

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from medv.artifacts import atomic_directory, write_json
 from medv.data.chat import SpecialTokens
 from medv.data.example import Example
 from medv.data.phantom_sets import alignment_set, brief_set, general_set, instruct_set, text_set, vqa_set
 from medv.model.assembly import assemble, language_tower, new_processor, random_model
+from medv.model.loading import load_network, load_tokenizer
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.twin import causal_twin
 from medv.profiles import Profile, StageRecipe
@@ -103,7 +104,7 @@ def _make_vision_tower(profile: Profile, out: Path, seed: int, quiet: bool) -> d
 
 
 def _tokenizer(out: Path) -> PreTrainedTokenizerFast:
-    return AutoTokenizer.from_pretrained(out / "tokenizer")
+    return load_tokenizer(out / "tokenizer")
 
 
 def _make_language_tower(profile: Profile, out: Path, seed: int, quiet: bool) -> dict:
@@ -126,7 +127,7 @@ def _text_stage(profile: Profile, out: Path, part: str, seed: int, quiet: bool, 
     for phase, recipe in recipes.items():
         work = target / "checkpoints" / phase
         if (work / "training.json").exists():
-            model = type(model).from_pretrained(work, dtype=torch.float32)
+            model = load_network(type(model), work, dtype=torch.float32)
             continue
         examples = text_examples(phase, steps[phase] * recipe.batch_size)
         recipe = causal_recipe(recipe) if causal else recipe
@@ -155,7 +156,7 @@ def _stages(
     for stage, examples in sets.items():
         work = out / name / "checkpoints" / stage
         if (work / "training.json").exists():
-            model = MedVForMaskedDiffusion.from_pretrained(work, dtype=torch.float32)
+            model = load_network(MedVForMaskedDiffusion, work, dtype=torch.float32)
             continue
         model = train_stage(model, processor, profile.stages[stage], examples, work, seed=seed, quiet=quiet)
     model.save_pretrained(out / name)
