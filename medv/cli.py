@@ -3,21 +3,20 @@
 Bad input ends with one sentence on standard error and exit code 2; nothing half-written stays.
 """
 
-import json
 import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from medv.commands.bench import bench_app
-from medv.commands.console import AsJson, console, errors
+from medv.commands.console import AsJson, any_text, console, errors, finish, print_json, say
 from medv.commands.console import in_words as _in_words
 from medv.commands.console import print_mapping as _print_mapping
 from medv.commands.evaluate import evaluate_app, judge
 from medv.profiles import get_profile
+from medv.reading import visible
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="A research companion for LLaDA-MedV.")
 data_app = typer.Typer(no_args_is_help=True, help="Look at data sets.")
@@ -46,7 +45,8 @@ def reproduce(
 
     get_profile(profile)
     try:
-        code = run(profile, only=tuple(only or ()), out=out, dry_run=dry_run, force=force, jobs=jobs, publish=publish)
+        options = {"dry_run": dry_run, "force": force, "jobs": jobs, "publish": publish, "console": console}
+        code = run(profile, only=tuple(only or ()), out=out, **options)
     except RuntimeError as error:  # another run holds the folder
         raise ValueError(str(error)) from error
     raise typer.Exit(code)
@@ -104,12 +104,12 @@ def ask(
     for file in files:
         write_trace(file, story, word, question=question, answer=answer.text, picture=picture)
     if as_json:
-        print(json.dumps(answer.to_dict(), ensure_ascii=False))
+        print_json(answer.to_dict())
         return
-    console.print(answer.text or "(an empty answer)", markup=False, highlight=False)
+    console.print(answer.text or "(an empty answer)")
     if model is None:
         note = "a bundled model of about 1.3 million parameters, trained on drawings: never for clinical use"
-        errors.print(f"[dim]{answer.forwards} forwards, {answer.seconds:.2f} s; {note}[/dim]", soft_wrap=True)
+        errors.print(f"{answer.forwards} forwards, {answer.seconds:.2f} s; {note}", style="dim", soft_wrap=True)
 
 
 def _view(wanted: bool, gen_length: int, word):
@@ -181,7 +181,7 @@ def train(
         )
     except launch.TrainingStopped as stopped:
         if str(stopped):
-            errors.print(f"[red]medv:[/red] {escape(str(stopped))}", soft_wrap=True)
+            say(str(stopped))
         raise typer.Exit(1) from stopped
     if launch.rank():
         return
@@ -222,7 +222,7 @@ def generate(
     else:
         runner = CheckpointRunner(checkpoint, max_new_tokens=gen_length)
     count = answer_file(read_questions(questions, images, data=data), runner, out, batch_size=batch_size)
-    console.print(f"{count} answers in {escape(str(out))}")
+    console.print(visible(f"{count} answers in {out}"), soft_wrap=True)
 
 
 app.command()(judge)
@@ -244,7 +244,7 @@ def convert(
     from medv.model.convert import convert as run
 
     made = run(source, target, to=to, vision=vision)
-    console.print(f"{escape(str(target))}: {made}")
+    console.print(visible(f"{target}: {made}"), soft_wrap=True)
 
 
 @data_app.command("check")
@@ -259,7 +259,7 @@ def data_check(
 
     result = check_dataset(name, folder)
     if as_json:
-        print(json.dumps(result.to_dict(), ensure_ascii=False, indent=2))
+        print_json(result.to_dict())
     else:
         render_check(result, console)
 
@@ -290,7 +290,7 @@ def plan(
     options["capacity"] = gpu_memory and gpu_memory * 1e9
     found = plan_memory(*what, **options)
     if as_json:
-        print(json.dumps(found.to_dict()))
+        print_json(found.to_dict())
     else:
         console.print(found.table(f"{stage}, profile {profile}"))
     check_memory(*what, **options)
@@ -307,11 +307,14 @@ def doctor(as_json: AsJson = False) -> None:
 
 def main() -> None:
     """Entry point of the `medv` command."""
+    any_text()
     try:
         app()
     except KeyboardInterrupt:
-        errors.print("medv: interrupted; what was finished is kept")
+        say("interrupted; what was finished is kept")
         sys.exit(130)
+    finally:
+        finish()
 
 
 if __name__ == "__main__":

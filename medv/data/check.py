@@ -11,10 +11,12 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from medv.data.example import Example
-from medv.data.readers import FILES, QA50_DOMAINS, DataError, find_file, read_dataset
+from medv.data.readers import FILES, QA50_DOMAINS, find_file, read_dataset
 from medv.paper import table
+from medv.reading import DataError, visible
 
 _SHORT = {"validation": "val"}  # as the columns of Table 8 are called
 # Cells that the published data contradict: what the data hold, and why that is believed.
@@ -168,12 +170,12 @@ def render_check(check: DatasetCheck, console: Console) -> None:
     colors = {"match": "green", "mismatch": "red", "misprint": "yellow", "": "dim"}
     for count in check.counts:
         words = f"mismatch, but {count.note}" if count.verdict == "misprint" else count.verdict
-        verdict = f"[{colors[count.verdict]}]{words}[/]"
+        verdict = Text(words, style=colors[count.verdict])
         printed = "" if count.paper is None else str(count.paper)
         grid.add_row(count.split, count.quantity, str(count.counted), printed, verdict)
     console.print(grid)
     for problem in check.problems:
-        console.print(f"- {problem}", markup=False, highlight=False)
+        console.print(f"- {visible(problem)}", markup=False, highlight=False)
     if any(count.paper is not None for count in check.counts):
         agree = "All counts agree with the paper's" if check.matches else "Some counts differ from the paper's"
         misprints = sum(count.verdict == "misprint" for count in check.counts)
