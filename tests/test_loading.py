@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -12,12 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_cli import SHORT, run, save_picture
+from transformers import AutoModelForImageTextToText, LlavaConfig, LlavaForConditionalGeneration
 
+from medv.evaluation.runners import CheckpointRunner, availability
 from medv.experiments.initialization import ARMS, initial
 from medv.model.adapters import with_adapters
 from medv.model.assembly import assemble
 from medv.model.bundled import bundled, load_model, save_projector
-from medv.model.loading import load_tokenizer
+from medv.model.loading import load_network, load_tokenizer
 from medv.profiles import get_profile
 from medv.training.command import starting_point
 from medv.training.lora import LoraRecipe, attach_lora
@@ -307,6 +310,88 @@ def test_a_pickle_is_never_loaded_and_the_sentence_says_so(folder, stage1, adapt
     name = "pytorch_model.bin" if file.startswith("model") else f"{Path(file).stem}.bin"
     torch.save(weights, place / name)
     refused(lambda: load_model(place), "pickle|no safetensors|projector.safetensors")
+
+
+@pytest.mark.parametrize("files", [1, 2])
+def test_a_pickled_model_loads_after_medv_convert_made_it_safetensors(tmp_path, folder, files):
+    whole = load_model(folder)[0].state_dict()
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.language_model.embed_tokens.weight"]  # tied, as a pickle holds them
+    (folder / "model.safetensors").unlink()
+    for i in range(files):
+        torch.save(dict(list(weights.items())[i::files]), folder / f"pytorch_model-{i}.bin")
+    refused(lambda: load_model(folder), "pytorch_model-0.bin, a pickle.*medv convert.*weights_only=True")
+    assert run("convert", folder, tmp_path / "made").exit_code == 0
+    assert all(value.equal(whole[name]) for name, value in load_model(tmp_path / "made")[0].state_dict().items())
+
+
+def no_network(*_):
+    raise AssertionError("a name was looked up")
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """A machine whose every look-up of a name fails the test; the hub is not told to be offline."""
+    for module in ("huggingface_hub.constants", "transformers.utils.hub"):
+        monkeypatch.setattr(sys.modules[module], "HF_HUB_OFFLINE", False, raising=False)
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+
+
+def cache(root, name, config):
+    """A checkpoint in the hub's cache."""
+    folder = root / f"models--{name.replace('/', '--')}"
+    snapshot = folder / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs/main").write_text("0" * 40)
+    (snapshot / "config.json").write_text(json.dumps(config))
+    return snapshot
+
+
+@pytest.mark.parametrize("name", ["nobody/nothing", "gpt2", "not an id", "a/b/c", "../x", "", None, "x" * 500])
+def test_availability_looks_at_the_disk_alone(offline, name):
+    assert availability(name).startswith("not available")
+
+
+def test_what_the_hub_left_on_the_disk_is_found_and_asked_without_the_network(tmp_path, offline, monkeypatch):
+    monkeypatch.setattr(sys.modules["huggingface_hub.constants"], "HF_HUB_CACHE", str(tmp_path))
+    cache(tmp_path, "somebody/strange", {"model_type": "a_type_that_nobody_knows"})
+    coded = cache(tmp_path, "somebody/coded", {"model_type": "strange", "auto_map": {"AutoModel": "own.Own"}})
+    (coded / "own.py").write_text(CODE)
+    for name, words in (("somebody/strange", "cannot be loaded"), ("somebody/coded", "auto_map")):
+        assert availability(name) == "on this machine"
+        refused(lambda name=name: CheckpointRunner(name)._network, words)
+    refused(lambda: CheckpointRunner("nobody/nothing")._network, "is not on this machine")
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    """A tiny LLaVA of transformers' own, without a processor."""
+    text = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 64}
+    vision = {"model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    vision |= {"num_attention_heads": 2, "image_size": 32, "patch_size": 16}
+    network = LlavaForConditionalGeneration(
+        LlavaConfig(text_config=text | {"num_attention_heads": 2}, vision_config=vision, image_token_id=3)
+    )
+    network.save_pretrained(tmp_path / "llava")
+    return tmp_path / "llava"
+
+
+def test_a_checkpoint_of_another_kind_is_whole_and_finite_too(foreign, offline):
+    load = lambda: load_network(AutoModelForImageTextToText, foreign, dtype="auto")  # noqa: E731
+    assert isinstance(load(), LlavaForConditionalGeneration)
+    kept = (foreign / "model.safetensors").read_bytes()
+    for how, words in (
+        (half, "asks for"),
+        (as_type(torch.int8), "as I8"),
+        (spoiled(float("nan"), "mlp"), "not finite"),
+    ):
+        change(foreign, how)
+        refused(load, words)
+        (foreign / "model.safetensors").write_bytes(kept)
+    edit(foreign / "config.json", text_config__num_hidden_layers=100_000_000)
+    refused(load, "num_hidden_layers")
 
 
 def test_code_of_a_model_never_runs_whatever_is_typed(tmp_path, folder):

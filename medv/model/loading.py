@@ -28,7 +28,7 @@ from transformers import (
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.utils import logging
 
-from medv.model.shards import INDEX, SINGLE, StoredTensor, mismatches, read_object, stored_tensors
+from medv.model.shards import INDEX, SINGLE, StoredTensor, mismatches, pickles, read_object, stored_tensors
 from medv.reading import check_regular
 
 OFFLINE = {"local_files_only": True, "trust_remote_code": False}
@@ -76,7 +76,7 @@ def in_words(folder: Path) -> Iterator[None]:
 
 
 def check_folder(folder: Path) -> None:
-    """Raises ValueError where a folder holds what must not be loaded: pipes, devices, foreign code, quantized weights.
+    """Raises ValueError where a folder holds what must not be loaded: pipes, devices, foreign code, numbers beyond all models.
 
     Every JSON file beside the weights whose name has "config" in it is read, at any depth of its values.
     """
@@ -91,20 +91,19 @@ def check_folder(folder: Path) -> None:
                 raise ValueError(f"{file} {_REFUSED[key]}: {_MENDS[key]}")
             if key.endswith("attn_implementation") and "/" in str(value):
                 raise ValueError(f"{file} asks for the downloaded code {value!r} ({key}): remove the line")
+            if isinstance(value, list) and len(value) > LONGEST:
+                raise ValueError(f"{file} has {len(value)} entries in {key}, over the limit of {LONGEST}")
+            if file.name == "config.json" and isinstance(value, int) and value > LARGEST_NUMBER and "theta" not in key:
+                raise ValueError(f"{file} says {key} = {value}, over the limit of {LARGEST_NUMBER}: it is of no model")
 
 
-def check_sizes(folder: Path, tensors: Mapping[str, StoredTensor]) -> None:
-    """Raises ValueError where config.json names more layers than there are tensors, or a number beyond all models."""
+def _check_layers(folder: Path, tensors: Mapping[str, StoredTensor]) -> None:
+    """Raises ValueError where config.json names more layers than there are tensors: each would be made first."""
     for key, value in _pairs(read_object(folder / "config.json")):
-        if isinstance(value, list) and len(value) > LONGEST:
-            raise ValueError(f"{folder / 'config.json'} has {len(value)} entries in {key}, over the limit of {LONGEST}")
-        if isinstance(value, bool) or not isinstance(value, int) or "theta" in key:
-            continue
-        most = len(tensors) if "layers" in key or key in ("n_layer", "depth") else LARGEST_NUMBER
-        if value > most:
-            held = f"its {most} tensors" if most != LARGEST_NUMBER else f"the limit of {most}"
+        if ("layers" in key or key in ("n_layer", "depth")) and isinstance(value, int) and value > len(tensors):
             raise ValueError(
-                f"{folder / 'config.json'} says {key} = {value}, more than {held} can hold: it does not belong to this model"
+                f"{folder / 'config.json'} says {key} = {value}, but there are {len(tensors)} tensors: "
+                "it does not belong to these weights"
             )
 
 
@@ -118,7 +117,7 @@ def load_network(
     """
     check_folder(folder)
     tensors = _weights(folder)
-    check_sizes(folder, tensors)
+    _check_layers(folder, tensors)
     with in_words(folder):
         if issubclass(kind, PreTrainedModel):
             config = kind.config_class.from_pretrained(folder, local_files_only=True, **options)
@@ -187,11 +186,11 @@ def cached_folder(checkpoint: str) -> Path | None:
 
     Looks at the disk only.
     """
-    if Path(checkpoint).is_dir():
-        return Path(checkpoint)
     try:
+        if Path(checkpoint).is_dir():
+            return Path(checkpoint)
         found = try_to_load_from_cache(checkpoint, "config.json")
-    except ValueError:  # not the form of an id
+    except (OSError, ValueError):  # neither the form of a path nor that of an id
         return None
     return Path(found).parent if isinstance(found, str) else None
 
@@ -216,11 +215,10 @@ def _weights(folder: Path) -> dict[str, StoredTensor]:
         raise ValueError(f"{folder} holds both {SINGLE} and {INDEX}: remove the one that does not belong there")
     if held:
         return stored_tensors(folder)
-    pickled = sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-    if pickled:
+    if pickled := pickles(folder):
         raise ValueError(
-            f"{folder} holds its weights as {pickled[0]}, a pickle, which could run code and is not loaded: "
-            "`medv convert` reads it with weights_only=True and writes safetensors"
+            f"{folder} holds its weights as {pickled[0].name}, a pickle, which could run code and is not loaded: "
+            "`medv convert` reads such a folder with weights_only=True and writes safetensors"
         )
     raise FileNotFoundError(f"{folder} holds no {SINGLE}: give the folder of a whole model")
 

@@ -20,6 +20,7 @@ from medv.reading import check_regular, read_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+PICKLED = (".bin", ".pt", ".pth")
 SHARD_BYTES = 2 << 30
 _PIECE = 8 << 20
 
@@ -57,6 +58,14 @@ def stored_tensors(source: Path) -> dict[str, StoredTensor]:
             raise ValueError(f"{min(twice)} is in two files of {source}: remove the one that does not belong there")
         tensors |= found
     return tensors
+
+
+def pickles(folder: Path) -> list[Path]:
+    """The files in a folder that PyTorch pickled and that may hold weights; those of a trainer's state do not."""
+    found = (file for file in folder.iterdir() if file.suffix in PICKLED)
+    return sorted(
+        file for file in found if not file.name.startswith(("training_args", "optimizer", "scheduler", "rng"))
+    )
 
 
 def copy_tensors(
