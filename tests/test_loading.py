@@ -221,6 +221,8 @@ WRONG_SETTINGS = {
     "a kernel": ({"_attn_implementation": "someone/kernel"}, "someone/kernel"),
     "another model": ({"model_type": "llama"}, "'llama', not MedV's"),
     "no model": ({"model_type": None}, "not MedV's"),
+    "epsilon": ({"text_config__rms_norm_eps": -1.0}, "rms_norm_eps = -1.0"),
+    "base of the rope": ({"text_config__rope_parameters": {"rope_type": "default", "rope_theta": 0}}, "rope_theta = 0"),
     "rope": ({"text_config__rope_parameters": {"rope_type": "nothing"}}, "."),
     "activation": ({"projector_hidden_act": "nothing"}, "."),
 }

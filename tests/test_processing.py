@@ -155,3 +155,8 @@ def test_a_transparent_palette_and_a_turned_photograph_are_seen_as_from_their_fi
 def test_what_is_no_picture_is_refused_and_told_what_is(given):
     with pytest.raises(ValueError, match=r"give a PIL image, as medv\.data\.images\.open_image reads it"):
         processor()(images=given, text="Where?")
+
+
+def test_a_picture_of_numbers_that_are_not_finite_is_refused():
+    with pytest.raises(ValueError, match="not finite"):
+        processor()(images=Image.fromarray(np.full((8, 8), np.nan, np.float32)), text="Where?")

@@ -11,7 +11,7 @@ from pathlib import Path, PureWindowsPath
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from medv.reading import DataError, in_a_sentence, open_regular
 
@@ -82,7 +82,10 @@ def as_picture(image: Image.Image) -> Image.Image:
         )
     check_size("the image", *image.size, MAX_SIDE, MAX_PIXELS)
     try:
+        image.load()
         return _as_rgb(_upright(image))
+    except ImageError:
+        raise
     except DAMAGE as error:
         raise ImageError(f"an image in memory is damaged or cut off: {error}") from None
 
@@ -139,7 +142,7 @@ def _open_picture(path: Path, stream: BinaryIO, max_side: int, max_pixels: int) 
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(image)
+        return ImageOps.exif_transpose(image) if image.getexif().get(ExifTags.Base.Orientation, 1) != 1 else image
     except DAMAGE:
         return image  # broken EXIF is common in the wild and says nothing about the pixels
 
@@ -150,11 +153,13 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def stretch(gray: np.ndarray, valid: np.ndarray | None = None) -> Image.Image:
     """Grayscale [height, width] of any range between its percentiles; pixels that are not `valid` do not count."""
+    if not np.isfinite(gray).all():
+        raise ImageError("an image holds pixels that are not finite (NaN or infinity): it is damaged")
     counted = gray if valid is None or not valid.any() else gray[valid]
     low, high = np.percentile(counted, [0.5, 99.5])
     if high <= low:  # nearly constant: what little there is lies outside the percentiles

@@ -32,6 +32,7 @@ from medv.data.example import IMAGE_TOKEN
 from medv.model.assembly import new_processor
 from medv.model.configuration import MedVConfig
 from medv.model.key_names import layout_of, lladav_to_llada8b, lladav_to_medv, medv_to_lladav, to_medv
+from medv.model.loading import OFFLINE, in_words
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.released import (
     language_config,
@@ -290,7 +291,9 @@ def _tokenizer(source: Path) -> PreTrainedTokenizerFast | None:
     """The tokenizer of a checkpoint, with the image placeholder added where it lacks one; None where there is none."""
     if not (source / "tokenizer.json").is_file():
         return None
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(source, local_files_only=True)
+    with in_words(source):
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(source, **OFFLINE)
+    tokenizer.init_kwargs.pop("auto_map", None)  # code of its own stays behind
     if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) in (None, tokenizer.unk_token_id):
         tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
     return tokenizer

@@ -87,14 +87,23 @@ def check_folder(folder: Path) -> None:
                 raise ValueError(f"{file} has more than {LARGEST_TEXT} bytes: it does not belong to a model")
     for file in sorted(folder.glob("*config*.json")):
         for key, value in _pairs(read_object(file)):
-            if key in _REFUSED and value:
-                raise ValueError(f"{file} {_REFUSED[key]}: {_MENDS[key]}")
-            if key.endswith("attn_implementation") and "/" in str(value):
-                raise ValueError(f"{file} asks for the downloaded code {value!r} ({key}): remove the line")
-            if isinstance(value, list) and len(value) > LONGEST:
-                raise ValueError(f"{file} has {len(value)} entries in {key}, over the limit of {LONGEST}")
-            if file.name == "config.json" and isinstance(value, int) and value > LARGEST_NUMBER and "theta" not in key:
-                raise ValueError(f"{file} says {key} = {value}, over the limit of {LARGEST_NUMBER}: it is of no model")
+            _check_value(file, key, value)
+
+
+def _check_value(file: Path, key: str, value: Any) -> None:
+    """Raises ValueError for a value that is not followed, or that no model has."""
+    if key in _REFUSED and value:
+        raise ValueError(f"{file} {_REFUSED[key]}: {_MENDS[key]}")
+    if key.endswith("attn_implementation") and "/" in str(value):
+        raise ValueError(f"{file} asks for the downloaded code {value!r} ({key}): remove the line")
+    if isinstance(value, list) and len(value) > LONGEST:
+        raise ValueError(f"{file} has {len(value)} entries in {key}, over the limit of {LONGEST}")
+    if file.name != "config.json" or not isinstance(value, int | float):
+        return
+    if isinstance(value, int) and value > LARGEST_NUMBER and "theta" not in key:
+        raise ValueError(f"{file} says {key} = {value}, over the limit of {LARGEST_NUMBER}: it is of no model")
+    if (key.endswith("_eps") and value < 0) or (key.endswith("theta") and value <= 0):
+        raise ValueError(f"{file} says {key} = {value}, which gives NaN: it must be positive")
 
 
 def _check_layers(folder: Path, tensors: Mapping[str, StoredTensor]) -> None:
