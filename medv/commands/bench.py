@@ -77,7 +77,7 @@ def _bench(
         console.print(result.table())
     if failed := getattr(result, "errors", None):
         for name, why in failed.items():
-            errors.print(f"[red]medv:[/red] {escape(name)} failed: {escape(why)}", soft_wrap=True)
+            errors.print(f"medv: {name} failed: {why}", soft_wrap=True)
         raise typer.Exit(1)
 
 

@@ -18,6 +18,7 @@ from medv.data.example import Example, load_image
 from medv.diffusion.settings import SamplerConfig
 from medv.evaluation.answering import Answer, stream_answers
 from medv.model.bundled import load_model
+from medv.model.devices import place
 from medv.model.loading import cached_folder, load_network, load_processor
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
@@ -97,6 +98,7 @@ class CheckpointRunner:
     max_new_tokens: int = 256
     system: str | None = None
     dtype: str = "auto"
+    device: str | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -109,8 +111,8 @@ class CheckpointRunner:
         if folder is None:
             raise FileNotFoundError(f"{self.checkpoint} is not on this machine: download it first, or give its folder")
         processor = load_processor(AutoProcessor, folder)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        return load_network(AutoModelForImageTextToText, folder, dtype=self.dtype).to(device), processor
+        model = load_network(AutoModelForImageTextToText, folder, dtype=self.dtype)
+        return place(model, self.device), processor
 
     def answer(self, examples: Sequence[Example], rows: Sequence[int]) -> list[Answer]:
         """Answer one by one; `rows` are not needed, as nothing is drawn."""

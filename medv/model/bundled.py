@@ -14,6 +14,7 @@ from medv.artifacts import write_json
 from medv.model.adapters import base_folder, is_adapter, with_adapters
 from medv.model.assembly import assemble
 from medv.model.configuration import MedVConfig
+from medv.model.devices import place
 from medv.model.loading import in_words, load_network, load_processor, load_weights
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
@@ -41,18 +42,23 @@ def bundled(part: str) -> Path:
     return folder
 
 
-def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> tuple[MedVForMaskedDiffusion, MedVProcessor]:
+def load_model(
+    folder: Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device | None = None
+) -> tuple[MedVForMaskedDiffusion, MedVProcessor]:
     """A model (or an autoregressive twin) in evaluation mode and its processor from a folder; nothing is downloaded.
+
+    It is put on the device as `medv.model.devices.place` does: None is the best there is.
 
     A folder of LoRA adapters gives the model that they were trained on with the adapters merged into it. Raises
     FileNotFoundError where there is no model, or where what lies under a projector is gone; ValueError for a model that is
     not whole, not finite, not MedV's or that brings code of its own (see `medv.model.loading`).
     """
-    return _load(Path(folder), (), dtype=dtype)
+    model, processor = _load(Path(folder), (), dtype=dtype)
+    return place(model, device), processor
 
 
 def _load(folder: Path, above: tuple[Path, ...], **how) -> tuple[MedVForMaskedDiffusion, MedVProcessor]:
-    """`load_model` of a folder that stands under the folders `above`."""
+    """`load_model` on the CPU, of a folder that stands under the folders `above`."""
     if folder.resolve() in above:
         raise ValueError(
             f"{above[0]} is put on a base that leads back to {folder}: name the folder of a whole model there"
