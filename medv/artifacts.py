@@ -12,6 +12,7 @@ import io
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import uuid
@@ -67,6 +68,21 @@ def _plain(value: Any) -> Any:
     if isinstance(value, set | frozenset):
         return sorted(value)
     raise TypeError(f"{type(value).__name__} cannot be written as JSON: {value!r}")
+
+
+def as_json(value: Any) -> Any:
+    """`value` as it comes back from a JSON file: tuples are lists, numpy values, paths and dataclasses are plain."""
+    return json.loads(json.dumps(value, default=_plain))
+
+
+_FULL = re.compile(
+    r"No space left|File too large|quota|os error (27|28|122)\b|PytorchStreamWriter|unexpected pos", re.I
+)
+
+
+def disk_is_full(error: Exception) -> bool:
+    """Whether an error means that a file could not grow: torch and safetensors say it in words of their own."""
+    return bool(_FULL.search(str(error)))
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 
+from medv.artifacts import default_out
 from medv.profiles import PROFILES
 
 PACKAGES = (
@@ -33,13 +34,23 @@ def examine() -> dict[str, str]:
     facts["free disk"] = f"{shutil.disk_usage('.').free / 2**30:.0f} GiB"
     memory = sum(gpu.total_memory for gpu in gpus) / 2**30
     facts["profile tiny"] = "ready: `medv reproduce`"
-    facts["profile small"] = ("ready" if gpus else "possible but slow without a GPU") + f": {PROFILES['small'].notes}"
+    facts["profile small"] = _towers() + ("" if gpus else "; slow without a GPU") + f": {PROFILES['small'].notes}"
     facts["profile paper"] = (
         "memory fits full fine-tuning; weights and data are yours to download"
         if memory >= 300
         else f"needs about 4 x 80 GB of GPU memory for full fine-tuning, here are {memory:.0f} GiB; generation needs about 20"
     )
     return facts
+
+
+def _towers() -> str:
+    from medv.model.bundled import fetched_towers
+
+    try:
+        fetched_towers("small", default_out("small") / "towers")
+    except FileNotFoundError:
+        return "run `medv towers small` first"
+    return "its towers are there"
 
 
 def _version(name: str) -> str:

@@ -5,14 +5,13 @@ fails blocks those that need it, and no others. Where the profile's models are s
 part of the cores; else heavy ones (training) get it alone.
 """
 
-import fcntl
 import os
 import queue
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +23,8 @@ from rich.text import Text
 from medv.artifacts import PACKAGE, default_out, fingerprint
 from medv.experiments import cache
 from medv.experiments.cache import SUFFIXES, Workshop
-from medv.experiments.registry import EXHIBITS, NODES, Node, chain_lengths, ordered, parents
+from medv.experiments.registry import EXHIBITS, Node, chain_lengths, nodes_for, ordered, parents
+from medv.ownership import hold
 from medv.profiles import get_profile
 
 COLORS = {
@@ -69,7 +69,7 @@ def reproduce(
     *,
     publish: bool = False,
     seed: int = 0,
-    nodes: Sequence[Node] = NODES,
+    nodes: Sequence[Node] | None = None,
     notebooks: str | Path | None = None,
     console: Console | None = None,
 ) -> int:
@@ -78,23 +78,30 @@ def reproduce(
     `only` names notebooks, figures or tables; what they need comes along. `out` defaults to `runs/<profile>`. `jobs` notebooks
     may run at once, each with its share of the cores. `publish` copies the results of a wholly good run to `figures/<profile>/`
     of the source tree.
-    Raises ValueError for unknown names and parameters, RuntimeError if another reproduction works in the same folder.
+    Raises ValueError for unknown names and parameters, and if another process works in the same folder.
     """
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}: at least one notebook must be allowed to run")
     console = console or Console()
     folder = Path(notebooks) if notebooks else source_notebooks()
     shop = Workshop(folder.resolve(), Path(out or default_out(profile)).resolve(), get_profile(profile), seed)
+    nodes = nodes_for(shop.profile) if nodes is None else nodes
     chosen = ordered(nodes, only)
     for node in chosen:
         cache.check_parameters(node, shop)
+    if shop.profile.notes:
+        console.print(Text(f"profile {profile}: {shop.profile.notes}"), soft_wrap=True)
+    if shop.profile.towers == "packages":
+        console.print(_estimate_table(chosen, shop))
     if dry_run:
         console.print(_plan_table(chosen, nodes, shop, force))
-        if shop.profile.notes:
-            console.print(Text(f"profile {profile}: {shop.profile.notes}"), soft_wrap=True)
         return 0
+    if shop.profile.towers == "packages":
+        from medv.model.bundled import fetched_towers
+
+        fetched_towers(profile, shop.out / "towers")
     shop.out.mkdir(parents=True, exist_ok=True)
-    with _lock(shop.out):
+    with hold(shop.out):
         progress = {node.name: Progress(node) for node in chosen}
         try:
             _Schedule(shop, nodes, progress, force, jobs, console).run()
@@ -112,24 +119,6 @@ def source_notebooks() -> Path:
             f"{folder} is not there: the notebooks come with the source tree, so clone it and `pip install -e .` there"
         )
     return folder
-
-
-@contextmanager
-def _lock(out: Path) -> Iterator[None]:
-    """Hold the run folder; the system frees it when this process dies, however it dies."""
-    with (out / ".lock").open("a+", encoding="utf-8") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.seek(0)
-            holder = stream.read().strip() or "unknown"
-            raise RuntimeError(
-                f"process {holder} is already reproducing in {out}: wait for it, or choose another --out"
-            ) from None
-        stream.truncate(0)
-        stream.write(str(os.getpid()))
-        stream.flush()
-        yield
 
 
 class _Schedule:
@@ -275,6 +264,28 @@ def _plan_table(chosen: Sequence[Node], nodes: Sequence[Node], shop: Workshop, f
             rerun.add(node.name)
         items.append(Progress(node, "run" if reason else "cached", reason or ""))
     return _table(items, f"plan · profile {shop.profile.name} · {len(rerun)} of {len(items)} notebooks would run")
+
+
+def _estimate_table(chosen: Sequence[Node], shop: Workshop) -> Table:
+    """How long each notebook takes on this machine; cached ones too, for whether they are is seen when they start."""
+    from medv.experiments.budget import measure, work_of
+    from medv.experiments.run import on_this_machine
+
+    profile = on_this_machine(shop.profile)
+    unit, works = measure(profile), {node.name: work_of(node.name, profile) for node in chosen}
+    seconds = {name: work.seconds(unit) for name, work in works.items()}
+    about = (
+        f"{unit.learned:.3g} s an example learned, {unit.asked:.3g} s an answer's forward, {unit.drawn:.3g} s a picture"
+    )
+    table = Table(title=f"on this machine, estimated ({about})", title_justify="left", box=None, pad_edge=False)
+    table.add_column("notebook")
+    table.add_column("about", justify="right")
+    for name, value in (seconds | {"all": sum(seconds.values())}).items():
+        table.add_row(
+            name, f"{value / 3600:.1f} h" if value >= 3600 else f"{value / 60:.0f} min" if value else "minutes"
+        )
+    table.caption = "what is finished is kept: the same command goes on after a stop"
+    return table
 
 
 def _outsiders(shop: Workshop, nodes: Sequence[Node], progress: dict[str, Progress]) -> dict[str, Progress]:

@@ -12,7 +12,7 @@ from tiny import QUESTIONS, picture, processor, special
 from medv.data.chat import SYSTEM_PROMPTS, encode_prompt
 from medv.data.example import Turn
 from medv.data.images import open_image
-from medv.model.processing import MedVProcessor, siglip_processor
+from medv.model.processing import MedVProcessor, image_processor
 
 
 def test_prompts_are_padded_on_the_left_and_marked():
@@ -101,7 +101,12 @@ def test_save_and_load_keep_the_processor(tmp_path, system):
 
 
 def test_the_image_size_is_that_of_the_tower():
-    assert siglip_processor(384)(picture(0), return_tensors="pt")["pixel_values"].shape == (1, 3, 384, 384)
+    assert image_processor(384, [0.5] * 3, [0.5] * 3)(picture(0), return_tensors="pt")["pixel_values"].shape == (
+        1,
+        3,
+        384,
+        384,
+    )
 
 
 def test_official_prompts_lose_the_newline_after_the_image_and_stay_so_when_saved(tmp_path):

@@ -51,7 +51,9 @@ def test_a_profile_names_only_choices_that_exist(profile):
 @each_profile
 def test_heads_and_patches_divide_what_they_cut(profile):
     shape = profile.model
-    assert shape.hidden_size % shape.heads == 0 and shape.vision_hidden_size % shape.vision_heads == 0
+    assert shape.hidden_size % shape.heads == 0 and (
+        not shape.vision_heads or shape.vision_hidden_size % shape.vision_heads == 0
+    )
     side = shape.image_size // shape.patch_size
     assert side % shape.image_pool == 0 and shape.image_tokens == (side // shape.image_pool) ** 2
 
@@ -76,7 +78,7 @@ def test_the_papers_language_tower_has_the_parameters_of_llada_8b():
     assert parameters(whole.model.language_model) + parameters(whole.lm_head) == 8_015_581_184
 
 
-@pytest.mark.parametrize(("name", "low", "high"), [("tiny", 0.5e6, 3e6), ("small", 30e6, 150e6)])
+@pytest.mark.parametrize(("name", "low", "high"), [("tiny", 0.5e6, 3e6), ("small", 130e6, 150e6)])
 def test_the_sizes_are_what_the_profiles_are_for(name, low, high):
     with torch.device("meta"):
         network = MedVForMaskedDiffusion(shape_config(get_profile(name).model, special()))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from medv.commands.console import AsJson, console, errors, in_words, print_json
+from medv.commands.console import AsJson, console, errors, in_words, print_json, say
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure medv against the official algorithm.")
 Preset = Annotated[str, typer.Option(help="cpu, or gpu: LLaDA-8B's shape in bfloat16.")]
@@ -48,8 +48,12 @@ def bench_sampler_command(
         "gen_length": gen_length,
         "block_length": block_length,
     }
-    options = {"baseline_forwards": baseline_forwards or None, "seed": seed, "keep_going": preset == "gpu"}
+    options = {"baseline_forwards": baseline_forwards or None, "seed": seed}
+    if out is not None:
+        options["journal"] = out.with_suffix(".part.jsonl")  # taken away when all is measured
     _bench(bench_sampler, PRESETS, preset, changes, threads, out, as_json, **options)
+    if out is not None:
+        options["journal"].unlink(missing_ok=True)
 
 
 def _bench(
@@ -61,7 +65,10 @@ def _bench(
     import torch
 
     from medv.artifacts import write_json
+    from medv.ownership import check_new
 
+    if out is not None:
+        check_new(out)
     if preset not in presets:
         raise ValueError(f"unknown preset {preset!r}: use one of {', '.join(presets)}")
     if threads:
@@ -77,7 +84,7 @@ def _bench(
         console.print(result.table())
     if failed := getattr(result, "errors", None):
         for name, why in failed.items():
-            errors.print(f"medv: {name} failed: {why}", soft_wrap=True)
+            say(f"{name} failed: {why}")
         raise typer.Exit(1)
 
 

@@ -20,6 +20,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from medv.artifacts import disk_is_full
 from medv.reading import in_a_sentence, visible
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -90,6 +91,8 @@ def _sentence(error: Exception) -> str | None:
         return f"the text {reprlib.repr(error.object)} has a character that is none ({half}): remove it"
     if isinstance(error, ValueError) or _of_library(error, "safetensors", "SafetensorError"):
         return _one_line(error)
+    if isinstance(error, RuntimeError) and disk_is_full(error):  # torch's own words
+        return f"the disk is full ({_one_line(error)}): free some space"
     if isinstance(error, MemoryError) or _of_library(error, "torch", "OutOfMemoryError"):
         return "there is not enough memory: ask for a smaller batch, a shorter answer or a smaller model"
     return None

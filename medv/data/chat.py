@@ -180,6 +180,13 @@ def encode_prompt(
     return ids + _header(tokenizer, special, "assistant")
 
 
+def without_special(text: str) -> str:
+    """Text in which special strings are blanked. Inside data they are text, not commands: they must not become tokens."""
+    for string in SpecialTokens.STRINGS.values():
+        text = text.replace(string, " ")
+    return text
+
+
 def _messages(
     tokenizer: Tokenizer, special: SpecialTokens, turns: tuple[Turn, ...], system: str | None, image_tokens: int
 ) -> list[tuple[str, list[int], list[int]]]:
@@ -202,7 +209,5 @@ def _header(tokenizer: Tokenizer, special: SpecialTokens, role: str) -> list[int
 
 
 def _text(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids of plain text. Special strings inside data are text, not commands: they must not become special tokens."""
-    for string in SpecialTokens.STRINGS.values():
-        text = text.replace(string, " ")
-    return tokenizer.encode(text, add_special_tokens=False)
+    """Ids of plain text."""
+    return tokenizer.encode(without_special(text), add_special_tokens=False)

@@ -67,8 +67,10 @@ class DatasetCheck:
         return {"name": self.name, "matches": self.matches, "counts": counts, "problems": list(self.problems)}
 
 
-def check_dataset(name: str, folder: str | Path, *, images: str | Path | None = None) -> DatasetCheck:
-    """Count every split found in a data set's folder and list what is odd about it.
+def check_dataset(
+    name: str, folder: str | Path, *, images: str | Path | None = None, roots: Sequence[Path] = ()
+) -> DatasetCheck:
+    """Count every split found in a data set's folder and list what is odd about it; images may be links into `roots`.
 
     Raises DataError if no split is found or a file cannot be read.
     """
@@ -80,7 +82,7 @@ def check_dataset(name: str, folder: str | Path, *, images: str | Path | None = 
         except DataError as error:
             problems.append(f"{split}: {error}")
             continue
-        examples = found[split] = read_dataset(name, folder, split, images=images)
+        examples = found[split] = read_dataset(name, folder, split, images=images, roots=roots)
         counts += _counts(name, split, examples)
         problems += [f"{split}: {problem}" for problem in _problems(examples)]
     if not found:

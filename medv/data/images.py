@@ -5,8 +5,10 @@ Files are untrusted: the size is checked before any pixel is decoded, and whatev
 not correct for pixel spacing and does not anonymize.
 """
 
+import os
 import struct
 import warnings
+from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import BinaryIO
 
@@ -17,6 +19,7 @@ from medv.reading import DataError, in_a_sentence, open_regular
 
 MAX_SIDE = 16_384
 MAX_PIXELS = 64_000_000
+MAX_BYTES = 1 << 30  # of a file, 1 GiB
 _FORMATS = ("JPEG", "PNG")
 _DICOM_SUFFIXES = (".dcm", ".dicom")
 _DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
@@ -50,7 +53,7 @@ def open_image(path: str | Path, *, max_side: int = MAX_SIDE, max_pixels: int = 
     """
     path = Path(path)
     try:
-        with open_regular(path) as stream:
+        with open_regular(path, largest=MAX_BYTES) as stream:
             head = stream.read(132)
             stream.seek(0)
             if not head:
@@ -61,12 +64,13 @@ def open_image(path: str | Path, *, max_side: int = MAX_SIDE, max_pixels: int = 
                 return open_dicom(path, stream, max_side, max_pixels)
             return _open_picture(path, stream, max_side, max_pixels)
     except OSError as error:
+        error.filename = path  # a failed read does not know it
         raise ImageError(in_a_sentence(error)) from None
     except ImageError:
         raise
     except DataError as error:
         raise ImageError(str(error)) from None
-    except ValueError:
+    except ValueError:  # a zero byte in it
         raise ImageError(f"{str(path)!r} is not a file name") from None
 
 
@@ -90,10 +94,30 @@ def as_picture(image: Image.Image) -> Image.Image:
         raise ImageError(f"an image in memory is damaged or cut off: {error}") from None
 
 
-def resolve_image(folder: str | Path, name: str) -> Path:
+@dataclass(frozen=True)
+class ImageFolder(os.PathLike):
+    """A folder of images whose links may lead into other named folders: the hub's cache, the store of DVC or git-annex.
+
+    It stands wherever the path of an image folder does. Raises ValueError for a root that is no folder.
+    """
+
+    path: Path
+    roots: tuple[Path, ...] = ()
+
+    def __post_init__(self):
+        absent = next((root for root in self.roots if not root.is_dir()), None)
+        if absent is not None:
+            raise ImageError(f"the image root {absent} is not a folder: give the one that the links lead into")
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+
+def resolve_image(folder: str | os.PathLike, name: str) -> Path:
     """The path of image `name` inside `folder`, which need not exist.
 
-    Raises ImageError where the name leads out of the folder: an absolute path, "..", or a symbolic link to the outside.
+    Raises ImageError where the name leads out of the folder: an absolute path, "..", or a symbolic link to the outside, but
+    for links into the roots of an `ImageFolder`.
     """
     foreign = PureWindowsPath(name)  # takes both / and \ for separators
     if not name.strip() or "\0" in name:
@@ -101,12 +125,19 @@ def resolve_image(folder: str | Path, name: str) -> Path:
     if foreign.anchor or ".." in foreign.parts:
         raise ImageError(f"image {name!r} leads out of the image folder: names must be relative, without '..'")
     path = Path(folder) / name
+    allowed = (Path(folder), *(folder.roots if isinstance(folder, ImageFolder) else ()))
     try:
-        inside = path.resolve().is_relative_to(Path(folder).resolve())
-    except (OSError, RuntimeError):  # a loop of links
-        inside = False
+        target = path.resolve()
+        inside = any(target.is_relative_to(root.resolve()) for root in allowed)
+    except OSError as error:
+        raise ImageError(in_a_sentence(error)) from None
+    except RuntimeError:
+        raise ImageError(f"image {name!r} is a link that leads back to itself") from None
     if not inside:
-        raise ImageError(f"image {name!r} is a link that leads out of the image folder {folder}")
+        raise ImageError(
+            f"image {name!r} is a link that leads out of the image folder {Path(folder)}, to {target}: "
+            "allow the folder that it leads into with --image-root"
+        )
     return path
 
 

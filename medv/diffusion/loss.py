@@ -42,7 +42,8 @@ def token_weights(
 
 CHUNK = 1024  # positions whose logits may be in memory together
 SMALL = 2**21  # logits that are not worth the trouble: all those of a tiny vocabulary
-PIECE = 2**20  # numbers of float32 that the softmax copies at a time
+PIECE = 2**20  # numbers of float32 that the softmax copies at a time, so that a CPU keeps them in its cache
+CUDA_PIECE = 2**27  # on a GPU, where many small pieces cost more than they spare
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -72,7 +73,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 def _pieces(logits: torch.Tensor, *columns: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
     """Logits and columns [m, ...] cut into as many rows as the softmax takes at a time."""
-    rows = max(1, PIECE // logits.shape[-1])
+    rows = max(1, (CUDA_PIECE if logits.is_cuda else PIECE) // logits.shape[-1])
     return zip(*(column.split(rows) for column in (logits, *columns)), strict=True)
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from medv.artifacts import write_json
+from medv.artifacts import atomic_directory, default_out, write_json
 from medv.model.adapters import base_folder, is_adapter, with_adapters
-from medv.model.assembly import assemble
+from medv.model.assembly import assemble, new_processor
 from medv.model.configuration import MedVConfig
 from medv.model.devices import place
-from medv.model.loading import in_words, load_network, load_processor, load_weights
+from medv.model.loading import in_words, load_network, load_processor, load_tokenizer, load_weights
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
 from medv.model.shards import read_object
@@ -27,7 +27,7 @@ NETWORKS = {
     MedVTwinConfig.model_type: MedVForCausalLM,
 }
 """model_type in config.json -> the class of the network."""
-PROJECTOR_FILE, BASE_FILE = "projector.safetensors", "base.json"
+PROJECTOR_FILE, BASE_FILE, ASSEMBLED_FILE = "projector.safetensors", "base.json", "assembled.json"
 
 
 def bundled(part: str) -> Path:
@@ -40,6 +40,17 @@ def bundled(part: str) -> Path:
             f"the bundled {part} is missing from this installation: make it with `medv train pretrain`"
         )
     return folder
+
+
+def fetched_towers(profile: str, folder: Path) -> tuple[Path, Path]:
+    """The language and the vision tower that `medv towers` made in `folder`; raises FileNotFoundError, naming the command."""
+    parts = folder / "language_tower", folder / "vision_tower"
+    if not all((part / "config.json").is_file() for part in parts):
+        raise FileNotFoundError(
+            f"profile {profile} begins from pretrained towers, and {folder} does not hold them: bring them with "
+            f"`medv towers {profile}" + ("`" if folder == default_out(profile) / "towers" else f" --out {folder}`")
+        )
+    return parts
 
 
 def load_model(
@@ -83,6 +94,26 @@ def _load(folder: Path, above: tuple[Path, ...], **how) -> tuple[MedVForMaskedDi
     return model, processor
 
 
+def save_assembled(
+    language: Path, vision: Path, target: Path, *, projector: Path | None = None, system: str | None = None, **options
+) -> dict[str, str]:
+    """Make the folder of a model from two towers (see `assemble`); returns what `assembled.json` in it says of its parts."""
+    model = assemble(language, vision, projector=projector, **options)
+    note = {"language_tower": Path(language).name, "vision_tower": Path(vision).name}
+    note["projector"] = "untrained" if projector is None else projector.name
+    with atomic_directory(target) as folder:
+        model.save_pretrained(folder)
+        new_processor(load_tokenizer(language), model.config, system=system).save_pretrained(folder)
+        write_json(folder / ASSEMBLED_FILE, note)
+    return note
+
+
+def untrained_projector(folder: Path) -> bool:
+    """Whether the model in a folder was put together from towers with a projector that nothing has trained."""
+    note = Path(folder) / ASSEMBLED_FILE
+    return note.is_file() and read_object(note)["projector"] == "untrained"
+
+
 def save_projector(model: MedVForMaskedDiffusion, folder: Path, base: dict[str, str]) -> None:
     """Write the projector, the configuration of the whole and `base`: {"model": folder it was trained on}, or {"model":
     "bundled"} for the towers of the package. The folder is noted relative to `folder`, so both may move together.
@@ -106,9 +137,10 @@ def _on_its_base(folder: Path, above: tuple[Path, ...], **how) -> MedVForMaskedD
         )
     if name == "bundled":
         with in_words(folder):
-            pool = MedVConfig.from_pretrained(folder, local_files_only=True).image_pool
+            config = MedVConfig.from_pretrained(folder, local_files_only=True)
+        sight = {"image_pool": config.image_pool, "feature_norm": config.feature_norm}
         towers = bundled("language_tower"), bundled("vision_tower")
-        return assemble(*towers, seed=0, image_pool=pool, projector=folder).to(how["dtype"])
+        return assemble(*towers, seed=0, projector=folder, **sight).to(how["dtype"])
     base = folder / name
     if not (base / "config.json").exists():
         raise FileNotFoundError(

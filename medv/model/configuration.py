@@ -1,19 +1,25 @@
-"""The configuration of LLaDA-MedV: a SigLIP vision tower, a projector and a bidirectional Llama (Fig. 2, Table 6)."""
+"""The configuration of LLaDA-MedV: a vision tower (SigLIP), a projector and a bidirectional Llama (Fig. 2, Table 6)."""
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from medv.model.views import ViewPlan
+from medv.model.vision import SIGLIP, grid_side
+
+FEATURE_NORMS = ("none", "layer")
 
 
 @strict
 class MedVConfig(PreTrainedConfig):
     """Configuration of `MedVForMaskedDiffusion`.
 
-    vision_config: a `SiglipVisionConfig`; `num_hidden_layers` counts the layers that are kept (26 of 27 in the release), as
-    features are the output of the last of them, before the final layer norm. image_pool: squares of so many patches a side
-    are averaged to one visual token (1, no pooling, in the release; 2 in the tiny models). image_aspect, image_grid,
+    vision_config: of a network that gives a grid of features (see `medv.model.vision`). Of a `SiglipVisionConfig`,
+    `num_hidden_layers` counts the layers that are kept (26 of 27 in the release), as features are the output of the last of
+    them, before the final layer norm. image_pool: squares of so many features a side are averaged to one visual token (1, no
+    pooling, in the release; 2 in the tiny models). feature_norm: "layer" brings what is averaged to mean 0 and variance 1
+    over its channels, without parameters, for towers that do not end in a norm; "none" in the release. image_mean and
+    image_std: what is taken from each colour (0 to 1) and what it is divided by. image_aspect, image_grid,
     image_max_tiles and patch_merge say how a picture becomes views and these become tokens (see `medv.model.views`); a
     model whose patch_merge is "spatial_unpad" has the parameter `model.image_newline`. text_config: a `LlamaConfig`;
     attention is made bidirectional here (`is_causal=False`), whatever the dictionary says. The token ids come from the
@@ -32,6 +38,9 @@ class MedVConfig(PreTrainedConfig):
     text_config: dict | PreTrainedConfig | None = None
     projector_hidden_act: str = "gelu"
     image_pool: int = 1
+    feature_norm: str = "none"
+    image_mean: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
+    image_std: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
     image_aspect: str = "square"
     image_grid: list[list[int]] | tuple[tuple[int, int], ...] = ()
     image_max_tiles: int | None = None
@@ -50,7 +59,10 @@ class MedVConfig(PreTrainedConfig):
         # The switch that makes a stock Llama bidirectional with and without padding. The attribute of the attention
         # modules alone would leave padded batches causal, silently.
         self.text_config.is_causal = False
-        self.vision_config.vision_use_head = False
+        if self.vision_config.model_type == SIGLIP:
+            self.vision_config.vision_use_head = False
+        if self.feature_norm not in FEATURE_NORMS:
+            raise ValueError(f"unknown feature_norm {self.feature_norm!r}: use one of {', '.join(FEATURE_NORMS)}")
         if self.text_config.tie_word_embeddings:
             self.tie_word_embeddings = True
         self.image_grid = [list(pair) for pair in self.image_grid]
@@ -64,10 +76,12 @@ class MedVConfig(PreTrainedConfig):
     @property
     def view_plan(self) -> ViewPlan:
         """How pictures become views and visual tokens."""
-        vision = self.vision_config
+        side = grid_side(self.vision_config)
+        if self.image_pool < 1 or side % self.image_pool:
+            raise ValueError(f"image_pool is {self.image_pool}: give a divisor of the {side} features along a side")
         return ViewPlan(
-            size=vision.image_size,
-            side=vision.image_size // vision.patch_size // self.image_pool,
+            size=self.vision_config.image_size,
+            side=side // self.image_pool,
             aspect=self.image_aspect,
             grid=tuple(tuple(pair) for pair in self.image_grid),
             max_tiles=self.image_max_tiles,

@@ -1,4 +1,4 @@
-"""LLaDA-MedV in transformers' own parts: SigLIP features, a two-layer projector, a Llama that sees both directions.
+"""LLaDA-MedV in transformers' own parts: features of a vision tower, a two-layer projector, a Llama that sees both directions.
 
 `forward` holds the training loss of Eq. 4 (corruption included), so that distributed wrappers see one call; only the
 masked positions reach the output head. `generate` is Algorithm 1 of the paper through `medv.diffusion.fast`. There is no
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.functional import layer_norm
 from transformers import AutoModel, PreTrainedModel, initialization
 from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput
@@ -24,9 +25,11 @@ from medv.diffusion.sampler import stream
 from medv.diffusion.settings import Denoiser, SamplerConfig, SamplerOutput
 from medv.diffusion.trace import Events, drain
 from medv.model.configuration import MedVConfig
-from medv.model.decoding import Decoder
+from medv.model.decoding import decoder_for
+from medv.model.devices import can_compile, computes_on
 from medv.model.merging import merge_views, pool_patches
 from medv.model.presets import generate_preset
+from medv.model.vision import feature_width, grid_features
 
 IGNORED_LABEL = -100
 
@@ -49,7 +52,7 @@ class MedVProjector(nn.Module):
     def __init__(self, config: MedVConfig):
         super().__init__()
         width = config.text_config.hidden_size
-        self.linear_1 = nn.Linear(config.vision_config.hidden_size, width)
+        self.linear_1 = nn.Linear(feature_width(config.vision_config), width)
         self.act = ACT2FN[config.projector_hidden_act]
         self.linear_2 = nn.Linear(width, width)
 
@@ -67,7 +70,7 @@ class MedVPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     # The loss is already a mean; without this the Trainer would take it for a sum and scale it by the accumulation.
     accepts_loss_kwargs = False
-    _no_split_modules = ["LlamaDecoderLayer", "SiglipEncoderLayer"]  # noqa: RUF012
+    _no_split_modules = ["LlamaDecoderLayer", "SiglipEncoderLayer", "EfficientNetBlock"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -85,7 +88,7 @@ class MedVModel(MedVPreTrainedModel):
 
     def __init__(self, config: MedVConfig):
         super().__init__(config)
-        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.vision_tower = AutoModel.from_config(config.vision_config).eval()  # see `train`
         self.projector = MedVProjector(config)
         self.language_model = AutoModel.from_config(config.text_config)
         self.image_newline = None
@@ -101,19 +104,21 @@ class MedVModel(MedVPreTrainedModel):
         """Replace the token embedding of the language tower."""
         self.language_model.set_input_embeddings(value)
 
-    def get_image_features(self, pixel_values: torch.Tensor, image_layouts: torch.Tensor | None = None) -> torch.Tensor:
-        """Projected visual tokens [n, N, D] of n views [n, 3, H, W]; with image_layouts [m, 7] those of m images, [T, D].
+    def train(self, mode: bool = True) -> "MedVModel":
+        """As in torch, but the vision tower never trains: its batch norms keep their statistics, its dropout stays off."""
+        super().train(mode)
+        self.vision_tower.eval()
+        return self
 
-        Features are the output of the last kept layer, without the final layer norm, as in the reference.
-        """
+    def get_image_features(self, pixel_values: torch.Tensor, image_layouts: torch.Tensor | None = None) -> torch.Tensor:
+        """Projected visual tokens [n, N, D] of n views [n, 3, H, W]; with image_layouts [m, 7] those of m images, [T, D]."""
         return self.project(self.look(pixel_values), image_layouts)
 
     def look(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """What the vision tower makes of n views [n, 3, H, W], pooled: [n, N, D_vision]."""
-        tower = self.vision_tower
-        pixel_values = pixel_values.to(dtype=tower.dtype)
-        features = tower.encoder(inputs_embeds=tower.embeddings(pixel_values)).last_hidden_state  # [n, P, D_vision]
-        return pool_patches(features, self.config.image_pool)
+        """What the vision tower makes of n views [n, 3, H, W], pooled and normed as configured: [n, N, D_vision]."""
+        features = grid_features(self.vision_tower, pixel_values)  # [n, P, D_vision]
+        pooled = pool_patches(features, self.config.image_pool)
+        return pooled if self.config.feature_norm == "none" else layer_norm(pooled, pooled.shape[-1:])
 
     def project(self, vision_states: torch.Tensor, image_layouts: torch.Tensor | None = None) -> torch.Tensor:
         """The visual tokens of what `look` gave, as `get_image_features` returns them."""
@@ -273,8 +278,8 @@ class MedVForMaskedDiffusion(MedVPreTrainedModel):
 
         `medv.diffusion.sampler.sample` says what is computed. With `reference` that plain loop over `forward` computes it;
         otherwise `medv.diffusion.fast` gives the same tokens sooner (with a revision, the plain loop over a `Decoder`).
-        `graphs` replays the forwards between the refreshes of a cache as CUDA graphs, and `compiled` fuses what lies between
-        the matrix products (see `medv.model.decoding.Decoder`). `uniform` gives the random draws of
+        `graphs` replays forwards as CUDA graphs, and `compiled` fuses what lies between
+        the matrix products (see `medv.model.decoding`). `uniform` gives the random draws of
         the presets of `SamplerConfig` (see `medv.diffusion.official`), which are always computed plainly.
         """
         given = (input_ids, attention_mask, pixel_values, image_layouts)
@@ -321,23 +326,28 @@ class MedVForMaskedDiffusion(MedVPreTrainedModel):
             plain = self._plain_denoiser(input_ids, attention_mask, image_features)
             return (yield from stream(plain, input_ids, settings, **ids))
         seen = {"attention_mask": attention_mask, "image_features": image_features, "cache": config.cache}
-        decoder = Decoder(self, input_ids, config.gen_length, graphs=graphs, compiled=compiled, **seen)
-        if config.revision is None:
-            output = yield from stream_fast(decoder, input_ids, settings, tell=tell, **ids)
-        else:
-            output = yield from stream(decoder, input_ids, settings, **ids)
-        return dataclasses.replace(output, refreshes=decoder.refreshes)
+        with decoder_for(self, input_ids, config.gen_length, graphs=graphs, compiled=compiled, **seen) as decoder:
+            if config.revision is None:
+                output = yield from stream_fast(decoder, input_ids, settings, tell=tell, **ids)
+            else:
+                output = yield from stream(decoder, input_ids, settings, **ids)
+            return dataclasses.replace(output, refreshes=decoder.refreshes)
 
     def acceleration(self, config: SamplerConfig, graphs: bool | None = None) -> dict[str, bool]:
-        """What `generate` is told of `graphs` and `compiled`; None: both where they can be, which is on one GPU with a cache.
+        """What `generate` is told of `graphs` and `compiled`; None: both where they can be, which is on one GPU and without a
+        preset, the second where there is a compiler too.
 
         Raises ValueError where graphs are asked for and cannot be.
         """
-        could = self.device.type == "cuda" and not hasattr(self, "hf_device_map")
-        useful = config.cache != NO_CACHE and config.preset == "medv" and config.revision is None
-        if graphs and not (could and useful):
-            raise ValueError("CUDA graphs need a model on one CUDA device and a cache: leave them off")
-        return dict.fromkeys(("graphs", "compiled"), could and useful if graphs is None else graphs)
+        could = (
+            computes_on(self.get_input_embeddings()).type == "cuda"
+            and not hasattr(self, "hf_device_map")
+            and config.preset == "medv"
+        )
+        if graphs and not could:
+            raise ValueError("CUDA graphs need a model on one CUDA device and no preset: leave them off")
+        graphs = could if graphs is None else graphs
+        return {"graphs": graphs, "compiled": graphs and can_compile()}
 
     def settings(self, config: SamplerConfig) -> SamplerConfig:
         """The configuration with the model's own suppressed and stop tokens where it leaves them open."""

@@ -1,4 +1,4 @@
-"""From images and questions to tensors: `MedVProcessor`, the SigLIP image processor and LLaDA's chat format in one object.
+"""From images and questions to tensors: `MedVProcessor`, the image processor and LLaDA's chat format in one object.
 
 It cuts the image into views (`medv.model.views`), renders the prompt, puts one placeholder per visual token where the image
 goes and pads prompts on the left. It knows no network and no data set.
@@ -23,12 +23,12 @@ from medv.model.views import ViewPlan
 class MedVProcessor(ProcessorMixin):
     """`processor(images=..., text=..., return_tensors="pt")` gives what `MedVForMaskedDiffusion.generate` takes.
 
-    image_processor: resizes to the tower's square size (bicubic) and scales to [-1, 1]. tokenizer: a fast tokenizer with
-    LLaDA's special tokens and `<image>`. image_tokens: visual tokens of one view. system: "medical", "general", a text of
-    one's own, or None for no system message (the tiny models are trained without). image_aspect, image_grid,
-    image_max_tiles and patch_merge: how an image becomes views and tokens, see `medv.model.views`; like `system` they are
-    saved with the processor and may be given to `from_pretrained` or set later. official_prompts: write prompts as the
-    reference's demonstration does, which loses the newline after the image that its training has (released models).
+    image_processor: resizes to the tower's square size (bicubic) and scales as the vision tower wants it. tokenizer: a fast
+    tokenizer with LLaDA's special tokens and `<image>`. image_tokens: visual tokens of one view. system: "medical",
+    "general", a text of one's own, or None for no system message (the tiny models are trained without). image_aspect,
+    image_grid, image_max_tiles and patch_merge: how an image becomes views and tokens, see `medv.model.views`; like `system`
+    they are saved with the processor and may be given to `from_pretrained` or set later. official_prompts: write prompts as
+    the reference's demonstration does, which loses the newline after the image that its training has (released models).
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class MedVProcessor(ProcessorMixin):
         return BatchFeature(data, tensor_type=return_tensors)
 
     def pixels(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """float32 [V, 3, H, W] in [-1, 1]: the views of all images, in order."""
+        """float32 [V, 3, H, W]: the views of all images, in order."""
         views = [view for image in images for view in self.view_plan.views(as_picture(image))]
         return self.image_processor(views, return_tensors="pt")["pixel_values"]
 
@@ -145,11 +145,13 @@ class MedVProcessor(ProcessorMixin):
         return self.tokenizer.decode(kept, skip_special_tokens=True).strip()
 
 
-def siglip_processor(image_size: int) -> SiglipImageProcessorPil:
-    """The reference's image preparation: squashed to a square by bicubic interpolation, scaled to [-1, 1]."""
-    half = [0.5, 0.5, 0.5]
-    size = {"height": image_size, "width": image_size}
-    return SiglipImageProcessorPil(size=size, image_mean=half, image_std=half)
+def image_processor(size: int, mean: Sequence[float], std: Sequence[float]) -> SiglipImageProcessorPil:
+    """Image preparation: squashed to a square by bicubic interpolation, each colour to (x / 255 - mean) / std.
+
+    The reference's mean and std are one half: [-1, 1].
+    """
+    square = {"height": size, "width": size}
+    return SiglipImageProcessorPil(size=square, image_mean=list(mean), image_std=list(std))
 
 
 AutoProcessor.register(MedVConfig, MedVProcessor)

@@ -21,6 +21,11 @@ from medv.profiles import PAPER, ModelShape, Profile
 from medv.report.figures import new_figure, theme
 from medv.training.stages import freeze_except
 
+_VISION = {
+    "siglip": "SigLIP, {0.vision_layers} x {0.vision_hidden_size}",
+    "efficientnet_lite0": "EfficientNet-Lite0, {0.image_size} pixels",
+}
+_TRAINED = {"bundled": "trained here", "packages": "SmolLM2-135M unless chosen otherwise"}
 _ONE_LAYER = replace(PAPER.model, layers=1, vision_layers=1)
 
 
@@ -47,12 +52,10 @@ def recipe_table(profile: Profile) -> pd.DataFrame:
     model = profile.model
     released = profile.name == "paper"
     rows = {
-        "vision_tower": "siglip2-so400m-patch14-384"
-        if released
-        else f"SigLIP, {model.vision_layers} x {model.vision_hidden_size}",
+        "vision_tower": "siglip2-so400m-patch14-384" if released else _VISION[model.vision].format(model),
         "language_tower": "LLaDA-8B-Instruct"
         if released
-        else f"Llama, {model.layers} x {model.hidden_size}, trained here",
+        else f"Llama, {model.layers} x {model.hidden_size}, {_TRAINED[profile.towers]}",
         "projector": "2-layer MLP with GELU",
         "attention": "bidirectional",
         "deepspeed": "ZeRO-3" if released else "none",

@@ -16,6 +16,7 @@ import torch
 
 from medv.diffusion.corruption import masking_probability
 from medv.model.configuration import MedVConfig
+from medv.model.vision import feature_width, view_flops
 from medv.training.trainer import StageTrainer
 
 PEAK_TFLOPS = {
@@ -53,11 +54,9 @@ def training_flops(
     layer = (2 + 2 * heads) * d * d + 3 * d * text.intermediate_size
     linear = 2 * tokens * layer * text.num_hidden_layers + 2 * masked * d * text.vocab_size
     attention = 4 * tokens * length * d * text.num_hidden_layers
-    patches = views * (eye.image_size // eye.patch_size) ** 2
-    e = eye.hidden_size
-    look = 2 * patches * (4 * e * e + 2 * e * eye.intermediate_size + 2 * patches / max(views, 1) * e)
-    project = 6 * patches / config.image_pool**2 * (e * d + d * d)
-    return linear * (3 if language_learns else 2) + 3 * attention + look * eye.num_hidden_layers + project
+    look = views * view_flops(eye) if views else 0
+    project = 6 * views * config.image_tokens * (feature_width(eye) * d + d * d)
+    return linear * (3 if language_learns else 2) + 3 * attention + look + project
 
 
 @dataclass

@@ -27,35 +27,31 @@ def causal_recipe(recipe: StageRecipe) -> StageRecipe:
     return replace(recipe, padding="none", times="iid")
 
 
-TOWERS_FOR = ("tiny", "smoke")
-"""The profiles whose twin has a bundled tower to start from."""
-
-
 def train_twin(profile: Profile, out: Path, *, seed: int = 0, quiet: bool = False) -> dict:
     """Stages 1 and 2 of the twin, from its bundled tower, into the folder `out`; finished stages are kept.
 
     Returns the facts of each stage as `medv.training.command.summary` gives them. Raises ValueError for a profile without
     bundled towers.
     """
-    if profile.name not in TOWERS_FOR:
+    if profile.towers != "bundled":
         raise ValueError(f"profile {profile.name} has no bundled towers to train an autoregressive twin from")
     tower = bundled("twin_tower")
     facts, start = {}, None
     for stage in TWIN_STAGES:
-        folder = out if stage == TWIN_STAGES[-1] else out / stage
-        if not (folder / "training.json").exists():
-            if start is None:
-                model = assemble(tower, bundled("vision_tower"), seed=seed, image_pool=profile.model.image_pool)
-                model = causal_twin(model)
-                processor = new_processor(load_tokenizer(tower), model.config, system=profile.system)
-            else:
-                model, processor = load_model(start)
-            train, validation = stage_examples(stage, profile)
-            recipe = causal_recipe(profile.stages[stage])
-            train_stage(model.train(), processor, recipe, train, folder, validation=validation, seed=seed, quiet=quiet)
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        folder = out / stage
+        if start is None:
+            model = assemble(tower, bundled("vision_tower"), seed=seed, **profile.model.sight)
+            model = causal_twin(model)
+            processor = new_processor(load_tokenizer(tower), model.config, system=profile.system)
+        else:
+            model, processor = load_model(start)
+        train, validation = stage_examples(stage, profile)
+        recipe = causal_recipe(profile.stages[stage])
+        train_stage(model.train(), processor, recipe, train, folder, validation=validation, seed=seed, quiet=quiet)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         facts[stage] = summary(folder)
         start = folder
+    shutil.copytree(start, out, dirs_exist_ok=True)
     return facts
 
 
@@ -66,7 +62,7 @@ def obtain_twin(profile: Profile, out: Path, *, source: Path | None = None, seed
     profile without a bundled tower has no twin of its own, and then `out` holds no model.
     """
     started = time.perf_counter()
-    if source is None and profile.name not in TOWERS_FOR:
+    if source is None and profile.towers != "bundled":
         out.mkdir(parents=True, exist_ok=True)
         facts = {
             "none": f"profile {profile.name} has no bundled tower to train a twin from: give notebook 13 a model as init"
