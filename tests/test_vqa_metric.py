@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from medv.data.example import Example, Turn
-from medv.data.readers import DataError, read_dataset, read_rows
+from medv.data.readers import read_dataset
+from medv.data.rows import read_rows
 from medv.evaluation.controls import majority_answers, shuffled_images
 from medv.evaluation.normalize import normalize
 from medv.evaluation.vqa import (
@@ -20,6 +21,7 @@ from medv.evaluation.vqa import (
     read_predictions,
     read_references,
 )
+from medv.reading import DataError
 
 DATA = Path(os.environ.get("MEDV_SHARED", Path(__file__).parents[1] / "../shared")) / "data"
 RAD = DATA / "vqa_rad"

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from medv.data.example import Example
-from medv.data.readers import FILES, QA50_DOMAINS, DataError, find_file, read_dataset
+from medv.data.readers import FILES, QA50_DOMAINS, find_file, read_dataset
 from medv.paper import table
+from medv.reading import DataError
 
 _SHORT = {"validation": "val"}  # as the columns of Table 8 are called
 # Cells that the published data contradict: what the data hold, and why that is believed.

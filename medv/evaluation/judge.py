@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from medv.data.readers import QA50_DOMAINS, DataError, read_rows
+from medv.data.readers import QA50_DOMAINS
+from medv.data.rows import read_rows
+from medv.reading import DataError
 
 TYPES = ("conversation", "detailed_description")
 DOMAINS = tuple(QA50_DOMAINS)

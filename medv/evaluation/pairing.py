@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medv.data.example import Example
-from medv.data.readers import DataError, read_llava_med, read_pathvqa, read_rows, read_slake, read_vqa_rad
+from medv.data.readers import read_llava_med, read_pathvqa, read_slake, read_vqa_rad
+from medv.data.rows import read_rows
+from medv.reading import DataError
 
 _ID_KEYS = ("question_id", "qid", "id")
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from medv.data.readers import DataError, read_rows
+from medv.data.rows import read_rows
 from medv.evaluation.repetition import repeated_spans, repetition
+from medv.reading import DataError
 
 REPETITION = ("adjacent_duplicates", "longest_run", "rep_2", "rep_4", "distinct_1", "repeated_share")
 
