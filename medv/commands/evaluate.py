@@ -1,12 +1,11 @@
 """`medv evaluate` and `medv judge`: score predictions, judgements and texts; have answers judged."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from medv.commands.console import AsJson, console, in_words, print_mapping
+from medv.commands.console import AsJson, console, in_words, print_json, print_mapping
 
 evaluate_app = typer.Typer(no_args_is_help=True, help="Score predictions.")
 
@@ -61,7 +60,7 @@ def evaluate_text_command(
     rows = read_answers(answers)
     print_mapping(f"{answers.name}: means per answer", measure_texts(rows, asked_words=asked_words), as_json)
     for row in rows if marked and not as_json else ():
-        console.print(f"\n{mark_repeats(answer_text(row))}", markup=False, highlight=False)
+        console.print(f"\n{mark_repeats(answer_text(row))}")
 
 
 @in_words
@@ -74,6 +73,9 @@ def judge(
     concurrency: Annotated[int, typer.Option(min=1, help="Questions asked at once.")] = 4,
     attempts: Annotated[int, typer.Option(min=1, help="Of each question, before it is left unjudged.")] = 6,
     timeout: Annotated[float, typer.Option(help="Seconds for one request.")] = 120.0,
+    temperature: Annotated[
+        str, typer.Option(help="Of the judge; none leaves it out, for models that refuse it.")
+    ] = "0",
     cache: Annotated[
         Path | None, typer.Option(help="Folder of the replies; default: judge_cache beside --out.")
     ] = None,
@@ -82,22 +84,37 @@ def judge(
     """Have answers judged; resumable. The key is read from MEDV_JUDGE_KEY or OPENAI_API_KEY and written nowhere."""
     from medv.evaluation.judging import Endpoint, judge_file, key_from_environment
 
-    key = key_from_environment()
-    endpoint = Endpoint(base_url, judge_model, key, concurrency=concurrency, attempts=attempts, timeout=timeout)
-    scores = judge_file(questions, answers, out, endpoint, cache=cache).to_dict()
-    _print_judged(scores, as_json)
-    if scores["unjudged"]:
+    warmth = _temperature(temperature)
+    how = {"temperature": warmth, "concurrency": concurrency, "attempts": attempts, "timeout": timeout}
+    endpoint = Endpoint(base_url, judge_model, key_from_environment(), **how)
+    scores = judge_file(questions, answers, out, endpoint, cache=cache)
+    asked = "left out" if warmth is None else f"{warmth:g}"
+    _print_judged(scores.to_dict(), as_json, f"; judge {judge_model}, temperature {asked}")
+    if scores.stopped:
+        raise ValueError(
+            f"{scores.stopped}; {len(scores.judged)} of {len(scores.judged) + len(scores.unjudged)} questions are judged and "
+            f"kept in {out}: the same command goes on"
+        )
+    if scores.unjudged:
         raise typer.Exit(1)
 
 
-def _print_judged(scores: dict, as_json: bool) -> None:
+def _temperature(text: str) -> float | None:
+    try:
+        return None if text == "none" else float(text)
+    except ValueError:
+        raise ValueError(f"--temperature {text!r} is neither a number nor none") from None
+
+
+def _print_judged(scores: dict, as_json: bool, by: str = "") -> None:
     if as_json:
-        print(json.dumps(scores, ensure_ascii=False))
+        print_json(scores)
         return
-    counts, unjudged = scores.pop("counts"), scores.pop("unjudged")
-    lines = {f"{group} ({counts[group]} questions)": value for group, value in scores.items() if counts[group]}
-    print_mapping("score in percent of the reference's", lines, as_json=False)
-    for item in unjudged:
-        console.print(
-            f"unjudged {item['question_id']}: {item['reason']}", markup=False, highlight=False, soft_wrap=True
-        )
+    counts = scores["counts"]
+    groups = {f"{group} ({counts[group]} questions)": scores[group] for group in counts if counts[group]}
+    print_mapping(f"score in percent of the reference's{by}", groups, as_json=False)
+    reasons: dict[str, list[str]] = {}
+    for item in scores["unjudged"]:
+        reasons.setdefault(item["reason"], []).append(item["question_id"])
+    for reason, names in reasons.items():
+        console.print(f"unjudged {', '.join(names)}: {reason}", soft_wrap=True)
