@@ -7,6 +7,8 @@ import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+BOMB = gzip.compress(bytes(1 << 24))
+
 
 class StubJudge:
     """Serves while its `with` block lasts. `plan(name, number)` says what request `number` (0, 1, ...) about the question
@@ -87,7 +89,7 @@ class StubJudge:
                 request.wfile.write(b"10000\r\n" + b" " * 0x10000 + b"\r\n" if what == "giant" else b"1\r\n \r\n")
                 time.sleep(0.001 if what == "giant" else 0.1)
         elif what == "bomb":
-            self.send(request, gzip.compress(bytes(1 << 26)), headers={"Content-Encoding": "gzip"})
+            self.send(request, BOMB, headers={"Content-Encoding": "gzip"})
         elif what == "garbage":
             self.send(request, b"\xff<html>busy</html>")
         elif what != "closed":
@@ -105,7 +107,11 @@ class StubJudge:
 def completion(content, finish="stop", **message):
     """The reply of a chat completion."""
     message = {"role": "assistant", "content": content, **message}
-    return {"id": "1", "object": "chat.completion", "choices": [{"index": 0, "message": message, "finish_reason": finish}]}
+    return {
+        "id": "1",
+        "object": "chat.completion",
+        "choices": [{"index": 0, "message": message, "finish_reason": finish}],
+    }
 
 
 def error(status, message, headers=None, **fields):

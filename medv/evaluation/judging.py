@@ -108,7 +108,7 @@ class Judge:
             web = openai.DefaultAsyncHttpxClient(
                 timeout=None,
                 follow_redirects=False,  # the key and the questions go to no other address
-                event_hooks={"response": [_bound]},
+                event_hooks={"request": [self._authorize], "response": [_bound]},
             )
         except (ImportError, ValueError, OSError, httpx2.InvalidURL) as error:
             raise ValueError(
@@ -123,6 +123,11 @@ class Judge:
             max_retries=0,
             default_headers={"Accept-Encoding": "identity"},
         )
+
+    async def _authorize(self, request: httpx2.Request) -> None:
+        request.headers.pop("Authorization", None)  # the client sends one even where there is no key
+        if self.endpoint.key:
+            request.headers["Authorization"] = f"Bearer {self.endpoint.key}"
 
     async def ask(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The judge's text, with two scores that can be read. Raises Failure, in words, after the last attempt."""
