@@ -40,15 +40,13 @@ The two scores are separated by a space. In the subsequent line, please provide 
 evaluation, avoiding any potential bias and ensuring that the order in which the responses were presented does not affect \
 your judgment."""
 _IMAGE = "\n<image>"
-_NUMBER, _OF_TEN = r"(-?[0-9]+(?:\.[0-9]+)?)", r"[^\S\n]*/[^\S\n]*10"
-_BETWEEN = r"[^\S\n]*[,;|]?[^\S\n]+(?:and[^\S\n]+)?"
-_LABELLED = r"assistant 1:\s*{0}\s*[,;]?\s*assistant 2:\s*{0}"
-_FORMS = (rf"(?:scores?:\s*)?{{0}}{_BETWEEN}{{0}}", _LABELLED)
+_NUMBER, _OF_TEN = r"(-?[0-9]+(?:\.[0-9]+)?)", r" ?/ ?10"
+_FORMS = (r"(?:scores?:\s?)?{0} ?[,;|]? (?:and )?{0}", r"assistant 1:\s?{0} ?[,;]?\s?assistant 2:\s?{0}")
 _SCORES = re.compile(
     "|".join(rf"(?:{form.format(number)})\.?" for form in _FORMS for number in (_NUMBER, _NUMBER + _OF_TEN)),
     re.IGNORECASE,
 )
-_FENCE = re.compile(r"\s*(?:```\w*)?\s*")
+_FENCE = re.compile(r"(?:```\w*)?")
 _THINKING = r"(?:think|thinking|thought|reasoning)>"
 _THOUGHT, _THINKS = (re.compile(rf"{begin}{_THINKING}", re.IGNORECASE) for begin in ("</", r"\s*<"))
 
@@ -87,7 +85,8 @@ def parse_scores(reply: str) -> tuple[float, float]:
     "8-7" among it) and for scores outside 1 to 10: nothing is guessed and nothing is clipped.
     """
     text = _after_thinking(reply)
-    lines = [line.replace("**", "").strip("*_`# \t") for line in text.splitlines() if not _FENCE.fullmatch(line)]
+    lines = [" ".join(line.replace("**", "").split()) for line in text.splitlines()]  # one space: patterns stay linear
+    lines = [line.strip("*_`# ") for line in lines if not _FENCE.fullmatch(line)]
     found = next(filter(None, (_SCORES.fullmatch("\n".join(lines[:count])) for count in (1, 2))), None)
     first = f"its first line is {lines[0][:80] if lines else ''!r}"
     if found is None:

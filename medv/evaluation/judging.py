@@ -295,9 +295,7 @@ def _kept(cache: Path, endpoint: Endpoint, messages: Sequence[Mapping[str, str]]
 
 
 def _recall(path: Path) -> str | None:
-    with suppress(
-        ValueError, LookupError, TypeError, AttributeError
-    ):  # absent, or spoiled from outside: it is asked for
+    with suppress(ValueError, LookupError, TypeError, AttributeError):  # absent, or spoiled from outside
         text = read_json(path)["result"]
         parse_scores(text)
         return text
