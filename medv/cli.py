@@ -3,21 +3,21 @@
 Bad input ends with one sentence on standard error and exit code 2; nothing half-written stays.
 """
 
-import json
+import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from medv.commands.bench import bench_app
-from medv.commands.console import AsJson, console, errors
+from medv.commands.console import AsJson, any_text, console, errors, finish, print_json, say
 from medv.commands.console import in_words as _in_words
 from medv.commands.console import print_mapping as _print_mapping
 from medv.commands.evaluate import evaluate_app, judge
 from medv.profiles import get_profile
+from medv.reading import visible
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="A research companion for LLaDA-MedV.")
 data_app = typer.Typer(no_args_is_help=True, help="Look at data sets.")
@@ -25,6 +25,10 @@ app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 
+ImageRoots = Annotated[
+    list[Path] | None,
+    typer.Option("--image-root", help="A folder that images may be links into (a cache, DVC, git-annex); repeatable."),
+]
 ProfileName = Annotated[str, typer.Option("--profile", "-p", help="tiny, small, paper or smoke.")]
 
 
@@ -46,7 +50,8 @@ def reproduce(
 
     get_profile(profile)
     try:
-        code = run(profile, only=tuple(only or ()), out=out, dry_run=dry_run, force=force, jobs=jobs, publish=publish)
+        options = {"dry_run": dry_run, "force": force, "jobs": jobs, "publish": publish, "console": console}
+        code = run(profile, only=tuple(only or ()), out=out, **options)
     except RuntimeError as error:  # another run holds the folder
         raise ValueError(str(error)) from error
     raise typer.Exit(code)
@@ -104,12 +109,12 @@ def ask(
     for file in files:
         write_trace(file, story, word, question=question, answer=answer.text, picture=picture)
     if as_json:
-        print(json.dumps(answer.to_dict(), ensure_ascii=False))
+        print_json(answer.to_dict())
         return
-    console.print(answer.text or "(an empty answer)", markup=False, highlight=False)
+    console.print(answer.text or "(an empty answer)")
     if model is None:
         note = "a bundled model of about 1.3 million parameters, trained on drawings: never for clinical use"
-        errors.print(f"[dim]{answer.forwards} forwards, {answer.seconds:.2f} s; {note}[/dim]", soft_wrap=True)
+        errors.print(f"{answer.forwards} forwards, {answer.seconds:.2f} s; {note}", style="dim", soft_wrap=True)
 
 
 def _view(wanted: bool, gen_length: int, word):
@@ -152,6 +157,7 @@ def train(
     skip_corrupt: Annotated[
         bool, typer.Option("--skip-corrupt", help="Leave out and count images that cannot be read.")
     ] = False,
+    image_root: ImageRoots = None,
     as_json: AsJson = False,
 ) -> None:
     """Train one stage of the paper's recipe; also under torchrun and the deepspeed launcher (python -m medv)."""
@@ -172,6 +178,7 @@ def train(
             out,
             data=data,
             data_dir=data_dir,
+            roots=tuple(image_root or ()),
             init=init,
             lora=LoraRecipe(rank=rank, alpha=2 * rank) if lora else None,
             seed=seed,
@@ -181,7 +188,7 @@ def train(
         )
     except launch.TrainingStopped as stopped:
         if str(stopped):
-            errors.print(f"[red]medv:[/red] {escape(str(stopped))}", soft_wrap=True)
+            say(str(stopped))
         raise typer.Exit(1) from stopped
     if launch.rank():
         return
@@ -207,10 +214,15 @@ def generate(
     data: Annotated[
         str | None, typer.Option(help="Read --questions as this data set: vqa_rad, slake, pathvqa, qa50.")
     ] = None,
+    skip_corrupt: Annotated[
+        bool, typer.Option("--skip-corrupt", help="Leave out, count and list questions whose image cannot be read.")
+    ] = False,
+    image_root: ImageRoots = None,
 ) -> None:
     """Answer the questions of a benchmark; resumable, and under torchrun shared out over its processes."""
+    from medv.data.images import ImageFolder
     from medv.diffusion.sampler import SamplerConfig
-    from medv.evaluation.benchmark import answer_file, read_questions
+    from medv.evaluation.benchmark import answer_file, examine, read_questions, write_skipped
     from medv.evaluation.runners import CheckpointRunner, MedVRunner, availability
 
     if (model is None) == (checkpoint is None):
@@ -221,8 +233,14 @@ def generate(
         raise ValueError(f"{checkpoint}: {found}; fetch it first, for example with `hf download {checkpoint}`")
     else:
         runner = CheckpointRunner(checkpoint, max_new_tokens=gen_length)
-    count = answer_file(read_questions(questions, images, data=data), runner, out, batch_size=batch_size)
-    console.print(f"{count} answers in {escape(str(out))}")
+    wanted = read_questions(questions, ImageFolder(images, tuple(image_root or ())), data=data)
+    wanted, skipped = examine(wanted, runner, skip_corrupt=skip_corrupt)
+    count = answer_file(wanted, runner, out, batch_size=batch_size)
+    if skipped and os.environ.get("RANK", "0") == "0":
+        say(
+            f"{len(skipped)} questions were left out, as their images cannot be read: see {write_skipped(skipped, out)}"
+        )
+    console.print(visible(f"{count} answers in {out}"), soft_wrap=True)
 
 
 app.command()(judge)
@@ -244,7 +262,7 @@ def convert(
     from medv.model.convert import convert as run
 
     made = run(source, target, to=to, vision=vision)
-    console.print(f"{escape(str(target))}: {made}")
+    console.print(visible(f"{target}: {made}"), soft_wrap=True)
 
 
 @data_app.command("check")
@@ -252,14 +270,15 @@ def convert(
 def data_check(
     name: Annotated[str, typer.Argument(help="vqa_rad, slake, pathvqa, qa50, ...")],
     folder: Annotated[Path, typer.Argument(help="Folder of the data set.")],
+    image_root: ImageRoots = None,
     as_json: AsJson = False,
 ) -> None:
     """Validate a data set and compare it with its row of Table 8."""
     from medv.data.check import check_dataset, render_check
 
-    result = check_dataset(name, folder)
+    result = check_dataset(name, folder, roots=tuple(image_root or ()))
     if as_json:
-        print(json.dumps(result.to_dict(), ensure_ascii=False, indent=2))
+        print_json(result.to_dict())
     else:
         render_check(result, console)
 
@@ -290,7 +309,7 @@ def plan(
     options["capacity"] = gpu_memory and gpu_memory * 1e9
     found = plan_memory(*what, **options)
     if as_json:
-        print(json.dumps(found.to_dict()))
+        print_json(found.to_dict())
     else:
         console.print(found.table(f"{stage}, profile {profile}"))
     check_memory(*what, **options)
@@ -307,11 +326,14 @@ def doctor(as_json: AsJson = False) -> None:
 
 def main() -> None:
     """Entry point of the `medv` command."""
+    any_text()
     try:
         app()
     except KeyboardInterrupt:
-        errors.print("medv: interrupted; what was finished is kept")
+        say("interrupted; what was finished is kept")
         sys.exit(130)
+    finally:
+        finish()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Files that others wrote, read with bounds: regular files only, text in UTF-8, JSON that is what it seems.
+"""What others wrote: files read with bounds, JSON that is what it seems, text shown so that no terminal obeys it.
 
 A FIFO, a device or a file of many gigabytes is refused before it is read, so that no input hangs a command. JSON here is
 stricter than Python's: no NaN, no key twice, no half of a character, no bottomless nesting. Errors are one sentence with the
@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
+from unicodedata import category
 
 LARGEST = 1 << 30
 """Bytes of a file that is read whole (1 GiB); the largest published annotation file has about 0.4 GB."""
@@ -54,6 +55,17 @@ def in_a_sentence(error: OSError) -> str:
         return " ".join(str(error).split())
     path = str(error.filename) if error.filename is not None else "a file"
     return f"{path} {_MENDS.get(error.errno, f'cannot be used: {error.strerror or error}')}"
+
+
+def visible(text: str, *, keep: str = "") -> str:
+    """`text` with every character that a terminal would obey or hide as its escape: controls, line ends (but for those in
+    `keep`), marks that turn the direction of writing, halves of characters.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c in keep or category(c) == "Zs" else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 def check_regular(path: str | Path, status: os.stat_result | None = None) -> None:

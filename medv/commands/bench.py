@@ -1,14 +1,12 @@
 """`medv bench`: sampler, loss and training against the official algorithm. Heavy imports happen inside the commands."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from medv.commands.console import AsJson, console, errors, in_words
+from medv.commands.console import AsJson, console, errors, in_words, print_json
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure medv against the official algorithm.")
 Preset = Annotated[str, typer.Option(help="cpu, or gpu: LLaDA-8B's shape in bfloat16.")]
@@ -69,12 +67,12 @@ def _bench(
     if threads:
         torch.set_num_threads(threads)
     shape = replace(presets[preset], **{name: value for name, value in changes.items() if value is not None})
-    options["progress"] = lambda name: errors.print(f"[dim]{escape(name)} ...[/dim]")
+    options["progress"] = lambda name: errors.print(f"{name} ...", style="dim")
     result = run(shape, device="cuda" if preset == "gpu" else "cpu", **options)
     if out is not None:
         write_json(out, result.to_dict())
     if as_json:
-        print(json.dumps(result.to_dict(), ensure_ascii=False))
+        print_json(result.to_dict())
     else:
         console.print(result.table())
 

@@ -4,14 +4,15 @@ Names of files, ids, answers and messages come from outside. Whatever is printed
 no markup is read, and a character that a terminal would obey is shown as an escape (`\\x1b`). It knows no command.
 """
 
-import errno
+import io
 import json
+import os
+import reprlib
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import wraps
 from typing import Annotated, Any
-from unicodedata import category
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType, RenderHook, RenderResult
@@ -19,23 +20,10 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from medv.reading import in_a_sentence
+from medv.reading import in_a_sentence, visible
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 BUG = "this is a bug of medv, not of your input: please report it with the command and the lines above"
-
-
-def visible(text: str, *, keep: str = "") -> str:
-    """`text` with every character that a terminal would obey or hide as its escape: controls, line ends (but for those in
-    `keep`), marks that turn the direction of writing, halves of characters.
-    """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c in keep or category(c) == "Zs" else _escaped(c) for c in text)
-
-
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
 
 
 class _Visible(RenderHook):
@@ -96,19 +84,43 @@ def say(sentence: str) -> None:
 def _sentence(error: Exception) -> str | None:
     """What a person can mend, in words; None for a bug."""
     if isinstance(error, OSError):
-        return in_a_sentence(error)
+        return _one_line(in_a_sentence(error))
     if isinstance(error, UnicodeEncodeError):
-        return f"the text {error.object[:80]!r} cannot be written as {error.encoding}: remove {_escaped(error.object[error.start])}"
+        half = visible(error.object[error.start])
+        return f"the text {reprlib.repr(error.object)} has a character that is none ({half}): remove it"
     if isinstance(error, ValueError) or _of_library(error, "safetensors", "SafetensorError"):
-        return " ".join(str(error).split()) or type(error).__name__
+        return _one_line(error)
     if isinstance(error, MemoryError) or _of_library(error, "torch", "OutOfMemoryError"):
         return "there is not enough memory: ask for a smaller batch, a shorter answer or a smaller model"
     return None
 
 
+def _one_line(error: Exception | str) -> str:
+    return " ".join(line.strip() for line in str(error).splitlines()) or type(error).__name__
+
+
 def _of_library(error: Exception, module: str, name: str) -> bool:
     """Whether an error is of a library's class; the library is not loaded to find out."""
     return module in sys.modules and isinstance(error, getattr(sys.modules[module], name))
+
+
+def any_text() -> None:
+    """Let the standard streams show what their encoding lacks as an escape, where they would raise an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def finish() -> None:
+    """Write out what was printed; a reader that is gone, or a full disk, is no traceback of Python's at its exit."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the exit
+        if not isinstance(error, BrokenPipeError):
+            error.filename = "standard output"
+            say(in_a_sentence(error))
+        sys.exit(1 if isinstance(error, BrokenPipeError) else 2)
 
 
 def print_json(value: Any) -> None:

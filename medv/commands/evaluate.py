@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from medv.commands.console import AsJson, console, in_words, print_json, print_mapping
+from medv.reading import visible
 
 evaluate_app = typer.Typer(no_args_is_help=True, help="Score predictions.")
 
@@ -117,4 +118,4 @@ def _print_judged(scores: dict, as_json: bool, by: str = "") -> None:
     for item in scores["unjudged"]:
         reasons.setdefault(item["reason"], []).append(item["question_id"])
     for reason, names in reasons.items():
-        console.print(f"unjudged {', '.join(names)}: {reason}", soft_wrap=True)
+        console.print(visible(f"unjudged {', '.join(names)}: {reason}"), soft_wrap=True)

@@ -6,11 +6,12 @@ the mend. The readers do not open images, draw samples or tokenize.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from medv.data.example import IMAGE_TOKEN, Example, Turn
+from medv.data.images import ImageFolder
 from medv.data.rows import Row, found, read_rows
 from medv.reading import DataError
 
@@ -45,12 +46,14 @@ def read_dataset(
     images: Folder | None = None,
     language: str = "en",
     drop_duplicates: bool = False,
+    roots: Sequence[Path] = (),
 ) -> list[Example]:
     """The examples of one split ("train", "validation", "test") of a published data set.
 
     `folder` is the data set's folder as downloaded, or one of its files. `images` is the folder that the image names are
     relative to; by default `images/` or `imgs/` in `folder` where there is one, else the examples have no image. `language`
-    is for SLAKE ("en" as in the paper, "zh", "all"); `drop_duplicates` for PathVQA. Raises DataError.
+    is for SLAKE ("en" as in the paper, "zh", "all"); `drop_duplicates` for PathVQA; `roots` are folders into which images may
+    be links. Raises DataError.
     """
     name = name.replace("-", "_")
     if language != "en" and name != "slake":
@@ -62,7 +65,9 @@ def read_dataset(
     if images is None:
         images = next((root / place for place in _IMAGE_FOLDERS if (root / place).is_dir()), None)
     elif not Path(images).is_dir():
-        raise DataError(f"the image folder {images} does not exist: leave it out to read the texts alone")
+        raise DataError(f"the image folder {Path(images)} does not exist: leave it out to read the texts alone")
+    if images is not None and roots:
+        images = ImageFolder(Path(images), tuple(roots))
     if name == "slake":
         return read_slake(path, images=images, language=language)
     if name == "pathvqa":

@@ -47,6 +47,11 @@ class Row(dict[str, Any]):
             raise self.error(f"{key!r} is empty")
         return value.strip()
 
+    def answer(self) -> str:
+        """The text of an answer, in `text` or `answer`, as it stands; it may be empty."""
+        self.text("text", "answer", empty=True)
+        return self[self.key("text", "answer")]
+
     def identity(self, *keys: str) -> str:
         """The id in the first of `keys` that the row has: a string, or a whole number (12.0 is 12)."""
         key = self.key(*keys)

@@ -131,7 +131,7 @@ class FixedSchedule:
     def counts(self, masks: int, steps: int) -> list[int]:
         """The tokens of each forward when `masks` positions are filled in at most `steps`; no tensor is needed for it."""
         counts = []
-        for step in range(steps):
+        for step in range(min(steps, masks)):  # each writes one at least
             counts.append(int(self._count(torch.tensor(masks), step, torch.tensor(steps - step))))
             masks -= counts[-1]
         return counts

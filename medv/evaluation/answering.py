@@ -106,11 +106,16 @@ def check_length(
     gen_length: int,
 ) -> None:
     """Raises ValueError where prompt and answer together are longer than what the model reads."""
+    prompt = processor.encode_turns((Turn("user", question.strip()),), image=picture)
+    _check_positions(len(prompt), gen_length, model)
+
+
+def _check_positions(tokens: int, gen_length: int, model: MedVForMaskedDiffusion) -> None:
     limit = model.config.text_config.max_position_embeddings
-    tokens = len(processor.encode_turns((Turn("user", question),), image=picture))
     if tokens + gen_length > limit:
         raise ValueError(
-            f"the prompt has {tokens} tokens and the answer {gen_length}, but this model reads {limit}: shorten the question"
+            f"the prompt has {tokens} tokens and the answer {gen_length}, but this model reads {limit}: "
+            "shorten the question or the answer (--gen-length)"
         )
 
 
@@ -129,6 +134,7 @@ def _answer_batch(
         raise ValueError("a batch mixes questions with and without an image: answer them in two calls")
     pairs = zip(batch, images, strict=True)
     prompts = [processor.encode_turns((Turn("user", ex.question.strip()),), image=image) for ex, image in pairs]
+    _check_positions(max(map(len, prompts)), config.gen_length, model)
     inputs = processor.batch(prompts, images if with_image else None).to(model.device)
     was_training = model.training
     model.eval()

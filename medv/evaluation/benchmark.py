@@ -5,44 +5,80 @@ over the processes of torchrun, with the same answers.
 import glob
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from functools import lru_cache
 from pathlib import Path
 
 from torch import distributed
 from tqdm.auto import tqdm
 
 from medv.artifacts import append_jsonl, fingerprint, read_jsonl, write_text
-from medv.data.example import Example, Turn
-from medv.data.images import resolve_image
+from medv.data.example import IMAGE_TOKEN, Example, Turn
+from medv.data.images import ImageError, ImageFolder, open_image
 from medv.data.readers import read_dataset
+from medv.data.rows import by_id, read_rows
+from medv.evaluation.answering import full_view
 from medv.evaluation.runners import Runner
+from medv.reading import read_lines
 
 
-def read_questions(path: Path, images: Path, *, data: str | None = None) -> list[Example]:
+def read_questions(path: Path, images: Path | ImageFolder, *, data: str | None = None) -> list[Example]:
     """Questions as JSON lines: `question_id` (or `id`), `text` (or `question`) and `image`, in file order; or, with `data`,
-    the annotation file of that data set as shipped.
+    the annotation file of that data set as shipped. Raises DataError for a row that is no question about an image.
     """
     if data is not None:
         return read_dataset(data, path, "test", images=images)
     examples = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
+    for name, row in by_id(read_rows(path), "question_id", "id").items():
+        text = row.text("text", "question").replace(IMAGE_TOKEN, "").strip()
+        if not text:
+            raise row.error(f"there is no question beside {IMAGE_TOKEN}")
+        examples.append(Example(name, row.image(images, row.text("image")), (Turn("user", text),)))
+    return examples
+
+
+def examine(
+    examples: Sequence[Example], runner: Runner, *, skip_corrupt: bool = False
+) -> tuple[list[Example], dict[str, str]]:
+    """The questions that can be answered, before anything is; and, with `skip_corrupt`, why others cannot, by id.
+
+    Raises ImageError, without `skip_corrupt`, for the first image that cannot be read; ValueError for a question that is too
+    long for the runner's model, or where no image can be read.
+    """
+    asked, skipped = [], {}
+    look = lru_cache(maxsize=8)(open_image)  # several questions about one image stand together
+    for example in examples:
+        try:
+            picture = look(example.image) if isinstance(example.image, Path) else full_view(example)
+        except ImageError as error:
+            if not skip_corrupt:
+                raise ImageError(
+                    f"question {example.id}: {error}; mend it, or leave such images out with --skip-corrupt"
+                ) from error
+            skipped[example.id] = str(error)
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{path}, line {number} is not JSON ({error.msg}): one object per line is needed"
-            ) from error
-        text = str(row.get("text", row.get("question", ""))).replace("<image>", "").strip()
-        if not text or not row.get("image"):
-            raise ValueError(f"{path}, line {number} lacks a question text or an image name")
-        name = str(row.get("question_id", row.get("id", number - 1)))
-        examples.append(Example(name, resolve_image(images, row["image"]), (Turn("user", text),)))
-    if len({example.id for example in examples}) != len(examples):
-        raise ValueError(f"{path} names a question id twice: ids must be unique to resume")
-    return examples
+            runner.check(example, picture)
+        except ValueError as error:
+            raise ValueError(f"question {example.id}: {error}") from error
+        asked.append(example)
+    if not asked:
+        raise ValueError(f"none of the {len(examples)} images can be read: look at their folder")
+    return asked, skipped
+
+
+def write_skipped(skipped: Mapping[str, str], out: Path) -> Path:
+    """List the questions that were left out, and why, as JSON lines beside the answers; returns where.
+
+    Raises ValueError where a file of that name holds anything else.
+    """
+    path = out.with_name(f"{out.name}.skipped")
+    fields = ("question_id", "reason")
+    if path.exists() and not all(isinstance(row, dict) and tuple(row) == fields for _, row in read_lines(path)):
+        raise ValueError(f"{path} exists, and is no list of questions that were left out: move it away")
+    rows = [dict(zip(fields, item, strict=True)) for item in skipped.items()]
+    return write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def answer_file(

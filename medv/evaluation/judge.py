@@ -8,7 +8,7 @@ nothing: see `judging`.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -204,13 +204,11 @@ def _judgement(name: str, row: Mapping[str, Any]) -> Judgement:
     return Judgement(name, *parse_scores(text), type=row.get("type"), domain=first_domain(row.get("domain")))
 
 
-def _lines(path: Path) -> Iterable[tuple[str, Mapping[str, Any] | str]]:
+def _lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
+    """The rows, or, where not all of them can be read, the lines and what is wrong with some."""
     try:
-        return [(row.place, row) for row in read_rows(path)]
+        yield from ((row.place, row) for row in read_rows(path))
     except DataError:
-        lines = [(f"line {number}", value) for number, value in read_lines(path)]
-    return [(name, value if isinstance(value, dict) else _no_row(value)) for name, value in lines]
-
-
-def _no_row(value: Any) -> str:
-    return str(value) if isinstance(value, DataError) else f"it is {found(value)}, not an object with named fields"
+        for number, row in read_lines(path):
+            known = f"it is {found(row)}, not an object with named fields"
+            yield f"line {number}", row if isinstance(row, dict) else str(row) if isinstance(row, DataError) else known

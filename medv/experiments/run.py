@@ -33,8 +33,10 @@ def open_run(
     """Open the run of a notebook, named as in `medv.experiments.registry`.
 
     `out` defaults to `runs/<profile>` under the project, the folder that `medv reproduce` uses. `parameters` are the
-    notebook's own parameters, for the manifests. Raises ValueError for an unknown notebook or profile.
+    notebook's own parameters, for the manifests. Raises ValueError for an unknown notebook or profile, or an `out` that is no path.
     """
+    if out is not None and not isinstance(out, str | os.PathLike):
+        raise ValueError(f"out is {out!r}, but must be the path of a folder: give it as text (papermill: -r out {out})")
     node, chosen = find_node(node_name), get_profile(profile)
     _set_up_display()
     folder = Path(out) if out else default_out(profile)

@@ -59,6 +59,7 @@ def run_stage(
     *,
     data: str = "phantoms",
     data_dir: Path | None = None,
+    roots: Sequence[Path] = (),
     init: Path | None = None,
     lora: LoraRecipe | None = None,
     seed: int = 0,
@@ -77,7 +78,9 @@ def run_stage(
         deepspeed_config(deepspeed)
     if not (out / "training.json").exists():
         train, validation = (
-            (examples, ()) if examples is not None else stage_examples(stage, profile, data=data, data_dir=data_dir)
+            (examples, ())
+            if examples is not None
+            else stage_examples(stage, profile, data=data, data_dir=data_dir, roots=roots)
         )
         # DeepSpeed keeps float32 copies of what it trains, so that each process may load half as much.
         half = deepspeed is not None and torch.cuda.is_available() and torch.cuda.is_bf16_supported()

@@ -1,5 +1,6 @@
 """Which examples a stage learns from: the phantoms' own sets, or a real data set in a folder. It trains nothing."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from medv.data import phantom_sets
@@ -16,9 +17,17 @@ VALIDATION_EXAMPLES = 64
 
 
 def stage_examples(
-    stage: str, profile: Profile, *, data: str = "phantoms", data_dir: Path | None = None
+    stage: str,
+    profile: Profile,
+    *,
+    data: str = "phantoms",
+    data_dir: Path | None = None,
+    roots: Sequence[Path] = (),
 ) -> tuple[list[Example], list[Example]]:
-    """Training and validation examples of a stage. Real data sets without a validation split give none."""
+    """Training and validation examples of a stage. Real data sets without a validation split give none.
+
+    Their images may be links into the folders `roots`.
+    """
     if stage not in STAGES:
         raise ValueError(f"unknown stage {stage!r}: use pretrain, {', '.join(STAGES)}")
     recipe = profile.stages[stage]
@@ -30,4 +39,4 @@ def stage_examples(
         return maker("train", recipe.samples, image_size=size), maker("validation", count, image_size=size)
     if data_dir is None:
         raise ValueError(f"--data {data} needs the folder of the data set: give --data-dir")
-    return read_dataset(data, data_dir, "train"), []
+    return read_dataset(data, data_dir, "train", roots=roots), []
