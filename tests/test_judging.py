@@ -47,7 +47,7 @@ def files(folder, names):
 
 
 def run(stub, folder, names, **options):
-    settings = {"key": KEY, "delay": 0.01, "timeout": 1.0, "attempts": 3} | options
+    settings = {"key": KEY, "delay": 0.01, "timeout": 3.0, "attempts": 3} | options
     cache = settings.pop("cache", None)
     out = folder / "j.jsonl"
     scores = judge_file(*files(folder, names), out, Endpoint(stub.url, **settings), cache=cache, quiet=True)
@@ -108,13 +108,13 @@ def test_each_kind_of_trouble_that_stays_is_listed_with_its_reason(tmp_path):
         "bomb": "compressed",
         "giant": "1048576 bytes",
     }
-    said |= dict.fromkeys(("slow", "headers", "drip", "forever"), "no whole reply in 1 s") | {
+    said |= dict.fromkeys(("slow", "headers", "drip", "forever"), "no whole reply in 3 s") | {
         "hidden": "Provider returned"
     }
     said |= dict.fromkeys(("garbage", "deep", "list", "none", "null", "flat"), "not a chat completion")
     assert {name: word for name, word in said.items() if word not in reasons[name]} == {}
     assert read_judgements(tmp_path / "j.jsonl").to_dict() == scores
-    assert time.monotonic() - started < 15  # no endpoint outlives the time-out
+    assert time.monotonic() - started < 40  # no endpoint outlives the time-out
 
 
 TEXT = "8 7\n\nAssistant 2 is shorter."
@@ -271,9 +271,17 @@ def test_a_file_goes_on_only_with_the_same_judge_prompt_questions_and_answers(ch
     assert everything_written(tmp_path) == before and stub.asked.total() == 2
 
 
-@pytest.mark.parametrize(
-    "what", ["questions", "answers", "link", "notes", "answers of another", "folder", "torn", "empty"]
-)
+OTHERS = {
+    "notes": "my notes",
+    "answers of another": '{"question_id": 0, "text": "an answer"}\n',
+    "torn": '{"question_id": 1, "ans',
+    "blank": " ",
+    "run of another": '{"run": {"made_by": "medv generate"}, "text": "an answer"}\n',
+    "run that is none": '{"run": "medv judge", "result": null}\n',
+}
+
+
+@pytest.mark.parametrize("what", ["questions", "answers", "link", "folder", *OTHERS])
 def test_a_file_that_is_not_ours_is_refused_and_not_changed(what, tmp_path):
     questions, answers = files(tmp_path, "ab")
     out = {"questions": questions, "answers": answers}.get(what, tmp_path / "out")
@@ -281,9 +289,8 @@ def test_a_file_that_is_not_ours_is_refused_and_not_changed(what, tmp_path):
         out.symlink_to(answers)
     elif what == "folder":
         out.mkdir()
-    elif out.name == "out":
-        texts = {"notes": "my notes", "torn": '{"question_id": 1, "ans', "empty": " "}
-        out.write_text(texts.get(what, '{"question_id": 0, "text": "an answer"}\n'))
+    elif what in OTHERS:
+        out.write_text(OTHERS[what])
     before = everything_written(tmp_path)
     with StubJudge(lambda *_: "8 4") as stub, pytest.raises(ValueError, match=re.escape(str(out))):
         judge_file(questions, answers, out, Endpoint(stub.url), quiet=True)
@@ -411,7 +418,6 @@ def test_a_judge_that_refuses_a_temperature_judges_without_and_the_table_says_so
         stub.plan = lambda *asked: FINAL["temperature"] if "temperature" in stub.bodies[-1] else plan(*asked)
         code, _, err = spoken(stub, tmp_path, "a")
         assert code == 2 and "--temperature none" in err
-        (tmp_path / "j.jsonl").unlink()
         code, out, _ = spoken(stub, tmp_path, "a", "--temperature", "none")
     assert code == 0 and "temperature left out" in out
     assert json.loads((tmp_path / "j.jsonl").read_text())["run"]["temperature"] is None
@@ -451,7 +457,6 @@ def test_a_name_without_address_and_a_port_without_tls_are_one_sentence(tmp_path
         for url in ("http://judge.invalid/v1", stub.url.replace("http:", "https:")):
             code, _, err = spoken(url, tmp_path, "ab", "--attempts", 1)
             assert code == 2 and "cannot be reached" in err and err.count("medv: ") == 1
-            (tmp_path / "j.jsonl").unlink()
 
 
 def test_a_certificate_that_nobody_vouches_for_is_one_sentence(tmp_path):
@@ -519,7 +524,18 @@ def test_the_key_comes_from_the_environment_and_a_bad_one_is_not_repeated(monkey
     assert "secr" not in str(raised.value)
 
 
-@pytest.mark.parametrize("url", ["localhost:1/v1", "ftp://x/v1", "http://me:pw@x/v1", "http://x/v1?key=1", ""])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://localhost:99999/v1",
+        "http://localhost:-1/v1",
+        "localhost:1/v1",
+        "ftp://x/v1",
+        "http://me:pw@x/v1",
+        "http://x/v1?key=1",
+        "",
+    ],
+)
 def test_an_address_that_is_none_or_holds_a_secret_is_refused(url):
     with pytest.raises(ValueError, match="base URL"):
         Endpoint(url)

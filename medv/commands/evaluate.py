@@ -94,7 +94,7 @@ def judge(
     if scores.stopped:
         raise ValueError(
             f"{scores.stopped}; {len(scores.judged)} of {len(scores.judged) + len(scores.unjudged)} questions are judged and "
-            f"kept in {out}: the same command goes on"
+            f"kept in {out}: mend that, and the command goes on"
         )
     if scores.unjudged:
         raise typer.Exit(1)

@@ -26,8 +26,8 @@ from medv.artifacts import fingerprint, write_json, write_text
 from medv.data.rows import Row, by_id, read_rows
 from medv.evaluation.judge import NEEDED, JudgeScores, collect, judge_messages, parse_scores
 from medv.evaluation.replies import Failure, broken, read_reply
-from medv.ownership import claim_file, owned
-from medv.reading import DataError, read_json
+from medv.ownership import RUN_KEY, claim_file, hold, owned
+from medv.reading import DataError, read_json, read_lines
 
 OPENAI = "https://api.openai.com/v1"
 KEYS = ("MEDV_JUDGE_KEY", "OPENAI_API_KEY")
@@ -35,6 +35,7 @@ KEYS = ("MEDV_JUDGE_KEY", "OPENAI_API_KEY")
 LARGEST = 1 << 20
 """Bytes of a reply that are read; a judgement has a few thousand."""
 WAITING = "not asked yet"
+MADE_BY = "medv judge"
 
 
 def key_from_environment() -> str | None:
@@ -72,6 +73,8 @@ class Endpoint:
             raise ValueError(f"the base URL is not an address ({error}): give one like {OPENAI}") from None
         if url.scheme not in ("http", "https") or not url.host or url.userinfo or url.query or url.fragment:
             raise ValueError(f"the base URL must be like {OPENAI}, without user name, query or key")
+        if url.port is not None and not 0 < url.port < 1 << 16:
+            raise ValueError(f"the base URL has port {url.port}, but ports go from 1 to 65535")
         if not self.key and url.host == httpx2.URL(OPENAI).host:
             raise ValueError(f"{url.host} needs a key: set {' or '.join(KEYS)} in the environment")
         if self.temperature is not None and not 0 <= self.temperature <= 2:
@@ -223,7 +226,7 @@ def judge_file(
     cache = cache or out.parent / "judge_cache"
     rows, asked = _board(questions, answers)
     run = {
-        "made_by": "medv judge",
+        "made_by": MADE_BY,
         "judge": endpoint.model,
         "temperature": endpoint.temperature,
         "base_url": fingerprint(endpoint.base_url.rstrip("/")),
@@ -232,7 +235,9 @@ def judge_file(
         "answers": fingerprint(answers),
     }
     judge = Judge(endpoint)
+    _forget_nothing(out)
     with claim_file(out, run, inputs=[questions, answers]):
+        cache.mkdir(parents=True, exist_ok=True)
         for place, messages in asked.items():
             text = _recall(_kept(cache, endpoint, messages))
             _fill(rows[place], text, None if text else WAITING)
@@ -256,6 +261,17 @@ def judge_file(
                 write.now()
     scores = collect((str(row["question_id"]), row) for row in rows)
     return replace(scores, stopped=judge.stopped)
+
+
+def _forget_nothing(out: Path) -> None:
+    """Remove a file of ours in which nothing is judged, so that what stopped it (a temperature) may be changed."""
+    if out.is_file():
+        with hold(out), suppress(DataError):
+            rows = [row if isinstance(row, dict) else {} for _, row in read_lines(out)]
+            runs = [row[RUN_KEY] if isinstance(row.get(RUN_KEY), dict) else {} for row in rows]
+            ours = rows and all(run.get("made_by") == MADE_BY for run in runs)
+            if ours and all(row.get("result") is None for row in rows):
+                out.unlink()
 
 
 async def _ask_all(
