@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from medv.artifacts import versions, write_json
-from medv.experiments.bench_sampler import device_name
+from medv.experiments.bench_machine import device_name
 from medv.model.bundled import bundled, load_model
 from medv.report.exploring import Setting, gallery
 from medv.report.widgets import Explorer

@@ -16,7 +16,7 @@ from medv.data.phantom_sets import description_set
 from medv.diffusion.settings import SamplerConfig
 from medv.evaluation import sampler_quality as quality
 from medv.evaluation.study import sampler_config
-from medv.experiments.bench_sampler import device_name
+from medv.experiments.bench_machine import device_name
 from medv.model.bundled import bundled, load_model
 from medv.profiles import get_profile
 

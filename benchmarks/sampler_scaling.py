@@ -15,7 +15,8 @@ import torch
 
 from medv.artifacts import write_json
 from medv.diffusion.caching import DualCache
-from medv.experiments.bench_sampler import BenchShape, Mode, device_name, measure_mode
+from medv.experiments.bench_machine import device_name
+from medv.experiments.bench_sampler import BenchShape, Mode, measure_mode
 
 BASE = BenchShape(vocab_size=32000, layers=2, gen_length=128, block_length=32)
 SWEEPS = {

@@ -14,7 +14,8 @@ from medv.diffusion.settings import SamplerConfig
 from medv.evaluation.cache_agreement import cache_agreement
 from medv.experiments.bench_baseline import official_run
 from medv.experiments.bench_loss import LossShape, bench_loss
-from medv.experiments.bench_sampler import BenchShape, bench_sampler, peak_memory, random_network
+from medv.experiments.bench_machine import peak_memory
+from medv.experiments.bench_sampler import BenchShape, bench_sampler, random_network
 from medv.experiments.bench_training import bench_training
 
 SHAPE = BenchShape(

@@ -253,13 +253,13 @@ class Rerun:
 
     made = 0
 
-    def __init__(self, forward, ids):
+    def __init__(self, forward, ids, columns):
         self.forward, self.shape = forward, ids.shape
         Rerun.made += 1
 
-    def __call__(self, ids):
-        assert ids.shape == self.shape, "a graph has one shape"
-        return self.forward(ids)
+    def __call__(self, ids, columns):
+        assert ids.shape == self.shape and len(columns) == self.shape[1], "a graph has one shape"
+        return self.forward(ids, columns)
 
 
 class Graphed(Watched):
@@ -268,15 +268,17 @@ class Graphed(Watched):
         self.graphs = True
 
 
-@pytest.mark.parametrize("cache", [PrefixCache(4), DualCache(4), DualCache(4, vicinity=(3, 3))])
+@pytest.mark.parametrize(
+    ("cache", "widths"), [(PrefixCache(4), 2), (DualCache(4), 1), (DualCache(4, vicinity=(3, 3)), 2)]
+)
 @pytest.mark.parametrize("cfg_scale", [0.0, 1.5])
-def test_graphs_are_made_once_a_block_and_change_nothing(network, monkeypatch, cache, cfg_scale):
+def test_graphs_are_made_once_for_each_width_and_change_nothing(network, monkeypatch, cache, widths, cfg_scale):
     monkeypatch.setattr(decoding, "_Graph", Rerun)
     config = replace(BASE, cfg_scale=cfg_scale, cache=cache, stop_tokens=(), suppress_tokens=(special().image,))
     inputs, before = prompts([0, 2, 5], images=False), Rerun.made
     graphed, _ = own_sample(network, inputs, config, kind=Graphed)
     assert same(graphed, own_sample(network, inputs, config)[0])
-    assert Rerun.made - before == config.blocks * (2 if cfg_scale else 1)
+    assert Rerun.made - before == widths * (2 if cfg_scale else 1)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -313,8 +315,7 @@ def test_no_step_of_a_fixed_schedule_waits(network, cache):
         watch.count = 0
         with watch:
             output = sample_fast(decoder, inputs["input_ids"], config, **ids)
-        commits = 4 * length  # one selection each of row, position, token and confidence, after the last forward
-        counts.append(watch.count - commits)
+        counts.append(watch.count)
         assert output.forwards == [2 * length] * 3
     assert counts[0] == counts[1], "only what is done once a call may wait"
 

@@ -48,7 +48,7 @@ def bench_sampler_command(
         "gen_length": gen_length,
         "block_length": block_length,
     }
-    options = {"baseline_forwards": baseline_forwards or None, "seed": seed}
+    options = {"baseline_forwards": baseline_forwards or None, "seed": seed, "keep_going": preset == "gpu"}
     _bench(bench_sampler, PRESETS, preset, changes, threads, out, as_json, **options)
 
 
@@ -75,6 +75,10 @@ def _bench(
         print_json(result.to_dict())
     else:
         console.print(result.table())
+    if failed := getattr(result, "errors", None):
+        for name, why in failed.items():
+            errors.print(f"[red]medv:[/red] {escape(name)} failed: {escape(why)}", soft_wrap=True)
+        raise typer.Exit(1)
 
 
 @bench_app.command("loss")

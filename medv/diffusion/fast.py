@@ -383,10 +383,13 @@ class _Ends:
 
 
 def _told(events: list[tuple]) -> Events:
-    """The written tokens in the order of (step, row, position)."""
-    told = []
-    for step, names, positions, tokens, score, chosen in events:
-        rows = names[:, None].expand_as(positions)
-        columns = (part[chosen].tolist() for part in (rows, positions, tokens, score.exp()))
-        told += [Event(step, *entry) for entry in zip(*columns, strict=True)]
-    return tuple(told)
+    """The written tokens in the order of (step, row, position). The device is waited for a few times, not at each step."""
+    if not events:
+        return ()
+    steps = (
+        (torch.full_like(tokens, step), names[:, None].expand_as(tokens), positions, tokens, score, chosen)
+        for step, names, positions, tokens, score, chosen in events
+    )
+    *columns, chosen = (torch.cat([part.reshape(-1) for part in parts]) for parts in zip(*steps, strict=True))
+    columns[-1] = columns[-1].exp()
+    return tuple(Event(*entry) for entry in zip(*(column[chosen].tolist() for column in columns), strict=True))

@@ -78,12 +78,17 @@ def stream_answers(
     view: View = full_view,
     batch_size: int = 50,
     first_index: int = 0,
+    graphs: bool | None = None,
 ) -> Iterator[list[Answer]]:
-    """The same, batch by batch; `first_index` is the index of the first example for the random draws."""
+    """The same, batch by batch; `first_index` is the index of the first example for the random draws.
+
+    graphs: replay cached forwards as CUDA graphs; None: where the configuration has a cache and the model is on one GPU.
+    """
     for start in range(0, len(examples), batch_size):
         batch = examples[start : start + batch_size]
         rows = range(first_index + start, first_index + start + len(batch))
-        yield [answer for answer, _ in _answer_batch(model, processor, batch, config, view, list(rows))]
+        answered = _answer_batch(model, processor, batch, config, view, list(rows), graphs=graphs)
+        yield [answer for answer, _ in answered]
 
 
 def answer_with_trace(
@@ -93,9 +98,10 @@ def answer_with_trace(
     config: SamplerConfig,
     *,
     on_step: Callable[[Events], None] | None = None,
+    graphs: bool | None = None,
 ) -> tuple[Answer, Trace]:
     """One answer and how it came about; `on_step` is called with the events of each forward as it happens."""
-    return _answer_batch(model, processor, [example], config, full_view, [0], on_step)[0]
+    return _answer_batch(model, processor, [example], config, full_view, [0], on_step, graphs)[0]
 
 
 def check_length(
@@ -127,6 +133,7 @@ def _answer_batch(
     view: View,
     rows: list[int],
     on_step: Callable[[Events], None] | None = None,
+    graphs: bool | None = None,
 ) -> list[tuple[Answer, Trace]]:
     images = [view(example) for example in batch]
     with_image = images[0] is not None
@@ -139,7 +146,8 @@ def _answer_batch(
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        steps = model.stream(**inputs, config=config, row_indices=rows, tell=on_step is not None)
+        how = model.acceleration(config, graphs)
+        steps = model.stream(**inputs, config=config, row_indices=rows, tell=on_step is not None, **how)
         output = drain(steps, on_step)
     model.train(was_training)
     ids = output.sequences.tolist()

@@ -13,9 +13,8 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from medv.artifacts import versions
 from medv.diffusion.loss import full_cross_entropy, masked_cross_entropy
-from medv.experiments.bench_sampler import device_name, peak_memory, timed
+from medv.experiments.bench_machine import bench_device, machine, peak_memory, timed
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class LossBench:
     shape: LossShape
     seed: int
     cases: list[LossCase]
-    versions: dict[str, str | None] = field(default_factory=dict)
+    machine: dict = field(default_factory=dict)
 
     def to_dict(self) -> dict:
         """A JSON-able copy, ratios included."""
@@ -122,29 +121,26 @@ def bench_loss(
     """Measure both cases; `progress` hears what is measured next. More masked positions than there are is a ValueError."""
     if not 0 < shape.masked <= shape.positions:
         raise ValueError(f"{shape.masked} of {shape.positions} positions cannot be masked: choose between 1 and all")
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("no CUDA device is here: use the preset cpu, or run this where there is one")
+    device = bench_device(device)
     cases = []
     for head_learns in (False, True):
         progress("head learns" if head_learns else "head frozen")
         cases.append(_case(shape, device, head_learns, repeats, seed))
-    return LossBench(device_name(device), torch.get_num_threads(), shape, seed, cases, versions())
+    where = machine(device)
+    return LossBench(where["device"], torch.get_num_threads(), shape, seed, cases, where)
 
 
 def _case(shape: LossShape, device: torch.device, head_learns: bool, repeats: int, seed: int) -> LossCase:
-    generator, dtype = torch.Generator().manual_seed(seed), getattr(torch, shape.dtype)
+    generator, dtype = torch.Generator(device).manual_seed(seed), getattr(torch, shape.dtype)
+    here = {"generator": generator, "device": device}
     head = nn.Linear(shape.hidden_size, shape.vocab_size, bias=False, device=device, dtype=dtype)
     with torch.no_grad():
-        weight = torch.randn(shape.vocab_size, shape.hidden_size, generator=generator)
-        head.weight.copy_(weight.mul_(shape.hidden_size**-0.5))
-        del weight
+        head.weight.normal_(std=shape.hidden_size**-0.5, generator=generator)
     head.requires_grad_(head_learns)
-    states = torch.randn(1, shape.positions, shape.hidden_size, generator=generator).to(device, dtype).requires_grad_()
-    labels = torch.randint(shape.vocab_size, (1, shape.positions), generator=generator).to(device)
-    masked = torch.zeros(1, shape.positions, dtype=torch.bool)
-    masked[0, torch.randperm(shape.positions, generator=generator)[: shape.masked]] = True
-    masked = masked.to(device)
+    states = torch.randn(1, shape.positions, shape.hidden_size, **here).to(dtype).requires_grad_()
+    labels = torch.randint(shape.vocab_size, (1, shape.positions), **here)
+    masked = torch.zeros(1, shape.positions, dtype=torch.bool, device=device)
+    masked[0, torch.randperm(shape.positions, **here)[: shape.masked]] = True
     weights = torch.full((shape.masked,), 1.0 / shape.masked, device=device)
     learns = [states, head.weight] if head_learns else [states]
 

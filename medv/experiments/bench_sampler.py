@@ -5,22 +5,18 @@ random, so nothing here says how good an answer is: agreement is the share of th
 that a mode makes too, which is all of them for an exact mode up to rounding, and means little for a cached one.
 """
 
-import contextlib
-import ctypes
-import platform
-import time
-from collections.abc import Callable, Iterator
+import statistics
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 
 import torch
 from rich.table import Table
 from transformers import LlamaConfig
 
-from medv.artifacts import versions
 from medv.diffusion.caching import NO_CACHE, CachePolicy, DualCache, PrefixCache
-from medv.diffusion.settings import SamplerConfig
+from medv.diffusion.settings import SamplerConfig, SamplerOutput
 from medv.experiments.bench_baseline import official_run
+from medv.experiments.bench_machine import bench_device, copy_speed, machine, matmul_speed, peak_memory, timed
 from medv.model.configuration import MedVConfig
 from medv.model.modeling import MedVForMaskedDiffusion
 
@@ -52,6 +48,15 @@ class BenchShape:
         last = 4 * d * d * t + rows * (2 * (2 * d * d + mlp) + 4 * t * d)
         return self.gen_length * (body + last + 2 * d * self.vocab_size * rows)
 
+    def forward_seconds(self, window: float, rows: int, flops_a_second: float, bytes_a_second: float) -> float:
+        """The least time of a forward over `window` columns of `rows` canvases: its operations, or its weights and keys."""
+        d, t = self.hidden_size, self.length
+        body, head = self.layers * (4 * d * d + 3 * d * self.intermediate_size), d * self.vocab_size
+        flops = rows * (2 * body * window + 4 * self.layers * window * t * d + 2 * head * self.block_length)
+        numbers = body + head + 2 * rows * self.layers * t * d
+        size = getattr(torch, self.dtype).itemsize
+        return max(flops / flops_a_second, size * numbers / bytes_a_second)
+
 
 PRESETS = {
     "cpu": BenchShape(),
@@ -61,37 +66,53 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Mode:
-    """One way to sample: tokens a forward commits, rows of the batch, and what `generate` is told."""
+    """One way to sample: tokens a forward commits, rows of the batch, and what `generate` is told. `measured`: so many
+    forwards are run and their seconds scaled, where all cost the same; None runs all.
+    """
 
     name: str
     cache: CachePolicy = NO_CACHE
     tokens_a_forward: int = 1
     rows: int = 1
     graphs: bool = False
+    compiled: bool = False
+    measured: int | None = None
 
 
 def modes(on_gpu: bool) -> list[Mode]:
     """The modes that are compared: all there are on a GPU, without batches and graphs elsewhere."""
-    found = [
-        Mode("exact"),
-        Mode("prefix cache, refresh 32", PrefixCache(32), graphs=on_gpu),
-        Mode("dual cache, refresh 32", DualCache(32), graphs=on_gpu),
-        Mode("dual cache, 4 tokens a forward", DualCache(32), tokens_a_forward=4, graphs=on_gpu),
-    ]
-    if on_gpu:
-        found += [
-            Mode("dual cache without graphs", DualCache(32)),
-            Mode("dual cache, batch of 8", DualCache(32), rows=8, graphs=True),
-            Mode("dual cache, batch of 8, 4 tokens a forward", DualCache(32), 4, rows=8, graphs=True),
+    prefix, dual = PrefixCache(32), DualCache(32)
+    if not on_gpu:
+        return [
+            Mode("exact"),
+            Mode("prefix cache, refresh 32", prefix),
+            Mode("dual cache, refresh 32", dual),
+            Mode("dual cache, 4 tokens a forward", dual, tokens_a_forward=4),
         ]
-    return found
+    found = []
+    for rows in (1, 8):
+        for name, cache in (("exact", NO_CACHE), ("prefix cache", prefix), ("dual cache", dual)):
+            for tokens in (1, 4):
+                full = (
+                    name + (", 4 tokens a forward" if tokens > 1 else "") + (f", batch of {rows}" if rows > 1 else "")
+                )
+                cut = 8 if cache == NO_CACHE and rows > 1 else None
+                found.append(Mode(full, cache, tokens, rows, graphs=cache != NO_CACHE, compiled=True, measured=cut))
+    return [
+        *found,
+        Mode("exact, not compiled", measured=32),
+        Mode("dual cache, graphs, not compiled", dual, graphs=True),
+        Mode("dual cache, compiled, no graphs", dual, compiled=True),
+        Mode("dual cache, neither", dual),
+    ]
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One mode. seconds: of all rows' answers; for a baseline that was cut short, that of its forwards times what is
-    missing. peak_bytes: memory above what was held before (None where the system does not tell). ratio: tokens a second
-    against the first baseline. memory_ratio: its peak over this one. agreement: see the module.
+    """One mode. seconds: of all rows' answers, the median of the repeats; where a run was cut short, that of the forwards
+    measured times what is missing. peak_bytes: memory above what was held before (None where the system does not tell).
+    ratio: tokens a second against the first baseline. memory_ratio: its peak over this one. agreement: see the module.
+    floor_seconds: what the machine's own speed allows at best for these forwards, of_floor its share of the seconds.
     """
 
     name: str
@@ -105,12 +126,16 @@ class Measurement:
     ratio: float = 1.0
     memory_ratio: float | None = None
     agreement: float | None = None
+    repeats: int = 1
+    floor_seconds: float | None = None
+    of_floor: float | None = None
 
 
 @dataclass(frozen=True)
 class BenchResult:
     """All measurements of a run and where it was made. roofline: the share of this device's own matrix product speed (of
-    the same dtype, measured in the run) at which the exact mode computes what it cannot avoid.
+    the same dtype, measured in the run) at which the exact mode computes what it cannot avoid (None where that failed).
+    errors: what failed, and why.
     """
 
     device: str
@@ -118,9 +143,11 @@ class BenchResult:
     shape: BenchShape
     seed: int
     matmul_tflops: float
-    roofline: float
+    roofline: float | None
     measurements: list[Measurement]
-    versions: dict[str, str | None] = field(default_factory=dict)
+    copy_tb_per_second: float | None = None
+    machine: dict = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict:
         """A JSON-able copy."""
@@ -131,9 +158,8 @@ class BenchResult:
         shape = self.shape
         what = f"prompt {shape.prompt_length}, L = {shape.gen_length}, B = {shape.block_length}, V = {shape.vocab_size}"
         title = f"{what}, hidden {shape.hidden_size} x {shape.layers} layers, {shape.dtype}\n{self.device}"
-        caption = (
-            f"exact: {100 * self.roofline:.0f} % of {self.matmul_tflops:.2f} TFLOP/s of this device's own products"
-        )
+        share = "failed" if self.roofline is None else f"{100 * self.roofline:.0f} %"
+        caption = f"exact: {share} of {self.matmul_tflops:.2f} TFLOP/s of this device's own products"
         table = Table(title=title, caption=caption)
         for column in (
             "sampler",
@@ -145,6 +171,7 @@ class BenchResult:
             "memory",
             "less",
             "agreement",
+            "of floor",
         ):
             table.add_column(column, justify="left" if column == "sampler" else "right")
         for m in self.measurements:
@@ -159,6 +186,7 @@ class BenchResult:
                 "?" if m.peak_bytes is None else f"{m.peak_bytes / 2**20:.0f} MB",
                 "?" if m.memory_ratio is None else f"{m.memory_ratio:.1f}x",
                 "" if m.agreement is None else f"{100 * m.agreement:.1f} %",
+                "" if m.of_floor is None else f"{100 * m.of_floor:.0f} %",
             )
         return table
 
@@ -169,19 +197,19 @@ def bench_sampler(
     device: str | torch.device | None = None,
     baseline_forwards: int | None = 8,
     seed: int = 0,
+    keep_going: bool = False,
     progress: Callable[[str], None] = lambda name: None,
 ) -> BenchResult:
-    """Measure everything once. `baseline_forwards` cuts the official algorithm short (None runs it to the end): its steps
-    all cost the same, and its seconds are scaled. `progress` hears what is measured next.
+    """Measure everything. `baseline_forwards` cuts the official algorithm short (None runs it to the end): its steps all
+    cost the same, and its seconds are scaled. `progress` hears what is measured next. With `keep_going` a mode that fails
+    is told in `errors` and the next one is measured.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("no CUDA device is here: use the preset cpu, or run this where there is one")
+    device = bench_device(device)
     network = random_network(shape, device, seed)
     prompts = _prompts(shape, 8, device, seed)
-    progress("matrix products")
-    speed = matmul_speed(device, getattr(torch, shape.dtype))
-    found = []
+    progress("matrix products and copies")
+    speed, copies = matmul_speed(device, getattr(torch, shape.dtype)), copy_speed(device)
+    found, errors, written = [], {}, ()
     for half in (True, False) if device.type == "cuda" else (False,):
         name = "official algorithm" + (", float16 autocast" if half else "")
         progress(name)
@@ -189,10 +217,35 @@ def bench_sampler(
         found.append(one)
     for mode in modes(device.type == "cuda"):
         progress(mode.name)
-        found.append(_measure(network, prompts[: mode.rows], shape, mode, written))
-    exact = next(m for m in found if m.name == "exact")
+        try:
+            one = _measure(network, prompts[: mode.rows], shape, mode, written)
+        except Exception as error:
+            if not keep_going:
+                raise
+            errors[mode.name] = f"{type(error).__name__}: {error}"[:2000]
+            continue
+        floor = _floor(shape, mode, one, speed, copies)
+        found.append(replace(one, floor_seconds=floor, of_floor=floor / one.seconds))
+    exact = next((m for m in found if m.name == "exact"), None)
+    where = machine(device)
+    return BenchResult(
+        device=where["device"],
+        threads=torch.get_num_threads(),
+        shape=shape,
+        seed=seed,
+        matmul_tflops=speed / 1e12,
+        roofline=exact and shape.exact_flops() / exact.seconds / speed,
+        measurements=_beside(found),
+        copy_tb_per_second=copies / 1e12,
+        machine=where,
+        errors=errors,
+    )
+
+
+def _beside(found: list[Measurement]) -> list[Measurement]:
+    """The measurements with their ratios to the first."""
     first = found[0]
-    found = [
+    return [
         replace(
             m,
             ratio=m.tokens_per_second / first.tokens_per_second,
@@ -200,16 +253,18 @@ def bench_sampler(
         )
         for m in found
     ]
-    return BenchResult(
-        device=device_name(device),
-        threads=torch.get_num_threads(),
-        shape=shape,
-        seed=seed,
-        matmul_tflops=speed / 1e12,
-        roofline=shape.exact_flops() / exact.seconds / speed,
-        measurements=found,
-        versions=versions(),
-    )
+
+
+def _floor(shape: BenchShape, mode: Mode, found: Measurement, speed: float, copies: float) -> float:
+    """The least seconds of the forwards of a mode on a device of that speed."""
+    full = shape.forward_seconds(shape.length, mode.rows, speed, copies)
+    if mode.cache == NO_CACHE:
+        return found.forwards * full
+    starts = range(shape.prompt_length, shape.length, shape.block_length)
+    parts = [mode.cache.window(slice(start, start + shape.block_length), shape.length) for start in starts]
+    window = statistics.mean(part.stop - part.start for part in parts)
+    some = shape.forward_seconds(window, mode.rows, speed, copies)
+    return found.refreshes * full + (found.forwards - found.refreshes) * some
 
 
 def measure_mode(shape: BenchShape, mode: Mode, *, device: str | torch.device = "cpu", seed: int = 0) -> Measurement:
@@ -280,91 +335,38 @@ def _baseline(
 def _measure(
     network: MedVForMaskedDiffusion, prompts: torch.Tensor, shape: BenchShape, mode: Mode, written: tuple
 ) -> Measurement:
-    config = SamplerConfig(
-        shape.gen_length, shape.block_length, shape.gen_length // mode.tokens_a_forward, cache=mode.cache
-    )
-    blocks = replace(config, steps=config.blocks)
-    network.generate(prompts, config=blocks, graphs=mode.graphs)  # warm: one forward a block
-    with peak_memory(prompts.device) as peak:
-        seconds, output = timed(lambda: network.generate(prompts, config=config, graphs=mode.graphs), prompts.device)
-    own = {(c.step, c.position, c.token) for c in output.trace.commits if c.row == 0}
-    comparable = mode.tokens_a_forward == 1 and bool(written)
+    steps, device = shape.gen_length // mode.tokens_a_forward, prompts.device
+    config = SamplerConfig(shape.gen_length, shape.block_length, steps, cache=mode.cache)
+    how = {"graphs": mode.graphs, "compiled": mode.compiled}
+    # Warm: every shape of a block, as often as a graph needs to be made.
+    network.generate(prompts, config=replace(config, steps=min(4 * config.blocks, shape.gen_length)), **how)
+
+    def run() -> SamplerOutput | None:
+        if mode.measured is None:
+            return network.generate(prompts, config=config, **how)
+        steps = network.stream(prompts, config=config, tell=False, **how)
+        for _ in range(mode.measured):
+            next(steps)
+        return None
+
+    with peak_memory(device) as peak:
+        seconds, output = timed(run, device)
+    times = [seconds]
+    if device.type == "cuda" and seconds < 4:
+        times += [timed(run, device)[0] for _ in range(2)]
+    seconds = statistics.median(times) * steps / (mode.measured or steps)
+    events = output.trace.commits if output else ()
+    own = {(c.step, c.position, c.token) for c in events if c.row == 0}
+    comparable = mode.tokens_a_forward == 1 and bool(written) and output is not None
     return Measurement(
         name=mode.name,
         seconds=seconds,
-        tokens_per_second=sum(output.lengths) / seconds,
-        forwards=max(output.forwards),
-        refreshes=output.refreshes,
+        tokens_per_second=(sum(output.lengths) if output else mode.rows * shape.gen_length) / seconds,
+        forwards=max(output.forwards) if output else steps,
+        refreshes=output.refreshes if output else 0,
         rows=mode.rows,
+        measured_forwards=mode.measured,
         peak_bytes=peak.bytes,
         agreement=len(own & set(written)) / len(written) if comparable else None,
+        repeats=len(times),
     )
-
-
-def timed(call: Callable, device: torch.device) -> tuple[float, object]:
-    """Seconds of a call with all the work that it left to the device, and what it returned."""
-    _wait(device)
-    started = time.perf_counter()
-    result = call()
-    _wait(device)
-    return time.perf_counter() - started, result
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def matmul_speed(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large product of two matrices here, the best of five."""
-    size = 8192 if device.type == "cuda" else 1024
-    a = torch.randn(size, size, device=device, dtype=dtype)
-    times = [timed(lambda: a @ a, device)[0] for _ in range(6)]
-    return 2 * size**3 / min(times[1:])
-
-
-def device_name(device: torch.device) -> str:
-    """What the numbers were made on."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return f"{line.partition(':')[2].strip()}, {torch.get_num_threads()} threads"
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-
-
-class Peak:
-    """The answer of `peak_memory`, in bytes above the start; None where the system does not tell."""
-
-    bytes: int | None = None
-
-
-@contextlib.contextmanager
-def peak_memory(device: torch.device) -> Iterator[Peak]:
-    """The most memory that the block held at once: of the allocator on CUDA, resident in the process on Linux."""
-    peak = Peak()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        yield peak
-        peak.bytes = torch.cuda.max_memory_allocated(device) - before
-        return
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # what the C library keeps of freed memory would hide what the block takes
-    before = _resident("VmRSS")
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts anew
-    yield peak
-    if before is not None:
-        peak.bytes = max(_resident("VmHWM") - before, 0)
-
-
-def _resident(name: str) -> int | None:
-    """Bytes of this process in memory now (VmRSS) or at most so far (VmHWM), on Linux."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(name):
-                return 1024 * int(line.split()[1])
-    return None

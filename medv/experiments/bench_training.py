@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, field, replace
 import torch
 from rich.table import Table
 
-from medv.artifacts import versions
 from medv.diffusion.corruption import corrupt, draw_noise
 from medv.diffusion.loss import full_cross_entropy, token_weights
-from medv.experiments.bench_sampler import BenchShape, device_name, matmul_speed, peak_memory, random_network, timed
+from medv.experiments.bench_machine import bench_device, machine, matmul_speed, peak_memory, timed
+from medv.experiments.bench_sampler import BenchShape, random_network
 from medv.model.modeling import IGNORED_LABEL, MedVForMaskedDiffusion
 from medv.training.meter import mfu, training_flops
 
@@ -55,7 +55,7 @@ class TrainingBench:
     flops: float
     matmul_tflops: float
     measurements: list[StepMeasurement]
-    versions: dict[str, str | None] = field(default_factory=dict)
+    machine: dict = field(default_factory=dict)
 
     def to_dict(self) -> dict:
         """A JSON-able copy."""
@@ -97,9 +97,7 @@ def bench_training(
     progress: Callable[[str], None] = lambda name: None,
 ) -> TrainingBench:
     """Measure every way once; `progress` hears what is measured next."""
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("no CUDA device is here: use the preset cpu, or run this where there is one")
+    device = bench_device(device)
     progress("matrix products")
     speed = matmul_speed(device, getattr(torch, shape.dtype))
     network = random_network(shape, device, seed).train()
@@ -129,8 +127,9 @@ def bench_training(
         )
         for m in found
     ]
-    where = (device_name(device), torch.get_num_threads())
-    return TrainingBench(*where, shape, rows, masked, seed, flops, speed / 1e12, found, versions())
+    where = machine(device)
+    facts = (where["device"], torch.get_num_threads(), shape, rows, masked, seed, flops, speed / 1e12)
+    return TrainingBench(*facts, found, where)
 
 
 def _batch(network: MedVForMaskedDiffusion, shape: BenchShape, rows: int, seed: int) -> dict[str, torch.Tensor]:

@@ -267,16 +267,19 @@ class MedVForMaskedDiffusion(MedVPreTrainedModel):
         uniform: Uniform | None = None,
         reference: bool = False,
         graphs: bool = False,
+        compiled: bool = False,
     ) -> SamplerOutput:
         """Answer left-padded prompts [B, P]; the images are looked at once, or not at all given their image_features.
 
         `medv.diffusion.sampler.sample` says what is computed. With `reference` that plain loop over `forward` computes it;
         otherwise `medv.diffusion.fast` gives the same tokens sooner (with a revision, the plain loop over a `Decoder`).
-        `graphs` replays the forwards between the refreshes of a cache as CUDA graphs. `uniform` gives the random draws of
+        `graphs` replays the forwards between the refreshes of a cache as CUDA graphs, and `compiled` fuses what lies between
+        the matrix products (see `medv.model.decoding.Decoder`). `uniform` gives the random draws of
         the presets of `SamplerConfig` (see `medv.diffusion.official`), which are always computed plainly.
         """
         given = (input_ids, attention_mask, pixel_values, image_layouts)
-        how = {"image_features": image_features, "row_indices": row_indices, "uniform": uniform, "graphs": graphs}
+        how = {"image_features": image_features, "row_indices": row_indices, "uniform": uniform}
+        how |= {"graphs": graphs, "compiled": compiled}
         return drain(self.stream(*given, config=config, reference=reference, tell=False, **how))
 
     @torch.inference_mode()
@@ -293,6 +296,7 @@ class MedVForMaskedDiffusion(MedVPreTrainedModel):
         uniform: Uniform | None = None,
         reference: bool = False,
         graphs: bool = False,
+        compiled: bool = False,
         tell: bool = True,
     ) -> Generator[Events, None, SamplerOutput]:
         """`generate` as it happens: yields the events of each forward (`medv.diffusion.trace`) and returns its output.
@@ -316,13 +320,24 @@ class MedVForMaskedDiffusion(MedVPreTrainedModel):
         if reference:
             plain = self._plain_denoiser(input_ids, attention_mask, image_features)
             return (yield from stream(plain, input_ids, settings, **ids))
-        seen = {"attention_mask": attention_mask, "image_features": image_features}
-        decoder = Decoder(self, input_ids, config.gen_length, cache=config.cache, graphs=graphs, **seen)
+        seen = {"attention_mask": attention_mask, "image_features": image_features, "cache": config.cache}
+        decoder = Decoder(self, input_ids, config.gen_length, graphs=graphs, compiled=compiled, **seen)
         if config.revision is None:
             output = yield from stream_fast(decoder, input_ids, settings, tell=tell, **ids)
         else:
             output = yield from stream(decoder, input_ids, settings, **ids)
         return dataclasses.replace(output, refreshes=decoder.refreshes)
+
+    def acceleration(self, config: SamplerConfig, graphs: bool | None = None) -> dict[str, bool]:
+        """What `generate` is told of `graphs` and `compiled`; None: both where they can be, which is on one GPU with a cache.
+
+        Raises ValueError where graphs are asked for and cannot be.
+        """
+        could = self.device.type == "cuda" and not hasattr(self, "hf_device_map")
+        useful = config.cache != NO_CACHE and config.preset == "medv" and config.revision is None
+        if graphs and not (could and useful):
+            raise ValueError("CUDA graphs need a model on one CUDA device and a cache: leave them off")
+        return dict.fromkeys(("graphs", "compiled"), could and useful if graphs is None else graphs)
 
     def settings(self, config: SamplerConfig) -> SamplerConfig:
         """The configuration with the model's own suppressed and stop tokens where it leaves them open."""

@@ -143,9 +143,13 @@ class MedVForCausalLM(MedVForMaskedDiffusion):
         config: SamplerConfig,
         row_indices: list[int] | None = None,
         tell: bool = True,
+        graphs: bool = False,
+        compiled: bool = False,
     ) -> Generator[Events, None, SamplerOutput]:
         """`generate` in the form of the parent's; whether asked to `tell` or not, there are no events: the order is known."""
         yield from ()
+        if graphs or compiled:
+            raise ValueError("the autoregressive twin has no CUDA graphs: leave them off")
         given = (input_ids, attention_mask, pixel_values, image_layouts)
         return self.generate(*given, config=config, row_indices=row_indices)
 
