@@ -67,7 +67,7 @@ class StubJudge:
         elif isinstance(what, dict):
             self.send(request, json.dumps(what).encode())
         elif what == "slow":
-            time.sleep(5)
+            time.sleep(30)
         elif what == "headers":
             request.wfile.write(b"HTTP/1.1 200 OK\r\n")
             for n in range(50):

@@ -481,7 +481,7 @@ def test_an_interrupted_run_ends_soon_and_keeps_what_is_finished(tmp_path):
         process.send_signal(signal.SIGINT)
         begun = time.monotonic()
         code, _, _ = told(process)
-        assert code == 130 and time.monotonic() - begun < 4.0  # the request would take 5 s
+        assert code == 130 and time.monotonic() - begun < 15.0  # the request would take 30 s
         rows = [json.loads(line) for line in (tmp_path / "j.jsonl").read_text().splitlines()]
         assert [row["result"] for row in rows] == ["8 4", None]
 
