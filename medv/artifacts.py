@@ -69,6 +69,11 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be written as JSON: {value!r}")
 
 
+def as_json(value: Any) -> Any:
+    """`value` as it comes back from a JSON file: tuples are lists, numpy values, paths and dataclasses are plain."""
+    return json.loads(json.dumps(value, default=_plain))
+
+
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; on success it is flushed to disk and renamed to `path`, else removed.

@@ -20,6 +20,7 @@ from medv.data.example import Example
 from medv.diffusion.settings import SamplerConfig
 from medv.evaluation.answering import Answer, check_length, full_view, stream_answers
 from medv.model.bundled import load_model
+from medv.model.contents import contents
 
 BASELINES = {
     "LLaMA": "meta-llama/Llama-3.2-11B-Vision-Instruct",
@@ -38,9 +39,12 @@ LONGEST = 2**20
 
 
 class Runner(Protocol):
-    """Answers batches. `settings`: what the answers depend on beside the question, JSON-able."""
+    """Answers batches. `settings`: what the answers depend on beside the question, JSON-able; `model` is a name of it for
+    people, and `contents` what it is made of, wherever it lies.
+    """
 
     settings: dict[str, Any]
+    contents: dict[str, str]
 
     def check(self, example: Example, picture: Image.Image | None) -> None:
         """Raises ValueError for a question that cannot be answered whole: it and its answer are longer than the model reads."""
@@ -69,6 +73,11 @@ class MedVRunner:
     def settings(self) -> dict[str, Any]:
         """The sampler's settings and the folder's name."""
         return {"model": str(self.folder), **sampler_settings(self.config)}
+
+    @property
+    def contents(self) -> dict[str, str]:
+        """Of the weights, configuration and processor, adapters and what lies under them included."""
+        return contents(*self._network)
 
     @cached_property
     def _network(self):
@@ -108,6 +117,11 @@ class CheckpointRunner:
     def settings(self) -> dict[str, Any]:
         """Checkpoint, length and system message."""
         return {"model": self.checkpoint, "max_new_tokens": self.max_new_tokens, "system": self.system}
+
+    @property
+    def contents(self) -> dict[str, str]:
+        """Of the weights, configuration and processor."""
+        return contents(*self._network)
 
     @cached_property
     def _network(self):
