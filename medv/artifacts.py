@@ -24,7 +24,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from medv.reading import DataError, check_regular, read_json, read_lines
+from medv.reading import DataError, check_regular, read_lines
 
 PACKAGE = Path(__file__).parent
 MANIFEST = "manifest.json"
@@ -67,6 +67,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, set | frozenset):
         return sorted(value)
     raise TypeError(f"{type(value).__name__} cannot be written as JSON: {value!r}")
+
+
+def as_json(value: Any) -> Any:
+    """`value` as it comes back from a JSON file: tuples are lists, numpy values, paths and dataclasses are plain."""
+    return json.loads(json.dumps(value, default=_plain))
 
 
 @contextmanager
@@ -299,6 +304,6 @@ class Manifest:
         path = Path(path)
         path = path / MANIFEST if path.is_dir() else path
         try:
-            return cls(**read_json(path))
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a medv manifest: {error}") from None

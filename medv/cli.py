@@ -49,11 +49,8 @@ def reproduce(
     from medv.reproduce import reproduce as run
 
     get_profile(profile)
-    try:
-        options = {"dry_run": dry_run, "force": force, "jobs": jobs, "publish": publish, "console": console}
-        code = run(profile, only=tuple(only or ()), out=out, **options)
-    except RuntimeError as error:  # another run holds the folder
-        raise ValueError(str(error)) from error
+    options = {"dry_run": dry_run, "force": force, "jobs": jobs, "publish": publish, "console": console}
+    code = run(profile, only=tuple(only or ()), out=out, **options)
     raise typer.Exit(code)
 
 
@@ -96,6 +93,7 @@ def ask(
     watched, files = trace_targets(trace or ())
     if not question.strip():
         raise ValueError("the question is empty: ask something about the image")
+    question.encode()  # half of a character, as a shell of another encoding gives it, is refused here
     picture = open_image(image)
     from medv.evaluation.answering import answer_with_trace, check_length
     from medv.model.bundled import bundled
@@ -162,16 +160,15 @@ def train(
 ) -> None:
     """Train one stage of the paper's recipe; also under torchrun and the deepspeed launcher (python -m medv)."""
     chosen = get_profile(profile)
-    if stage == "pretrain":
-        from medv.training.pretrain import pretrain
-
-        pretrain(chosen, out, seed=seed)
-        return
     from medv.training import launch
     from medv.training.command import run_stage
     from medv.training.lora import LoraRecipe
+    from medv.training.pretrain import pretrain
 
     try:
+        if stage == "pretrain":
+            pretrain(chosen, out, seed=seed)
+            return
         facts = run_stage(
             stage,
             chosen,
@@ -192,6 +189,8 @@ def train(
         raise typer.Exit(1) from stopped
     if launch.rank():
         return
+    if "seconds" not in facts:
+        errors.print(visible(f"{out} was finished already: nothing is trained again"), soft_wrap=True)
     _print_mapping(f"{stage}: saved to {out}", facts, as_json)
 
 
@@ -233,9 +232,9 @@ def generate(
         raise ValueError(f"{checkpoint}: {found}; fetch it first, for example with `hf download {checkpoint}`")
     else:
         runner = CheckpointRunner(checkpoint, max_new_tokens=gen_length)
-    wanted = read_questions(questions, ImageFolder(images, tuple(image_root or ())), data=data)
-    wanted, skipped = examine(wanted, runner, skip_corrupt=skip_corrupt)
-    count = answer_file(wanted, runner, out, batch_size=batch_size)
+    asked = read_questions(questions, ImageFolder(images, tuple(image_root or ())), data=data)
+    asked, skipped = examine(asked, runner, skip_corrupt=skip_corrupt)
+    count = answer_file(asked, runner, out, batch_size=batch_size, inputs=[questions])
     if skipped and os.environ.get("RANK", "0") == "0":
         say(
             f"{len(skipped)} questions were left out, as their images cannot be read: see {write_skipped(skipped, out)}"

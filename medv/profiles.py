@@ -2,12 +2,17 @@
 
 `tiny` runs on two CPU cores without network or weights, `small` on one GPU with real VQA-RAD images, `paper` is Table 6 of
 the paper with the released weights; `smoke` is for the tests, and nothing it makes is a result. A profile is printed and
-saved with every artifact. This module imports nothing but the standard library.
+saved with every artifact, and every number in it is checked when it is made (ValueError). This module imports nothing but the
+standard library.
 """
 
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from medv import limits
 
 STAGES = ("align", "instruct", "vqa")
+PRECISIONS = ("auto", "float32")
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,12 @@ class ModelShape:
     max_positions: int = 2048
     tie_word_embeddings: bool = True
     initializer_range: float = 0.02
+
+    def __post_init__(self):
+        for name in (name for name, kind in self.__annotations__.items() if kind is int):
+            limits.whole(name, getattr(self, name), 1)
+        for name in ("rope_theta", "initializer_range"):
+            limits.real(name, getattr(self, name), 0, open_ends="least")
 
     @property
     def image_tokens(self) -> int:
@@ -72,6 +83,21 @@ class StageRecipe:
     cached_vision: bool = False
     sources: dict[str, str] = field(default_factory=dict)
 
+    def __post_init__(self):
+        limits.whole("samples", self.samples, 0)
+        limits.whole("batch_size", self.batch_size, 1)
+        limits.whole("max_length", self.max_length, 1)
+        limits.real("epochs", self.epochs, 0, open_ends="least")
+        limits.real("learning_rate", self.learning_rate, 0, open_ends="least")
+        limits.real("warmup", self.warmup, 0, 1, open_ends="most")
+        limits.real("weight_decay", self.weight_decay, 0)
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"unknown precision {self.precision!r}: use one of {', '.join(PRECISIONS)}")
+
+    def settings(self) -> dict[str, Any]:
+        """What the recipe says, without where that comes from; JSON-able."""
+        return {name: value for name, value in asdict(self).items() if name != "sources"}
+
 
 @dataclass(frozen=True)
 class SamplerSpec:
@@ -80,6 +106,10 @@ class SamplerSpec:
     gen_length: int
     block_length: int
     steps: int
+
+    def __post_init__(self):
+        for name in ("gen_length", "block_length", "steps"):
+            limits.whole(name, getattr(self, name), 1)
 
 
 @dataclass(frozen=True)
@@ -105,6 +135,14 @@ class Profile:
     side_by_side: bool = False
     notes: str = ""
     extra: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self):
+        for name, steps in self.pretrain.items():
+            limits.whole(f"pretrain.{name}", steps, 1)
+        for number in self.seeds:
+            limits.seed("a seed of the profile", number)
+        for name in ("evaluation_questions", "evaluation_descriptions"):
+            limits.whole(name, getattr(self, name), 1)
 
     def to_dict(self) -> dict:
         """A JSON-able copy."""

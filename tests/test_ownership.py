@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from medv.artifacts import append_jsonl
-from medv.ownership import check_apart, check_new, claim_file, claim_folder, hold, owned, owned_rows
+from medv.ownership import LOCK, check_apart, check_new, claim_file, claim_folder, hold, owned, owned_rows
 
 RUN = {"made_by": "medv train", "seed": 0, "recipe": {"epochs": 2}, "data": "a" * 64}
 HOLDER = """
@@ -165,12 +165,14 @@ def test_a_second_process_is_refused_at_once_and_a_killed_one_does_not_block(tmp
     process = subprocess.Popen([sys.executable, "-c", HOLDER, str(out)], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
     claim = claim_folder if kind == "folder" else claim_file
-    with pytest.raises(ValueError, match="another process is working on"), claim(out, RUN):
+    with pytest.raises(ValueError, match=rf"another process \({process.pid}\) is working on"), claim(out, RUN):
         pass
     process.send_signal(signal.SIGKILL)
     process.wait()
-    with claim(out, RUN), pytest.raises(ValueError, match="another process is working on"), hold(out):
-        pass
+    with claim(out, RUN), hold(out):  # again, by the one who has it
+        process = subprocess.run([sys.executable, "-c", HOLDER, str(out)], capture_output=True, text=True)
+        assert f"another process ({os.getpid()}) is working on" in process.stderr
+    assert not list(tmp_path.rglob(f"*{LOCK}"))
 
 
 def test_nothing_that_exists_is_new(tmp_path):

@@ -61,7 +61,10 @@ def _bench(
     import torch
 
     from medv.artifacts import write_json
+    from medv.ownership import check_new
 
+    if out is not None:
+        check_new(out)
     if preset not in presets:
         raise ValueError(f"unknown preset {preset!r}: use one of {', '.join(presets)}")
     if threads:

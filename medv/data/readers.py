@@ -20,12 +20,14 @@ LANGUAGES = ("en", "zh", "all")
 # The benchmark's domains; a question with two flags counts under the first of this order (8 of 193 have two).
 QA50_DOMAINS = ("chest_xray", "mri", "histology", "gross", "ct_scan")
 
+_RAD_WHOLE = "VQA_RAD*[Pp]ublic*.json"
 # Where each split is looked for, relative to the data set's folder; the first match is read.
 FILES = {
     "llava_med_align": {"train": ("*align*.json", "alignment/*align*.json")},
     "llava_med_instruct": {"train": ("*instruct*.json", "instruct/*instruct*.json", "few_shot_examples.json")},
     "llava_med_vqa": {"train": ("train.json",), "validation": ("val.json", "validate.json"), "test": ("test.json",)},
-    "vqa_rad": {"train": ("trainset.json",), "test": ("testset.json",)},
+    # The one file of the publication holds both splits, by the marks of its rows.
+    "vqa_rad": {"train": ("trainset.json", _RAD_WHOLE), "test": ("testset.json", _RAD_WHOLE)},
     "slake": {"train": ("train.json",), "validation": ("validate.json",), "test": ("test.json",)},
     "pathvqa": {
         split: (f"{short}.jsonl", f"pvqa_{short}.json", f"lxmert/pvqa_{short}.json")
@@ -34,6 +36,7 @@ FILES = {
     "qa50": {"test": ("llava_med_eval_qa50_qa.jsonl",)},
 }
 Folder = str | os.PathLike
+_TEST_MARK = "test_"
 _SPLIT_WORDS = {"val": "validation", "validate": "validation", "dev": "validation"}
 _IMAGE_FOLDERS = ("images", "imgs")
 
@@ -55,13 +58,13 @@ def read_dataset(
     is for SLAKE ("en" as in the paper, "zh", "all"); `drop_duplicates` for PathVQA; `roots` are folders into which images may
     be links. Raises DataError.
     """
-    name = name.replace("-", "_")
+    name = same_name(name)
     if language != "en" and name != "slake":
         raise DataError(f"{name} has no language {language!r}: only slake is bilingual")
     if drop_duplicates and name != "pathvqa":
         raise DataError(f"drop_duplicates is for pathvqa, not for {name}")
     path = find_file(name, folder, split)
-    root = Path(folder) if Path(folder).is_dir() else path.parent
+    root = root_of(folder, path)
     if images is None:
         images = next((root / place for place in _IMAGE_FOLDERS if (root / place).is_dir()), None)
     elif not Path(images).is_dir():
@@ -72,7 +75,19 @@ def read_dataset(
         return read_slake(path, images=images, language=language)
     if name == "pathvqa":
         return read_pathvqa(path, images=images, drop_duplicates=drop_duplicates)
-    return {"vqa_rad": read_vqa_rad, "qa50": read_qa50}.get(name, read_llava_med)(path, images=images)
+    if name == "vqa_rad":
+        return read_vqa_rad(path, images=images, split=split)
+    return {"qa50": read_qa50}.get(name, read_llava_med)(path, images=images)
+
+
+def same_name(name: str) -> str:
+    """The name of a data set as it is written here: vqa_rad for vqa-rad."""
+    return name.replace("-", "_")
+
+
+def root_of(folder: str | Path, path: Path) -> Path:
+    """The folder of a data set that was named by it, or by its file `path`."""
+    return Path(folder) if Path(folder).is_dir() else path.parent
 
 
 def find_file(name: str, folder: str | Path, split: str) -> Path:
@@ -115,21 +130,31 @@ def _extra(row: Row, *keys: str) -> dict[str, Any]:
     return {key: row[key] for key in keys if key in row}
 
 
-def read_vqa_rad(path: str | Path, *, images: Folder | None = None, frame_rows: bool = False) -> list[Example]:
+def read_vqa_rad(
+    path: str | Path, *, images: Folder | None = None, frame_rows: bool = False, split: str | None = None
+) -> list[Example]:
     """VQA-RAD (`trainset.json`, `testset.json`): by default the freeform and paraphrased questions, 1797 and 451.
 
-    `frame` rows re-word test questions (they hold the image and answer of 104 of the 179 open ones), so they are never to be
-    trained on. Ten rows have tabs where commas were; the commas come back, but words split with them ("splee n") stay split.
+    The one file of the publication marks its test rows "test_..." in `phrase_type`; of a file with such marks `split` ("train",
+    "test"; None takes all) chooses the rows. `frame` rows re-word test questions (they hold the image and answer of 104 of
+    the 179 open ones), so they are never to be trained on. Ten rows have tabs where commas were; the commas come back, but
+    words split with them ("splee n") stay split.
     """
     examples = []
     for row in read_rows(path):
         row |= {key: _commas(value) for key, value in row.items() if isinstance(value, str)}
-        phrase = row.text("phrase_type")
-        if phrase == "frame" and not frame_rows:
+        phrase = row.text("phrase_type").lower()
+        if phrase.removeprefix(_TEST_MARK) == "frame" and not frame_rows:
             continue
         extra = _extra(row, "image_organ", "question_type")
         examples.append(_question(row, "qid", row.text("image_name"), images, phrase_type=phrase, **extra))
-    return examples
+    marked = [example.meta["phrase_type"].startswith(_TEST_MARK) for example in examples]
+    if split is None or not any(marked):
+        return examples
+    kept = [example for example, mark in zip(examples, marked, strict=True) if mark == (split == "test")]
+    if not kept:
+        raise DataError(f"{path} marks every row as test in 'phrase_type': it has no {split} rows")
+    return kept
 
 
 def _commas(text: str) -> str:
@@ -139,7 +164,7 @@ def _commas(text: str) -> str:
 def read_slake(
     path: str | Path, *, images: Folder | None = None, language: str = "en", keep_empty: bool = True
 ) -> list[Example]:
-    """SLAKE: English as in the paper, Chinese ("zh") or both ("all").
+    """SLAKE: English as in the paper, Chinese ("zh") or both ("all"); raises DataError where no row is in that language.
 
     One training answer is empty (qid 1622); the paper's 4919 includes it, and `keep_empty=False` drops it.
     """
@@ -147,17 +172,21 @@ def read_slake(
         raise DataError(f"unknown language {language!r}: choose from {', '.join(LANGUAGES)}")
     examples = []
     for row in read_rows(path):
-        spoken = row.text("q_lang")
+        spoken = row.text("q_lang").lower()
         if language in ("all", spoken) and (keep_empty or row.text("answer", empty=True, numbers=True)):
             extra = _extra(row, "location", "modality", "base_type", "content_type", "triple")
             examples.append(_question(row, "qid", row.text("img_name"), images, language=spoken, **extra))
+    if not examples:
+        raise DataError(f"{path} has no question in the language {language!r} ('q_lang'): choose another language")
     return examples
 
 
 def read_pathvqa(path: str | Path, *, images: Folder | None = None, drop_duplicates: bool = False) -> list[Example]:
     """PathVQA: one question a row (`test.jsonl`) or grouped by image (the lxmert files); both give the same examples.
 
-    42 test rows repeat an earlier (image, question, answer); `drop_duplicates` leaves 6719 of 6761, like the widely used copy.
+    Of the grouped format, which has no answer types, the questions answered yes or no are closed, and no others; as in the
+    official normalization neither case, nor spaces, nor a full stop count. 42 test rows repeat an earlier (image, question,
+    answer); `drop_duplicates` leaves 6719 of 6761, like the widely used copy.
     """
     seen, examples = set(), []
     for row in read_rows(path):
@@ -186,7 +215,7 @@ def _pathvqa_parts(row: Row) -> Iterator[Row]:
         ) from None
     for index, (question, answer) in enumerate(pairs):
         fields = {"id": first_id + index, "image": f"{split}/{row['img_id']}.jpg", "question": question}
-        kind = "CLOSED" if answer in ("yes", "no") else "OPEN"
+        kind = "CLOSED" if answer.strip().rstrip(".").lower() in ("yes", "no") else "OPEN"
         yield row.with_fields({**fields, "answer": answer, "answer_type": kind})
 
 

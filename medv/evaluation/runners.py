@@ -5,9 +5,9 @@ the baselines of Table 7, whose published ids are in `BASELINES`; nothing is dow
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import cache, cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,8 +20,7 @@ from medv.data.example import Example
 from medv.diffusion.settings import SamplerConfig
 from medv.evaluation.answering import Answer, check_length, full_view, stream_answers
 from medv.model.bundled import load_model
-from medv.model.modeling import MedVForMaskedDiffusion
-from medv.model.processing import MedVProcessor
+from medv.model.contents import contents
 
 BASELINES = {
     "LLaMA": "meta-llama/Llama-3.2-11B-Vision-Instruct",
@@ -40,9 +39,12 @@ LONGEST = 2**20
 
 
 class Runner(Protocol):
-    """Answers batches. `settings`: what the answers depend on beside the question, JSON-able."""
+    """Answers batches. `settings`: what the answers depend on beside the question, JSON-able; `model` is a name of it for
+    people, and `contents` what it is made of, wherever it lies.
+    """
 
     settings: dict[str, Any]
+    contents: dict[str, str]
 
     def check(self, example: Example, picture: Image.Image | None) -> None:
         """Raises ValueError for a question that cannot be answered whole: it and its answer are longer than the model reads."""
@@ -62,28 +64,24 @@ def sampler_settings(config: SamplerConfig) -> dict[str, Any]:
 
 @dataclass
 class MedVRunner:
-    """A MedV model folder with one sampler configuration.
-
-    dtype and device: of `load_model`. graphs: as `answering.stream_answers` takes it. load: gives the model and its processor;
-    the default reads the folder once. `dataclasses.replace(runner, config=...)` asks the same loaded model in another way.
-    """
+    """A MedV model folder with one sampler configuration."""
 
     folder: Path
     config: SamplerConfig
-    dtype: str = "float32"
-    device: str | None = None
-    graphs: bool | None = None
-    load: Callable[[], tuple[MedVForMaskedDiffusion, MedVProcessor]] | None = None
-
-    def __post_init__(self):
-        if self.load is None:
-            self.load = cache(partial(load_model, self.folder, dtype=getattr(torch, self.dtype), device=self.device))
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The sampler's settings, the folder's name, and the numbers that are computed with where not float32."""
-        dtype = {} if self.dtype == "float32" else {"dtype": self.dtype}
-        return {"model": str(self.folder), **dtype, **sampler_settings(self.config)}
+        """The sampler's settings and the folder's name."""
+        return {"model": str(self.folder), **sampler_settings(self.config)}
+
+    @property
+    def contents(self) -> dict[str, str]:
+        """Of the weights, configuration and processor, adapters and what lies under them included."""
+        return contents(*self._network)
+
+    @cached_property
+    def _network(self):
+        return load_model(self.folder)
 
     def check(self, example: Example, picture: Image.Image | None) -> None:
         """Raises ValueError where prompt and canvas are longer than what the model reads."""
@@ -91,8 +89,8 @@ class MedVRunner:
 
     def answer(self, examples: Sequence[Example], rows: Sequence[int]) -> list[Answer]:
         """Answer the batch; the draws of an answer depend on its place alone."""
-        how = {"batch_size": max(len(examples), 1), "first_index": rows[0], "graphs": self.graphs}
-        (batch,) = stream_answers(*self.load(), examples, self.config, **how)
+        size = max(len(examples), 1)
+        (batch,) = stream_answers(*self._network, examples, self.config, batch_size=size, first_index=rows[0])
         return batch
 
 
@@ -119,6 +117,11 @@ class CheckpointRunner:
     def settings(self) -> dict[str, Any]:
         """Checkpoint, length and system message."""
         return {"model": self.checkpoint, "max_new_tokens": self.max_new_tokens, "system": self.system}
+
+    @property
+    def contents(self) -> dict[str, str]:
+        """Of the weights, configuration and processor."""
+        return contents(*self._network)
 
     @cached_property
     def _network(self):

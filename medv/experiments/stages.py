@@ -17,6 +17,7 @@ from medv.data.example import Example
 from medv.data.phantom_sets import vqa_set
 from medv.data.questions import KINDS
 from medv.data.readers import read_dataset
+from medv.data.training_set import check_pictures, read_training_set
 from medv.evaluation.answering import answer_examples
 from medv.evaluation.findings import score_descriptions
 from medv.evaluation.study import CONDITIONS, METRICS, sampler_config, summarize, vqa_study
@@ -108,7 +109,7 @@ def question_sets(
 ) -> tuple[list[Example], dict[str, list[Example]]]:
     """Training questions and the test sets by name: the phantoms' main and hard set, or the test split of a real data set.
 
-    Raises ValueError for real data without a folder, or without images in it.
+    Raises ValueError for real data without a folder, and for what `medv.data.training_set` refuses.
     """
     if data == "phantoms":
         size, count = profile.model.image_size, profile.evaluation_questions
@@ -117,9 +118,8 @@ def question_sets(
         return train, tests | {"phantoms, hard": vqa_set("test", count, hard=True, image_size=size)}
     if data_dir is None:
         raise ValueError(f"data={data!r} needs the folder of the data set: set data_dir")
-    train, test = (read_dataset(data, data_dir, split) for split in ("train", "test"))
-    if any(example.image is None for example in (*train, *test)):
-        raise ValueError(f"{data_dir} has no image folder: put the images of {data} into {Path(data_dir) / 'images'}")
+    train, test = read_training_set(data, data_dir), read_dataset(data, data_dir, "test")
+    check_pictures(test, Path(data_dir))
     return train, {f"{data} test": [_with_kind(example) for example in test]}
 
 

@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from medv.model.assembly import assemble, new_processor
 from medv.model.bundled import bundled, load_model
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
+from medv.ownership import reserve
 from medv.profiles import Profile, StageRecipe
 from medv.training.collate import Encoder
 from medv.training.examples import stage_examples
@@ -22,7 +24,7 @@ from medv.training.launch import deepspeed_config, rank
 from medv.training.lora import LoraRecipe
 from medv.training.memory import MemoryPlan, check_memory, device_capacity
 from medv.training.pretrain import pretrain
-from medv.training.stages import summary, train_stage, training_steps
+from medv.training.stages import FINISHED, MADE_BY, summary, train_stage, training_steps
 
 ZERO_STAGES = {None: 0, "zero2": 2, "zero3": 3}
 
@@ -70,31 +72,34 @@ def run_stage(
     checkpoints: bool = True,
     quiet: bool = False,
 ) -> dict:
-    """Train one stage into `out` and return its facts; a finished stage is not trained again.
+    """Train one stage into `out` and return its facts; a stage finished there is not trained again, and its facts have no
+    `seconds`.
 
-    Under a launcher every process calls this alike; `medv.training.launch` says how they are started.
+    Under a launcher every process calls this alike; `medv.training.launch` says how they are started. Raises ValueError
+    where anything else is in `out`, as `train_stage` does, and where it is `init`.
     """
     if deepspeed is not None:
         deepspeed_config(deepspeed)
-    if not (out / "training.json").exists():
-        train, validation = (
-            (examples, ())
-            if examples is not None
-            else stage_examples(stage, profile, data=data, data_dir=data_dir, roots=roots)
-        )
+    with reserve(out, MADE_BY, inputs=[init]) if rank() == 0 else nullcontext():
+        train, validation = examples, ()
+        if examples is None:
+            options = {"data": data, "data_dir": data_dir, "roots": roots, "skip_corrupt": skip_corrupt}
+            train, validation = stage_examples(stage, profile, **options)
         # DeepSpeed keeps float32 copies of what it trains, so that each process may load half as much.
         half = deepspeed is not None and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         dtype = getattr(torch, profile.dtype) if half else torch.float32
         model, processor = starting_point(profile, init, seed=seed, dtype=dtype)
-        cut = {"accumulation": accumulation, "zero": ZERO_STAGES[deepspeed]}
-        plan = plan_stage(model, processor, profile.stages[stage], train, lora=lora, **cut)
-        if not quiet and rank() == 0:
-            print(plan.sentence(), file=sys.stderr)
-        started = time.perf_counter()
+        recipe, started = profile.stages[stage], time.perf_counter()
+        finished = (out / FINISHED).exists()
+        if not finished:
+            cut = {"accumulation": accumulation, "zero": ZERO_STAGES[deepspeed]}
+            plan = plan_stage(model, processor, recipe, train, lora=lora, **cut)
+            if not quiet and rank() == 0:
+                print(plan.sentence(), file=sys.stderr)
         train_stage(
             model,
             processor,
-            profile.stages[stage],
+            recipe,
             train,
             out,
             validation=validation,
@@ -103,12 +108,12 @@ def run_stage(
             accumulation=accumulation,
             deepspeed=deepspeed,
             base=_base(profile, init),
+            about={"stage": stage, "profile": profile.name},
             skip_corrupt=skip_corrupt,
             checkpoints=checkpoints,
             quiet=quiet,
         )
-        return summary(out) | {"seconds": time.perf_counter() - started}
-    return summary(out)
+    return summary(out) | ({} if finished else {"seconds": time.perf_counter() - started})
 
 
 def _base(profile: Profile, init: Path | None) -> dict[str, str] | None:
@@ -129,6 +134,8 @@ def plan_stage(
     zero: int = 0,
 ) -> MemoryPlan:
     """The memory plan on this machine's devices at the longest of the examples; a ValueError where it cannot fit."""
+    if not examples:
+        raise ValueError("there are no training examples: look at the data set, or at `samples` of the recipe")
     longest = max(examples, key=lambda example: sum(len(turn.text) for turn in example.turns))
     encode = Encoder(processor, loss_tokens=recipe.loss_tokens, max_length=recipe.max_length)
     return check_memory(

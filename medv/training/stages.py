@@ -9,7 +9,8 @@ averages do not depend on how many processes share a batch.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,11 +18,15 @@ import torch
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 
+from medv import limits
 from medv.artifacts import SPEED, write_json
+from medv.data import contents as data_contents
 from medv.data.example import Example
-from medv.model.bundled import save_projector
+from medv.model import contents as model_contents
+from medv.model.bundled import load_model, save_projector
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
+from medv.ownership import Run, check_folder, claim_folder
 from medv.profiles import StageRecipe
 from medv.training.collate import Collator, Encoder
 from medv.training.launch import deepspeed_config, join, processes, rank, stopping_in_words, wait_for_all
@@ -30,7 +35,8 @@ from medv.training.meter import Meter, MeteredTrainer, totals, without_times
 from medv.training.stream import TrainingStream, ValidationStream
 from medv.training.trainer import Checkpoints, StageTrainer, find_checkpoint, going_on, looking_always
 
-PRECISIONS = ("auto", "float32")
+MADE_BY = "medv train"
+FINISHED = "training.json"  # written last
 PARTS = {
     "projector": ("model.projector.",),
     "language_model": ("model.language_model.", "lm_head.", "model.image_newline"),
@@ -81,6 +87,7 @@ def train_stage(
     accumulation: int = 1,
     deepspeed: str | None = None,
     base: dict[str, str] | None = None,
+    about: Mapping[str, str] | None = None,
     skip_corrupt: bool = False,
     stop_after: int | None = None,
     checkpoints: bool = True,
@@ -91,14 +98,20 @@ def train_stage(
     The global batch of the recipe is cut into `accumulation` parts for each process that a launcher started; what is learned
     does not depend on the cut. deepspeed: None, "zero2" or "zero3" (the returned model is then whole on the first process
     alone). base: what a projector trained alone was put on, as `save_projector` notes it; without it a whole model is saved.
-    A folder with checkpoints of the same run is resumed; with those of another recipe, seed or number of examples it is
-    refused with a ValueError. `stop_after` ends early with a checkpoint and saves no result. Raises TrainingStopped, the
+    A folder in which the same run was begun is continued, or, where it was finished, loaded; any other is refused with a
+    ValueError. The same run: of one recipe, seed, LoRA and `about` (names that a person knows it by), with equal contents of
+    starting weights and data. `stop_after` ends early with a checkpoint and saves no result. Raises TrainingStopped, the
     last checkpoint intact, where loss or gradient is not finite, the disk is full or another process is lost. Without
     `checkpoints` a run that is stopped begins anew, and a short one does not spend its time on saving.
     """
     saved = out / "checkpoints"
-    with stopping_in_words(lambda: going_on(saved)), looking_always(model):
-        _claim(out, {"recipe": asdict(recipe), "seed": seed, "lora": lora and asdict(lora), "examples": len(examples)})
+    with (
+        stopping_in_words(lambda: going_on(saved)),
+        looking_always(model),
+        claimed(out, made_of(model, processor, recipe, examples, validation, seed, lora, about or {})),
+    ):
+        if (out / FINISHED).exists():
+            return load_model(out)[0]
         join(deepspeed)
         model.config.loss_normalization = recipe.normalization
         freeze_except(model, recipe.trains)
@@ -171,20 +184,36 @@ def _whole(
     return model
 
 
-def _claim(out: Path, run: dict) -> None:
-    """Note what this folder trains, or check that it is the same as what was begun there."""
-    note = out / "run.json"
-    run = json.loads(json.dumps(run))  # tuples become lists, as in the file
-    if not note.exists():
-        if rank() == 0:
-            write_json(note, run)
-        return
-    begun = json.loads(note.read_text(encoding="utf-8"))
-    differ = [name for name in run if begun.get(name) != run[name]]
-    if differ:
-        raise ValueError(
-            f"{out} holds another run (its {' and '.join(differ)} differ): choose another folder or delete it"
-        )
+def made_of(
+    model: MedVForMaskedDiffusion,
+    processor: MedVProcessor,
+    recipe: StageRecipe,
+    examples: Sequence[Example],
+    validation: Sequence[Example],
+    seed: int,
+    lora: LoraRecipe | None,
+    about: Mapping[str, str],
+) -> Run:
+    """The identity of a training, as `medv.ownership` keeps it. How a batch is cut or shared is no part of it."""
+    limits.seed("seed", seed)
+    return {
+        "made_by": MADE_BY,
+        **about,
+        "seed": seed,
+        "recipe": recipe.settings(),
+        "lora": lora and asdict(lora),
+        "init": model_contents.contents(model, processor),
+        "data": data_contents.contents(examples),
+        "validation": data_contents.contents(validation),
+    }
+
+
+def claimed(out: Path, run: Run) -> AbstractContextManager:
+    """The folder held for the run by the first process; the others look whether it is theirs."""
+    if rank() == 0:
+        return claim_folder(out, run)
+    check_folder(out, run)
+    return nullcontext()
 
 
 def _arguments(
@@ -207,8 +236,6 @@ def _arguments(
             f"a batch of {recipe.batch_size} cannot be cut into {world} processes x {accumulation} accumulation steps: "
             "choose numbers that divide it"
         )
-    if recipe.precision not in PRECISIONS:
-        raise ValueError(f"unknown precision {recipe.precision!r}: use one of {', '.join(PRECISIONS)}")
     often = max(1, steps // 8)
     return TrainingArguments(
         output_dir=str(out / "checkpoints"),
@@ -255,14 +282,14 @@ def _save(
     write_json(out / "history.json", without_times(trainer.state.log_history))
     write_json(out / SPEED, {"total": totals(trainer.meter.rows), "rows": trainer.meter.rows})
     facts = {"recipe": asdict(recipe), "steps": trainer.state.global_step, **facts}
-    write_json(out / "training.json", facts)
+    write_json(out / FINISHED, facts)
 
 
 def summary(out: Path) -> dict:
     """Steps, trainable parameters and last losses of a finished stage, and how many examples were left out, if any were; its
     speed and memory are in speed.json.
     """
-    facts = json.loads((out / "training.json").read_text(encoding="utf-8"))
+    facts = json.loads((out / FINISHED).read_text(encoding="utf-8"))
     history = json.loads((out / "history.json").read_text(encoding="utf-8"))
     last = {name: [row[name] for row in history if name in row][-1:] for name in ("loss", "eval_loss")}
     losses = {name: values[0] for name, values in last.items() if values}
