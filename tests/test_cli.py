@@ -146,7 +146,7 @@ def test_generation_refuses_answers_of_other_settings(tmp_path, benchmark, model
     assert generate(benchmark, model_dir, out).exit_code == 0
     before = out.read_text()
     done = generate(benchmark, model_dir, out, "--seed", "1")
-    assert done.exit_code == 2 and "was made from something else" in done.stderr
+    assert done.exit_code == 2 and "settings.seed 0, now 1" in done.stderr
     assert out.read_text() == before
 
 
