@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, BatchFeature
 
-from medv.data.example import Example
+from medv.data.example import Example, picture_of
 from medv.diffusion.settings import SamplerConfig
-from medv.evaluation.answering import Answer, check_length, full_view, stream_answers
+from medv.evaluation.answering import Answer, check_length, stream_answers
 from medv.model.bundled import load_model
 from medv.model.contents import contents
 from medv.model.devices import device_named, place
@@ -177,7 +177,7 @@ class CheckpointRunner:
     @torch.inference_mode()
     def _answer(self, example: Example) -> Answer:
         model, processor = self._network
-        inputs = self._inputs(example, full_view(example)).to(model.device)
+        inputs = self._inputs(example, picture_of(example)).to(model.device)
         started = time.perf_counter()
         ids = model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
         seconds = time.perf_counter() - started

@@ -22,6 +22,7 @@ from medv.model.shards import read_object
 from medv.model.vision import SIGLIP, grid_side, lite0_config
 from medv.profiles import ModelShape
 
+HEADS = ("head.", "vision_model.head.", "classifier.")  # of a vision tower's folder: what stands above the features
 PREPARATION = "preprocessor_config.json"  # of a vision tower's folder: what its pictures have to be like
 
 
@@ -118,12 +119,12 @@ def assemble(
 
 
 def vision_tower(folder: Path) -> PreTrainedModel:
-    """The vision tower in a folder, in float32; raises ValueError for a network that gives no grid of features."""
+    """The vision tower in a folder, in float32 and without a head; raises ValueError where it gives no grid of features."""
     kind = read_object(_folder(folder) / "config.json").get("model_type")
     if kind == "siglip":
         raise ValueError(f"{folder} holds a whole SigLIP: take its vision tower out with `medv convert`")
     options = {"vision_use_head": False} if kind == SIGLIP else {}
-    tower = load_network(AutoModel, folder, dtype=torch.float32, **options)
+    tower = load_network(AutoModel, folder, dtype=torch.float32, without=HEADS, **options)
     grid_side(tower.config)  # refuses what is no grid
     return tower
 

@@ -117,23 +117,31 @@ def _check_layers(folder: Path, tensors: Mapping[str, StoredTensor]) -> None:
 
 
 def load_network(
-    kind: type[PreTrainedModel] | type[_BaseAutoModelClass], folder: Path, *, dtype: torch.dtype, **options
+    kind: type[PreTrainedModel] | type[_BaseAutoModelClass],
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    without: tuple[str, ...] = (),
+    **options,
 ) -> PreTrainedModel:
     """The network of a folder with config.json and safetensors, in evaluation mode and in `dtype` ("auto": as stored).
 
-    kind: a class of transformers or of medv. options: fields of the configuration to set. Raises FileNotFoundError where
-    there is no such folder, ValueError for foreign code, pickled, quantized, missing, superfluous or non-finite weights.
+    kind: a class of transformers or of medv. without: beginnings of the names of stored tensors that are left out. options:
+    fields of the configuration to set. Raises FileNotFoundError where there is no such folder, ValueError for foreign code,
+    pickled, quantized, missing, superfluous or non-finite weights.
     """
     check_folder(folder)
     tensors = _weights(folder)
     _check_layers(folder, tensors)
     with in_words(folder):
         if issubclass(kind, PreTrainedModel):
-            config = kind.config_class.from_pretrained(folder, local_files_only=True, **options)
+            config = kind.config_class.from_pretrained(folder, local_files_only=True)
             build = kind
         else:
-            config = AutoConfig.from_pretrained(folder, **OFFLINE, **options)
+            config = AutoConfig.from_pretrained(folder, **OFFLINE)
             build = kind.from_config
+        for name, value in options.items():
+            setattr(config, name, value)
         with torch.device("meta"):
             empty = build(config)
         empty.tie_weights()
@@ -141,6 +149,7 @@ def load_network(
     told = {"dtype": dtype, "use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
     with in_words(folder):
         network, found = kind.from_pretrained(folder, config=config, **told, **OFFLINE)
+    found["unexpected_keys"] = [name for name in found["unexpected_keys"] if not name.startswith(without)]
     problems = [f"{len(found[what])} {what.replace('_', ' ')}: {_some(found[what])}" for what in found if found[what]]
     if problems:
         raise ValueError(f"{folder} does not fit its configuration; {'; '.join(problems)}")
