@@ -207,10 +207,10 @@ def test_a_deflated_file_is_refused_before_it_is_inflated(tmp_path, preamble):
         bomb += engine.compress(bytes(8 << 20))
     path.write_bytes((whole[:end] if preamble else whole[132:end]) + bomb + engine.flush())
     assert path.stat().st_size < 500_000
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(ImageError, match="inflates to more than 256000000 bytes"):
         open_image(path)
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10
 
 
 def test_a_jpeg_larger_than_its_header_says_is_refused(tmp_path):

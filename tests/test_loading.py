@@ -119,7 +119,7 @@ WRONG_WEIGHTS = {
     "float8": (as_type(torch.float8_e4m3fn), "as F8"),
     "another shape": (resized, "1 mismatched"),
     "one more": (superfluous, "1 unexpected.*linear_3"),
-    "none at all": (lambda tensors: {}, "more than its 0 tensors"),
+    "none at all": (lambda tensors: {}, "but there are 0 tensors"),
 }
 
 
