@@ -18,7 +18,6 @@ from typer.testing import CliRunner
 from medv.cli import app
 from medv.evaluation.judge import read_judgements
 from medv.evaluation.judging import Endpoint, judge_file, key_from_environment
-from medv.ownership import hold
 from medv.reading import DataError
 
 PROXIES = "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"
@@ -297,16 +296,6 @@ def test_a_file_that_is_not_ours_is_refused_and_not_changed(what, tmp_path):
     assert everything_written(tmp_path) == before and not stub.asked
 
 
-def test_two_runs_on_one_file_are_one_too_many(tmp_path):
-    questions, answers = files(tmp_path, "ab")
-    with (
-        StubJudge(lambda *_: "8 4") as stub,
-        hold(tmp_path / "j.jsonl"),
-        pytest.raises(ValueError, match="another process"),
-    ):
-        judge_file(questions, answers, tmp_path / "j.jsonl", Endpoint(stub.url), quiet=True)
-
-
 def test_the_key_is_sent_and_is_in_no_file_even_if_the_endpoint_repeats_it(tmp_path):
     replies = {"a": f"8 4\nyour key is {KEY}", "b": (400, {}, f"bad key {KEY}"), "c": f"{KEY} scores"}
     with StubJudge(lambda name, _: replies[name]) as stub:
@@ -484,6 +473,18 @@ def test_an_interrupted_run_ends_soon_and_keeps_what_is_finished(tmp_path):
         assert code == 130 and time.monotonic() - begun < 15.0  # the request would take 30 s
         rows = [json.loads(line) for line in (tmp_path / "j.jsonl").read_text().splitlines()]
         assert [row["result"] for row in rows] == ["8 4", None]
+
+
+def test_two_runs_on_one_file_are_one_too_many(tmp_path):
+    with StubJudge(lambda *_: "slow") as stub:
+        first = started(stub, tmp_path, "ab")
+        while not stub.asked and first.poll() is None:
+            time.sleep(0.02)
+        before = everything_written(tmp_path)
+        code, _, err = spoken(stub, tmp_path, "ab")
+        assert code == 2 and "another process" in err and everything_written(tmp_path) == before
+        first.kill()
+        first.communicate()
 
 
 def test_a_killed_run_asks_only_the_remaining_questions(tmp_path):
