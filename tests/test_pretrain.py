@@ -48,7 +48,7 @@ def test_a_part_that_is_there_is_kept(made):
 
 
 def test_a_profile_without_parts_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="profile paper starts from released weights"):
+    with pytest.raises(ValueError, match="profile paper begins from towers trained elsewhere"):
         pretrain(get_profile("paper"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
