@@ -55,7 +55,7 @@ class Adapter:
         self.masters = self.weights
         if dtype != torch.float32:
             first = load_tower(language, dtype=torch.float32, causal=False).model
-            self.masters = [w.to(device) for w in (*first.layers.parameters(), *first.norm.parameters())]
+            self.masters = [w.detach().to(device) for w in (*first.layers.parameters(), *first.norm.parameters())]
         self.optimizer = torch.optim.AdamW(self.masters, weight_decay=recipe.weight_decay, fused=True)
         for tower in (self.student, self.teacher) if compiled and self.teacher else (self.student,) * compiled:
             compile_parts(tower)
