@@ -236,6 +236,7 @@ SMALL = replace(
     ),
     towers="packages",
     pretrain={},
+    describe=SamplerSpec(gen_length=128, block_length=32, steps=128),
     stages={
         "align": replace(
             TINY.stages["align"], samples=20_000, learning_rate=1e-3, max_length=1024, sources=_SMALL_NOTE

@@ -24,7 +24,7 @@ from rich.text import Text
 from medv.artifacts import PACKAGE, default_out, fingerprint
 from medv.experiments import cache
 from medv.experiments.cache import SUFFIXES, Workshop
-from medv.experiments.registry import EXHIBITS, NODES, Node, chain_lengths, ordered, parents
+from medv.experiments.registry import EXHIBITS, Node, chain_lengths, nodes_for, ordered, parents
 from medv.profiles import get_profile
 
 COLORS = {
@@ -69,7 +69,7 @@ def reproduce(
     *,
     publish: bool = False,
     seed: int = 0,
-    nodes: Sequence[Node] = NODES,
+    nodes: Sequence[Node] | None = None,
     notebooks: str | Path | None = None,
     console: Console | None = None,
 ) -> int:
@@ -85,14 +85,22 @@ def reproduce(
     console = console or Console()
     folder = Path(notebooks) if notebooks else source_notebooks()
     shop = Workshop(folder.resolve(), Path(out or default_out(profile)).resolve(), get_profile(profile), seed)
+    nodes = nodes_for(shop.profile) if nodes is None else nodes
     chosen = ordered(nodes, only)
     for node in chosen:
         cache.check_parameters(node, shop)
+    if shop.profile.notes:
+        console.print(Text(f"profile {profile}: {shop.profile.notes}"), soft_wrap=True)
+    if shop.profile.towers == "packages":
+        console.print(_estimate_table(chosen, shop))
+        console.print("what is finished is kept: the same command goes on after a stop")
     if dry_run:
         console.print(_plan_table(chosen, nodes, shop, force))
-        if shop.profile.notes:
-            console.print(Text(f"profile {profile}: {shop.profile.notes}"), soft_wrap=True)
         return 0
+    if shop.profile.towers == "packages":
+        from medv.model.bundled import fetched_towers
+
+        fetched_towers(profile, shop.out / "towers")
     shop.out.mkdir(parents=True, exist_ok=True)
     with _lock(shop.out):
         progress = {node.name: Progress(node) for node in chosen}
@@ -275,6 +283,27 @@ def _plan_table(chosen: Sequence[Node], nodes: Sequence[Node], shop: Workshop, f
             rerun.add(node.name)
         items.append(Progress(node, "run" if reason else "cached", reason or ""))
     return _table(items, f"plan · profile {shop.profile.name} · {len(rerun)} of {len(items)} notebooks would run")
+
+
+def _estimate_table(chosen: Sequence[Node], shop: Workshop) -> Table:
+    """How long each notebook takes on this machine; cached ones too, for whether they are is seen when they start."""
+    from medv.experiments.budget import measure, work_of
+    from medv.experiments.run import on_this_machine
+
+    profile = on_this_machine(shop.profile)
+    unit, works = measure(profile), {node.name: work_of(node.name, profile) for node in chosen}
+    seconds = {name: work.seconds(unit) for name, work in works.items()}
+    about = (
+        f"{unit.learned:.3g} s an example learned, {unit.asked:.3g} s an answer's forward, {unit.drawn:.3g} s a picture"
+    )
+    table = Table(title=f"on this machine, estimated ({about})", title_justify="left", box=None, pad_edge=False)
+    table.add_column("notebook")
+    table.add_column("about", justify="right")
+    for name, value in (seconds | {"all": sum(seconds.values())}).items():
+        table.add_row(
+            name, f"{value / 3600:.1f} h" if value >= 3600 else f"{value / 60:.0f} min" if value else "minutes"
+        )
+    return table
 
 
 def _outsiders(shop: Workshop, nodes: Sequence[Node], progress: dict[str, Progress]) -> dict[str, Progress]:

@@ -89,7 +89,8 @@ def parts(node: Node, shop: Workshop) -> dict[str, Any]:
         "profile": shop.profile.to_dict(),
         "library": library_of(code),
         "input": {name: fingerprint(shop.out / name) for name in node.needs}
-        | (_results(node, shop) if node.last else {}),
+        | (_results(node, shop) if node.last else {})
+        | {path.parent.name: fingerprint(path) for path in sorted(shop.out.glob("towers/*/origin.json"))},
         "version": {name: found[name] for name in ("torch", "transformers")},
     }
     return json.loads(json.dumps(everything, default=list))

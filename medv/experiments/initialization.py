@@ -28,6 +28,7 @@ from medv.model.bundled import bundled, load_model
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.profiles import Profile, SamplerSpec
 from medv.report.tables import compare
+from medv.training.command import towers as training_towers
 from medv.training.examples import PHANTOM_SETS
 from medv.training.stages import train_stage
 
@@ -77,7 +78,7 @@ class InitPlan:
 PLANS = {
     "tiny": InitPlan(40, 90, (0, 1, 2), 32, 160, SamplerSpec(72, 24, 36), SamplerSpec(16, 16, 8), batch_size=8),
     "smoke": InitPlan(1, 1, (0, 1), 2, 8, SamplerSpec(16, 8, 4), SamplerSpec(8, 8, 4)),
-    "small": InitPlan(400, 2000, (0, 1, 2), 100, 600, SamplerSpec(72, 24, 72), SamplerSpec(16, 16, 16)),
+    "small": InitPlan(100, 400, (0, 1, 2), 32, 200, SamplerSpec(96, 32, 48), SamplerSpec(16, 16, 8), batch_size=16),
 }
 """Budgets by profile. In `tiny` far below a full stage 2, so that twelve trainings fit into minutes."""
 
@@ -96,10 +97,13 @@ def parts_of(
     language: str | Path | None = None,
     vision: str | Path | None = None,
     general: str | Path | None = None,
+    *,
+    towers: Path | None = None,
 ) -> dict[str, Path]:
-    """The folders of the initial weights, the bundled ones where none is given.
+    """The folders of the initial weights: the bundled ones where none is given, or the towers fetched to `towers`.
 
-    Raises ValueError for a profile whose scale nothing is bundled for, or whose data have no known findings.
+    No general model comes with fetched towers; without one there is no "general" here. Raises ValueError for a profile whose
+    data have no known findings, FileNotFoundError where towers were never fetched.
     """
     if not profile.synthetic:
         raise ValueError(
@@ -107,14 +111,28 @@ def parts_of(
             "use tiny or small"
         )
     given = {"language": language, "vision": vision, "general": general}
-    missing = [name for name, folder in given.items() if not folder]
-    if missing and profile.name not in ("tiny", "smoke"):
-        raise ValueError(
-            f"profile {profile.name} has no bundled weights to start from: set {', '.join(missing)} to the folders that "
-            f"`medv train pretrain --profile {profile.name}` made"
-        )
-    names = {"language": "language_tower", "vision": "vision_tower", "general": "general_model"}
-    return {name: Path(folder) if folder else bundled(names[name]) for name, folder in given.items()}
+    given = {name: Path(folder) for name, folder in given.items() if folder}
+    if profile.towers == "bundled":
+        names = {"language": "language_tower", "vision": "vision_tower", "general": "general_model"}
+        return {name: bundled(folder) for name, folder in names.items()} | given
+    return dict(zip(("language", "vision"), training_towers(profile, towers), strict=True)) | given
+
+
+def arms_of(parts: Mapping[str, Path]) -> tuple[Arm, ...]:
+    """The arms whose initial weights there are."""
+    return tuple(arm for arm in ARMS if arm.weights != "general" or "general" in parts)
+
+
+def plan_of(profile: Profile) -> InitPlan:
+    """The plan of a profile, with no more seeds than the profile has on this machine."""
+    plan = PLANS[profile.name]
+    return plan if profile.towers == "bundled" else replace(plan, seeds=profile.seeds)
+
+
+def gaps(arms: Sequence[Arm]) -> list[str]:
+    """What is missing, in words."""
+    left = [arm.name for arm in ARMS if arm not in arms]
+    return [f"no general vision-language model of this size: without {' and '.join(left)}"] if left else []
 
 
 def initial(arm: Arm, parts: Mapping[str, Path], profile: Profile, *, seed: int) -> Network:
@@ -183,7 +201,9 @@ def compare_starts(
         return {"items": as_rows(examine(network, trial.plan, profile, seed=trial.seed))}
 
     trials = {
-        f"{arm.name.replace(' ', '_')}-seed{seed}": InitTrial(arm, seed, plan) for seed in plan.seeds for arm in ARMS
+        f"{arm.name.replace(' ', '_')}-seed{seed}": InitTrial(arm, seed, plan)
+        for seed in plan.seeds
+        for arm in arms_of(parts)
     }
     results = run_trials(folder, trials, work, quiet=quiet)
     frames = [
@@ -201,7 +221,7 @@ def summary_of(items: pd.DataFrame) -> pd.DataFrame:
 def table4(summary: pd.DataFrame) -> pd.DataFrame:
     """Ours beside the paper's, in columns of their own. The paper's score is a judge's, ours counts findings: other things."""
     rows = []
-    for arm in ARMS:
+    for arm in _among(summary):
         part = summary[summary["condition"] == arm.name].set_index("metric")
         cells = {
             title: f"{part.loc[name, 'value']:.1f} [{part.loc[name, 'low']:.1f}, {part.loc[name, 'high']:.1f}]"
@@ -217,7 +237,7 @@ def table4(summary: pd.DataFrame) -> pd.DataFrame:
 def differences(items: pd.DataFrame) -> pd.DataFrame:
     """Each arm minus the first, paired by seed and text: arm, metric, value, low, high, n, seeds, verdict."""
     frames = []
-    for arm in ARMS[1:]:
+    for arm in _among(items)[1:]:
         rows = difference_rows(items, arm.name, BASE, list(METRICS))
         frames.append(summarize(rows, metrics=list(METRICS)).assign(arm=arm.name))
     table = pd.concat(frames, ignore_index=True)
@@ -230,14 +250,19 @@ def conclusion(table: pd.DataFrame) -> str:
     lines = []
     effects = {"findings_f1": ("lower", "scores lower"), "adjacent_duplicates": ("higher", "repeats more")}
     for metric, (wanted, words) in effects.items():
-        for arm in (ARMS[1].name, ARMS[2].name):
+        for arm in (arm.name for arm in ARMS[1:3] if arm.name in set(table["arm"])):
             row = table[(table["arm"] == arm) & (table["metric"] == metric)].iloc[0]
             said = "appears" if row["verdict"] == wanted else f"does not appear ({row['verdict']})"
             lines.append(
                 f"{arm} {words} than {BASE}, as in the paper: {said}; difference {row['value']:+.1f} points "
                 f"[{row['low']:+.1f}, {row['high']:+.1f}]"
             )
-    return "\n".join(lines)
+    return "\n".join(lines) or "neither V1 nor V2 is among the arms: the paper's two effects are not measured"
+
+
+def _among(rows: pd.DataFrame) -> list[Arm]:
+    """The arms that these rows are about."""
+    return [arm for arm in ARMS if arm.name in set(rows["condition"])]
 
 
 def sample_of(items: pd.DataFrame, examples: Sequence[Example], count: int = 2) -> str:
@@ -247,7 +272,7 @@ def sample_of(items: pd.DataFrame, examples: Sequence[Example], count: int = 2) 
     for example in examples[:count]:
         facts = ", ".join(value for _, value in sorted(example.meta["scene"].facts()))
         said.append(f"truth: {facts}")
-        for arm in ARMS:
+        for arm in _among(items):
             text = first[(first["condition"] == arm.name) & (first["id"] == example.id)]["text"].iloc[0]
             said.append(f"  {arm.name:14} {text or '(nothing)'}")
     return "\n".join(said)

@@ -50,12 +50,16 @@ _TINY_RATES = {0: 1e-3, 2: 6e-3, 8: 3e-3, 32: 1.5e-3}
 PLANS = {
     "tiny": LoraPlan((64, 256, 1024), (90, 90, 90), _TINY_RATES, (0, 1, 2), 200, padded_steps=100),
     "smoke": LoraPlan((8, 16), (1, 2), {0: 1e-3, 2: 1e-3}, (0, 1), 8, padded_steps=1),
-    "small": LoraPlan(
-        (256, 1024, 4096), (100, 300, 900), {0: 3e-4, 4: 1e-3, 16: 1e-3, 64: 5e-4}, (0, 1, 2), 600, padded_steps=300
-    ),
+    "small": LoraPlan((256, 1024), (112, 336), {0: 1e-4, 8: 1e-3, 32: 5e-4}, (0, 1, 2), 300, padded_steps=100),
     "paper": LoraPlan((112, 448, 1792), (56, 112, 448), {0: 1e-5, 8: 2e-4, 16: 2e-4, 64: 1e-4}, (0, 1, 2), 451),
 }
 """Sizes of the comparison by profile. The rates come from few short runs on validation questions (`tiny`) or are guesses."""
+
+
+def plan_of(profile: Profile) -> LoraPlan:
+    """The plan of a profile, with no more seeds than the profile has on this machine."""
+    plan = PLANS[profile.name]
+    return plan if profile.towers == "bundled" else replace(plan, seeds=profile.seeds)
 
 
 @dataclass(frozen=True)

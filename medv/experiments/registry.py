@@ -5,9 +5,11 @@ figure of the paper, so that what is not reproduced yet is seen to be missing. T
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
+
+from medv.profiles import Profile
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,14 @@ NODES: tuple[Node, ...] = (
         last=True,
     ),
 )
+
+
+def nodes_for(profile: Profile) -> tuple[Node, ...]:
+    """`NODES`, with an explorer that asks the model of stage 2 where none of the profile's size is bundled."""
+    if profile.towers == "bundled":
+        return NODES
+    return tuple(replace(n, needs=("models/stage2",), heavy=True) if n.name == "explorer" else n for n in NODES)
+
 
 EXHIBITS: dict[str, str] = {
     "table1": "Open-ended biomedical visual conversation, scored by a judge",

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from medv.artifacts import Manifest, atomic_directory, code_fingerprint, default_out, fingerprint, versions, write_text
 from medv.experiments.cache import RESUME_KEY
-from medv.experiments.registry import EXHIBITS, Node, counterpart, find_node, makers
+from medv.experiments.registry import EXHIBITS, Node, counterpart, find_node, makers, nodes_for
 from medv.profiles import Profile, get_profile
 from medv.report import figures
 
@@ -35,10 +35,20 @@ def open_run(
     `out` defaults to `runs/<profile>` under the project, the folder that `medv reproduce` uses. `parameters` are the
     notebook's own parameters, for the manifests. Raises ValueError for an unknown notebook or profile.
     """
-    node, chosen = find_node(node_name), get_profile(profile)
+    chosen = on_this_machine(get_profile(profile))
+    node = find_node(node_name, nodes_for(chosen))
     _set_up_display()
     folder = Path(out) if out else default_out(profile)
     return Run(node, chosen, seed, folder.expanduser().resolve(), dict(node.parameters) | dict(parameters or {}))
+
+
+def on_this_machine(profile: Profile) -> Profile:
+    """The profile with as many seeds as there is time for: where a GPU is wanted and missing, the first alone."""
+    import torch
+
+    if profile.towers == "bundled" or torch.cuda.is_available():
+        return profile
+    return replace(profile, seeds=profile.seeds[:1])
 
 
 def _placeless(value: Any) -> Any:
@@ -104,6 +114,25 @@ class Run:
         if name in self.node.needs:
             self._inputs[name] = fingerprint(path)
         return path
+
+    @property
+    def towers(self) -> Path:
+        """The folder in which `medv towers` made the towers of this run, where the profile begins at such."""
+        return self.out / "towers"
+
+    def start(self, init: str | Path | None) -> Path | None:
+        """The folder of the model that stage 1 begins with: `init`, or one put together of fetched towers and a projector drawn
+        from the seed; None for the bundled towers. Raises FileNotFoundError where the towers are missing.
+        """
+        if init is not None or self.profile.towers == "bundled":
+            return None if init is None else Path(init)
+        from medv.model.bundled import ASSEMBLED_FILE, fetched_towers, save_assembled
+
+        parts, folder = fetched_towers(self.profile.name, self.towers), self.out / "models" / f"start-seed{self.seed}"
+        if not (folder / ASSEMBLED_FILE).exists():
+            options = {"system": self.profile.system, "seed": self.seed, **self.profile.model.sight}
+            save_assembled(*parts, folder, **options)
+        return folder
 
     @contextmanager
     def making(self, name: str, *, resume: bool = False) -> Iterator[Path]:

@@ -232,10 +232,10 @@ class Session:
         return pd.DataFrame([outcome.row() for outcome in self.outcomes.values()])
 
 
-def gallery(count: int = 6) -> list[Example]:
+def gallery(count: int = 6, *, image_size: int = 64) -> list[Example]:
     """Test phantoms to begin with, in the order of the set: one of each domain, then what shows something new."""
     seen, domains, more = set(), [], []
-    for example in description_set("test", 8 * count):
+    for example in description_set("test", 8 * count, image_size=image_size):
         scene = example.meta["scene"]
         if not seen & {scene.domain, (scene.domain, scene.finding)}:
             domains.append(example)
