@@ -144,7 +144,7 @@ class AdaptPlan:
 
 _TINY = AdaptRecipe(tokens=49_152, length=64, batch_size=4, learning_rate=2e-3)
 PLANS = {
-    "tiny": AdaptPlan(_TINY, (0, 1, 2), 64, 20, SamplerSpec(32, 32, 16), documents=4000),
+    "tiny": AdaptPlan(_TINY, (0, 1, 2), 32, 20, SamplerSpec(32, 32, 16), documents=4000),
     "smoke": AdaptPlan(replace(_TINY, tokens=512), (0,), 4, 2, SamplerSpec(8, 8, 4), documents=200),
     "small": AdaptPlan(
         AdaptRecipe(tokens=2_000_000, batch_size=32), (0,), 64, 20, SamplerSpec(64, 32, 64), self_tokens=1_000_000

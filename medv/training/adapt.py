@@ -35,7 +35,7 @@ from medv.training.stages import claim
 
 GRID = 4
 """Held-out rows are hidden at so many t, the midpoints of equal parts of (0, 1)."""
-EVALUATIONS, CHECKPOINTS = 10, 5
+EVALUATIONS, CHECKPOINTS = 8, 5
 
 
 class Adapter:
