@@ -6,6 +6,7 @@ Bad input ends with one sentence on standard error and exit code 2; nothing half
 import json
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,20 @@ from medv.commands.console import AsJson, console, errors
 from medv.commands.console import in_words as _in_words
 from medv.commands.console import print_mapping as _print_mapping
 from medv.commands.evaluate import evaluate_app, judge
+from medv.commands.sampling import (
+    BlockLength,
+    CacheName,
+    Device,
+    GenLength,
+    Graphs,
+    Preset,
+    ScheduleName,
+    Seed,
+    Steps,
+    Temperature,
+    sampler_of,
+    with_stop,
+)
 from medv.commands.towers import assemble, towers
 from medv.profiles import get_profile
 
@@ -64,15 +79,17 @@ def ask(
     model: Annotated[
         Path | None, typer.Option(help="A folder of a model or of LoRA adapters; default: the bundled tiny model.")
     ] = None,
-    gen_length: Annotated[int, typer.Option(help="L, tokens of the response canvas.")] = 64,
-    block_length: Annotated[int, typer.Option(help="B, tokens of a block.")] = 32,
-    steps: Annotated[int, typer.Option(help="Z, forwards over all blocks.")] = 64,
-    temperature: Annotated[float, typer.Option(help="0 = the most probable token.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the random draws.")] = 0,
-    schedule: Annotated[
-        str, typer.Option(help="linear, cosine, shift, threshold, factor, entropy or budgeted.")
-    ] = "linear",
-    cache: Annotated[str, typer.Option(help="none, prefix or dual.")] = "none",
+    profile: ProfileName = "tiny",
+    gen_length: GenLength = None,
+    block_length: BlockLength = None,
+    steps: Steps = None,
+    temperature: Temperature = 0.0,
+    seed: Seed = 0,
+    schedule: ScheduleName = "linear",
+    cache: CacheName = "none",
+    preset: Preset = "medv",
+    cuda_graphs: Graphs = None,
+    device: Device = None,
     trace: Annotated[
         list[str] | None,
         typer.Option(
@@ -85,13 +102,10 @@ def ask(
     """Answer a question about one image."""
     from medv.data.example import Example, Turn
     from medv.data.images import open_image
-    from medv.diffusion.caching import cache_named
-    from medv.diffusion.sampler import SamplerConfig
-    from medv.diffusion.schedules import schedule_named
     from medv.report.traces import trace_targets, word_of, write_trace
 
-    how = {"schedule": schedule_named(schedule), "cache": cache_named(cache), "temperature": temperature, "seed": seed}
-    config = SamplerConfig(gen_length, block_length, steps, **how)
+    chosen, how = get_profile(profile), {"schedule": schedule, "cache": cache, "preset": preset}
+    config = sampler_of(chosen, gen_length, block_length, steps, **how, temperature=temperature, seed=seed)
     watched, files = trace_targets(trace or ())
     if not question.strip():
         raise ValueError("the question is empty: ask something about the image")
@@ -99,12 +113,13 @@ def ask(
     from medv.evaluation.answering import answer_with_trace, check_length
     from medv.model.bundled import bundled, untrained_projector
 
-    network, processor = _load_quietly(model or bundled("tiny_model"))
-    check_length(question, picture, network, processor, gen_length)
+    network, processor = _load_quietly(model or bundled("tiny_model"), chosen.dtype if model else "float32", device)
+    config = with_stop(config, processor)
+    check_length(question, picture, network, processor, config.gen_length)
     example = Example("ask", lambda: picture, (Turn("user", question),))
     word = word_of(processor.tokenizer)
-    with _view(watched and not as_json, gen_length, word) as on_step:
-        answer, story = answer_with_trace(network, processor, example, config, on_step=on_step)
+    with _view(watched and not as_json, config.gen_length, word) as on_step:
+        answer, story = answer_with_trace(network, processor, example, config, on_step=on_step, graphs=cuda_graphs)
     for file in files:
         write_trace(file, story, word, question=question, answer=answer.text, picture=picture)
     if as_json:
@@ -128,14 +143,15 @@ def _view(wanted: bool, gen_length: int, word):
     return TerminalView(console, gen_length, word) if wanted and console.is_terminal else nullcontext()
 
 
-def _load_quietly(folder: Path):
+def _load_quietly(folder: Path, dtype: str, device: str | None):
     """`load_model` without the progress bar of its fraction of a second."""
+    import torch
     from transformers.utils import logging
 
     from medv.model.bundled import load_model
 
     logging.disable_progress_bar()
-    return load_model(folder)
+    return load_model(folder, dtype=getattr(torch, dtype), device=device)
 
 
 @_in_words
@@ -157,6 +173,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Of order, noise and new weights.")] = 0,
     accumulation: Annotated[int, typer.Option(min=1, help="Cut each batch into so many parts.")] = 1,
     deepspeed: Annotated[str | None, typer.Option(help="zero2 or zero3: share the work under DeepSpeed.")] = None,
+    device: Annotated[str | None, typer.Option(help="cuda or cpu; default: the best there is.")] = None,
     skip_corrupt: Annotated[
         bool, typer.Option("--skip-corrupt", help="Leave out and count images that cannot be read.")
     ] = False,
@@ -216,29 +233,38 @@ def generate(
     checkpoint: Annotated[
         str | None, typer.Option(help="Instead: an image-text-to-text checkpoint of transformers, folder or id.")
     ] = None,
-    gen_length: Annotated[int, typer.Option(help="L, tokens of the response canvas.")] = 64,
-    block_length: Annotated[int, typer.Option(help="B, tokens of a block.")] = 64,
-    steps: Annotated[int, typer.Option(help="Z, forwards over all blocks.")] = 64,
-    temperature: Annotated[float, typer.Option(help="0 = the most probable token.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the random draws.")] = 0,
+    profile: ProfileName = "tiny",
+    gen_length: GenLength = None,
+    block_length: BlockLength = None,
+    steps: Steps = None,
+    temperature: Temperature = 0.0,
+    seed: Seed = 0,
+    schedule: ScheduleName = "linear",
+    cache: CacheName = "none",
+    preset: Preset = "medv",
+    cuda_graphs: Graphs = None,
+    device: Device = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions at once.")] = 16,
     data: Annotated[
         str | None, typer.Option(help="Read --questions as this data set: vqa_rad, slake, pathvqa, qa50.")
     ] = None,
 ) -> None:
     """Answer the questions of a benchmark; resumable, and under torchrun shared out over its processes."""
-    from medv.diffusion.sampler import SamplerConfig
     from medv.evaluation.benchmark import answer_file, read_questions
     from medv.evaluation.runners import CheckpointRunner, MedVRunner, availability
 
     if (model is None) == (checkpoint is None):
         raise ValueError("give either --model or --checkpoint, one of the two")
+    chosen, how = get_profile(profile), {"schedule": schedule, "cache": cache, "preset": preset}
+    config = sampler_of(chosen, gen_length, block_length, steps, **how, temperature=temperature, seed=seed)
     if checkpoint is None:
-        runner = MedVRunner(model, SamplerConfig(gen_length, block_length, steps, temperature=temperature, seed=seed))
+        runner = MedVRunner(model, config, dtype=chosen.dtype, device=device, graphs=cuda_graphs)
+        if preset == "official":
+            runner = replace(runner, config=with_stop(config, runner.load()[1]))
     elif (found := availability(checkpoint)) != "on this machine":
         raise ValueError(f"{checkpoint}: {found}; fetch it first, for example with `hf download {checkpoint}`")
     else:
-        runner = CheckpointRunner(checkpoint, max_new_tokens=gen_length)
+        runner = CheckpointRunner(checkpoint, max_new_tokens=config.gen_length, device=device)
     count = answer_file(read_questions(questions, images, data=data), runner, out, batch_size=batch_size)
     console.print(f"{count} answers in {escape(str(out))}")
 

@@ -19,6 +19,7 @@ from medv.data.example import Example, load_image
 from medv.diffusion.settings import SamplerConfig
 from medv.evaluation.answering import Answer, stream_answers
 from medv.model.bundled import load_model
+from medv.model.devices import place
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
 
@@ -96,6 +97,7 @@ class CheckpointRunner:
     max_new_tokens: int = 256
     system: str | None = None
     dtype: str = "auto"
+    device: str | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -105,9 +107,8 @@ class CheckpointRunner:
     @cached_property
     def _network(self):
         processor = AutoProcessor.from_pretrained(self.checkpoint, local_files_only=True)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         model = AutoModelForImageTextToText.from_pretrained(self.checkpoint, dtype=self.dtype, local_files_only=True)
-        return model.eval().to(device), processor
+        return place(model.eval(), self.device), processor
 
     def answer(self, examples: Sequence[Example], rows: Sequence[int]) -> list[Answer]:
         """Answer one by one; `rows` are not needed, as nothing is drawn."""

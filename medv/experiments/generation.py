@@ -7,6 +7,7 @@ without a scene (real images) have no such score; their words, forwards, times a
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +94,8 @@ def ask_model(
     model: Path, configs: Mapping[str, SamplerConfig], asked: Mapping[int, Sequence[Example]], folder: Path, **options
 ) -> pd.DataFrame:
     """`ask_all` of one model folder with many sampler configurations."""
-    return ask_all({name: MedVRunner(model, config) for name, config in configs.items()}, asked, folder, **options)
+    runner = MedVRunner(model, next(iter(configs.values())))
+    return ask_all({name: replace(runner, config=config) for name, config in configs.items()}, asked, folder, **options)
 
 
 def measured(rows: Sequence[Mapping], examples: Sequence[Example]) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from medv.artifacts import atomic_directory, default_out, write_json
 from medv.model.adapters import base_folder, is_adapter, with_adapters
 from medv.model.assembly import assemble, new_processor
 from medv.model.configuration import MedVConfig
+from medv.model.devices import place
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
 from medv.model.twin import MedVForCausalLM, MedVTwinConfig
@@ -47,15 +48,24 @@ def fetched_towers(profile: str, folder: Path) -> tuple[Path, Path]:
     return parts
 
 
-def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> tuple[MedVForMaskedDiffusion, MedVProcessor]:
+def load_model(
+    folder: Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device | None = None
+) -> tuple[MedVForMaskedDiffusion, MedVProcessor]:
     """A model (or an autoregressive twin) in evaluation mode and its processor from a folder; nothing is downloaded.
+
+    It is put on the device as `medv.model.devices.place` does: None is the best there is.
 
     A folder of LoRA adapters gives the model that they were trained on with the adapters merged into it. Raises
     FileNotFoundError where there is no model, or where what lies under a projector is gone.
     """
-    folder = Path(folder)
+    model, processor = _load(Path(folder), dtype)
+    return place(model, device), processor
+
+
+def _load(folder: Path, dtype: torch.dtype) -> tuple[MedVForMaskedDiffusion, MedVProcessor]:
+    """`load_model` on the CPU."""
     if is_adapter(folder):
-        model, processor = load_model(base_folder(folder), dtype=dtype)
+        model, processor = _load(base_folder(folder), dtype)
         return with_adapters(model, folder).eval(), processor
     if not (folder / "config.json").exists():
         raise FileNotFoundError(f"{folder} holds no model: it has no config.json")
@@ -115,6 +125,6 @@ def _on_its_base(folder: Path, dtype: torch.dtype) -> MedVForMaskedDiffusion:
             f"{folder} holds a projector trained on {base}, where there is no model: put that folder back, "
             f"or name its place in {folder / BASE_FILE}"
         )
-    model, _ = load_model(base, dtype=dtype)
+    model, _ = _load(base, dtype)
     model.model.projector.load_state_dict(load_file(folder / PROJECTOR_FILE))
     return model

@@ -136,7 +136,7 @@ class MedVModel(MedVPreTrainedModel):
             )
         if not wanted:
             return embeds
-        return embeds.masked_scatter(placeholders[..., None], image_features.to(embeds.dtype))
+        return embeds.masked_scatter(placeholders[..., None], image_features.to(embeds))
 
     def forward(
         self,

@@ -13,6 +13,7 @@ from medv.artifacts import default_out
 from medv.data.example import Example
 from medv.model.assembly import assemble, new_processor
 from medv.model.bundled import bundled, fetched_towers, load_model
+from medv.model.devices import place
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
 from medv.profiles import Profile, StageRecipe
@@ -27,16 +28,20 @@ ZERO_STAGES = {None: 0, "zero2": 2, "zero3": 3}
 
 
 def starting_point(
-    profile: Profile, init: Path | None, *, seed: int, dtype: torch.dtype = torch.float32, folder: Path | None = None
+    profile: Profile,
+    init: Path | None,
+    *,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    device: str | None = None,
 ) -> tuple[MedVForMaskedDiffusion, MedVProcessor]:
-    """The model to train and its processor: from a folder (in `dtype`), or the profile's towers with a new projector.
-
-    `folder` is that of `towers`.
+    """The model to train and its processor: from a folder (in `dtype`), or the profile's towers with a new projector; on
+    the device as `load_model` puts it.
     """
     if init is not None:
-        return load_model(init, dtype=dtype)
-    language, vision = towers(profile, folder)
-    model = assemble(language, vision, seed=seed, **profile.model.sight)
+        return load_model(init, dtype=dtype, device=device)
+    language, vision = towers(profile)
+    model = place(assemble(language, vision, seed=seed, **profile.model.sight), device)
     return model, new_processor(AutoTokenizer.from_pretrained(language), model.config, system=profile.system)
 
 
@@ -83,7 +88,8 @@ def run_stage(
         # DeepSpeed keeps float32 copies of what it trains, so that each process may load half as much.
         half = deepspeed is not None and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         dtype = getattr(torch, profile.dtype) if half else torch.float32
-        model, processor = starting_point(profile, init, seed=seed, dtype=dtype)
+        # The Trainer and DeepSpeed place what they train.
+        model, processor = starting_point(profile, init, seed=seed, dtype=dtype, device="cpu")
         cut = {"accumulation": accumulation, "zero": ZERO_STAGES[deepspeed]}
         plan = plan_stage(model, processor, profile.stages[stage], train, lora=lora, **cut)
         if not quiet and rank() == 0:
