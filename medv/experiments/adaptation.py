@@ -24,6 +24,7 @@ from medv.evaluation.study import sampler_config, summarize
 from medv.experiments.trials import run_trials, verdict
 from medv.model.assembly import token_ids
 from medv.model.bundled import bundled
+from medv.model.devices import device_named
 from medv.profiles import Profile, SamplerSpec
 from medv.training.adapt import adapt, half_on, held_out_losses, load_tower
 from medv.training.adapt_batches import ATTENTION, WEIGHTS, AdaptRecipe
@@ -46,7 +47,7 @@ def adapt_on_text(
     self_tokens: int = 2_000_000,
     continuations: int = 20,
     seed: int = 0,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     quiet: bool = False,
     **options,
 ) -> dict:
@@ -76,7 +77,7 @@ def adapt_on_text(
 
 
 def continue_documents(
-    folder: Path, documents: Sequence[Document], *, device: str = "cpu", config: SamplerConfig = CONTINUE
+    folder: Path, documents: Sequence[Document], *, device: str | torch.device = "cpu", config: SamplerConfig = CONTINUE
 ) -> list[str]:
     """How a tower, read as a diffusion model, goes on after the prompt of each document, or after its first words."""
     tower = load_tower(folder, dtype=half_on(device), causal=False).to(device)
@@ -196,8 +197,8 @@ def documents_of(plan: AdaptPlan, tower: Path, text: str | None, folder: Path) -
         )
     if text is None:
         text = folder / "self_text"
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        write_text_of(tower, text, plan.self_tokens, Writing(512 if device == "cuda" else 16), device=device)
+        device = device_named()
+        write_text_of(tower, text, plan.self_tokens, Writing(512 if device.type == "cuda" else 16), device=device)
     return split_documents(read_documents(text))
 
 
@@ -209,7 +210,7 @@ def compare_recipes(
     `rows`: the cross-entropy of each held-out row, mean over t; `texts`: what stands behind each opening.
     """
     tokenizer = AutoTokenizer.from_pretrained(tower, local_files_only=True)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_named()
     held_rows = pack(held_out, tokenizer, plan.recipe.length, name="held-out part of the text")[: plan.held_rows]
     packed = {seed: pack(train, tokenizer, plan.recipe.length, seed=seed) for seed in plan.seeds}
 
@@ -226,7 +227,9 @@ def compare_recipes(
     return run_trials(folder, trials, work, quiet=quiet)
 
 
-def _examined(folder: Path, rows: torch.Tensor, openings: Sequence[Document], plan: AdaptPlan, device: str) -> dict:
+def _examined(
+    folder: Path, rows: torch.Tensor, openings: Sequence[Document], plan: AdaptPlan, device: torch.device
+) -> dict:
     """What a trial leaves behind."""
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     network = load_tower(folder, dtype=half_on(device), causal=False).to(device)

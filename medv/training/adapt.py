@@ -185,7 +185,7 @@ def adapt(
     *,
     seed: int = 0,
     accumulation: int = 1,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     compiled: bool = False,
     stop_after: int | None = None,
     checkpoints: bool = True,
