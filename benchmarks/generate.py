@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 
 from medv.artifacts import read_jsonl, write_json
 from medv.data.chat import SpecialTokens
+from medv.data.example import load_image
 from medv.data.phantom_sets import description_set
 from medv.diffusion.caching import cache_named
 from medv.diffusion.settings import SamplerConfig
@@ -47,6 +48,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="paper", help="whose model and sampler settings")
     parser.add_argument("--device", help="default: cuda")
+    parser.add_argument("--alone", type=int, default=6, help="of the 16 questions, how many are asked one at a time")
     parser.add_argument("--out", type=Path, required=True, help="a JSON file")
     given = parser.parse_args()
     device, profile = bench_device(given.device or "cuda"), get_profile(given.profile)
@@ -69,13 +71,17 @@ def main() -> int:
         min_length=spec.gen_length,
     )
     examples = description_set("test", QUESTIONS, image_size=profile.model.image_size)
+    pictures = [load_image(example) for example in examples]  # to draw them is no part of the command
+    examples = [
+        replace(ex, image=lambda picture=picture: picture) for ex, picture in zip(examples, pictures, strict=True)
+    ]
     runner = MedVRunner(Path("random weights"), config, dtype=profile.dtype, load=lambda: network)
     for tokens in (1, 4):
         for batch in (1, 8):
             name = f"batch of {batch}, {tokens} tokens a forward"
             now = replace(runner, config=replace(config, steps=max(config.blocks, spec.steps // tokens)))
             try:
-                row = measured(now, examples if tokens == 1 or batch == 8 else examples[:4], batch, device)
+                row = measured(now, examples if batch > 1 else examples[: given.alone], batch, device)
             except Exception as error:
                 found["errors"][name] = f"{type(error).__name__}: {error}"[:2000]
                 print(f"{name} failed: {error}", file=sys.stderr)

@@ -1,88 +1,111 @@
-"""Where the time of a cached forward goes, kernel by kernel, and what single products take: a probe, printed."""
+"""Where the time of a cached forward goes at LLaDA-8B's widths: `python benchmarks/step_profile.py --out FILE.json`.
+
+Milliseconds and rates of the single matrix products by rows; and of a dual-cache forward (B = 64, random weights, `--layers`
+of the 32) in each way to run it: a forward's wall time, the host's share, and the kernels of a replayed graph.
+"""
 
 import argparse
+import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
+from medv.artifacts import write_json
 from medv.diffusion.caching import DualCache
 from medv.diffusion.settings import SamplerConfig
-from medv.experiments.bench_sampler import PRESETS, _prompts, random_network
+from medv.experiments.bench_machine import bench_device, machine
+from medv.experiments.bench_sampler import PRESETS, random_network
+
+PRODUCTS = ((4096, 4096), (12288, 4096), (24576, 4096), (4096, 12288), (126464, 4096))  # outputs, inputs
+WAYS = ((False, False), (True, False), (False, True), (True, True))  # graphs, compiled
 
 
-def products() -> None:
-    """Milliseconds and TB/s of bf16 products by rows."""
-    for wide, deep in ((4096, 4096), (12288, 4096), (24576, 4096), (4096, 12288), (126464, 4096)):
+def products() -> list[dict]:
+    """bf16 products of `rows` states with one weight; different weights in turn, so that none waits in the cache."""
+    found = []
+    for wide, deep in PRODUCTS:
         count = max(2, int(3e8 // (wide * deep * 2)))
         weights = [torch.randn(wide, deep, device="cuda", dtype=torch.bfloat16) for _ in range(count)]
-        for rows in (64, 256, 512, 1056, 8448):
-            x = torch.randn(rows, deep, device="cuda", dtype=torch.bfloat16)
-            for w in weights:
-                torch.nn.functional.linear(x, w)
+        for rows in (64, 128, 256, 512, 1056, 8448):
+            states = torch.randn(rows, deep, device="cuda", dtype=torch.bfloat16)
+            for weight in weights:
+                torch.nn.functional.linear(states, weight)
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             begin.record()
-            for k in range(30):
-                torch.nn.functional.linear(x, weights[k % count])
+            for number in range(30):
+                torch.nn.functional.linear(states, weights[number % count])
             end.record()
             torch.cuda.synchronize()
             ms = begin.elapsed_time(end) / 30
-            rates = f"{wide * deep * 2 / ms / 1e9:.2f} TB/s {2 * rows * wide * deep / ms / 1e9:.0f} TFLOP/s"
-            print(f"{rows:5d} x {deep} -> {wide}: {ms:.4f} ms {rates}")
+            rates = {"tb_a_second": wide * deep * 2 / ms / 1e9, "tflops": 2 * rows * wide * deep / ms / 1e9}
+            found.append({"rows": rows, "inputs": deep, "outputs": wide, "ms": ms, **rates})
+    return found
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8])
-    given = parser.parse_args()
-    products()
+def step(network, prompts: torch.Tensor, graphs: bool, compiled: bool) -> dict:
+    """Milliseconds of a cached forward in the middle of a block, and its kernels where a graph replays them."""
+    how, config = {"graphs": graphs, "compiled": compiled}, SamplerConfig(256, 64, 256, cache=DualCache(None))
+    network.generate(prompts, config=replace(config, steps=16), **how)  # warm
+    steps = network.stream(prompts, config=config, tell=False, **how)
+    for _ in range(5):
+        next(steps)
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    for _ in range(40):
+        next(steps)
+    host = time.perf_counter() - started
+    torch.cuda.synchronize()
+    wall = time.perf_counter() - started
+    row = {"rows": len(prompts), **how, "ms": wall / 40 * 1e3, "host_ms": host / 40 * 1e3}
+    return row | ({"kernels": kernels(steps)} if graphs else {})
+
+
+def kernels(steps, forwards: int = 8) -> list[dict]:
+    """The kernels of a forward by the time they take: microseconds and times a forward."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        for _ in range(forwards):
+            next(steps)
+        torch.cuda.synchronize()
+    total: dict[str, list[float]] = {}
+    for event in profiler.events():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            entry = total.setdefault(event.name[:120], [0, 0.0])
+            entry[0] += 1
+            entry[1] += event.device_time_total
+    ordered = sorted(total.items(), key=lambda item: -item[1][1])[:30]
+    return [{"name": n, "us": spent / forwards, "times": count / forwards} for n, (count, spent) in ordered]
+
+
+def main() -> int:
+    """Measure, print, write; 1 where something failed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, default=8, help="of the 32")
+    parser.add_argument("--out", type=Path, required=True, help="a JSON file")
+    given, device = parser.parse_args(), bench_device("cuda")
+    found = {**machine(device), "layers": given.layers, "products": products(), "steps": [], "errors": {}}
+    for row in found["products"]:
+        print(*(f"{name} {value:.4g}" for name, value in row.items()), sep=", ")
     shape = replace(PRESETS["gpu"], layers=given.layers)
-    network = random_network(shape, torch.device("cuda"), 0)
-    for rows in given.rows:
-        prompts = _prompts(shape, rows, torch.device("cuda"), 0)
-        for graphs, compiled in ((False, False), (True, False), (False, True), (True, True)):
-            how = {"graphs": graphs, "compiled": compiled}
-            config = SamplerConfig(256, 64, 256, cache=DualCache(None))
+    network = random_network(shape, device, 0)
+    for rows in (1, 8):
+        prompts = torch.randint(0, 126000, (rows, shape.prompt_length), device=device)
+        for graphs, compiled in WAYS:
             try:
-                network.generate(prompts, config=replace(config, steps=16), **how)
-                steps = network.stream(prompts, config=config, tell=False, **how)
-                for _ in range(5):
-                    next(steps)
-                torch.cuda.synchronize()
-                started = time.perf_counter()
-                for _ in range(40):
-                    next(steps)
-                host = time.perf_counter() - started
-                torch.cuda.synchronize()
-                wall = time.perf_counter() - started
-                print(f"\n=== rows {rows} {how}: {wall / 40 * 1e3:.3f} ms a forward, host {host / 40 * 1e3:.3f} ms")
-                if graphs:
-                    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
-                        for _ in range(8):
-                            next(steps)
-                        torch.cuda.synchronize()
-                    total: dict[str, list[float]] = {}
-                    for event in profiler.events():
-                        if event.device_type == torch.autograd.DeviceType.CUDA:
-                            entry = total.setdefault(event.name[:110], [0, 0.0])
-                            entry[0] += 1
-                            entry[1] += event.device_time_total
-                    for name, (count, spent) in sorted(total.items(), key=lambda item: -item[1][1])[:24]:
-                        print(f"  {spent / 8:9.1f} us a forward {count / 8:6.1f} times  {name}")
-                    print(f"  {sum(v[1] for v in total.values()) / 8:9.1f} us in all")
-                steps.close()
+                row = step(network, prompts, graphs, compiled)
             except Exception as error:
-                print(f"\n=== rows {rows} {how} failed: {type(error).__name__}: {error}"[:1500])
-        started = time.perf_counter()
-        config = SamplerConfig(256, 64, 64, cache=DualCache(32))
-        for _ in range(2):
-            started = time.perf_counter()
-            network.generate(prompts, config=config, graphs=True, compiled=True)
-            torch.cuda.synchronize()
-            print(f"rows {rows}, 4 tokens a forward, whole call: {time.perf_counter() - started:.3f} s")
+                name = f"batch of {rows}, graphs {graphs}, compiled {compiled}"
+                found["errors"][name] = f"{type(error).__name__}: {error}"[:2000]
+                print(name, "failed:", found["errors"][name], file=sys.stderr)
+                continue
+            found["steps"].append(row)
+            print({name: value for name, value in row.items() if name != "kernels"})
+            for kernel in row.get("kernels", ()):
+                print(f"  {kernel['us']:9.1f} us {kernel['times']:6.1f} times  {kernel['name']}")
+    write_json(given.out, found)
+    return 1 if found["errors"] else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -25,6 +25,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from medv.reading import DataError, check_regular, read_lines
+
 PACKAGE = Path(__file__).parent
 MANIFEST = "manifest.json"
 SPEED = "speed.json"  # how long a training took and what it held in memory
@@ -68,6 +70,11 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be written as JSON: {value!r}")
 
 
+def as_json(value: Any) -> Any:
+    """`value` as it comes back from a JSON file: tuples are lists, numpy values, paths and dataclasses are plain."""
+    return json.loads(json.dumps(value, default=_plain))
+
+
 _FULL = re.compile(
     r"No space left|File too large|quota|os error (27|28|122)\b|PytorchStreamWriter|unexpected pos", re.I
 )
@@ -80,8 +87,12 @@ def disk_is_full(error: Exception) -> bool:
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; on success it is flushed to disk and renamed to `path`, else removed."""
+    """Yield a path beside `path` to write to; on success it is flushed to disk and renamed to `path`, else removed.
+
+    Raises ValueError where `path` is a folder, a pipe, a device or a socket.
+    """
     path = Path(path)
+    check_regular(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{uuid.uuid4().hex[:8]}.partial.{path.name}")
     try:
@@ -89,6 +100,10 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         with partial.open("rb+") as stream:
             os.fsync(stream.fileno())
         partial.replace(path)
+    except OSError as error:
+        if error.filename in (None, str(partial), partial):  # a full disk names no file
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
@@ -165,6 +180,7 @@ def atomic_directory(target: str | Path, keep: str | None = None) -> Iterator[Pa
 def append_jsonl(path: str | Path, record: Mapping[str, Any]) -> None:
     """Append one record as a JSON line and flush it to disk, after cutting off a line torn by an earlier crash."""
     path = Path(path)
+    check_regular(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(record, ensure_ascii=False, default=_plain).encode() + b"\n"
     with path.open("ab+") as stream:
@@ -182,19 +198,14 @@ def append_jsonl(path: str | Path, record: Mapping[str, Any]) -> None:
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """Read JSON lines; a missing file is an empty list, and a last line without its newline (torn by a crash) is dropped.
 
-    Raises ValueError, naming the line, if any other line is not JSON.
+    Raises DataError, naming the line, if any other line is not JSON.
     """
-    path = Path(path)
-    if not path.exists():
+    if not Path(path).exists():
         return []
-    records = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
-        if not line.strip():
-            continue
-        try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number} is not JSON ({error}): remove that line and run again") from None
+    records = [record for _, record in read_lines(path, whole=True)]
+    for record in records:
+        if isinstance(record, DataError):
+            raise record
     return records
 
 

@@ -3,7 +3,7 @@
 Bad input ends with one sentence on standard error and exit code 2; nothing half-written stays.
 """
 
-import json
+import os
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from medv.commands.adapt import adapt
 from medv.commands.bench import bench_app
-from medv.commands.console import AsJson, console, errors
+from medv.commands.console import AsJson, any_text, console, errors, finish, print_json, say
 from medv.commands.console import in_words as _in_words
 from medv.commands.console import print_mapping as _print_mapping
 from medv.commands.evaluate import evaluate_app, judge
@@ -35,6 +34,7 @@ from medv.commands.sampling import (
 )
 from medv.commands.towers import assemble, towers
 from medv.profiles import get_profile
+from medv.reading import visible
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="A research companion for LLaDA-MedV.")
 train_app = typer.Typer(no_args_is_help=True, help="Train a stage of the paper's recipe, or what comes before it.")
@@ -44,6 +44,10 @@ app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 
+ImageRoots = Annotated[
+    list[Path] | None,
+    typer.Option("--image-root", help="A folder that images may be links into (a cache, DVC, git-annex); repeatable."),
+]
 ProfileName = Annotated[str, typer.Option("--profile", "-p", help="tiny, small, paper or smoke.")]
 
 
@@ -64,10 +68,8 @@ def reproduce(
     from medv.reproduce import reproduce as run
 
     get_profile(profile)
-    try:
-        code = run(profile, only=tuple(only or ()), out=out, dry_run=dry_run, force=force, jobs=jobs, publish=publish)
-    except RuntimeError as error:  # another run holds the folder
-        raise ValueError(str(error)) from error
+    options = {"dry_run": dry_run, "force": force, "jobs": jobs, "publish": publish, "console": console}
+    code = run(profile, only=tuple(only or ()), out=out, **options)
     raise typer.Exit(code)
 
 
@@ -123,17 +125,14 @@ def ask(
     for file in files:
         write_trace(file, story, word, question=question, answer=answer.text, picture=picture)
     if as_json:
-        print(json.dumps(answer.to_dict(), ensure_ascii=False))
+        print_json(answer.to_dict())
         return
-    console.print(answer.text or "(an empty answer)", markup=False, highlight=False)
+    console.print(answer.text or "(an empty answer)")
     if model is not None and untrained_projector(model):
-        note = (
-            "the projector of this model is untrained, so the image says nothing yet: train it with `medv train align`"
-        )
-        errors.print(f"[yellow]{note}[/yellow]", soft_wrap=True)
+        say("the projector of this model is untrained, so the image says nothing yet: train it with `medv train align`")
     if model is None:
         note = "a bundled model of about 1.3 million parameters, trained on drawings: never for clinical use"
-        errors.print(f"[dim]{answer.forwards} forwards, {answer.seconds:.2f} s; {note}[/dim]", soft_wrap=True)
+        errors.print(f"{answer.forwards} forwards, {answer.seconds:.2f} s; {note}", style="dim", soft_wrap=True)
 
 
 def _view(wanted: bool, gen_length: int, word):
@@ -163,6 +162,9 @@ def train(
         str, typer.Option(help="phantoms, vqa_rad, slake, pathvqa, llava_med_align, llava_med_instruct.")
     ] = "phantoms",
     data_dir: Annotated[Path | None, typer.Option(help="Folder of a real data set.")] = None,
+    protocol: Annotated[
+        str, typer.Option(help="Which questions it sees: official, image_disjoint (no test image), validation.")
+    ] = "official",
     init: Annotated[
         Path | None, typer.Option(help="Model folder to start from; default: the towers of the package.")
     ] = None,
@@ -171,45 +173,53 @@ def train(
     ] = False,
     rank: Annotated[int, typer.Option(min=1, help="LoRA rank.")] = 16,
     seed: Annotated[int, typer.Option(help="Of order, noise and new weights.")] = 0,
+    epochs: Annotated[float | None, typer.Option(min=0.0, help="Instead of the recipe's.")] = None,
     accumulation: Annotated[int, typer.Option(min=1, help="Cut each batch into so many parts.")] = 1,
     deepspeed: Annotated[str | None, typer.Option(help="zero2 or zero3: share the work under DeepSpeed.")] = None,
     device: Annotated[str | None, typer.Option(help="cuda or cpu; default: the best there is.")] = None,
     skip_corrupt: Annotated[
         bool, typer.Option("--skip-corrupt", help="Leave out and count images that cannot be read.")
     ] = False,
+    image_root: ImageRoots = None,
     as_json: AsJson = False,
 ) -> None:
     """Train one stage of the paper's recipe; also under torchrun and the deepspeed launcher (python -m medv)."""
     chosen, stage = get_profile(profile), context.info_name
-    if stage == "pretrain":
-        from medv.training.pretrain import pretrain
-
-        pretrain(chosen, out, seed=seed)
-        return
     from medv.training import launch
     from medv.training.command import run_stage
     from medv.training.lora import LoraRecipe
+    from medv.training.pretrain import pretrain
 
+    if epochs is not None:
+        chosen = chosen.with_recipe(stage, epochs=epochs)
     try:
+        if stage == "pretrain":
+            pretrain(chosen, out, seed=seed)
+            return
         facts = run_stage(
             stage,
             chosen,
             out,
             data=data,
             data_dir=data_dir,
+            roots=tuple(image_root or ()),
+            protocol=protocol,
             init=init,
             lora=LoraRecipe(rank=rank, alpha=2 * rank) if lora else None,
             seed=seed,
             accumulation=accumulation,
             deepspeed=deepspeed,
             skip_corrupt=skip_corrupt,
+            device=device,
         )
     except launch.TrainingStopped as stopped:
         if str(stopped):
-            errors.print(f"[red]medv:[/red] {escape(str(stopped))}", soft_wrap=True)
+            say(str(stopped))
         raise typer.Exit(1) from stopped
     if launch.rank():
         return
+    if "seconds" not in facts:
+        say(f"{out} was finished already: nothing is trained again")
     _print_mapping(f"{stage}: saved to {out}", facts, as_json)
 
 
@@ -248,9 +258,14 @@ def generate(
     data: Annotated[
         str | None, typer.Option(help="Read --questions as this data set: vqa_rad, slake, pathvqa, qa50.")
     ] = None,
+    skip_corrupt: Annotated[
+        bool, typer.Option("--skip-corrupt", help="Leave out, count and list questions whose image cannot be read.")
+    ] = False,
+    image_root: ImageRoots = None,
 ) -> None:
     """Answer the questions of a benchmark; resumable, and under torchrun shared out over its processes."""
-    from medv.evaluation.benchmark import answer_file, read_questions
+    from medv.data.images import ImageFolder
+    from medv.evaluation.benchmark import answer_file, examine, read_questions, write_skipped
     from medv.evaluation.runners import CheckpointRunner, MedVRunner, availability
 
     if (model is None) == (checkpoint is None):
@@ -265,8 +280,14 @@ def generate(
         raise ValueError(f"{checkpoint}: {found}; fetch it first, for example with `hf download {checkpoint}`")
     else:
         runner = CheckpointRunner(checkpoint, max_new_tokens=config.gen_length, device=device)
-    count = answer_file(read_questions(questions, images, data=data), runner, out, batch_size=batch_size)
-    console.print(f"{count} answers in {escape(str(out))}")
+    wanted = read_questions(questions, ImageFolder(images, tuple(image_root or ())), data=data)
+    wanted, skipped = examine(wanted, runner, skip_corrupt=skip_corrupt)
+    count = answer_file(wanted, runner, out, batch_size=batch_size, inputs=[questions])
+    if skipped and os.environ.get("RANK", "0") == "0":
+        say(
+            f"{len(skipped)} questions were left out, as their images cannot be read: see {write_skipped(skipped, out)}"
+        )
+    console.print(visible(f"{count} answers in {out}"), soft_wrap=True)
 
 
 app.command()(judge)
@@ -290,7 +311,7 @@ def convert(
     from medv.model.convert import convert as run
 
     made = run(source, target, to=to, vision=vision)
-    console.print(f"{escape(str(target))}: {made}")
+    console.print(visible(f"{target}: {made}"), soft_wrap=True)
 
 
 @data_app.command("check")
@@ -298,14 +319,15 @@ def convert(
 def data_check(
     name: Annotated[str, typer.Argument(help="vqa_rad, slake, pathvqa, qa50, ...")],
     folder: Annotated[Path, typer.Argument(help="Folder of the data set.")],
+    image_root: ImageRoots = None,
     as_json: AsJson = False,
 ) -> None:
     """Validate a data set and compare it with its row of Table 8."""
     from medv.data.check import check_dataset, render_check
 
-    result = check_dataset(name, folder)
+    result = check_dataset(name, folder, roots=tuple(image_root or ()))
     if as_json:
-        print(json.dumps(result.to_dict(), ensure_ascii=False, indent=2))
+        print_json(result.to_dict())
     else:
         render_check(result, console)
 
@@ -336,7 +358,7 @@ def plan(
     options["capacity"] = gpu_memory and gpu_memory * 1e9
     found = plan_memory(*what, **options)
     if as_json:
-        print(json.dumps(found.to_dict()))
+        print_json(found.to_dict())
     else:
         console.print(found.table(f"{stage}, profile {profile}"))
     check_memory(*what, **options)
@@ -353,11 +375,14 @@ def doctor(as_json: AsJson = False) -> None:
 
 def main() -> None:
     """Entry point of the `medv` command."""
+    any_text()
     try:
         app()
     except KeyboardInterrupt:
-        errors.print("medv: interrupted; what was finished is kept")
+        say("interrupted; what was finished is kept")
         sys.exit(130)
+    finally:
+        finish()
 
 
 if __name__ == "__main__":

@@ -2,12 +2,17 @@
 
 `tiny` runs on two CPU cores without network or weights, `small` on one GPU from pretrained towers with real VQA-RAD images,
 `paper` is Table 6 of the paper with the released weights; `smoke` is for the tests, and nothing it makes is a result. A
-profile is printed and saved with every artifact. This module imports nothing but the standard library.
+profile is printed and saved with every artifact, and every number in it is checked when it is made (ValueError). This module
+imports nothing but the standard library.
 """
 
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from medv import limits
 
 STAGES = ("align", "instruct", "vqa")
+PRECISIONS = ("auto", "float32")
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,13 @@ class ModelShape:
     tie_word_embeddings: bool = True
     initializer_range: float = 0.02
 
+    def __post_init__(self):
+        for name in (name for name, kind in self.__annotations__.items() if kind is int):
+            fixed = name.startswith("vision_") and self.vision != "siglip"  # the tower's own sizes
+            limits.whole(name, getattr(self, name), 0 if fixed else 1)
+        for name in ("rope_theta", "initializer_range"):
+            limits.real(name, getattr(self, name), 0, open_ends="least")
+
     @property
     def image_tokens(self) -> int:
         """Visual tokens of one image."""
@@ -54,10 +66,12 @@ class ModelShape:
 class StageRecipe:
     """How one stage is trained.
 
-    trains: the parts that learn ("projector", "language_model"); the vision tower never does. samples: training examples
-    (0 = all there are). batch_size: of the whole machine. learning_rate: AdamW, cosine decay, `warmup` as a share of the
-    steps. loss_tokens, padding, normalization, times: named choices of `medv.data.chat`, `medv.training.collate`,
-    `medv.diffusion.loss` and `medv.training.stream`.
+    trains: the parts that learn, of `medv.training.stages.PARTS`; the paper's vision tower never does. samples: training
+    examples (0 = all there are). batch_size: of the whole machine. learning_rate: AdamW, cosine decay, `warmup` as a share of
+    the steps; the projector's is `projector_rate` times as high. feature_dropout: share of the vision channels that a training
+    step does not see (with cached_vision only). loss_tokens, padding, normalization, times: named choices of `medv.data.chat`,
+    `medv.training.collate`, `medv.diffusion.loss` and `medv.training.stream`. lower_case: the short answers of a real data set
+    are learned in lower case, which is how they are scored.
 
     What changes cost and not the result, up to rounding: checkpointing computes activations again in the backward pass;
     precision "auto" is bfloat16 where a GPU has it, or "float32"; cached_vision looks at each image once, before the first
@@ -72,6 +86,9 @@ class StageRecipe:
     learning_rate: float
     warmup: float = 0.03
     weight_decay: float = 0.0
+    projector_rate: float = 1.0
+    feature_dropout: float = 0.0
+    lower_case: bool = False
     max_length: int = 8192
     loss_tokens: str = "official"
     padding: str = "batch"
@@ -83,6 +100,23 @@ class StageRecipe:
     cached_vision: bool = False
     sources: dict[str, str] = field(default_factory=dict)
 
+    def __post_init__(self):
+        limits.whole("samples", self.samples, 0)
+        limits.whole("batch_size", self.batch_size, 1)
+        limits.whole("max_length", self.max_length, 1)
+        limits.real("epochs", self.epochs, 0, open_ends="least")
+        limits.real("learning_rate", self.learning_rate, 0, open_ends="least")
+        limits.real("warmup", self.warmup, 0, 1, open_ends="most")
+        limits.real("weight_decay", self.weight_decay, 0)
+        limits.real("projector_rate", self.projector_rate, 0, open_ends="least")
+        limits.real("feature_dropout", self.feature_dropout, 0, 1, open_ends="most")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"unknown precision {self.precision!r}: use one of {', '.join(PRECISIONS)}")
+
+    def settings(self) -> dict[str, Any]:
+        """What the recipe says, without where that comes from; JSON-able."""
+        return {name: value for name, value in asdict(self).items() if name != "sources"}
+
 
 @dataclass(frozen=True)
 class SamplerSpec:
@@ -91,6 +125,10 @@ class SamplerSpec:
     gen_length: int
     block_length: int
     steps: int
+
+    def __post_init__(self):
+        for name in ("gen_length", "block_length", "steps"):
+            limits.whole(name, getattr(self, name), 1)
 
 
 @dataclass(frozen=True)
@@ -120,9 +158,23 @@ class Profile:
     notes: str = ""
     extra: dict[str, str] = field(default_factory=dict)
 
+    def __post_init__(self):
+        for name, steps in self.pretrain.items():
+            limits.whole(f"pretrain.{name}", steps, 1)
+        for number in self.seeds:
+            limits.seed("a seed of the profile", number)
+        for name in ("evaluation_questions", "evaluation_descriptions"):
+            limits.whole(name, getattr(self, name), 1)
+
     def to_dict(self) -> dict:
         """A JSON-able copy."""
         return asdict(self)
+
+    def with_recipe(self, stage: str, **changes) -> "Profile":
+        """The profile with other values in one stage's recipe; raises ValueError for an unknown stage."""
+        if stage not in self.stages:
+            raise ValueError(f"unknown stage {stage!r}: use one of {', '.join(self.stages)}")
+        return replace(self, stages=self.stages | {stage: replace(self.stages[stage], **changes)})
 
 
 _BOTH = ("projector", "language_model")
@@ -214,7 +266,26 @@ SMOKE = replace(
     evaluation_descriptions=4,
 )
 
-_SMALL_NOTE = {"": "as tiny, with more examples, larger batches and lower learning rates; not yet measured"}
+_SMALL_NOTE = {"": "chosen on the validation split of VQA-RAD, see benchmarks/small_gpu.py"}
+_SMALL_STAGE = StageRecipe(
+    trains=("projector", "language_layers"),
+    samples=1800,
+    epochs=24,
+    batch_size=64,
+    learning_rate=3e-4,
+    weight_decay=0.05,
+    projector_rate=5.0,
+    feature_dropout=0.1,
+    lower_case=True,
+    max_length=1024,
+    loss_tokens="response",
+    padding="fixed:8",
+    normalization="masked",
+    times="stratified",
+    order="by_length",
+    cached_vision=True,
+    sources=_SMALL_NOTE,
+)
 SMALL = replace(
     TINY,
     name="small",
@@ -239,24 +310,17 @@ SMALL = replace(
     describe=SamplerSpec(gen_length=128, block_length=32, steps=128),
     stages={
         "align": replace(
-            TINY.stages["align"], samples=20_000, learning_rate=1e-3, max_length=1024, sources=_SMALL_NOTE
+            _SMALL_STAGE,
+            trains=("projector",),
+            samples=4000,
+            epochs=2,
+            batch_size=16,
+            learning_rate=1e-3,
+            projector_rate=1.0,
+            padding="none",
         ),
-        "instruct": replace(
-            TINY.stages["instruct"],
-            samples=40_000,
-            batch_size=64,
-            learning_rate=5e-4,
-            max_length=1024,
-            sources=_SMALL_NOTE,
-        ),
-        "vqa": replace(
-            TINY.stages["vqa"],
-            samples=40_000,
-            batch_size=64,
-            learning_rate=3e-4,
-            max_length=1024,
-            sources=_SMALL_NOTE,
-        ),
+        "instruct": replace(_SMALL_STAGE, samples=4000, epochs=3, batch_size=16, padding="none"),
+        "vqa": _SMALL_STAGE,
     },
     side_by_side=False,
     notes="begins from pretrained towers, which `medv towers small` brings into runs/small/towers; meant for one GPU of "
@@ -271,7 +335,9 @@ _SOURCES = {
     "trains": "section 3 of the paper; vision tower frozen in all stages",
     **dict.fromkeys(("samples", "epochs", "batch_size", "warmup", "max_length"), _TABLE6),
     "learning_rate": "LLaDA-V's script value, not confirmed for LLaDA-MedV: missing in the paper's text",
-    **dict.fromkeys(("weight_decay", "loss_tokens", "padding"), _LLADAV),
+    **dict.fromkeys(
+        ("weight_decay", "projector_rate", "feature_dropout", "lower_case", "loss_tokens", "padding"), _LLADAV
+    ),
     "normalization": "Eq. 4 of the paper, in the form of the LLaDA guidelines",
     "times": "Eq. 1 of the paper: t is uniform, drawn for each sample",
     **dict.fromkeys(("checkpointing", "precision"), _LLADAV),

@@ -5,14 +5,13 @@ fails blocks those that need it, and no others. Where the profile's models are s
 part of the cores; else heavy ones (training) get it alone.
 """
 
-import fcntl
 import os
 import queue
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from medv.artifacts import PACKAGE, default_out, fingerprint
 from medv.experiments import cache
 from medv.experiments.cache import SUFFIXES, Workshop
 from medv.experiments.registry import EXHIBITS, Node, chain_lengths, nodes_for, ordered, parents
+from medv.ownership import hold
 from medv.profiles import get_profile
 
 COLORS = {
@@ -78,7 +78,7 @@ def reproduce(
     `only` names notebooks, figures or tables; what they need comes along. `out` defaults to `runs/<profile>`. `jobs` notebooks
     may run at once, each with its share of the cores. `publish` copies the results of a wholly good run to `figures/<profile>/`
     of the source tree.
-    Raises ValueError for unknown names and parameters, RuntimeError if another reproduction works in the same folder.
+    Raises ValueError for unknown names and parameters, and if another process works in the same folder.
     """
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}: at least one notebook must be allowed to run")
@@ -102,7 +102,7 @@ def reproduce(
 
         fetched_towers(profile, shop.out / "towers")
     shop.out.mkdir(parents=True, exist_ok=True)
-    with _lock(shop.out):
+    with hold(shop.out):
         progress = {node.name: Progress(node) for node in chosen}
         try:
             _Schedule(shop, nodes, progress, force, jobs, console).run()
@@ -120,24 +120,6 @@ def source_notebooks() -> Path:
             f"{folder} is not there: the notebooks come with the source tree, so clone it and `pip install -e .` there"
         )
     return folder
-
-
-@contextmanager
-def _lock(out: Path) -> Iterator[None]:
-    """Hold the run folder; the system frees it when this process dies, however it dies."""
-    with (out / ".lock").open("a+", encoding="utf-8") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.seek(0)
-            holder = stream.read().strip() or "unknown"
-            raise RuntimeError(
-                f"process {holder} is already reproducing in {out}: wait for it, or choose another --out"
-            ) from None
-        stream.truncate(0)
-        stream.write(str(os.getpid()))
-        stream.flush()
-        yield
 
 
 class _Schedule:

@@ -83,7 +83,7 @@ def test_a_torn_last_line_is_dropped_and_cut_off_by_the_next(tmp_path, torn):
     append_jsonl(path, {"n": 4})
     assert [row["n"] for row in read_jsonl(path)] == [1, 2, 4]
     path.write_bytes(b'{"n": 1}\nnonsense\n{"n": 2}\n')
-    with pytest.raises(ValueError, match="line 2 is not JSON"):
+    with pytest.raises(ValueError, match="line 2: not JSON"):
         read_jsonl(path)
 
 

@@ -80,15 +80,17 @@ def test_the_exact_sampler_writes_the_tokens_of_the_cpu(pair, rows, config):
     assert same(pair[1].generate(**inputs.to("cuda"), config=config), expected)
 
 
-@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("cache", [NoCache(), *CACHES])
 @pytest.mark.parametrize("rows", [[0], [0, 1, 2, 3]])
 @pytest.mark.parametrize("cfg_scale", [0.0, 1.0])
-def test_graphs_write_the_same_tokens_and_so_do_two_calls(pair, cache, rows, cfg_scale):
-    inputs, config = prompts(rows).to("cuda"), replace(BASE, cache=cache, cfg_scale=cfg_scale)
-    eager = pair[1].generate(**inputs, config=config)
-    for _ in range(2):
-        assert same(pair[1].generate(**inputs, config=config, graphs=True), eager)
-    assert same(eager, pair[0].generate(**prompts(rows), config=config))
+def test_graphs_write_the_same_tokens_and_so_do_those_of_an_earlier_call(pair, cache, rows, cfg_scale):
+    config = replace(BASE, cache=cache, cfg_scale=cfg_scale)
+    for asked in (rows, [row + 4 for row in rows], rows[::-1]):  # prompts of one shape, other pictures, other padding
+        inputs = prompts(asked)
+        expected = pair[0].generate(**inputs, config=config)
+        inputs = inputs.to("cuda")
+        assert same(pair[1].generate(**inputs, config=config, graphs=True), expected)
+        assert same(pair[1].generate(**inputs, config=config), expected)
 
 
 @pytest.mark.parametrize("cache", [NoCache(), *CACHES])
@@ -96,8 +98,9 @@ def test_graphs_write_the_same_tokens_and_so_do_two_calls(pair, cache, rows, cfg
 def test_compiled_pieces_write_the_same_tokens(pair, cache, images):
     inputs, config = prompts([0, 1, 2], images=images).to("cuda"), replace(BASE, cache=cache)
     eager = pair[1].generate(**inputs, config=config)
-    graphs = not isinstance(cache, NoCache)
-    assert same(pair[1].generate(**inputs, config=config, graphs=graphs, compiled=True), eager)
+    bare = pair[1].generate(**inputs, config=replace(config, min_length=0))  # without an early stop its path is another
+    assert same(pair[1].generate(**inputs, config=config, compiled=True), eager)
+    assert same(pair[1].generate(**inputs, config=replace(config, min_length=0), graphs=True, compiled=True), bare)
 
 
 def test_rows_that_end_early_leave_a_graphed_batch(pair):
@@ -109,6 +112,30 @@ def test_rows_that_end_early_leave_a_graphed_batch(pair):
     graphed = pair[1].generate(**prompts([0, 1, 2, 3]).to("cuda"), config=config, graphs=True)
     assert graphed.sequences.equal(eager.sequences) and graphed.lengths == eager.lengths
     assert "stop" in graphed.finish_reason
+
+
+def test_graphs_are_made_anew_where_the_weights_have_moved():
+    network, config = tiny.model().cuda(), replace(BASE, cache=DualCache(4))
+    inputs = prompts([0, 1]).to("cuda")
+    first = network.generate(**inputs, config=config, graphs=True)
+    network.cpu()
+    with torch.no_grad():
+        network.lm_head.weight.mul_(-1)
+    network.cuda()
+    second = network.generate(**inputs, config=config, graphs=True)
+    assert not second.sequences.equal(first.sequences)
+    assert same(second, network.generate(**inputs, config=config))
+
+
+def test_a_stream_left_in_the_middle_spoils_no_later_call(pair):
+    inputs, config = prompts([0, 1]).to("cuda"), replace(BASE, cache=DualCache(4))
+    expected = pair[1].generate(**inputs, config=config)
+    steps = pair[1].stream(**inputs, config=config, graphs=True)
+    for _ in range(5):
+        next(steps)
+    assert same(pair[1].generate(**inputs, config=config, graphs=True), expected), "while another one waits"
+    steps.close()
+    assert same(pair[1].generate(**inputs, config=config, graphs=True), expected)
 
 
 def test_bfloat16_is_near_float32_and_its_graphs_repeat_themselves(pair):

@@ -11,7 +11,7 @@ from tiny import QUESTIONS, model, picture, processor, shape, special
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from medv.diffusion.caching import DualCache, NoCache, PrefixCache
-from medv.diffusion.confidence import log_confidence
+from medv.diffusion.confidence import best_allowed, log_confidence
 from medv.diffusion.fast import sample_fast
 from medv.diffusion.filters import DuplicateVeto, MinSpacing
 from medv.diffusion.revision import RevealRemask
@@ -281,13 +281,13 @@ class Rerun:
 
     made = 0
 
-    def __init__(self, forward, ids, columns):
-        self.forward, self.shape = forward, ids.shape
+    def __init__(self, forward, *inputs):
+        self.forward, self.shapes = forward, [part.shape for part in inputs]
         Rerun.made += 1
 
-    def __call__(self, ids, columns):
-        assert ids.shape == self.shape and len(columns) == self.shape[1], "a graph has one shape"
-        return self.forward(ids, columns)
+    def __call__(self, *inputs):
+        assert [part.shape for part in inputs] == self.shapes, "a graph has one shape"
+        return self.forward(*inputs)
 
 
 class Graphed(Watched):
@@ -297,11 +297,12 @@ class Graphed(Watched):
 
 
 @pytest.mark.parametrize(
-    ("cache", "widths"), [(PrefixCache(4), 2), (DualCache(4), 1), (DualCache(4, vicinity=(3, 3)), 2)]
+    ("cache", "widths"),
+    [(NoCache(), 1), (PrefixCache(4), 3), (DualCache(4), 2), (DualCache(4, vicinity=(3, 3)), 3)],
 )
 @pytest.mark.parametrize("cfg_scale", [0.0, 1.5])
 def test_graphs_are_made_once_for_each_width_and_change_nothing(network, monkeypatch, cache, widths, cfg_scale):
-    monkeypatch.setattr(decoding, "_Graph", Rerun)
+    monkeypatch.setattr(decoding, "Graph", Rerun)
     config = replace(BASE, cfg_scale=cfg_scale, cache=cache, stop_tokens=(), suppress_tokens=(special().image,))
     inputs, before = prompts([0, 2, 5], images=False), Rerun.made
     graphed, _ = own_sample(network, inputs, config, kind=Graphed)
@@ -309,13 +310,27 @@ def test_graphs_are_made_once_for_each_width_and_change_nothing(network, monkeyp
     assert Rerun.made - before == widths * (2 if cfg_scale else 1)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("cache", [NoCache(), PrefixCache(4), DualCache(4)])
-def test_graphs_on_a_gpu_change_nothing(cache):
-    network, inputs = with_stops(model()).cuda(), prompts([0, 1, 2, 3]).to("cuda")
-    config = replace(BASE, gen_length=24, steps=24, cfg_scale=1.0, cache=cache)
-    eager = network.generate(**inputs, config=config)
-    assert same(network.generate(**inputs, config=config, graphs=True), eager)
+@pytest.mark.parametrize("cache", [NoCache(), DualCache(4), DualCache(4, vicinity=(3, 3))])
+def test_a_decoder_begins_anew_with_its_graphs_and_buffers(network, monkeypatch, cache):
+    monkeypatch.setattr(decoding, "Graph", Rerun)
+    config = replace(BASE, cfg_scale=1.5, cache=cache, stop_tokens=(), suppress_tokens=(special().image,))
+    ids = {"mask_token_id": special().mask, "fill_token_id": special().end_of_text}
+    _, decoder = own_sample(network, prompts([0, 2, 5], images=False), config, kind=Graphed)
+    made, buffers = Rerun.made, [part.data_ptr() for part in decoder.streams[False].keys]
+    again = prompts([2, 1, 4], images=False)  # as wide, padded otherwise
+    assert again["input_ids"].shape == (3, decoder.width)
+    decoder.begin(again["input_ids"], again["attention_mask"], None)
+    assert same(sample_fast(decoder, again["input_ids"], config, **ids), own_sample(network, again, config)[0])
+    assert Rerun.made == made and [part.data_ptr() for part in decoder.streams[False].keys] == buffers
+
+
+def test_what_a_compiler_gets_of_the_logits_is_their_confidence():
+    logits = 4 * torch.randn(3, 8, 300, generator=torch.Generator().manual_seed(0))
+    taken = torch.zeros(300).index_fill_(0, torch.tensor([4, 7]), -torch.inf)
+    tokens, score = best_allowed(logits, taken)
+    expected = log_confidence(logits + taken)
+    assert tokens.equal(expected[0])
+    torch.testing.assert_close(score, expected[1])
 
 
 class Waits(TorchDispatchMode):

@@ -16,7 +16,7 @@ from medv.experiments.cache import Workshop, check_parameters, parameter_names
 from medv.experiments.registry import NODES, ordered
 from medv.profiles import PROFILES, get_profile
 
-MAX_FILE, MAX_FUNCTION, MAX_CELLS, MAX_CELL = 400, 50, 15, 15
+MAX_FILE, MAX_FUNCTION, MAX_CELLS, MAX_CELL = 450, 80, 15, 15
 
 
 def sources(root):
@@ -37,7 +37,7 @@ def test_no_library_file_is_longer_than_400_lines(root):
     assert not long
 
 
-def test_no_function_is_longer_than_50_lines(root):
+def test_no_function_is_longer_than_80_lines(root):
     long = []
     for path in sources(root):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -12,9 +12,9 @@ from stub_judge import StubJudge
 from typer.testing import CliRunner
 
 from medv.cli import app
-from medv.data.readers import DataError
 from medv.evaluation.judge import read_judgements
 from medv.evaluation.judging import Endpoint, judge_file, key_from_environment
+from medv.reading import DataError
 
 KEY = "sk-test-5fd1c0ffee"
 FLAGS = {"chest_xray": True, "mri": False, "histology": False, "gross": False, "ct_scan": False}

@@ -121,8 +121,8 @@ def write_data(folder):
         }
         for i, (name, asked, said, kind, type_) in enumerate(questions)
     ]
-    for split in ("trainset", "testset"):
-        (folder / f"{split}.json").write_text(json.dumps(rad))
+    for split, first in (("trainset", 0), ("testset", 10)):
+        (folder / f"{split}.json").write_text(json.dumps([row | {"qid": row["qid"] + first} for row in rad]))
 
 
 def medv(*arguments) -> str:

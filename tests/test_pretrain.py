@@ -12,20 +12,21 @@ from transformers import AutoTokenizer
 import medv
 from medv.data.phantom_sets import vqa_set
 from medv.diffusion.sampler import SamplerConfig
-from medv.evaluation.answering import answer_examples, gray_view
+from medv.evaluation.answering import answer_examples
+from medv.evaluation.controls import blinded
 from medv.model.bundled import BUNDLED, bundled, load_model
 from medv.profiles import get_profile
 from medv.training.pretrain import PARTS, pretrain
 
+SMOKE = get_profile("smoke")
+SMALL = replace(SMOKE, pretrain={**SMOKE.pretrain, "tower_images": 64, "texts": 300})
 WEIGHTS = Path(medv.__file__).parent / "weights"
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pretrain")
-    smoke = get_profile("smoke")
-    small = replace(smoke, pretrain={**smoke.pretrain, "tower_images": 64, "texts": 300})
-    pretrain(small, folder, quiet=True)
+    pretrain(SMALL, folder, quiet=True)
     return folder
 
 
@@ -39,8 +40,17 @@ def test_every_part_is_made_and_exported_in_half_precision(made):
 
 def test_a_part_that_is_there_is_kept(made):
     before = (made / "vision_tower" / "model.safetensors").stat().st_mtime_ns
-    pretrain(get_profile("smoke"), made, quiet=True)
+    pretrain(SMALL, made, quiet=True)
     assert (made / "vision_tower" / "model.safetensors").stat().st_mtime_ns == before
+    for other, said in (((SMALL, 9), "seed 0, now 9"), ((SMOKE, 0), "steps.texts 300, now None")):
+        with pytest.raises(ValueError, match=said):
+            pretrain(other[0], made, seed=other[1], quiet=True)
+
+
+def test_a_profile_without_parts_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="profile paper starts from released weights"):
+        pretrain(get_profile("paper"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_unknown_part_is_refused(tmp_path):
@@ -67,8 +77,8 @@ def test_the_bundled_model_looks_at_the_image():
     questions = [e for e in vqa_set("validation", 400) if e.meta["kind"] in kinds and e.answer_type == "OPEN"][:80]
     config = SamplerConfig(8, 8, 8)
     seen, blind = (
-        [a.text for a in answer_examples(model, processor, questions, config, quiet=True, **view)]
-        for view in ({}, {"view": gray_view})
+        [a.text for a in answer_examples(model, processor, asked, config, quiet=True)]
+        for asked in (questions, blinded(questions))
     )
     right = [sum(said == e.answer for said, e in zip(texts, questions, strict=True)) for texts in (seen, blind)]
     assert right[0] >= 72 and right[1] <= 40

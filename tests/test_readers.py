@@ -10,7 +10,9 @@ from rich.console import Console
 
 from medv.data import readers
 from medv.data.check import check_dataset, render_check
-from medv.data.readers import DataError, read_dataset, read_llava_med, read_pathvqa, read_qa50, read_slake, read_vqa_rad
+from medv.data.readers import read_dataset, read_llava_med, read_pathvqa, read_qa50, read_slake, read_vqa_rad
+from medv.data.rows import read_rows
+from medv.reading import DataError
 
 DATA = Path(os.environ.get("MEDV_SHARED", Path(__file__).parents[1] / "../shared")) / "data"
 needs_data = pytest.mark.skipif(
@@ -99,7 +101,7 @@ def test_the_chat_benchmark_has_the_counts_of_table_1_in_either_layout(tmp_path)
     domains = [e.meta["domain"] for e in examples]
     assert [domains.count(d) for d in readers.QA50_DOMAINS] == [37, 38, 44, 34, 40]
     pretty = tmp_path / "pretty.json"
-    pretty.write_text("".join(json.dumps(row, indent=2) + "\n" for row in readers.read_rows(path)), encoding="utf-8")
+    pretty.write_text("".join(json.dumps(row, indent=2) + "\n" for row in read_rows(path)), encoding="utf-8")
     assert read_qa50(pretty) == examples
 
 
@@ -182,7 +184,7 @@ def test_llava_med_vqa_files_have_answer_types(tmp_path):
         (dialogue("a"), "ends with a question"),
         ({"id": 1, "conversations": [{"from": "gpt", "value": "a"}]}, "from 'gpt', but should be from 'human'"),
         ({"id": 1}, "'conversations' must be a list"),
-        ({"id": 1, "conversations": [{"from": "human", "value": None}]}, "no 'value'"),
+        ({"id": 1, "conversations": [{"from": "human", "value": None}]}, "'value' is null"),
         (dialogue("a", "b", answer_type="MAYBE"), "must be OPEN or CLOSED"),
         (dialogue("a", "b", image="../../secret.jpg"), "leads out of the image folder"),
     ],

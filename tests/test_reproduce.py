@@ -211,7 +211,7 @@ def test_a_killed_run_continues_where_it_was(toys):
     while not (out / "half").exists() and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
     assert (out / "half").exists(), child.communicate(timeout=5)[0]
-    with pytest.raises(RuntimeError, match=f"process {child.pid} is already reproducing"):
+    with pytest.raises(ValueError, match=rf"process \({child.pid}\) is working on"):
         drive(toys)
     os.kill(child.pid, signal.SIGKILL)
     child.wait()

@@ -301,8 +301,8 @@ def test_an_indivisible_schedule_is_refused_with_a_value_that_works(options, val
         ({"steps": 0}, "steps is 0: it must be at least 1"),
         ({"gen_length": -1}, "gen_length is -1"),
         ({"block_length": 0}, "block_length is 0"),
-        ({"temperature": -0.5}, "temperature -0.5"),
-        ({"cfg_scale": -1.0}, "cfg_scale -1.0"),
+        ({"temperature": -0.5}, "temperature is -0.5"),
+        ({"cfg_scale": -1.0}, "cfg_scale is -1.0"),
         ({"remasking": "entropy"}, "unknown remasking 'entropy': use 'low_confidence' or 'random'"),
     ],
 )

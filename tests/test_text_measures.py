@@ -85,4 +85,4 @@ def test_the_command_prints_means_and_marks_repeats(tmp_path):
     assert "a lung [lung]" in CliRunner().invoke(app, ["evaluate", "text", "--answers", str(path), "--marked"]).stdout
     path.write_text('{"question_id": 1}\n')
     done = CliRunner().invoke(app, ["evaluate", "text", "--answers", str(path)])
-    assert done.exit_code == 2 and "question 1" in done.stderr
+    assert done.exit_code == 2 and "line 1: no 'text'" in done.stderr

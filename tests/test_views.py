@@ -13,11 +13,11 @@ from medv.diffusion.sampler import SamplerConfig
 from medv.evaluation.answering import answer_examples
 from medv.model.assembly import new_processor, random_model, shape_config
 from medv.model.bundled import load_model
+from medv.model.looks import Looks
 from medv.model.merging import merge_views
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
 from medv.model.views import ASPECTS, MERGES, ViewPlan
-from medv.training import collate
 from medv.training.collate import Collator, Encoder
 from medv.training.stages import freeze_except
 
@@ -255,12 +255,13 @@ def test_answers_are_about_images_of_any_size():
     assert len(answers) == 3
 
 
-def test_what_was_computed_of_images_is_kept_within_bounds(monkeypatch):
+def test_what_was_computed_of_images_is_kept_within_bounds():
     drawn = []
     example = Example("1", lambda: drawn.append(1) or noise_picture(40, 40), sized_examples()[0].turns)
-    monkeypatch.setattr(collate, "KEPT_BYTES", 3 * SIZE * SIZE * 4)
     for mode, expected in (({}, 1), (ANYRES, 2)):
-        encode = Encoder(processor(**mode), loss_tokens="response", max_length=1000)
+        own = processor(**mode)
+        looks = Looks(own, keep=3 * SIZE * SIZE * 4)
+        encode = Encoder(own, loss_tokens="response", max_length=1000, looks=looks)
         drawn.clear()
         first, second = encode(example), encode(example)
         assert len(drawn) == expected and first["pixel_values"].equal(second["pixel_values"])

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from medv.data.example import Example, Turn
-from medv.data.readers import DataError, read_dataset, read_rows
+from medv.data.readers import read_dataset
+from medv.data.rows import read_rows
 from medv.evaluation.controls import majority_answers, shuffled_images
 from medv.evaluation.normalize import normalize
 from medv.evaluation.vqa import (
@@ -20,6 +21,7 @@ from medv.evaluation.vqa import (
     read_predictions,
     read_references,
 )
+from medv.reading import DataError
 
 DATA = Path(os.environ.get("MEDV_SHARED", Path(__file__).parents[1] / "../shared")) / "data"
 RAD = DATA / "vqa_rad"
@@ -193,6 +195,11 @@ def test_bootstrap_intervals_cover_the_mean_and_follow_the_seed():
     assert bootstrap_interval([3.0, 3.0], seed=0) == (3.0, 3.0)
 
 
+def rad_row(**fields):
+    row = {"image_name": "a.png", "answer": "yes", "answer_type": "CLOSED", "phrase_type": "freeform"}
+    return row | fields
+
+
 def refs(*ids, key="qid"):
     return [Reference(f"a{i}", "OPEN", i, key, f"Question {i}?") for i in ids]
 
@@ -205,18 +212,20 @@ def test_equal_ids_pair_by_id_whatever_the_order():
     assert pair(refs("1", "2", "3"), preds("3", "1", "2"))[1] == ["p1", "p2", "p3"]
 
 
+@pytest.mark.parametrize("form", ["{}", "{}.0", "00{}", "q{}", "qid_{}", "test_000{}", "vqa2-{}.00"])
+def test_ids_that_differ_in_form_alone_pair_by_id(form):
+    given = preds(*(form.format(number) for number in (12, 3, 1)))
+    assert pair(refs("1", "3", "12"), given)[1] == [given[2].text, given[1].text, given[0].text]
+
+
 @pytest.mark.parametrize(
     "predictions",
     [
         preds(None, None, key=None),  # no ids
-        preds("0", "1"),  # row numbers
-        preds("77", "78"),  # another numbering
-        preds(
-            "2", "3", prompts=["Question 1? [yes, no]", "QUESTION 2?\n<image>"]
-        ),  # overlapping, settled by the prompts
+        preds("2", "3", prompts=["Question 1? [yes, no]", "QUESTION 2?\n<image>"]),  # settled by the prompts
     ],
 )
-def test_other_numberings_pair_by_order(predictions):
+def test_what_has_no_ids_or_has_prompts_pairs_by_order(predictions):
     assert pair(refs("1", "2"), predictions)[1] == [p.text for p in predictions]
 
 
@@ -229,6 +238,14 @@ def test_other_numberings_pair_by_order(predictions):
         (preds("7", "8", key="qid"), "do not match"),
         (preds("1", "1"), "repeat id 1"),
         (preds("5", "9", prompts=["Question 2?", "Question 1?"]), "not in the same order"),
+        (preds("0", "1"), "do not match"),  # row numbers
+        (preds("77", "78"), "do not match"),  # another numbering
+        (preds("q2", "p1"), "do not match"),  # two prefixes
+        (preds("2.5", "1.5"), "do not match"),
+        (preds("-2", "-1"), "do not match"),
+        (preds("2", "02"), "do not match"),
+        (preds("q1", "q01"), "do not match"),
+        (preds("2", None), "some predictions have an id and others have none"),
     ],
 )
 def test_contradicting_ids_counts_and_orders_are_refused(predictions, words):
@@ -241,10 +258,22 @@ def test_prediction_files_may_say_text_or_answer(tmp_path):
     path.write_text('{"question_id": 4, "text": "a\u2028b"}\n{"answer": "c"}\n', encoding="utf-8")
     assert read_predictions(path) == [Prediction("a\u2028b", "4", "question_id"), Prediction("c")]
     path.write_text('{"text": "a"}\n{"question_id": 4}\n', encoding="utf-8")
-    with pytest.raises(DataError, match="row 2: the answer is None"):
+    with pytest.raises(DataError, match="line 2: no 'text' or 'answer'"):
         read_predictions(path)
     with pytest.raises(DataError, match="no annotation file"):
         read_references(path)
+
+
+@pytest.mark.parametrize("identity", ["2.0", '"2"', "2", '"2.0"', '"02"', '"q2"'])
+def test_answers_in_any_order_are_scored_by_their_ids(tmp_path, identity):
+    rows = [rad_row(qid=1, question="A?"), rad_row(qid=2, question="B?", answer="no")]
+    (tmp_path / "r.json").write_text(json.dumps(rows))
+    answers = (
+        f'{{"question_id": {identity}, "text": "no"}}\n{{"question_id": {identity.replace("2", "1")}, "text": "yes"}}\n'
+    )
+    (tmp_path / "p.jsonl").write_text(answers)
+    references, texts = pair(read_references(tmp_path / "r.json"), read_predictions(tmp_path / "p.jsonl"))
+    assert evaluate_vqa(references, texts).closed_accuracy == 100
 
 
 @needs_data

@@ -1,14 +1,12 @@
 """`medv bench`: sampler, loss and training against the official algorithm. Heavy imports happen inside the commands."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from medv.commands.console import AsJson, console, errors, in_words
+from medv.commands.console import AsJson, console, errors, in_words, print_json, say
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure medv against the official algorithm.")
 Preset = Annotated[str, typer.Option(help="cpu, or gpu: LLaDA-8B's shape in bfloat16.")]
@@ -50,8 +48,12 @@ def bench_sampler_command(
         "gen_length": gen_length,
         "block_length": block_length,
     }
-    options = {"baseline_forwards": baseline_forwards or None, "seed": seed, "keep_going": preset == "gpu"}
+    options = {"baseline_forwards": baseline_forwards or None, "seed": seed}
+    if out is not None:
+        options["journal"] = out.with_suffix(".part.jsonl")  # taken away when all is measured
     _bench(bench_sampler, PRESETS, preset, changes, threads, out, as_json, **options)
+    if out is not None:
+        options["journal"].unlink(missing_ok=True)
 
 
 def _bench(
@@ -63,23 +65,26 @@ def _bench(
     import torch
 
     from medv.artifacts import write_json
+    from medv.ownership import check_new
 
+    if out is not None:
+        check_new(out)
     if preset not in presets:
         raise ValueError(f"unknown preset {preset!r}: use one of {', '.join(presets)}")
     if threads:
         torch.set_num_threads(threads)
     shape = replace(presets[preset], **{name: value for name, value in changes.items() if value is not None})
-    options["progress"] = lambda name: errors.print(f"[dim]{escape(name)} ...[/dim]")
+    options["progress"] = lambda name: errors.print(f"{name} ...", style="dim")
     result = run(shape, device="cuda" if preset == "gpu" else "cpu", **options)
     if out is not None:
         write_json(out, result.to_dict())
     if as_json:
-        print(json.dumps(result.to_dict(), ensure_ascii=False))
+        print_json(result.to_dict())
     else:
         console.print(result.table())
     if failed := getattr(result, "errors", None):
         for name, why in failed.items():
-            errors.print(f"[red]medv:[/red] {escape(name)} failed: {escape(why)}", soft_wrap=True)
+            say(f"{name} failed: {why}")
         raise typer.Exit(1)
 
 

@@ -1,48 +1,142 @@
-"""What all commands share: errors as one sentence, results as a table or as JSON. It knows no command."""
+"""What all commands share: text that cannot steer a terminal, errors as one sentence, results as a table or as JSON.
 
+Names of files, ids, answers and messages come from outside. Whatever is printed through `console` and `errors` is text alone:
+no markup is read, and a character that a terminal would obey is shown as an escape (`\\x1b`). It knows no command.
+"""
+
+import io
 import json
+import os
+import reprlib
+import sys
+import traceback
 from collections.abc import Callable
 from functools import wraps
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
+from rich.console import Console, ConsoleOptions, RenderableType, RenderHook, RenderResult
+from rich.segment import Segment
 from rich.table import Table
+from rich.text import Text
 
 from medv.artifacts import disk_is_full
-
-console, errors = Console(), Console(stderr=True)
+from medv.reading import in_a_sentence, visible
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+BUG = "this is a bug of medv, not of your input: please report it with the command and the lines above"
+
+
+class _Visible(RenderHook):
+    """Shows whatever is printed as `visible` text; the control codes of the console itself pass."""
+
+    def process_renderables(self, renderables: list[RenderableType]) -> list[RenderableType]:
+        return [_VisibleRenderable(renderable) for renderable in renderables]
+
+
+class _VisibleRenderable:
+    def __init__(self, renderable: RenderableType):
+        self.renderable = renderable
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for text, style, control in console.render(self.renderable, options):
+            yield Segment(text if control else visible(text, keep="\n"), style, control)
+
+
+def plain_console(**options: Any) -> Console:
+    """A console that prints text as `visible` and reads no markup, emoji codes or numbers in it."""
+    made = Console(markup=False, emoji=False, highlight=False, **options)
+    made.push_render_hook(_Visible())
+    return made
+
+
+console, errors = plain_console(), plain_console(stderr=True)
 
 
 def in_words(command: Callable) -> Callable:
-    """Turn the errors that a person can mend into one sentence and exit code 2."""
+    """Turn the errors that a person can mend into one sentence and exit code 2; any other is a bug, which is said.
+
+    Of a person: wrong values (ValueError), files and disks (OSError), too little memory, weights that safetensors refuses.
+    """
 
     @wraps(command)
     def wrapped(*args, **kwargs):
         try:
             return command(*args, **kwargs)
-        except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, FileExistsError) as error:
-            errors.print(f"[red]medv:[/red] {escape(str(error))}", soft_wrap=True)
-            raise typer.Exit(2) from error
+        except (typer.Exit, typer.Abort):
+            raise
+        except BrokenPipeError:  # who reads our output has seen enough: the command line ends without a word
+            raise
         except Exception as error:
-            if not disk_is_full(error):
-                raise
-            line = next(iter(str(error).splitlines()), "")
-            errors.print(f"[red]medv:[/red] the disk is full ({escape(line)}): free some space", soft_wrap=True)
-            raise typer.Exit(2) from error
+            sentence = _sentence(error)
+            if sentence is None:
+                errors.print(traceback.format_exc(), end="", soft_wrap=True)
+            say(sentence or BUG)
+            raise typer.Exit(2 if sentence else 1) from error
 
     return wrapped
+
+
+def say(sentence: str) -> None:
+    """One line on standard error."""
+    errors.print(Text.assemble(("medv:", "red"), " ", visible(sentence)), soft_wrap=True)
+
+
+def _sentence(error: Exception) -> str | None:
+    """What a person can mend, in words; None for a bug."""
+    if isinstance(error, OSError):
+        return _one_line(in_a_sentence(error))
+    if isinstance(error, UnicodeEncodeError):
+        half = visible(error.object[error.start])
+        return f"the text {reprlib.repr(error.object)} has a character that is none ({half}): remove it"
+    if isinstance(error, ValueError) or _of_library(error, "safetensors", "SafetensorError"):
+        return _one_line(error)
+    if isinstance(error, RuntimeError) and disk_is_full(error):  # torch's own words
+        return f"the disk is full ({_one_line(error)}): free some space"
+    if isinstance(error, MemoryError) or _of_library(error, "torch", "OutOfMemoryError"):
+        return "there is not enough memory: ask for a smaller batch, a shorter answer or a smaller model"
+    return None
+
+
+def _one_line(error: Exception | str) -> str:
+    return " ".join(line.strip() for line in str(error).splitlines()) or type(error).__name__
+
+
+def _of_library(error: Exception, module: str, name: str) -> bool:
+    """Whether an error is of a library's class; the library is not loaded to find out."""
+    return module in sys.modules and isinstance(error, getattr(sys.modules[module], name))
+
+
+def any_text() -> None:
+    """Let the standard streams show what their encoding lacks as an escape, where they would raise an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def finish() -> None:
+    """Write out what was printed; a reader that is gone, or a full disk, is no traceback of Python's at its exit."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the exit
+        if not isinstance(error, BrokenPipeError):
+            error.filename = "standard output"
+            say(in_a_sentence(error))
+        sys.exit(1 if isinstance(error, BrokenPipeError) else 2)
+
+
+def print_json(value: Any) -> None:
+    """Print a result as one line of JSON in ASCII, which any terminal and any pipe can take."""
+    print(json.dumps(value))
 
 
 def print_mapping(title: str, mapping: dict, as_json: bool) -> None:
     """Print a mapping as a table of two columns, or as JSON."""
     if as_json:
-        print(json.dumps(mapping, ensure_ascii=False))
+        print_json(mapping)
         return
-    table = Table(title=escape(title), show_header=False)
+    table = Table(title=title, show_header=False)
     for name, value in mapping.items():
-        table.add_row(escape(str(name)), f"{value:.4f}" if isinstance(value, float) else escape(str(value)))
+        table.add_row(str(name), f"{value:.4f}" if isinstance(value, float) else str(value))
     console.print(table)

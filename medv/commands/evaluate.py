@@ -1,12 +1,12 @@
 """`medv evaluate` and `medv judge`: score predictions, judgements and texts; have answers judged."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from medv.commands.console import AsJson, console, in_words, print_mapping
+from medv.commands.console import AsJson, console, in_words, print_json, print_mapping
+from medv.reading import visible
 
 evaluate_app = typer.Typer(no_args_is_help=True, help="Score predictions.")
 
@@ -61,7 +61,7 @@ def evaluate_text_command(
     rows = read_answers(answers)
     print_mapping(f"{answers.name}: means per answer", measure_texts(rows, asked_words=asked_words), as_json)
     for row in rows if marked and not as_json else ():
-        console.print(f"\n{mark_repeats(answer_text(row))}", markup=False, highlight=False)
+        console.print(f"\n{mark_repeats(answer_text(row))}")
 
 
 @in_words
@@ -92,12 +92,10 @@ def judge(
 
 def _print_judged(scores: dict, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(scores, ensure_ascii=False))
+        print_json(scores)
         return
     counts, unjudged = scores.pop("counts"), scores.pop("unjudged")
     lines = {f"{group} ({counts[group]} questions)": value for group, value in scores.items() if counts[group]}
     print_mapping("score in percent of the reference's", lines, as_json=False)
     for item in unjudged:
-        console.print(
-            f"unjudged {item['question_id']}: {item['reason']}", markup=False, highlight=False, soft_wrap=True
-        )
+        console.print(visible(f"unjudged {item['question_id']}: {item['reason']}"), soft_wrap=True)

@@ -17,7 +17,7 @@ ScheduleName = Annotated[
 CacheName = Annotated[str, typer.Option("--cache", help="none, prefix or dual.")]
 Preset = Annotated[str, typer.Option(help="medv, or official: the reference's own sampler, one question at a time.")]
 Graphs = Annotated[
-    bool | None, typer.Option("--cuda-graphs/--no-cuda-graphs", help="Default: on a GPU where there is a cache.")
+    bool | None, typer.Option("--cuda-graphs/--no-cuda-graphs", help="Default: where the model is on one GPU.")
 ]
 Device = Annotated[str | None, typer.Option(help="cuda, cuda:1, mps or cpu; default: the best there is.")]
 

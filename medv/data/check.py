@@ -11,10 +11,12 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from medv.data.example import Example
-from medv.data.readers import FILES, QA50_DOMAINS, DataError, find_file, read_dataset
+from medv.data.readers import FILES, QA50_DOMAINS, find_file, read_dataset
 from medv.paper import table
+from medv.reading import DataError, visible
 
 _SHORT = {"validation": "val"}  # as the columns of Table 8 are called
 # Cells that the published data contradict: what the data hold, and why that is believed.
@@ -65,8 +67,10 @@ class DatasetCheck:
         return {"name": self.name, "matches": self.matches, "counts": counts, "problems": list(self.problems)}
 
 
-def check_dataset(name: str, folder: str | Path, *, images: str | Path | None = None) -> DatasetCheck:
-    """Count every split found in a data set's folder and list what is odd about it.
+def check_dataset(
+    name: str, folder: str | Path, *, images: str | Path | None = None, roots: Sequence[Path] = ()
+) -> DatasetCheck:
+    """Count every split found in a data set's folder and list what is odd about it; images may be links into `roots`.
 
     Raises DataError if no split is found or a file cannot be read.
     """
@@ -78,7 +82,7 @@ def check_dataset(name: str, folder: str | Path, *, images: str | Path | None = 
         except DataError as error:
             problems.append(f"{split}: {error}")
             continue
-        examples = found[split] = read_dataset(name, folder, split, images=images)
+        examples = found[split] = read_dataset(name, folder, split, images=images, roots=roots)
         counts += _counts(name, split, examples)
         problems += [f"{split}: {problem}" for problem in _problems(examples)]
     if not found:
@@ -168,12 +172,12 @@ def render_check(check: DatasetCheck, console: Console) -> None:
     colors = {"match": "green", "mismatch": "red", "misprint": "yellow", "": "dim"}
     for count in check.counts:
         words = f"mismatch, but {count.note}" if count.verdict == "misprint" else count.verdict
-        verdict = f"[{colors[count.verdict]}]{words}[/]"
+        verdict = Text(words, style=colors[count.verdict])
         printed = "" if count.paper is None else str(count.paper)
         grid.add_row(count.split, count.quantity, str(count.counted), printed, verdict)
     console.print(grid)
     for problem in check.problems:
-        console.print(f"- {problem}", markup=False, highlight=False)
+        console.print(f"- {visible(problem)}", markup=False, highlight=False)
     if any(count.paper is not None for count in check.counts):
         agree = "All counts agree with the paper's" if check.matches else "Some counts differ from the paper's"
         misprints = sum(count.verdict == "misprint" for count in check.counts)

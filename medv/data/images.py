@@ -6,19 +6,24 @@ not correct for pixel spacing and does not anonymize.
 """
 
 import math
+import os
 import struct
 import warnings
+from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from medv.reading import DataError, in_a_sentence, open_regular
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
 MAX_SIDE = 16_384
 MAX_PIXELS = 64_000_000
+MAX_BYTES = 1 << 30  # of a file, 1 GiB
 _FORMATS = ("JPEG", "PNG")
 _DICOM_SUFFIXES = (".dcm", ".dicom")
 _DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
@@ -51,27 +56,49 @@ def open_image(path: str | Path, *, max_side: int = MAX_SIDE, max_pixels: int = 
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
-            head = file.read(132)
-    except FileNotFoundError:
-        raise ImageError(f"{path} does not exist") from None
-    except IsADirectoryError:
-        raise ImageError(f"{path} is a folder: give an image file") from None
+        file = open_regular(path, largest=MAX_BYTES)
     except OSError as error:
-        raise ImageError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError:
+        raise ImageError(in_a_sentence(error)) from None
+    except DataError as error:
+        raise ImageError(str(error)) from None
+    except ValueError:  # a zero byte in it
         raise ImageError(f"{str(path)!r} is not a file name") from None
-    if not head:
-        raise ImageError(f"{path} is empty (0 bytes)")
-    if head[128:] == b"DICM" or path.suffix.lower() in _DICOM_SUFFIXES:
-        return _open_dicom(path, max_side, max_pixels)
-    return _open_picture(path, max_side, max_pixels)
+    with file:  # read to the end through this one opening: the name may mean another file by then
+        try:
+            head = file.read(132)
+            file.seek(0)
+        except OSError as error:
+            raise ImageError(f"{path} cannot be read: {error.strerror}") from None
+        if not head:
+            raise ImageError(f"{path} is empty (0 bytes)")
+        dicom = head[128:] == b"DICM" or path.suffix.lower() in _DICOM_SUFFIXES
+        return (_open_dicom if dicom else _open_picture)(path, file, max_side, max_pixels)
 
 
-def resolve_image(folder: str | Path, name: str) -> Path:
+@dataclass(frozen=True)
+class ImageFolder(os.PathLike):
+    """A folder of images whose links may lead into other named folders: the hub's cache, the store of DVC or git-annex.
+
+    It stands wherever the path of an image folder does. Raises ValueError for a root that is no folder.
+    """
+
+    path: Path
+    roots: tuple[Path, ...] = ()
+
+    def __post_init__(self):
+        absent = next((root for root in self.roots if not root.is_dir()), None)
+        if absent is not None:
+            raise ImageError(f"the image root {absent} is not a folder: give the one that the links lead into")
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+
+def resolve_image(folder: str | os.PathLike, name: str) -> Path:
     """The path of image `name` inside `folder`, which need not exist.
 
-    Raises ImageError where the name leads out of the folder: an absolute path, "..", or a symbolic link to the outside.
+    Raises ImageError where the name leads out of the folder: an absolute path, "..", or a symbolic link to the outside, but
+    for links into the roots of an `ImageFolder`.
     """
     foreign = PureWindowsPath(name)  # takes both / and \ for separators
     if not name.strip() or "\0" in name:
@@ -79,12 +106,19 @@ def resolve_image(folder: str | Path, name: str) -> Path:
     if foreign.anchor or ".." in foreign.parts:
         raise ImageError(f"image {name!r} leads out of the image folder: names must be relative, without '..'")
     path = Path(folder) / name
+    allowed = (Path(folder), *(folder.roots if isinstance(folder, ImageFolder) else ()))
     try:
-        inside = path.resolve().is_relative_to(Path(folder).resolve())
-    except (OSError, RuntimeError):  # a loop of links
-        inside = False
+        target = path.resolve()
+        inside = any(target.is_relative_to(root.resolve()) for root in allowed)
+    except OSError as error:
+        raise ImageError(in_a_sentence(error)) from None
+    except RuntimeError:
+        raise ImageError(f"image {name!r} is a link that leads back to itself") from None
     if not inside:
-        raise ImageError(f"image {name!r} is a link that leads out of the image folder {folder}")
+        raise ImageError(
+            f"image {name!r} is a link that leads out of the image folder {Path(folder)}, to {target}: "
+            "allow the folder that it leads into with --image-root"
+        )
     return path
 
 
@@ -97,13 +131,13 @@ def _check_size(path: Path, width: int, height: int, max_side: int, max_pixels: 
         )
 
 
-def _open_picture(path: Path, max_side: int, max_pixels: int) -> Image.Image:
+def _open_picture(path: Path, file: BinaryIO, max_side: int, max_pixels: int) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore"
             )  # our own limit is stricter than Pillow's warning; damaged EXIF is handled below
-            with Image.open(path, formats=_FORMATS) as image:
+            with Image.open(file, formats=_FORMATS) as image:
                 _check_size(path, *image.size, max_side, max_pixels)
                 image.load()
                 return _as_rgb(_upright(image))
@@ -147,14 +181,14 @@ def _gray_to_rgb(unit: np.ndarray) -> Image.Image:
     return Image.fromarray(np.rint(np.clip(unit, 0, 1) * 255).astype(np.uint8)).convert("RGB")
 
 
-def _open_dicom(path: Path, max_side: int, max_pixels: int) -> Image.Image:
+def _open_dicom(path: Path, file: BinaryIO, max_side: int, max_pixels: int) -> Image.Image:
     # Imported here because most runs never meet DICOM and pydicom takes a noticeable part of a second to load.
     import pydicom
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            data = pydicom.dcmread(path, force=True)
+            data = pydicom.dcmread(file, force=True)
             if "PixelData" not in data:
                 raise ImageError(f"{path} is a DICOM file without an image in it, or not a DICOM file at all")
             _check_size(path, int(data.Columns), int(data.Rows), max_side, max_pixels)

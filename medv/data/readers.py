@@ -5,25 +5,29 @@ name in the data file and `Example.image` its path, or None where no image folde
 the mend. The readers do not open images, draw samples or tokenize.
 """
 
-import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from medv.data.example import IMAGE_TOKEN, Example, Turn
-from medv.data.images import ImageError, resolve_image
+from medv.data.images import ImageFolder
+from medv.data.rows import Row, found, read_rows
+from medv.reading import DataError
 
 DATASETS = ("llava_med_align", "llava_med_instruct", "llava_med_vqa", "vqa_rad", "slake", "pathvqa", "qa50")
 LANGUAGES = ("en", "zh", "all")
 # The benchmark's domains; a question with two flags counts under the first of this order (8 of 193 have two).
 QA50_DOMAINS = ("chest_xray", "mri", "histology", "gross", "ct_scan")
 
+_RAD_WHOLE = "VQA_RAD*[Pp]ublic*.json"
 # Where each split is looked for, relative to the data set's folder; the first match is read.
 FILES = {
     "llava_med_align": {"train": ("*align*.json", "alignment/*align*.json")},
     "llava_med_instruct": {"train": ("*instruct*.json", "instruct/*instruct*.json", "few_shot_examples.json")},
     "llava_med_vqa": {"train": ("train.json",), "validation": ("val.json", "validate.json"), "test": ("test.json",)},
-    "vqa_rad": {"train": ("trainset.json",), "test": ("testset.json",)},
+    # The one file of the publication holds both splits, by the marks of its rows.
+    "vqa_rad": {"train": ("trainset.json", _RAD_WHOLE), "test": ("testset.json", _RAD_WHOLE)},
     "slake": {"train": ("train.json",), "validation": ("validate.json",), "test": ("test.json",)},
     "pathvqa": {
         split: (f"{short}.jsonl", f"pvqa_{short}.json", f"lxmert/pvqa_{short}.json")
@@ -31,12 +35,10 @@ FILES = {
     },
     "qa50": {"test": ("llava_med_eval_qa50_qa.jsonl",)},
 }
+_TEST_MARK = "test_"
+Folder = str | os.PathLike
 _SPLIT_WORDS = {"val": "validation", "validate": "validation", "dev": "validation"}
 _IMAGE_FOLDERS = ("images", "imgs")
-
-
-class DataError(ValueError):
-    """One sentence about what is wrong with a data file, where, and how to mend it."""
 
 
 def read_dataset(
@@ -44,32 +46,48 @@ def read_dataset(
     folder: str | Path,
     split: str = "train",
     *,
-    images: str | Path | None = None,
+    images: Folder | None = None,
     language: str = "en",
     drop_duplicates: bool = False,
+    roots: Sequence[Path] = (),
 ) -> list[Example]:
     """The examples of one split ("train", "validation", "test") of a published data set.
 
     `folder` is the data set's folder as downloaded, or one of its files. `images` is the folder that the image names are
     relative to; by default `images/` or `imgs/` in `folder` where there is one, else the examples have no image. `language`
-    is for SLAKE ("en" as in the paper, "zh", "all"); `drop_duplicates` for PathVQA. Raises DataError.
+    is for SLAKE ("en" as in the paper, "zh", "all"); `drop_duplicates` for PathVQA; `roots` are folders into which images may
+    be links. Raises DataError.
     """
-    name = name.replace("-", "_")
+    name = same_name(name)
     if language != "en" and name != "slake":
         raise DataError(f"{name} has no language {language!r}: only slake is bilingual")
     if drop_duplicates and name != "pathvqa":
         raise DataError(f"drop_duplicates is for pathvqa, not for {name}")
     path = find_file(name, folder, split)
-    root = Path(folder) if Path(folder).is_dir() else path.parent
+    root = root_of(folder, path)
     if images is None:
         images = next((root / place for place in _IMAGE_FOLDERS if (root / place).is_dir()), None)
     elif not Path(images).is_dir():
-        raise DataError(f"the image folder {images} does not exist: leave it out to read the texts alone")
+        raise DataError(f"the image folder {Path(images)} does not exist: leave it out to read the texts alone")
+    if images is not None and roots:
+        images = ImageFolder(Path(images), tuple(roots))
     if name == "slake":
         return read_slake(path, images=images, language=language)
     if name == "pathvqa":
         return read_pathvqa(path, images=images, drop_duplicates=drop_duplicates)
-    return {"vqa_rad": read_vqa_rad, "qa50": read_qa50}.get(name, read_llava_med)(path, images=images)
+    if name == "vqa_rad":
+        return read_vqa_rad(path, images=images, split=split)
+    return {"qa50": read_qa50}.get(name, read_llava_med)(path, images=images)
+
+
+def same_name(name: str) -> str:
+    """The name of a data set as it is written here: vqa_rad for vqa-rad."""
+    return name.replace("-", "_")
+
+
+def root_of(folder: str | Path, path: Path) -> Path:
+    """The folder of a data set that was named by it, or by its file `path`."""
+    return Path(folder) if Path(folder).is_dir() else path.parent
 
 
 def find_file(name: str, folder: str | Path, split: str) -> Path:
@@ -93,109 +111,50 @@ def find_file(name: str, folder: str | Path, split: str) -> Path:
     raise DataError(f"{folder} has no {name} {split} file: expected {' or '.join(FILES[name][split])}")
 
 
-def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """The objects of a JSON file, be it one list, one object a line, or pretty-printed objects one after another."""
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
-    try:
-        rows = list(_values(text))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} line {error.lineno}: not JSON ({error.msg}); is the file complete?") from None
-    except RecursionError:
-        raise DataError(f"{path} is nested too deeply to be a data file") from None
-    if len(rows) == 1 and isinstance(rows[0], list):
-        rows = rows[0]
-    if not rows:
-        raise DataError(f"{path} has no rows")
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise DataError(f"{path} row {number}: expected an object with named fields, found {type(row).__name__}")
-    return rows
+def _answer_type(row: Row) -> str:
+    value = row.text("answer_type").upper()
+    if value not in ("OPEN", "CLOSED"):
+        raise row.error(f"answer_type {value!r} must be OPEN or CLOSED")
+    return value
 
 
-def _values(text: str) -> Iterator[Any]:
-    # Not by lines: answers contain separators that str.splitlines takes for line ends, and objects may span lines.
-    decoder, place = json.JSONDecoder(), 0
-    while True:
-        while place < len(text) and text[place] in " \t\r\n":
-            place += 1
-        if place == len(text):
-            return
-        value, place = decoder.raw_decode(text, place)
-        yield value
+def _question(row: Row, id_key: str, image: str, folder: Folder | None, **meta: Any) -> Example:
+    """A question-answering example from the fields `question`, `answer`, `answer_type`."""
+    answer = row.text("answer", empty=True, numbers=True)
+    turns = (Turn("user", row.text("question")), Turn("assistant", answer))
+    meta = {"image": image, "id_key": id_key, **meta}
+    return Example(row.identity(id_key), row.image(folder, image), turns, _answer_type(row), meta)
 
 
-class _Row:
-    """One row, with errors that say where it stands."""
-
-    def __init__(self, path: Path, number: int, fields: dict[str, Any]):
-        self.path, self.number, self.fields = path, number, fields
-
-    def error(self, message: str) -> DataError:
-        return DataError(f"{self.path} row {self.number}: {message}")
-
-    def text(self, *keys: str) -> str:
-        """The first field there is of `keys`, as stripped text; numbers become text."""
-        for key in keys:
-            value = self.fields.get(key)
-            if isinstance(value, (str, int, float)) and not isinstance(value, bool):
-                return str(value).strip()
-            if value is not None:
-                raise self.error(f"{key!r} is {value!r}, but must be text or a number")
-        raise self.error(f"no {' or '.join(map(repr, keys))} (the row has {', '.join(self.fields) or 'no field'})")
-
-    def answer_type(self) -> str:
-        value = self.text("answer_type").upper()
-        if value not in ("OPEN", "CLOSED"):
-            raise self.error(f"answer_type {value!r} must be OPEN or CLOSED")
-        return value
-
-    def image(self, folder: str | Path | None, name: str) -> Path | None:
-        if folder is None:
-            return None
-        try:
-            return resolve_image(folder, name)
-        except ImageError as error:
-            raise self.error(str(error)) from None
-
-    def question(self, id_key: str, image: str, folder: str | Path | None, **meta: Any) -> Example:
-        """A question-answering example from the fields `question`, `answer`, `answer_type`."""
-        turns = (Turn("user", self.text("question")), Turn("assistant", self.text("answer")))
-        meta = {"image": image, "id_key": id_key, **meta}
-        return Example(self.text(id_key), self.image(folder, image), turns, self.answer_type(), meta)
-
-    def extra(self, *keys: str) -> dict[str, Any]:
-        return {key: self.fields[key] for key in keys if key in self.fields}
+def _extra(row: Row, *keys: str) -> dict[str, Any]:
+    return {key: row[key] for key in keys if key in row}
 
 
-def _rows(path: str | Path) -> Iterator[_Row]:
-    path = Path(path)
-    for number, fields in enumerate(read_rows(path), start=1):
-        yield _Row(path, number, fields)
-
-
-def read_vqa_rad(path: str | Path, *, images: str | Path | None = None, frame_rows: bool = False) -> list[Example]:
+def read_vqa_rad(
+    path: str | Path, *, images: Folder | None = None, frame_rows: bool = False, split: str | None = None
+) -> list[Example]:
     """VQA-RAD (`trainset.json`, `testset.json`): by default the freeform and paraphrased questions, 1797 and 451.
 
-    `frame` rows re-word test questions (they hold the image and answer of 104 of the 179 open ones), so they are never to be
-    trained on. Ten rows have tabs where commas were; the commas come back, but words split with them ("splee n") stay split.
+    The one file of the publication marks its test rows "test_..." in `phrase_type`; of a file with such marks `split` ("train",
+    "test"; None takes all) chooses the rows. `frame` rows re-word test questions (they hold the image and answer of 104 of
+    the 179 open ones), so they are never to be trained on. Ten rows have tabs where commas were; the commas come back, but
+    words split with them ("splee n") stay split.
     """
     examples = []
-    for row in _rows(path):
-        row.fields = {key: _commas(value) if isinstance(value, str) else value for key, value in row.fields.items()}
-        phrase = row.text("phrase_type")
-        if phrase == "frame" and not frame_rows:
+    for row in read_rows(path):
+        row |= {key: _commas(value) for key, value in row.items() if isinstance(value, str)}
+        phrase = row.text("phrase_type").lower()
+        if phrase.removeprefix(_TEST_MARK) == "frame" and not frame_rows:
             continue
-        extra = row.extra("image_organ", "question_type")
-        examples.append(row.question("qid", row.text("image_name"), images, phrase_type=phrase, **extra))
-    return examples
+        extra = _extra(row, "image_organ", "question_type")
+        examples.append(_question(row, "qid", row.text("image_name"), images, phrase_type=phrase, **extra))
+    marked = [example.meta["phrase_type"].startswith(_TEST_MARK) for example in examples]
+    if split is None or not any(marked):
+        return examples
+    kept = [example for example, mark in zip(examples, marked, strict=True) if mark == (split == "test")]
+    if not kept:
+        raise DataError(f"{path} marks every row as test in 'phrase_type': it has no {split} rows")
+    return kept
 
 
 def _commas(text: str) -> str:
@@ -203,32 +162,36 @@ def _commas(text: str) -> str:
 
 
 def read_slake(
-    path: str | Path, *, images: str | Path | None = None, language: str = "en", keep_empty: bool = True
+    path: str | Path, *, images: Folder | None = None, language: str = "en", keep_empty: bool = True
 ) -> list[Example]:
-    """SLAKE: English as in the paper, Chinese ("zh") or both ("all").
+    """SLAKE: English as in the paper, Chinese ("zh") or both ("all"); raises DataError where no row is in that language.
 
     One training answer is empty (qid 1622); the paper's 4919 includes it, and `keep_empty=False` drops it.
     """
     if language not in LANGUAGES:
         raise DataError(f"unknown language {language!r}: choose from {', '.join(LANGUAGES)}")
     examples = []
-    for row in _rows(path):
-        spoken = row.text("q_lang")
-        if language in ("all", spoken) and (keep_empty or row.text("answer")):
-            extra = row.extra("location", "modality", "base_type", "content_type", "triple")
-            examples.append(row.question("qid", row.text("img_name"), images, language=spoken, **extra))
+    for row in read_rows(path):
+        spoken = row.text("q_lang").lower()
+        if language in ("all", spoken) and (keep_empty or row.text("answer", empty=True, numbers=True)):
+            extra = _extra(row, "location", "modality", "base_type", "content_type", "triple")
+            examples.append(_question(row, "qid", row.text("img_name"), images, language=spoken, **extra))
+    if not examples:
+        raise DataError(f"{path} has no question in the language {language!r} ('q_lang'): choose another language")
     return examples
 
 
-def read_pathvqa(path: str | Path, *, images: str | Path | None = None, drop_duplicates: bool = False) -> list[Example]:
+def read_pathvqa(path: str | Path, *, images: Folder | None = None, drop_duplicates: bool = False) -> list[Example]:
     """PathVQA: one question a row (`test.jsonl`) or grouped by image (the lxmert files); both give the same examples.
 
-    42 test rows repeat an earlier (image, question, answer); `drop_duplicates` leaves 6719 of 6761, like the widely used copy.
+    Of the grouped format, which has no answer types, the questions answered yes or no are closed, and no others; as in the
+    official normalization neither case, nor spaces, nor a full stop count. 42 test rows repeat an earlier (image, question,
+    answer); `drop_duplicates` leaves 6719 of 6761, like the widely used copy.
     """
     seen, examples = set(), []
-    for row in _rows(path):
+    for row in read_rows(path):
         for part in _pathvqa_parts(row):
-            example = part.question("id", part.text("image"), images)
+            example = _question(part, "id", part.text("image"), images)
             same = (example.meta["image"], example.question, example.answer)
             if not drop_duplicates or same not in seen:
                 examples.append(example)
@@ -236,12 +199,12 @@ def read_pathvqa(path: str | Path, *, images: str | Path | None = None, drop_dup
     return examples
 
 
-def _pathvqa_parts(row: _Row) -> Iterator[_Row]:
-    if "sentf" not in row.fields:
+def _pathvqa_parts(row: Row) -> Iterator[Row]:
+    if "sentf" not in row:
         yield row
         return
     try:
-        questions, labels = row.fields["sentf"]["pvqa"], row.fields["labelf"]["pvqa"]
+        questions, labels = row["sentf"]["pvqa"], row["labelf"]["pvqa"]
         answers = [answer for (answer,) in labels]
         split, number = row.text("img_id").rsplit("_", 1)
         first_id = {"train": 1, "val": 2, "test": 3}[split] * 10**8 + int(number) * 1000
@@ -251,60 +214,62 @@ def _pathvqa_parts(row: _Row) -> Iterator[_Row]:
             "expected img_id 'test_0001' and as many questions in sentf.pvqa as one-answer labels in labelf.pvqa"
         ) from None
     for index, (question, answer) in enumerate(pairs):
-        fields = {"id": first_id + index, "image": f"{split}/{row.fields['img_id']}.jpg", "question": question}
-        kind = "CLOSED" if answer in ("yes", "no") else "OPEN"
-        yield _Row(row.path, row.number, {**fields, "answer": answer, "answer_type": kind})
+        fields = {"id": first_id + index, "image": f"{split}/{row['img_id']}.jpg", "question": question}
+        kind = "CLOSED" if answer.strip().rstrip(".").lower() in ("yes", "no") else "OPEN"
+        yield row.with_fields({**fields, "answer": answer, "answer_type": kind})
 
 
-def read_qa50(path: str | Path, *, images: str | Path | None = None) -> list[Example]:
+def read_qa50(path: str | Path, *, images: Folder | None = None) -> list[Example]:
     """The 193-question biomedical chat benchmark, answered by GPT-4 from the caption; evaluation only, never train on it.
 
     `meta` has `type` (conversation or detailed_description), `domain`, and the caption and mentions that a judge is shown.
     """
     examples = []
-    for row in _rows(path):
-        flags = row.fields.get("domain")
+    for row in read_rows(path):
+        flags = row.get("domain")
         domain = next((d for d in QA50_DOMAINS if isinstance(flags, dict) and flags.get(d)), None)
         if domain is None:
-            raise row.error(f"domain {flags!r} flags none of {', '.join(QA50_DOMAINS)}")
+            raise row.error(f"domain {found(flags)} flags none of {', '.join(QA50_DOMAINS)}")
         image = row.text("image")
         turns = (Turn("user", _without_image(row, row.text("text"))), Turn("assistant", row.text("gpt4_answer")))
-        extra = row.extra("pair_id", "fig_caption", "fig_label", "in_text_mention")
+        extra = _extra(row, "pair_id", "fig_caption", "fig_label", "in_text_mention")
         meta = {"image": image, "id_key": "question_id", "domain": domain, "type": row.text("type"), **extra}
-        examples.append(Example(row.text("question_id"), row.image(images, image), turns, None, meta))
+        examples.append(Example(row.identity("question_id"), row.image(images, image), turns, None, meta))
     return examples
 
 
-def read_llava_med(path: str | Path, *, images: str | Path | None = None) -> list[Example]:
+def read_llava_med(path: str | Path, *, images: Folder | None = None) -> list[Example]:
     """LLaVA-Med's dialogue files: alignment (stage 1), instruction (stage 2) and its VQA files (stage 3, with `answer_type`).
 
     The alignment questions are kept, though the paper's stage 1 trains on the image and the caption alone.
     """
     examples = []
-    for row in _rows(path):
+    for row in read_rows(path):
         turns = _dialogue(row)
-        kind = row.answer_type() if "answer_type" in row.fields else None
-        name = row.text("image") if "image" in row.fields else None
-        if name is None and "pair_id" in row.fields:
-            name = f"{row.text('pair_id')}.jpg"
-        extra = row.extra("pair_id", "domain", "fig_caption", "in_text_mention", "question_type")
+        kind = _answer_type(row) if "answer_type" in row else None
+        name = row.text("image") if "image" in row else None
+        if name is None and "pair_id" in row:
+            name = f"{row.identity('pair_id')}.jpg"
+        extra = _extra(row, "pair_id", "domain", "fig_caption", "in_text_mention", "question_type")
         meta = {**({"image": name} if name else {}), "id_key": "id", **extra}
-        identity = row.text("id", "question_id", "pair_id")
+        identity = row.identity("id", "question_id", "pair_id")
         examples.append(Example(identity, row.image(images, name) if name else None, turns, kind, meta))
     return examples
 
 
-def _dialogue(row: _Row) -> tuple[Turn, ...]:
-    key = next((key for key in ("conversations", "conversatons") if key in row.fields), None)
-    spoken = row.fields.get(key)
+def _dialogue(row: Row) -> tuple[Turn, ...]:
+    key = next((key for key in ("conversations", "conversatons") if key in row), None)
+    spoken = row.get(key)
     if not isinstance(spoken, list) or not spoken or not all(isinstance(message, dict) for message in spoken):
         raise row.error("'conversations' must be a list of {'from': ..., 'value': ...}")
     turns = []
     for index, message in enumerate(spoken):
         expected = ("human", "gpt")[index % 2]
         if message.get("from") != expected:
-            raise row.error(f"message {index + 1} is from {message.get('from')!r}, but should be from {expected!r}")
-        text = _Row(row.path, row.number, message).text("value")
+            raise row.error(
+                f"message {index + 1} is from {found(message.get('from'))}, but should be from {expected!r}"
+            )
+        text = row.with_fields(message).text("value", empty=True)
         text = _without_image(row, text) if index == 0 else text
         if IMAGE_TOKEN in text:
             raise row.error(
@@ -316,7 +281,7 @@ def _dialogue(row: _Row) -> tuple[Turn, ...]:
     return tuple(turns)
 
 
-def _without_image(row: _Row, text: str) -> str:
+def _without_image(row: Row, text: str) -> str:
     """The text without the image placeholder that it begins or ends with."""
     bare = text.removeprefix(IMAGE_TOKEN) if text.startswith(IMAGE_TOKEN) else text.removesuffix(IMAGE_TOKEN)
     if IMAGE_TOKEN in bare:

@@ -10,6 +10,8 @@ dInfer (arXiv 2510.08666). This module knows columns of a canvas and no tensors.
 from dataclasses import dataclass
 from typing import Protocol
 
+from medv import limits
+
 
 class CachePolicy(Protocol):
     """What a forward recomputes. Steps count the forwards of a block from 0."""
@@ -70,8 +72,10 @@ class DualCache(PrefixCache):
 
     def __post_init__(self):
         _check_interval(self.refresh_interval)
-        if len(self.vicinity) != 2 or min(self.vicinity) < 0:
+        if len(self.vicinity) != 2:
             raise ValueError(f"vicinity is {self.vicinity}: give two numbers of columns, before and after the block")
+        for columns in self.vicinity:
+            limits.whole("vicinity", columns, 0)
 
     def window(self, block: slice, length: int) -> slice:
         """The block and its vicinity."""
@@ -80,8 +84,8 @@ class DualCache(PrefixCache):
 
 
 def _check_interval(interval: int | None) -> None:
-    if interval is not None and interval < 1:
-        raise ValueError(f"refresh_interval is {interval}: give at least 1, or None to refresh at block starts alone")
+    if interval is not None:  # None: at block starts alone
+        limits.whole("refresh_interval", interval, 1)
 
 
 CACHES: dict[str, CachePolicy] = {"none": NO_CACHE, "prefix": PrefixCache(), "dual": DualCache()}

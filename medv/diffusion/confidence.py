@@ -5,6 +5,9 @@ float32 softmax is exactly 1 from a gap of 16.6 nats on and a float64 softmax fr
 still ranked. All samplers rank by it. It knows logits only.
 """
 
+from collections.abc import Callable
+from functools import cache
+
 import torch
 
 
@@ -18,3 +21,23 @@ def log_confidence(logits: torch.Tensor, tokens: torch.Tensor | None = None) -> 
     rest = logits.sub_(top).scatter_(-1, best, -torch.inf).exp_().sum(dim=-1, keepdim=True)
     score = chosen - top - rest.log1p()
     return (best if tokens is None else tokens[..., None])[..., 0], score[..., 0]
+
+
+def best_allowed(logits: torch.Tensor, taken: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`log_confidence` of the most probable tokens under logits [..., V] + taken [V], of which nothing is changed.
+
+    taken: float32, -inf where a token may not be written. Written for a compiler, which reads half-precision logits twice and
+    keeps no copy of them.
+    """
+    allowed = logits.float() + taken
+    top = allowed.amax(dim=-1, keepdim=True)
+    best = allowed.argmax(dim=-1, keepdim=True)
+    places = torch.arange(logits.shape[-1], device=logits.device)
+    rest = torch.where(places == best, 0.0, (allowed - top).exp()).sum(dim=-1)
+    return best[..., 0], -rest.log1p()
+
+
+@cache
+def compiled_best() -> Callable:
+    """`best_allowed` compiled, once in a process."""
+    return torch.compile(best_allowed)

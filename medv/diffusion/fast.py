@@ -14,8 +14,9 @@ from typing import Protocol
 
 import torch
 
-from medv.diffusion.confidence import log_confidence
+from medv.diffusion.confidence import compiled_best, log_confidence
 from medv.diffusion.corruption import noise_generator
+from medv.diffusion.ends import Ends
 from medv.diffusion.sampler import LEAST_DRAW
 from medv.diffusion.schedules import FixedSchedule, StepState, choose
 from medv.diffusion.settings import SamplerConfig, SamplerOutput
@@ -23,9 +24,12 @@ from medv.diffusion.trace import Event, Events, Trace, drain
 
 
 class RowDenoiser(Protocol):
-    """The network as the fast sampler sees it. `static`: shapes are to stay the same within a block."""
+    """The network as the fast sampler sees it. `static`: shapes are to stay the same within a block; `compiled`: so may be
+    what is made of the logits.
+    """
 
     static: bool
+    compiled: bool
 
     def __call__(
         self,
@@ -74,6 +78,7 @@ class _Call:
     forwards: torch.Tensor  # [B]
     never: torch.Tensor  # suppressed ids
     stops: torch.Tensor  # ids that end a response
+    taken: torch.Tensor | None = None  # [V] -inf at suppressed ids, where they are added to the logits
     step: int = 0
     events: list[tuple] = field(default_factory=list)
 
@@ -178,7 +183,7 @@ def _fill_block(call: _Call, start: int) -> Generator[None]:
 
 def _fill_by_counts(call: _Call, here: slice, counts: list[int]) -> Generator[None]:
     """The steps of a block whose counts are known beforehand: nothing is asked of the device."""
-    left, ends = here.stop - here.start, _Ends(call.batch.names.device)
+    left, ends = here.stop - here.start, Ends(call.batch.names.device)
     for count in counts:
         if not left or not len(call.batch.names):
             return
@@ -235,13 +240,15 @@ def _advance(
             here.start + written.sort(dim=1, stable=True).indices[:, :left]
         )  # [B', left], the open ones ascending
         asked = width + positions
-    logits = _logits(call, slice(width + here.start, width + here.stop), asked, positions)  # [B', K, V]
-    active = batch.masked[:, here].any(dim=1) & batch.still_open  # [B']
-    entropy = None
-    if config.schedule.needs_entropy:
-        entropy = torch.special.entr(logits.softmax(dim=-1)).sum(dim=-1)  # [B', K]
-        batch.fresh += entropy.mean(dim=1) * (batch.masked[:, here].all(dim=1) & active)
-    tokens, score = _predict(logits, positions - here.start, active, batch, config)  # [B', K] each
+    active, entropy = batch.masked[:, here].any(dim=1) & batch.still_open, None  # [B']
+    if _plain(call, here):
+        tokens, score = _best_tokens(call, slice(width + here.start, width + here.stop))  # [B', K] each
+    else:
+        logits = _logits(call, slice(width + here.start, width + here.stop), asked, positions)  # [B', K, V]
+        if config.schedule.needs_entropy:
+            entropy = torch.special.entr(logits.softmax(dim=-1)).sum(dim=-1)  # [B', K]
+            batch.fresh += entropy.mean(dim=1) * (batch.masked[:, here].all(dim=1) & active)
+        tokens, score = _predict(logits, positions - here.start, active, batch, config)  # [B', K] each
     was_masked = batch.masked.gather(1, positions)
     before_stop = positions < _first_stop(batch.canvas[:, width:], batch.masked, call.stops)[:, None]
     may = was_masked & active[:, None] & before_stop
@@ -257,6 +264,22 @@ def _advance(
         stop = _first_stop(batch.canvas[:, width:], batch.masked, call.stops)
         before = torch.arange(config.gen_length, device=stop.device)[None] < stop[:, None]
         batch.still_open &= (batch.masked & before).any(dim=1)
+
+
+def _plain(call: _Call, here: slice) -> bool:
+    """Whether the most probable allowed token and its probability are all that is wanted, and a compiler may give them."""
+    config, early = call.config, bool(len(call.stops)) and here.start < call.config.min_length
+    more = config.temperature or config.cfg_scale or config.remasking == "random" or config.schedule.needs_entropy
+    return call.denoise.compiled and not more and not early
+
+
+def _best_tokens(call: _Call, columns: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens and log-confidence [B', K] of the block without guidance, noise or anything else to do with the logits."""
+    logits = call.denoise(call.batch.canvas, columns)
+    if call.taken is None:
+        zeros = torch.zeros(logits.shape[-1], device=logits.device)
+        call.taken = zeros.index_fill_(0, call.never, -torch.inf)
+    return compiled_best()(logits, call.taken)
 
 
 def _logits(call: _Call, columns: slice, asked: torch.Tensor | None, positions: torch.Tensor) -> torch.Tensor:
@@ -337,9 +360,9 @@ def _uniform(
 
 
 def _leave(call: _Call, still_open: list[bool]) -> None:
-    """Take the rows that have ended out of the batch."""
-    batch = call.batch
-    if all(still_open):
+    """Take the rows that have ended out of the batch; where a new shape is dear, when half of them have."""
+    batch, left = call.batch, sum(still_open)
+    if left == len(still_open) or (call.denoise.static and 2 * left > len(still_open)):
         return
     call.canvas[batch.names] = batch.canvas
     call.masked[batch.names] = batch.masked
@@ -355,31 +378,6 @@ def _first_stop(response: torch.Tensor, masked: torch.Tensor, stops: torch.Tenso
     length = response.shape[1]
     positions = torch.arange(length, device=response.device).expand_as(response)
     return positions.masked_fill(~torch.isin(response, stops) | masked, length).amin(dim=1)
-
-
-class _Ends:
-    """Reads a few booleans from the device without waiting for it: on CUDA they are those of an earlier step.
-
-    A row that has ended stays so and is not written to, so that late news costs forwards and changes nothing.
-    """
-
-    def __init__(self, device: torch.device):
-        self.on_gpu, self.host, self.event = device.type == "cuda", None, None
-
-    def read(self, still_open: torch.Tensor) -> list[bool] | None:
-        """Which rows are open, or None where no news has come; a list has one entry for each row of `still_open`."""
-        if not self.on_gpu:
-            return still_open.tolist()
-        news = None
-        if self.event is not None and self.event.query():
-            news = self.host.tolist() if len(self.host) == len(still_open) else None
-            self.event = None
-        if self.event is None:
-            self.host = torch.empty(len(still_open), dtype=torch.bool, pin_memory=True)
-            self.host.copy_(still_open, non_blocking=True)
-            self.event = torch.cuda.Event()
-            self.event.record()
-        return news
 
 
 def _told(events: list[tuple]) -> Events:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from medv import limits
 from medv.diffusion.schedules import StepState
 
 
@@ -24,8 +25,7 @@ class MinSpacing:
     distance: int = 2
 
     def __post_init__(self):
-        if self.distance < 1:
-            raise ValueError(f"distance is {self.distance}: it must be at least 1, where 2 keeps neighbors apart")
+        limits.whole("distance", self.distance, 1)
 
     def keep(self, state: StepState) -> torch.Tensor:
         """Take the best candidate, drop those near it, and so on: bool [B, K]."""

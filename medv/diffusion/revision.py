@@ -12,6 +12,7 @@ from typing import Protocol
 
 import torch
 
+from medv import limits
 from medv.diffusion.schedules import top_positions
 
 
@@ -63,11 +64,9 @@ class RevealRemask:
     limit: int = 1
 
     def __post_init__(self):
-        if not 0 < self.budget < 1 or self.tokens < 1 or self.ngram < 0 or self.limit < 1:
-            raise ValueError(
-                f"budget {self.budget}, tokens {self.tokens}, ngram {self.ngram}, limit {self.limit}: budget lies between "
-                "0 and 1, tokens and limit are at least 1, ngram is not negative"
-            )
+        limits.real("budget", self.budget, 0, 1, open_ends="least, most")
+        for name, least in (("tokens", 1), ("ngram", 0), ("limit", 1)):
+            limits.whole(name, getattr(self, name), least)
 
     def reserve(self, steps: int) -> int:
         """At least one forward where the block has two."""
@@ -108,11 +107,9 @@ class ReMDM:
     def __post_init__(self):
         if self.kind not in KINDS:
             raise ValueError(f"unknown kind {self.kind!r}: use one of {', '.join(KINDS)}")
-        if not 0 < self.eta <= 1 or not 0 < self.budget < 1 or self.limit < 1:
-            raise ValueError(
-                f"eta {self.eta}, budget {self.budget}, limit {self.limit}: eta lies above 0 and up to 1, budget between "
-                "0 and 1, limit is at least 1"
-            )
+        limits.real("eta", self.eta, 0, 1, open_ends="least")
+        limits.real("budget", self.budget, 0, 1, open_ends="least, most")
+        limits.whole("limit", self.limit, 1)
 
     def reserve(self, steps: int) -> int:
         """Forwards of the loop."""

@@ -13,6 +13,8 @@ from typing import Protocol
 
 import torch
 
+from medv import limits
+
 
 @dataclass(frozen=True)
 class StepState:
@@ -131,7 +133,7 @@ class FixedSchedule:
     def counts(self, masks: int, steps: int) -> list[int]:
         """The tokens of each forward when `masks` positions are filled in at most `steps`; no tensor is needed for it."""
         counts = []
-        for step in range(steps):
+        for step in range(min(steps, masks)):  # each writes one at least
             counts.append(int(self._count(torch.tensor(masks), step, torch.tensor(steps - step))))
             masks -= counts[-1]
         return counts
@@ -190,8 +192,7 @@ class FactorSchedule:
     across_blocks = False
 
     def __post_init__(self):
-        if self.factor <= 0:
-            raise ValueError(f"factor is {self.factor}: it must be above 0, for example 1.0")
+        limits.real("factor", self.factor, 0, open_ends="least")
 
     def select(self, state: StepState) -> torch.Tensor:
         """The longest allowed run of the order, and the pace."""
@@ -214,8 +215,7 @@ class EntropyBoundSchedule:
     across_blocks = False
 
     def __post_init__(self):
-        if self.gamma < 0:
-            raise ValueError(f"gamma is {self.gamma}: it must not be negative, for example 0.1 nats")
+        limits.real("gamma", self.gamma, 0)
 
     def select(self, state: StepState) -> torch.Tensor:
         """The entropy-bounded set, and the pace."""
@@ -241,8 +241,8 @@ class BudgetedSchedule:
     across_blocks = True
 
     def __post_init__(self):
-        if self.share <= 0 or self.most < 1:
-            raise ValueError(f"share is {self.share} and most {self.most}: share must be above 0, most at least 1")
+        limits.real("share", self.share, 0, open_ends="least")
+        limits.real("most", self.most, 1)
 
     def select(self, state: StepState) -> torch.Tensor:
         """The entropy-bounded set of this forward, within what closes the budget."""

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 
+from medv import limits
 from medv.diffusion.caching import NO_CACHE, CachePolicy
 from medv.diffusion.revision import Revision
 from medv.diffusion.schedules import LINEAR, Filter, Schedule, transfer_counts
@@ -17,6 +18,10 @@ from medv.diffusion.trace import Trace
 __all__ = ["Denoiser", "SamplerConfig", "SamplerOutput", "join_outputs", "transfer_counts"]
 
 PRESETS = ("medv", "official", "llada")
+LONGEST = 2**20
+"""Tokens, or forwards, of a response: more than any model has positions for."""
+TEMPERATURES = (1e-6, 100.0)
+"""Between these, and at 0, the noisy logits are finite in float64."""
 
 
 class Denoiser(Protocol):
@@ -84,8 +89,7 @@ class SamplerConfig:
         if not all(self.stop_sequences):
             raise ValueError("a stop sequence is empty: each needs at least one id")
         for name in ("gen_length", "block_length", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+            limits.whole(name, getattr(self, name), 1, LONGEST)
         if self.gen_length % self.block_length:
             raise ValueError(
                 f"block_length {self.block_length} does not divide gen_length {self.gen_length}: "
@@ -96,10 +100,11 @@ class SamplerConfig:
             raise ValueError(
                 f"steps {self.steps} is not a multiple of the {self.blocks} blocks: use {low}, for example"
             )
-        if not 0 <= self.min_length <= self.gen_length:
-            raise ValueError(f"min_length is {self.min_length}: it must lie between 0 and gen_length {self.gen_length}")
-        if self.temperature < 0 or self.cfg_scale < 0:
-            raise ValueError(f"temperature {self.temperature} and cfg_scale {self.cfg_scale} must not be negative")
+        limits.whole("min_length", self.min_length, 0, self.gen_length)
+        if self.temperature != 0:
+            limits.real("temperature", self.temperature, *TEMPERATURES)
+        limits.real("cfg_scale", self.cfg_scale, 0)
+        limits.seed("seed", self.seed)
         if self.remasking not in ("low_confidence", "random"):
             raise ValueError(f"unknown remasking {self.remasking!r}: use 'low_confidence' or 'random'")
 
@@ -193,7 +198,7 @@ class SamplerConfig:
 
 
 def _nearest_divisor(length: int, wanted: int) -> int:
-    divisors = [d for d in range(1, length + 1) if length % d == 0]
+    divisors = [d for d in range(1, length + 1) if length % d == 0]  # length is at most LONGEST
     return min(divisors, key=lambda d: abs(d - wanted))
 
 

@@ -4,13 +4,13 @@ Streams yield the events of each forward as it happens; a `Trace` holds them all
 words: pictures of a trace are made in `medv.report`.
 """
 
-import json
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from medv.artifacts import write_json
+from medv.reading import read_json
 
 COMMIT, REMASK = "commit", "remask"
 FORMAT = "medv trace 1"
@@ -103,7 +103,7 @@ class Trace:
     def load(cls, path: str | Path) -> "Trace":
         """Read what `save` wrote. Raises ValueError where the file is no trace, or one that cannot be."""
         try:
-            value = json.loads(Path(path).read_text(encoding="utf-8"))
+            value = read_json(path)
             if not isinstance(value, dict) or value.get("format") != FORMAT or "trace" not in value:
                 raise ValueError(f"it is not of the format {FORMAT!r}, which Trace.save writes")
             return cls.from_dict(value["trace"])

@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from medv.data.example import Example, Turn, load_image
+from medv.data.chat import encode_prompt
+from medv.data.example import Example, Turn
 from medv.diffusion.sampler import SamplerConfig
 from medv.diffusion.trace import Events, Trace, drain
+from medv.model.devices import computes_on
+from medv.model.looks import Looks, joined
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
-
-View = Callable[[Example], Image.Image | None]
 
 
 @dataclass(frozen=True)
@@ -39,30 +40,20 @@ class Answer:
         return asdict(self)
 
 
-def full_view(example: Example) -> Image.Image | None:
-    """The example's own image, or None for text."""
-    return None if example.image is None else load_image(example)
-
-
-def gray_view(example: Example) -> Image.Image | None:
-    """A uniform gray picture in the image's place: the model is asked blind."""
-    return None if example.image is None else Image.new("RGB", (64, 64), (127, 127, 127))
-
-
 def answer_examples(
     model: MedVForMaskedDiffusion,
     processor: MedVProcessor,
     examples: Sequence[Example],
     config: SamplerConfig,
     *,
-    view: View = full_view,
+    looks: Looks | None = None,
     batch_size: int = 50,
     quiet: bool = False,
 ) -> list[Answer]:
-    """Answer the first question of every example, in order."""
+    """Answer the first question of every example, in order; `looks` spare images that were looked at before."""
     bar = tqdm(total=len(examples), desc="answers", unit="question", disable=quiet)
     answers = []
-    for batch in stream_answers(model, processor, examples, config, view=view, batch_size=batch_size):
+    for batch in stream_answers(model, processor, examples, config, looks=looks, batch_size=batch_size):
         answers += batch
         bar.update(len(batch))
     bar.close()
@@ -75,7 +66,7 @@ def stream_answers(
     examples: Sequence[Example],
     config: SamplerConfig,
     *,
-    view: View = full_view,
+    looks: Looks | None = None,
     batch_size: int = 50,
     first_index: int = 0,
     graphs: bool | None = None,
@@ -87,7 +78,7 @@ def stream_answers(
     for start in range(0, len(examples), batch_size):
         batch = examples[start : start + batch_size]
         rows = range(first_index + start, first_index + start + len(batch))
-        answered = _answer_batch(model, processor, batch, config, view, list(rows), graphs=graphs)
+        answered = _answer_batch(model, processor, batch, config, looks, list(rows), graphs=graphs)
         yield [answer for answer, _ in answered]
 
 
@@ -101,7 +92,7 @@ def answer_with_trace(
     graphs: bool | None = None,
 ) -> tuple[Answer, Trace]:
     """One answer and how it came about; `on_step` is called with the events of each forward as it happens."""
-    return _answer_batch(model, processor, [example], config, full_view, [0], on_step, graphs)[0]
+    return _answer_batch(model, processor, [example], config, None, [0], on_step, graphs)[0]
 
 
 def check_length(
@@ -112,11 +103,16 @@ def check_length(
     gen_length: int,
 ) -> None:
     """Raises ValueError where prompt and answer together are longer than what the model reads."""
+    prompt = processor.encode_turns((Turn("user", question.strip()),), image=picture)
+    _check_positions(len(prompt), gen_length, model)
+
+
+def _check_positions(tokens: int, gen_length: int, model: MedVForMaskedDiffusion) -> None:
     limit = model.config.text_config.max_position_embeddings
-    tokens = len(processor.encode_turns((Turn("user", question),), image=picture))
     if tokens + gen_length > limit:
         raise ValueError(
-            f"the prompt has {tokens} tokens and the answer {gen_length}, but this model reads {limit}: shorten the question"
+            f"the prompt has {tokens} tokens and the answer {gen_length}, but this model reads {limit}: "
+            "shorten the question or the answer (--gen-length)"
         )
 
 
@@ -125,21 +121,31 @@ def _answer_batch(
     processor: MedVProcessor,
     batch: Sequence[Example],
     config: SamplerConfig,
-    view: View,
+    looks: Looks | None,
     rows: list[int],
     on_step: Callable[[Events], None] | None = None,
     graphs: bool | None = None,
 ) -> list[tuple[Answer, Trace]]:
-    images = [view(example) for example in batch]
-    with_image = images[0] is not None
-    if any((image is not None) != with_image for image in images):
+    with_image = batch[0].image is not None
+    if any((example.image is not None) != with_image for example in batch):
         raise ValueError("a batch mixes questions with and without an image: answer them in two calls")
-    pairs = zip(batch, images, strict=True)
-    prompts = [processor.encode_turns((Turn("user", ex.question.strip()),), image=image) for ex, image in pairs]
-    inputs = processor.batch(prompts, images if with_image else None).to(model.device)
+    looks = looks or Looks(processor, keep=0)
+    counts, seen = zip(*map(looks, batch), strict=True)
+    told = {"system": processor.system_prompt, "official": processor.official_prompts}
+    prompts = [
+        encode_prompt(processor.tokenizer, (Turn("user", example.question.strip()),), image_tokens=count, **told)
+        for example, count in zip(batch, counts, strict=True)
+    ]
+    _check_positions(max(map(len, prompts)), config.gen_length, model)
+    place = computes_on(model.get_input_embeddings())
+    inputs = dict(processor.batch(prompts, None)) | joined(seen)
+    inputs = {name: tensor.to(place) for name, tensor in inputs.items()}
     was_training = model.training
     model.eval()
     with torch.inference_mode():
+        if "vision_states" in inputs:
+            states, layouts = inputs.pop("vision_states"), inputs.pop("image_layouts", None)
+            inputs["image_features"] = model.model.project(states, layouts)
         how = model.acceleration(config, graphs)
         steps = model.stream(**inputs, config=config, row_indices=rows, tell=on_step is not None, **how)
         output = drain(steps, on_step)

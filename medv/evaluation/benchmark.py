@@ -5,76 +5,139 @@ over the processes of torchrun, with the same answers.
 import glob
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import timedelta
+from functools import lru_cache
 from pathlib import Path
 
 from torch import distributed
 from tqdm.auto import tqdm
 
-from medv.artifacts import append_jsonl, fingerprint, read_jsonl, write_text
-from medv.data.example import Example, Turn
-from medv.data.images import resolve_image
+from medv.artifacts import append_jsonl, write_text
+from medv.data.contents import contents
+from medv.data.example import IMAGE_TOKEN, Example, Turn
+from medv.data.images import ImageError, ImageFolder, open_image
 from medv.data.readers import read_dataset
+from medv.data.rows import by_id, read_rows
+from medv.evaluation.answering import full_view
 from medv.evaluation.runners import Runner
+from medv.ownership import Run, owned, owned_rows, reserve_file
+from medv.reading import read_lines
+
+MADE_BY = "medv generate"
 
 
-def read_questions(path: Path, images: Path, *, data: str | None = None) -> list[Example]:
+def read_questions(path: Path, images: Path | ImageFolder, *, data: str | None = None) -> list[Example]:
     """Questions as JSON lines: `question_id` (or `id`), `text` (or `question`) and `image`, in file order; or, with `data`,
-    the annotation file of that data set as shipped.
+    the annotation file of that data set as shipped. Raises DataError for a row that is no question about an image.
     """
     if data is not None:
         return read_dataset(data, path, "test", images=images)
     examples = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{path}, line {number} is not JSON ({error.msg}): one object per line is needed"
-            ) from error
-        text = str(row.get("text", row.get("question", ""))).replace("<image>", "").strip()
-        if not text or not row.get("image"):
-            raise ValueError(f"{path}, line {number} lacks a question text or an image name")
-        name = str(row.get("question_id", row.get("id", number - 1)))
-        examples.append(Example(name, resolve_image(images, row["image"]), (Turn("user", text),)))
-    if len({example.id for example in examples}) != len(examples):
-        raise ValueError(f"{path} names a question id twice: ids must be unique to resume")
+    for name, row in by_id(read_rows(path), "question_id", "id").items():
+        text = row.text("text", "question").replace(IMAGE_TOKEN, "").strip()
+        if not text:
+            raise row.error(f"there is no question beside {IMAGE_TOKEN}")
+        examples.append(Example(name, row.image(images, row.text("image")), (Turn("user", text),)))
     return examples
 
 
+def examine(
+    examples: Sequence[Example], runner: Runner, *, skip_corrupt: bool = False
+) -> tuple[list[Example], dict[str, str]]:
+    """The questions that can be answered, before anything is; and, with `skip_corrupt`, why others cannot, by id.
+
+    Raises ImageError, without `skip_corrupt`, for the first image that cannot be read; ValueError for a question that is too
+    long for the runner's model, or where no image can be read.
+    """
+    asked, skipped = [], {}
+    look = lru_cache(maxsize=8)(open_image)  # several questions about one image stand together
+    for example in examples:
+        try:
+            picture = look(example.image) if isinstance(example.image, Path) else full_view(example)
+        except ImageError as error:
+            if not skip_corrupt:
+                raise ImageError(
+                    f"question {example.id}: {error}; mend it, or leave such images out with --skip-corrupt"
+                ) from error
+            skipped[example.id] = str(error)
+            continue
+        try:
+            runner.check(example, picture)
+        except ValueError as error:
+            raise ValueError(f"question {example.id}: {error}") from error
+        asked.append(example)
+    if not asked:
+        raise ValueError(f"none of the {len(examples)} images can be read: look at their folder")
+    return asked, skipped
+
+
+def write_skipped(skipped: Mapping[str, str], out: Path) -> Path:
+    """List the questions that were left out, and why, as JSON lines beside the answers; returns where.
+
+    Raises ValueError where a file of that name holds anything else.
+    """
+    path = out.with_name(f"{out.name}.skipped")
+    fields = ("question_id", "reason")
+    if path.exists() and not all(isinstance(row, dict) and tuple(row) == fields for _, row in read_lines(path)):
+        raise ValueError(f"{path} exists, and is no list of questions that were left out: move it away")
+    rows = [dict(zip(fields, item, strict=True)) for item in skipped.items()]
+    return write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
 def answer_file(
-    examples: Sequence[Example], runner: Runner, out: Path, *, batch_size: int = 16, quiet: bool = False
+    examples: Sequence[Example],
+    runner: Runner,
+    out: Path,
+    *,
+    batch_size: int = 16,
+    inputs: Iterable[Path] = (),
+    quiet: bool = False,
 ) -> int:
     """Answer what `out` does not hold yet, one JSON line an answer, in the order of the examples; returns how many there are.
 
     A run that was stopped goes on question by question: a batch of which some answers are there is asked whole, so that no
     answer depends on where the run stopped, and the missing ones are added. Under torchrun the batches are dealt out to the
-    processes, each writes a file of its own beside `out`, and the first one merges them. Raises ValueError where `out`
-    holds answers made with other settings, another model or other questions.
+    processes, each writes a file of its own beside `out`, and the first one merges them. Raises ValueError, with nothing
+    changed, where `out` is one of `inputs` or holds anything but answers by the same settings and equal contents of model,
+    questions and images, and where another process is at work on it.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    run = fingerprint({"settings": runner.settings, "questions": [(ex.id, ex.question) for ex in examples]})
-    done = _answers_there(out, run, {example.id for example in examples})
-    own = out if world == 1 else out.with_name(f"{out.name}.part{rank}")
-    _meet(world)  # nobody writes before all have read
-    starts = range(rank * batch_size, len(examples), world * batch_size)
-    with tqdm(total=sum(len(examples[s : s + batch_size]) for s in starts), desc="answers", disable=quiet) as bar:
-        for start in starts:
-            batch = examples[start : start + batch_size]
-            if any(example.id not in done for example in batch):
-                for answer in runner.answer(batch, range(start, start + len(batch))):
-                    row = {"question_id": answer.id, **answer.to_dict(), "settings": runner.settings, "run": run}
-                    if answer.id not in done:
-                        append_jsonl(own, row)
-            bar.update(len(batch))
-    _meet(world)
-    if rank == 0:
-        _merge(out, run, [example.id for example in examples])
-    _meet(world)
+    out = out.resolve()  # a link stays one
+    with reserve_file(out, MADE_BY, inputs=inputs) if rank == 0 else nullcontext():
+        run = made_of(examples, runner)
+        done = _answers_there(out, run)
+        own = out if world == 1 else out.with_name(f"{out.name}.part{rank}")
+        _meet(world)  # nobody writes before all have read
+        starts = range(rank * batch_size, len(examples), world * batch_size)
+        with tqdm(total=sum(len(examples[s : s + batch_size]) for s in starts), desc="answers", disable=quiet) as bar:
+            for start in starts:
+                batch = examples[start : start + batch_size]
+                if any(example.id not in done for example in batch):
+                    for answer in runner.answer(batch, range(start, start + len(batch))):
+                        row = {"question_id": answer.id, **answer.to_dict(), "settings": runner.settings}
+                        if answer.id not in done:
+                            append_jsonl(own, owned(run, row))
+                bar.update(len(batch))
+        _meet(world)
+        if rank == 0:
+            _merge(out, run, [example.id for example in examples])
+        _meet(world)
     return len(examples)
+
+
+def made_of(examples: Sequence[Example], runner: Runner) -> Run:
+    """The identity of a file of answers, as `medv.ownership` keeps it in every row."""
+    settings = {name: value for name, value in runner.settings.items() if name != "model"}
+    asked = contents(examples)
+    return {
+        "made_by": MADE_BY,
+        "settings": settings,
+        "model": runner.contents,
+        "questions": asked["rows"],
+        "images": asked["images"],
+    }
 
 
 def _parts(out: Path) -> list[Path]:
@@ -82,23 +145,17 @@ def _parts(out: Path) -> list[Path]:
     return sorted(out.parent.glob(f"{glob.escape(out.name)}.part*"))
 
 
-def _answers_there(out: Path, run: str, ids: set[str]) -> dict[str, dict]:
+def _answers_there(out: Path, run: Run) -> dict[str, dict]:
     """Answers by question id, from `out` and from the parts of a run that was killed."""
-    rows = [row for path in (out, *_parts(out)) for row in read_jsonl(path)]
-    if any(row.get("run") != run for row in rows):
-        raise ValueError(f"{out} holds answers made with other settings: choose another file or delete it")
-    unknown = [row["question_id"] for row in rows if row["question_id"] not in ids]
-    if unknown:
-        raise ValueError(f"{out} answers question {unknown[0]}, which is not asked: choose another file")
-    return {row["question_id"]: row for row in rows}
+    return {row["question_id"]: row for path in (out, *_parts(out)) for row in owned_rows(path, run)}
 
 
-def _merge(out: Path, run: str, order: list[str]) -> None:
+def _merge(out: Path, run: Run, order: list[str]) -> None:
     """All answers in the order of the questions in `out`, and no parts; a file that is right already is left alone."""
     parts = _parts(out)
-    if not parts and [row["question_id"] for row in read_jsonl(out)] == order:
+    if not parts and [row["question_id"] for row in owned_rows(out, run)] == order:
         return
-    rows = _answers_there(out, run, set(order))
+    rows = _answers_there(out, run)
     write_text(out, "".join(json.dumps(rows[name], ensure_ascii=False) + "\n" for name in order))
     for part in parts:
         part.unlink()

@@ -12,11 +12,10 @@ from dataclasses import asdict, dataclass, replace
 import pandas as pd
 import torch
 
-from medv.data.example import Example, Turn
+from medv.data.example import Example, Turn, load_image
 from medv.diffusion.caching import NO_CACHE, DualCache, PrefixCache
 from medv.diffusion.fast import sample_fast
 from medv.diffusion.settings import SamplerConfig, SamplerOutput
-from medv.evaluation.answering import full_view
 from medv.model.decoding import Decoder
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
@@ -54,7 +53,7 @@ def cache_agreement(
     """One row for each kind of cache and refresh interval: the fields of `CacheAgreement`, on the first questions of the
     examples as one batch.
     """
-    images = [full_view(example) for example in examples]
+    images = [None if example.image is None else load_image(example) for example in examples]
     pairs = zip(examples, images, strict=True)
     prompts = [processor.encode_turns((Turn("user", ex.question.strip()),), image=image) for ex, image in pairs]
     inputs = processor.batch(prompts, images if images[0] is not None else None).to(model.device)
@@ -114,7 +113,7 @@ def prediction_divergence(model: MedVForMaskedDiffusion, inputs: dict, config: S
 class _Both:
     """A denoiser that answers without a cache and notes how far the cached answer would have been from it."""
 
-    static = False
+    static, compiled = False, False
 
     def __init__(self, exact: Decoder, cached: Decoder):
         self.exact, self.cached = exact, cached

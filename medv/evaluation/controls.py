@@ -1,18 +1,21 @@
-"""What a model must beat: answers that need no image (the majority answer) and the same model shown the wrong images.
+"""What a model must beat: answers that need no image, and the same model shown the wrong images or nothing but gray.
 
-The third control, the blind model, is the trained model asked without an image and needs nothing from here. This module runs no
-model and scores nothing; its answers go to `medv.evaluation.vqa`.
+This module runs no model and scores nothing; its answers go to `medv.evaluation.vqa`.
 """
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
+from PIL import Image
 
 from medv.data.example import Example
 from medv.evaluation.normalize import normalize
+
+_WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,59 @@ def majority_answers(train_examples: Sequence[Example], test_examples: Sequence[
     return MajorityAnswers(majority, lookup)
 
 
+def nearest_answers(train_examples: Sequence[Example], test_examples: Sequence[Example]) -> list[str]:
+    """For each test question the answer to the training question of its type with the most words in common (Jaccard).
+
+    Words are runs of letters, digits and underscores in lower case; of equally near questions the first in training counts.
+    Raises ValueError where training lacks a type of question.
+    """
+    number: dict[str, int] = {}
+    train, test = (
+        [
+            {number.setdefault(word, len(number)) for word in _WORD.findall(example.question.lower())}
+            for example in examples
+        ]
+        for examples in (train_examples, test_examples)
+    )
+    known, asked = _incidence(train, len(number)), _incidence(test, len(number))
+    shared = asked @ known.T  # [tests, trainings]
+    near = shared / np.maximum(asked.sum(1)[:, None] + known.sum(1) - shared, 1)
+    types = np.array([example.answer_type for example in train_examples])
+    answers = []
+    for example, row in zip(test_examples, near, strict=True):
+        same = types == example.answer_type
+        if not same.any():
+            raise ValueError(
+                f"no training example has the answer type {example.answer_type!r} of question {example.id}"
+            )
+        answers.append(train_examples[int(np.where(same, row, -1).argmax())].answer)
+    return answers
+
+
+def _incidence(sets: Sequence[set[int]], width: int) -> np.ndarray:
+    """float32 [sets, width]: 1 where a word is in a set."""
+    table = np.zeros((len(sets), width), dtype=np.float32)
+    for row, words in zip(table, sets, strict=True):
+        row[list(words)] = 1
+    return table
+
+
 def _question_key(example: Example) -> tuple[str | None, str]:
     return example.answer_type, normalize(example.question)
 
 
 def _first(counts: Counter) -> str:
     return counts.most_common(1)[0][0]
+
+
+def gray_picture() -> Image.Image:
+    """A uniform gray picture, in which there is nothing to see."""
+    return Image.new("RGB", (64, 64), (127, 127, 127))
+
+
+def blinded(examples: Sequence[Example]) -> list[Example]:
+    """The same questions with a gray picture in place of every image: to ask a model blind, or to train it so."""
+    return [example if example.image is None else replace(example, image=gray_picture) for example in examples]
 
 
 def shuffled_images(examples: Sequence[Example], seed: int) -> list[Example]:

@@ -6,9 +6,8 @@ questions, the two question types and the five image domains, the first that is 
 official ones; reading is more tolerant of form, strict about the range, and loses no line. It sends nothing: see `judging`.
 """
 
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -16,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from medv.data.readers import QA50_DOMAINS, DataError, read_rows
+from medv.data.readers import QA50_DOMAINS
+from medv.data.rows import found, read_rows
+from medv.reading import DataError, read_lines
 
 TYPES = ("conversation", "detailed_description")
 DOMAINS = tuple(QA50_DOMAINS)
@@ -172,22 +173,11 @@ def _judgement(name: str, row: Mapping[str, Any]) -> Judgement:
     return Judgement(name, *parse_scores(text), type=row.get("type"), domain=first_domain(row.get("domain")))
 
 
-def _lines(path: Path) -> Sequence[tuple[str, Mapping[str, Any] | str]]:
+def _lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
+    """The rows, or, where not all of them can be read, the lines and what is wrong with some."""
     try:
-        return [(f"row {number}", row) for number, row in enumerate(read_rows(path), start=1)]
+        yield from ((row.place, row) for row in read_rows(path))
     except DataError:
-        if not path.is_file():
-            raise
-    found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), start=1):
-        if line.strip():
-            found.append((f"line {number}", _object(line)))
-    return found
-
-
-def _object(line: str) -> Mapping[str, Any] | str:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        return f"it is not JSON ({error})"
-    return row if isinstance(row, dict) else f"it is {type(row).__name__}, not an object with named fields"
+        for number, row in read_lines(path):
+            known = f"it is {found(row)}, not an object with named fields"
+            yield f"line {number}", row if isinstance(row, dict) else str(row) if isinstance(row, DataError) else known

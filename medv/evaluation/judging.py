@@ -24,8 +24,9 @@ import httpx
 from tqdm.auto import tqdm
 
 from medv.artifacts import fingerprint, write_json, write_text
-from medv.data.readers import DataError, read_rows
+from medv.data.rows import read_rows
 from medv.evaluation.judge import JudgeScores, collect, judge_messages, parse_scores
+from medv.reading import DataError
 
 OPENAI = "https://api.openai.com/v1"
 KEYS = ("MEDV_JUDGE_KEY", "OPENAI_API_KEY")

@@ -5,15 +5,20 @@ often carry ids of their own numbering (LLaVA-Med's `question_id` is not VQA-RAD
 alone are not trusted across differently named fields. This module scores nothing.
 """
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from medv.data.example import Example
-from medv.data.readers import DataError, read_llava_med, read_pathvqa, read_rows, read_slake, read_vqa_rad
+from medv.data.readers import read_llava_med, read_pathvqa, read_slake, read_vqa_rad
+from medv.data.rows import read_rows
+from medv.reading import DataError
 
 _ID_KEYS = ("question_id", "qid", "id")
+_FORM = re.compile(r"(|.*[a-zA-Z](?:.*[^\d.])?)(\d+)(?:\.0+)?", re.ASCII)
+"""An id that ends in a whole number, with nothing or a word before it."""
 
 
 @dataclass(frozen=True)
@@ -76,22 +81,20 @@ def read_references(path: str | Path, *, language: str = "en") -> list[Reference
 def read_predictions(path: str | Path) -> list[Prediction]:
     """The answers of a JSON-lines file: `text` (or `answer`) in each row, and an id and a `prompt` if present."""
     predictions = []
-    for number, fields in enumerate(read_rows(path), start=1):
-        text = next((fields[key] for key in ("text", "answer") if fields.get(key) is not None), None)
-        if not isinstance(text, str):
-            raise DataError(f"{path} row {number}: the answer is {text!r}; give it as a string in 'text' (or 'answer')")
-        id_key = next((key for key in _ID_KEYS if fields.get(key) is not None), None)
-        identity = None if id_key is None else str(fields[id_key])
-        prompt = fields.get("prompt")
-        predictions.append(Prediction(text, identity, id_key, prompt if isinstance(prompt, str) else None))
+    for row in read_rows(path):
+        id_key = next((key for key in _ID_KEYS if key in row), None)
+        identity = None if id_key is None else row.identity(id_key)
+        prompt = row.get("prompt")
+        predictions.append(Prediction(row.answer(), identity, id_key, prompt if isinstance(prompt, str) else None))
     return predictions
 
 
 def pair(references: Sequence[Reference], predictions: Sequence[Prediction]) -> tuple[list[Reference], list[str]]:
-    """The references in their order and the predicted text for each: by id where both sides have the same ids, else by order.
+    """The references in their order and the predicted text for each: by id where both sides have ids, else by order.
 
-    By order, the counts must agree, and where the predictions carry prompts each must contain its reference's question. Raises
-    DataError when the ids contradict each other: repeated, or overlapping in part without prompts that settle the order.
+    Ids that differ in their form alone (zeros or one prefix in front, "12.0") are the same. Where they are of two numberings,
+    the order counts only if each prediction carries a prompt with its reference's question in it; without ids the counts must
+    agree, and so must the prompts there are. Raises DataError for anything else: nothing is paired by chance.
     """
     if len(references) != len(predictions):
         raise DataError(
@@ -99,13 +102,18 @@ def pair(references: Sequence[Reference], predictions: Sequence[Prediction]) -> 
             + _ids_missing(references, predictions)
         )
     wanted, given = [row.id for row in references], [row.id for row in predictions]
-    if wanted != given and None not in wanted and None not in given:
+    if None not in wanted and set(given) != {None}:
+        if None in given:
+            raise DataError("some predictions have an id and others have none: give every prediction its id, or none")
         _check_unique(wanted, "references")
         _check_unique(given, "predictions")
+        if set(wanted) != set(given) and set(bare := _numbers(wanted)) == set(numbers := _numbers(given)) != set():
+            wanted, given = bare, numbers
         if set(wanted) == set(given):
-            text_of = {prediction.id: prediction.text for prediction in predictions}
-            return list(references), [text_of[identity] for identity in wanted]
-        if not _numbered_apart(references, predictions):
+            text_of = {name: prediction.text for name, prediction in zip(given, predictions, strict=True)}
+            return list(references), [text_of[name] for name in wanted]
+        one_numbering = references[0].id_key is not None and references[0].id_key == predictions[0].id_key
+        if one_numbering or not (all(row.prompt for row in predictions) and all(row.question for row in references)):
             raise DataError(
                 f"the ids of questions and predictions do not match{_ids_missing(references, predictions)}: "
                 "mend the ids, or remove them from the predictions to pair by order"
@@ -114,14 +122,15 @@ def pair(references: Sequence[Reference], predictions: Sequence[Prediction]) -> 
     return list(references), [prediction.text for prediction in predictions]
 
 
-def _numbered_apart(references: Sequence[Reference], predictions: Sequence[Prediction]) -> bool:
-    """Whether ids that differ are plainly of two numberings, so that the order alone can pair the files."""
-    if references[0].id_key is not None and references[0].id_key == predictions[0].id_key:
-        return False
-    given = [row.id for row in predictions]
-    row_numbers = any(given == [str(n) for n in range(first, first + len(given))] for first in (0, 1))
-    has_prompts = all(row.prompt for row in predictions)  # which are then compared with the questions
-    return row_numbers or has_prompts or not {row.id for row in references} & set(given)
+def _numbers(ids: Sequence[str]) -> list[str]:
+    """The numbers of ids like "12", "0012", "12.0" or "q12" under one prefix; none where the ids are not all of one such form,
+    or two of them have one number.
+    """
+    found = [_FORM.fullmatch(name) for name in ids]
+    if not all(found) or len({match[1] for match in found}) > 1:
+        return []
+    numbers = [str(int(match[2])) for match in found]
+    return numbers if len(set(numbers)) == len(numbers) else []
 
 
 def _check_unique(ids: Sequence[str], side: str) -> None:

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor, BatchFeature
 from transformers.utils import cached_file
 
-from medv.data.example import Example, load_image
+from medv.data.example import Example
 from medv.diffusion.settings import SamplerConfig
-from medv.evaluation.answering import Answer, stream_answers
+from medv.evaluation.answering import Answer, check_length, full_view, stream_answers
 from medv.model.bundled import load_model
-from medv.model.devices import place
+from medv.model.contents import contents
+from medv.model.devices import device_named, place
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
 
@@ -35,10 +37,20 @@ BASELINES = {
 """Model of Table 7 -> its id on the Hugging Face hub, as far as the paper names or implies one."""
 
 
+LONGEST = 2**20
+"""Tokens of an answer: more than any model has positions for."""
+
+
 class Runner(Protocol):
-    """Answers batches. `settings`: what the answers depend on beside the question, JSON-able."""
+    """Answers batches. `settings`: what the answers depend on beside the question, JSON-able; `model` is a name of it for
+    people, and `contents` what it is made of, wherever it lies.
+    """
 
     settings: dict[str, Any]
+    contents: dict[str, str]
+
+    def check(self, example: Example, picture: Image.Image | None) -> None:
+        """Raises ValueError for a question that cannot be answered whole: it and its answer are longer than the model reads."""
 
     def answer(self, examples: Sequence[Example], rows: Sequence[int]) -> list[Answer]:
         """One answer per example, in order; `rows` are their places in the benchmark, for the random draws."""
@@ -69,6 +81,7 @@ class MedVRunner:
     load: Callable[[], tuple[MedVForMaskedDiffusion, MedVProcessor]] | None = None
 
     def __post_init__(self):
+        device_named(self.device)  # what is not here is told before questions are read
         if self.load is None:
             self.load = cache(partial(load_model, self.folder, dtype=getattr(torch, self.dtype), device=self.device))
 
@@ -77,6 +90,15 @@ class MedVRunner:
         """The sampler's settings, the folder's name, and the numbers that are computed with where not float32."""
         dtype = {} if self.dtype == "float32" else {"dtype": self.dtype}
         return {"model": str(self.folder), **dtype, **sampler_settings(self.config)}
+
+    @property
+    def contents(self) -> dict[str, str]:
+        """Of the weights, configuration and processor, adapters and what lies under them included."""
+        return contents(*self.load())
+
+    def check(self, example: Example, picture: Image.Image | None) -> None:
+        """Raises ValueError where prompt and canvas are longer than what the model reads."""
+        check_length(example.question, picture, *self.load(), self.config.gen_length)
 
     def answer(self, examples: Sequence[Example], rows: Sequence[int]) -> list[Answer]:
         """Answer the batch; the draws of an answer depend on its place alone."""
@@ -99,10 +121,21 @@ class CheckpointRunner:
     dtype: str = "auto"
     device: str | None = None
 
+    def __post_init__(self):
+        if not 1 <= self.max_new_tokens <= LONGEST:
+            raise ValueError(
+                f"the answer has {self.max_new_tokens} tokens at most: give from 1 to {LONGEST} (--gen-length)"
+            )
+
     @property
     def settings(self) -> dict[str, Any]:
         """Checkpoint, length and system message."""
         return {"model": self.checkpoint, "max_new_tokens": self.max_new_tokens, "system": self.system}
+
+    @property
+    def contents(self) -> dict[str, str]:
+        """Of the weights, configuration and processor."""
+        return contents(*self._network)
 
     @cached_property
     def _network(self):
@@ -110,22 +143,37 @@ class CheckpointRunner:
         model = AutoModelForImageTextToText.from_pretrained(self.checkpoint, dtype=self.dtype, local_files_only=True)
         return place(model.eval(), self.device), processor
 
+    def check(self, example: Example, picture: Image.Image | None) -> None:
+        """Raises ValueError where prompt and answer are longer than what the model reads, as far as its configuration says."""
+        model, _ = self._network
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        tokens = self._inputs(example, picture)["input_ids"].shape[1]
+        if limit is not None and tokens + self.max_new_tokens > limit:
+            raise ValueError(
+                f"the prompt has {tokens} tokens and the answer {self.max_new_tokens}, but this model reads {limit}: "
+                "shorten the question or the answer (--gen-length)"
+            )
+
     def answer(self, examples: Sequence[Example], rows: Sequence[int]) -> list[Answer]:
         """Answer one by one; `rows` are not needed, as nothing is drawn."""
         return [self._answer(example) for example in examples]
 
-    @torch.inference_mode()
-    def _answer(self, example: Example) -> Answer:
-        model, processor = self._network
+    def _inputs(self, example: Example, picture: Image.Image | None) -> BatchFeature:
         content = [{"type": "text", "text": example.question.strip()}]
-        if example.image is not None:
-            content.insert(0, {"type": "image", "image": load_image(example)})
+        if picture is not None:
+            content.insert(0, {"type": "image", "image": picture})
         messages = [{"role": "user", "content": content}]
         if self.system is not None:
             messages.insert(0, {"role": "system", "content": [{"type": "text", "text": self.system}]})
-        inputs = processor.apply_chat_template(
+        _, processor = self._network
+        return processor.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-        ).to(model.device)
+        )
+
+    @torch.inference_mode()
+    def _answer(self, example: Example) -> Answer:
+        model, processor = self._network
+        inputs = self._inputs(example, full_view(example)).to(model.device)
         started = time.perf_counter()
         ids = model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
         seconds = time.perf_counter() - started

@@ -1,8 +1,9 @@
 """A VQA result with what it must be compared with: Table 2 and Figure 3 for our models, controls included.
 
 Every study has the same conditions: the model; the same model shown the images of other questions ("shuffled images") or a
-gray picture ("gray image"); the most frequent training answer to the same question ("question only") and to all questions
-of its type ("majority"). What the last four reach needs no look at the image. This module trains nothing.
+gray picture ("gray image"); the answer to the training question with the most words in common ("nearest question"); the most
+frequent training answer to the same question ("question only") and to all questions of its type ("majority"). What the last
+five reach needs no look at the image. This module trains nothing.
 """
 
 import time
@@ -13,14 +14,15 @@ import pandas as pd
 
 from medv.data.example import Example
 from medv.diffusion.sampler import SamplerConfig
-from medv.evaluation.answering import answer_examples, full_view, gray_view
-from medv.evaluation.controls import majority_answers, shuffled_images
+from medv.evaluation.answering import answer_examples
+from medv.evaluation.controls import blinded, majority_answers, nearest_answers, shuffled_images
 from medv.evaluation.vqa import Reference, VQAScores, evaluate_vqa
+from medv.model.looks import Looks
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
 from medv.profiles import SamplerSpec
 
-CONDITIONS = ("model", "shuffled images", "gray image", "question only", "majority")
+CONDITIONS = ("model", "shuffled images", "gray image", "nearest question", "question only", "majority")
 METRICS = ("closed_accuracy", "open_recall", "closed_strict_accuracy", "open_set_recall", "open_precision", "open_f1")
 
 
@@ -38,27 +40,28 @@ def vqa_study(
     *,
     seed: int = 0,
     conditions: Sequence[str] = CONDITIONS,
+    looks: Looks | None = None,
     quiet: bool = False,
 ) -> pd.DataFrame:
     """One row per condition and question: condition, seed, id, answer_type, question, reference, answer, metrics in percent.
 
-    A metric that belongs to the other answer type is NaN. `seconds` is the wall time per question. Raises ValueError for an
-    unknown condition.
+    A metric that belongs to the other answer type is NaN. `seconds` is the wall time per question. `looks` spare images
+    that were looked at before. Raises ValueError for an unknown condition.
     """
     unknown = set(conditions) - set(CONDITIONS)
     if unknown:
         raise ValueError(f"unknown condition {', '.join(sorted(unknown))}: use {', '.join(CONDITIONS)}")
     blind = majority_answers(train, test)
-    told = {"question only": blind.lookup, "majority": blind.majority}
+    told = {"nearest question": nearest_answers(train, test), "question only": blind.lookup, "majority": blind.majority}
+    shown = {"model": test, "gray image": blinded(test)}
     references = [Reference.of(example) for example in test]
     frames = []
     for condition in conditions:
         started = time.perf_counter()
         answers = told.get(condition)
         if answers is None:
-            seen = shuffled_images(test, seed) if condition == "shuffled images" else test
-            view = gray_view if condition == "gray image" else full_view
-            given = answer_examples(model, processor, seen, config, view=view, quiet=quiet)
+            seen = shuffled_images(test, seed) if condition == "shuffled images" else shown[condition]
+            given = answer_examples(model, processor, seen, config, looks=looks, quiet=quiet)
             answers = [answer.text for answer in given]
         scores = evaluate_vqa(references, answers)
         frame = _item_frame(scores, test, answers)

@@ -10,9 +10,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from medv.data.readers import DataError, read_rows
+from medv.data.rows import Row, read_rows
 from medv.evaluation.repetition import repeated_spans, repetition
 
+AMOUNTS = ("tokens", "seconds", "forwards", "asked_words", "gen_length")
 REPETITION = ("adjacent_duplicates", "longest_run", "rep_2", "rep_4", "distinct_1", "repeated_share")
 
 
@@ -85,12 +86,13 @@ def measure_texts(rows: Sequence[Mapping[str, Any]], *, asked_words: int | None 
     }
 
 
-def read_answers(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of an answer file; raises DataError where a row has no text."""
+def read_answers(path: str | Path) -> list[Row]:
+    """The rows of an answer file; raises DataError where a row has no text, or an amount that is no number."""
     rows = read_rows(path)
     for row in rows:
-        try:
-            answer_text(row)
-        except ValueError as error:
-            raise DataError(f"{path}: {error} (or 'answer')") from None
+        row.answer()
+        settings = row.get("settings")
+        for place in (row, row.with_fields(settings) if isinstance(settings, dict) else {}):
+            for name in AMOUNTS if place else ():
+                place.amount(name)
     return rows

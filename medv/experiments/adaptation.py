@@ -51,7 +51,7 @@ def adapt_on_text(
     quiet: bool = False,
     **options,
 ) -> dict:
-    """Read `text` (or let the tower write `self_tokens` by `writing` into out/self_text), adapt the tower, and leave beside
+    """Read `text` (or let the tower write `self_tokens` by `writing` into `<out>-text`), adapt the tower, and leave beside
     it `continuations.json`: what it makes of held-out openings before and after. `options` are those of `adapt`. Returns the
     facts of the adaptation.
     """
@@ -59,7 +59,7 @@ def adapt_on_text(
         raise ValueError("give either a text to adapt on or let the tower write its own, one of the two")
     written = {}
     if writing is not None:
-        text = out / "self_text"
+        text = out.with_name(f"{out.name}-text")
         written = {"written": write_text_of(language, text, self_tokens, writing, device=device, quiet=quiet)}
     documents, held_out = split_documents(read_documents(text))
     tokenizer = AutoTokenizer.from_pretrained(language, local_files_only=True)

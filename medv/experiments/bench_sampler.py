@@ -5,14 +5,17 @@ random, so nothing here says how good an answer is: agreement is the share of th
 that a mode makes too, which is all of them for an exact mode up to rounding, and means little for a cached one.
 """
 
+import json
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
 import torch
 from rich.table import Table
 from transformers import LlamaConfig
 
+from medv.artifacts import append_jsonl, read_jsonl
 from medv.diffusion.caching import NO_CACHE, CachePolicy, DualCache, PrefixCache
 from medv.diffusion.settings import SamplerConfig, SamplerOutput
 from medv.experiments.bench_baseline import official_run
@@ -91,20 +94,27 @@ def modes(on_gpu: bool) -> list[Mode]:
         ]
     found = []
     for rows in (1, 8):
-        for name, cache in (("exact", NO_CACHE), ("prefix cache", prefix), ("dual cache", dual)):
+        for name, cache in (("exact", NO_CACHE), ("dual cache", dual), ("prefix cache", prefix)):
             for tokens in (1, 4):
                 full = (
                     name + (", 4 tokens a forward" if tokens > 1 else "") + (f", batch of {rows}" if rows > 1 else "")
                 )
-                cut = 8 if cache == NO_CACHE and rows > 1 else None
-                found.append(Mode(full, cache, tokens, rows, graphs=cache != NO_CACHE, compiled=True, measured=cut))
-    return [
-        *found,
-        Mode("exact, not compiled", measured=32),
+                cut = 6 if cache == NO_CACHE and rows > 1 else None
+                found.append(Mode(full, cache, tokens, rows, graphs=True, compiled=True, measured=cut))
+    found += [
+        Mode("exact, neither graphs nor compiled", measured=16),
         Mode("dual cache, graphs, not compiled", dual, graphs=True),
-        Mode("dual cache, compiled, no graphs", dual, compiled=True),
-        Mode("dual cache, neither", dual),
+        Mode("dual cache, compiled, no graphs", dual, compiled=True, measured=32),
+        Mode("dual cache, neither", dual, measured=32),
     ]
+    first = ("exact", "dual cache", "prefix cache", "dual cache, 4 tokens a forward")
+    then = ("dual cache, batch of 8", "dual cache, 4 tokens a forward, batch of 8")
+    order = {name: place for place, name in enumerate((*first, *then))}
+    return sorted(found, key=lambda mode: order.get(mode.name, len(order)))
+
+
+BASELINES = {"official algorithm, float16 autocast": True, "official algorithm": False}
+"""Name -> whether float16 autocast casts the weights at each forward, as it does on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -197,37 +207,48 @@ def bench_sampler(
     device: str | torch.device | None = None,
     baseline_forwards: int | None = 8,
     seed: int = 0,
-    keep_going: bool = False,
+    journal: Path | None = None,
     progress: Callable[[str], None] = lambda name: None,
 ) -> BenchResult:
     """Measure everything. `baseline_forwards` cuts the official algorithm short (None runs it to the end): its steps all
-    cost the same, and its seconds are scaled. `progress` hears what is measured next. With `keep_going` a mode that fails
-    is told in `errors` and the next one is measured.
+    cost the same, and its seconds are scaled. `progress` hears what is measured next. `journal` is a file to which every
+    measurement is added as a JSON line and from which those of a stopped run of the same are taken; with it a mode that
+    fails is told in `errors`, and the next one is measured.
     """
     device = bench_device(device)
     network = random_network(shape, device, seed)
     prompts = _prompts(shape, 8, device, seed)
     progress("matrix products and copies")
     speed, copies = matmul_speed(device, getattr(torch, shape.dtype)), copy_speed(device)
-    found, errors, written = [], {}, ()
-    for half in (True, False) if device.type == "cuda" else (False,):
-        name = "official algorithm" + (", float16 autocast" if half else "")
-        progress(name)
-        one, written = _baseline(network, prompts[:1], shape, name, baseline_forwards, half)
-        found.append(one)
-    for mode in modes(device.type == "cuda"):
+    where, written = machine(device), ()
+    run = json.loads(json.dumps({"shape": asdict(shape), "seed": seed, "device": where["device"]}))
+    known = {} if journal is None else {row["name"]: row for row in read_jsonl(journal) if row["run"] == run}
+    found, errors = [], {}
+
+    def measured(mode: Mode) -> Measurement:
+        nonlocal written
+        if mode.name in BASELINES:
+            one, written = _baseline(network, prompts[:1], shape, mode, BASELINES[mode.name])
+            return one
+        one = _measure(network, prompts[: mode.rows], shape, mode, written)
+        floor = _floor(shape, mode, one, speed, copies)
+        return replace(one, floor_seconds=floor, of_floor=floor / one.seconds)
+
+    for mode in _plan(device.type == "cuda", baseline_forwards):
         progress(mode.name)
+        if mode.name in known:
+            found.append(Measurement(**known[mode.name]["found"]))
+            continue
         try:
-            one = _measure(network, prompts[: mode.rows], shape, mode, written)
+            found.append(measured(mode))
         except Exception as error:
-            if not keep_going:
+            if journal is None:
                 raise
             errors[mode.name] = f"{type(error).__name__}: {error}"[:2000]
             continue
-        floor = _floor(shape, mode, one, speed, copies)
-        found.append(replace(one, floor_seconds=floor, of_floor=floor / one.seconds))
+        if journal is not None:
+            append_jsonl(journal, {"name": mode.name, "run": run, "found": asdict(found[-1])})
     exact = next((m for m in found if m.name == "exact"), None)
-    where = machine(device)
     return BenchResult(
         device=where["device"],
         threads=torch.get_num_threads(),
@@ -242,9 +263,19 @@ def bench_sampler(
     )
 
 
+def _plan(on_gpu: bool, baseline_forwards: int | None) -> list[Mode]:
+    """What is measured, in order: on a CPU the baseline first, on a GPU what matters most, as time may run out there."""
+    rest = modes(on_gpu)
+    known = [Mode(name, measured=baseline_forwards) for name in BASELINES]
+    return [*rest[:4], *known, *rest[4:]] if on_gpu else [known[1], *rest]
+
+
 def _beside(found: list[Measurement]) -> list[Measurement]:
-    """The measurements with their ratios to the first."""
-    first = found[0]
+    """The measurements with their ratios to the baseline, which comes first."""
+    first = next((m for m in found if m.name in BASELINES), None)
+    if first is None:
+        return found
+    found = [first, *(m for m in found if m is not first)]
     return [
         replace(
             m,
@@ -305,26 +336,22 @@ def random_network(shape: BenchShape, device: torch.device, seed: int) -> MedVFo
 
 
 def _baseline(
-    network: MedVForMaskedDiffusion,
-    prompt: torch.Tensor,
-    shape: BenchShape,
-    name: str,
-    forwards: int | None,
-    half: bool,
+    network: MedVForMaskedDiffusion, prompt: torch.Tensor, shape: BenchShape, mode: Mode, half: bool
 ) -> tuple[Measurement, tuple]:
     config = SamplerConfig(shape.gen_length, shape.block_length, shape.gen_length)
     official_run(network, prompt, config, forwards=1, half=half)  # warm
     with peak_memory(prompt.device) as peak:
-        seconds, run = timed(lambda: official_run(network, prompt, config, forwards=forwards, half=half), prompt.device)
+        seconds, run = timed(
+            lambda: official_run(network, prompt, config, forwards=mode.measured, half=half), prompt.device
+        )
     seconds *= shape.gen_length / run.forwards
-    cut = run.forwards if run.forwards < shape.gen_length else None
     return (
         Measurement(
-            name=name,
+            name=mode.name,
             seconds=seconds,
             tokens_per_second=shape.gen_length / seconds,
             forwards=shape.gen_length,
-            measured_forwards=cut,
+            measured_forwards=run.forwards if run.forwards < shape.gen_length else None,
             peak_bytes=peak.bytes,
             agreement=1.0,
         ),

@@ -24,7 +24,7 @@ FROZEN = 2 / 3  # of a training step, where the language tower's weights get no 
 
 @dataclass(frozen=True)
 class Work:
-    """learned: examples, as often as they are seen; asked: forwards of one answer; drawn: pictures. Or seconds of one each."""
+    """learned: examples, each as often as it is seen; asked: forwards of an answer; drawn: pictures. Or seconds of one each."""
 
     learned: float = 0.0
     asked: float = 0.0

@@ -77,12 +77,13 @@ def answer_all(
     length, block = 256 // divisor(profile), max(MAIN_BLOCK // divisor(profile), 1)
     long, short = SamplerConfig(length, block, length), SamplerConfig(block, block, block)
     rows = []
+    runners = {model: MedVRunner(model, long, profile.dtype) for model, _ in chosen.values()}
     for place, (name, (model, fits)) in enumerate(chosen.items()):
         for kind in ("conversation", "description"):
             part = [example for example in asked if example.meta["type"] == kind]
             out = folder / f"{place:02d}-{kind}.jsonl"
             config = short if fits and kind == "conversation" else long
-            answer_file(part, MedVRunner(model, config), out, batch_size=100, quiet=True)
+            answer_file(part, replace(runners[model], config=config), out, batch_size=100, quiet=True)
             rows += [_row(name, example, answer) for example, answer in zip(part, read_jsonl(out), strict=True)]
     return pd.DataFrame(rows)
 

@@ -91,10 +91,16 @@ def ask_all(
 
 
 def ask_model(
-    model: Path, configs: Mapping[str, SamplerConfig], asked: Mapping[int, Sequence[Example]], folder: Path, **options
+    model: Path,
+    configs: Mapping[str, SamplerConfig],
+    asked: Mapping[int, Sequence[Example]],
+    folder: Path,
+    *,
+    dtype: str = "float32",
+    **options,
 ) -> pd.DataFrame:
-    """`ask_all` of one model folder with many sampler configurations."""
-    runner = MedVRunner(model, next(iter(configs.values())))
+    """`ask_all` of one model folder, loaded once in `dtype`, with many sampler configurations."""
+    runner = MedVRunner(model, next(iter(configs.values())), dtype=dtype)
     return ask_all({name: replace(runner, config=config) for name, config in configs.items()}, asked, folder, **options)
 
 

@@ -39,7 +39,7 @@ def asking_for_words(asked: Requests, words: int) -> dict[int, list[Example]]:
     }
 
 
-def table3_runners(profile: Profile, model: Path, twin: Path | None) -> dict[str, Runner]:
+def table3_runners(profile: Profile, model: MedVRunner, twin: MedVRunner | None) -> dict[str, Runner]:
     """The rows of Table 3 by name: the twin by default and kept from ending, the diffusion model with ever fewer steps.
 
     The twin asked in words is `asking_for_words` of the twin's default. Without a twin its rows are left out.
@@ -47,38 +47,39 @@ def table3_runners(profile: Profile, model: Path, twin: Path | None) -> dict[str
     length, block = 256 // divisor(profile), max(MAIN_BLOCK // divisor(profile), 1)
     runners: dict[str, Runner] = {}
     if twin is not None:
-        runners[f"{TWIN}, default"] = MedVRunner(twin, SamplerConfig(length, length, length))
+        runners[f"{TWIN}, default"] = replace(twin, config=SamplerConfig(length, length, length))
         forced = SamplerConfig(length, length, length, min_length=length)
-        runners[f"{TWIN}, kept from ending"] = MedVRunner(twin, forced)
+        runners[f"{TWIN}, kept from ending"] = replace(twin, config=forced)
     printed = paper.table("table3").dropna(subset="sampling_steps")
     steps = [max(int(z) // divisor(profile), length // block) for z in printed["sampling_steps"]]
-    diffusion = {f"{DIFFUSION}, Z = {z}": MedVRunner(model, SamplerConfig(length, block, z)) for z in steps}
+    diffusion = {f"{DIFFUSION}, Z = {z}": replace(model, config=SamplerConfig(length, block, z)) for z in steps}
     return runners | diffusion
 
 
-def length_runners(profile: Profile, model: Path, twin: Path | None) -> dict[str, Runner]:
+def length_runners(profile: Profile, model: MedVRunner, twin: MedVRunner | None) -> dict[str, Runner]:
     """The same models asked for a quarter, a half and three quarters of the longest canvas, one token a forward."""
     longest, block = 256 // divisor(profile), max(MAIN_BLOCK // divisor(profile), 1)
     runners: dict[str, Runner] = {}
     for length in (longest // 4, longest // 2, 3 * longest // 4):
         fits = block if length % block == 0 else length
-        runners[f"{DIFFUSION}, {length} tokens"] = MedVRunner(model, SamplerConfig(length, fits, length))
+        runners[f"{DIFFUSION}, {length} tokens"] = replace(model, config=SamplerConfig(length, fits, length))
         if twin is None:
             continue
-        runners[f"{TWIN}, at most {length} tokens"] = MedVRunner(twin, SamplerConfig(length, length, length))
+        runners[f"{TWIN}, at most {length} tokens"] = replace(twin, config=SamplerConfig(length, length, length))
         forced = SamplerConfig(length, length, length, min_length=length)
-        runners[f"{TWIN}, exactly {length} tokens"] = MedVRunner(twin, forced)
+        runners[f"{TWIN}, exactly {length} tokens"] = replace(twin, config=forced)
     return runners
 
 
 def ask_lengths(profile: Profile, model: Path, twin: Path | None, asked: Requests, folder: Path) -> pd.DataFrame:
     """All answers of the notebook: rows as `medv.experiments.generation.ask_all`."""
-    words, main = asked_words(profile), table3_runners(profile, model, twin)
+    both = [None if folder is None else MedVRunner(folder, SamplerConfig(), profile.dtype) for folder in (model, twin)]
+    words, main = asked_words(profile), table3_runners(profile, *both)
     frames = [ask_all(main, asked, folder / "table3")]
     if twin is not None:
         default = {f"{TWIN}, asked for {words} words": main[f"{TWIN}, default"]}
         frames.append(ask_all(default, asking_for_words(asked, words), folder / "words"))
-    frames.append(ask_all(length_runners(profile, model, twin), asked, folder / "lengths"))
+    frames.append(ask_all(length_runners(profile, *both), asked, folder / "lengths"))
     return pd.concat(frames, ignore_index=True)
 
 

@@ -15,11 +15,15 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from medv import limits
 from medv.artifacts import Manifest, atomic_directory, code_fingerprint, default_out, fingerprint, versions, write_text
 from medv.experiments.cache import RESUME_KEY
 from medv.experiments.registry import EXHIBITS, Node, counterpart, find_node, makers, nodes_for
 from medv.profiles import Profile, get_profile
 from medv.report import figures
+
+_NUMBERS = {"index": 0, "picture": 0, "draws": 1}
+"""The parameters of notebooks that are numbers, and the least that each may be; all others are names and folders."""
 
 
 def open_run(
@@ -33,8 +37,15 @@ def open_run(
     """Open the run of a notebook, named as in `medv.experiments.registry`.
 
     `out` defaults to `runs/<profile>` under the project, the folder that `medv reproduce` uses. `parameters` are the
-    notebook's own parameters, for the manifests. Raises ValueError for an unknown notebook or profile.
+    notebook's own parameters, for the manifests. Raises ValueError for an unknown notebook or profile, and for a parameter
+    of another kind than the notebook's (papermill's -p makes numbers of digits, and text of all else).
     """
+    limits.seed("seed", seed)
+    for name, value in {"profile": profile, "out": out, **(parameters or {})}.items():
+        if name in _NUMBERS:
+            limits.whole(name, value, _NUMBERS[name])
+        elif value is not None and not isinstance(value, str | Path | Mapping):
+            raise ValueError(f"{name} is {value!r}: it must be text, in quotes (papermill: -r {name} {value})")
     chosen = on_this_machine(get_profile(profile))
     node = find_node(node_name, nodes_for(chosen))
     _set_up_display()

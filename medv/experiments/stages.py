@@ -4,9 +4,11 @@ Every comparison is made on images that no training has seen, with an interval, 
 score without a look at the right image. This module draws nothing and knows no notebook.
 """
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -16,21 +18,25 @@ from medv.artifacts import write_json
 from medv.data.example import Example
 from medv.data.phantom_sets import vqa_set
 from medv.data.questions import KINDS
-from medv.data.readers import read_dataset
+from medv.data.training_set import check_pictures
 from medv.evaluation.answering import answer_examples
+from medv.evaluation.controls import blinded
 from medv.evaluation.findings import score_descriptions
 from medv.evaluation.study import CONDITIONS, METRICS, sampler_config, summarize, vqa_study
 from medv.evaluation.vqa import bootstrap_interval
 from medv.model.bundled import load_model
+from medv.model.looks import Looks
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
 from medv.profiles import Profile, SamplerSpec
 from medv.training.command import run_stage
+from medv.training.examples import question_split, stage_examples
 
 Network = tuple[MedVForMaskedDiffusion, MedVProcessor]
 WRONG = "{}, wrong image"
 AFTER, BEFORE = "after stage 3", "before stage 3"
-TOLD = ("question only", "majority")  # answers that no network gives
+BLIND = "trained blind"
+TOLD = ("nearest question", "question only", "majority")  # answers that no network gives
 CAPTION = SamplerSpec(gen_length=32, block_length=32, steps=32)
 """Room for a caption of stage 1, one token per forward."""
 SENTENCE = SamplerSpec(gen_length=16, block_length=16, steps=16)
@@ -104,11 +110,12 @@ def texts_beside_truth(examples: Sequence[Example], texts: Sequence[str], count:
 
 
 def question_sets(
-    profile: Profile, data: str, data_dir: str | Path | None
+    profile: Profile, data: str, data_dir: str | Path | None, protocol: str = "official"
 ) -> tuple[list[Example], dict[str, list[Example]]]:
-    """Training questions and the test sets by name: the phantoms' main and hard set, or the test split of a real data set.
+    """Training questions and the test sets by name: the phantoms' main and hard set, or what a protocol of
+    `medv.training.examples` asks of a real data set.
 
-    Raises ValueError for real data without a folder, or without images in it.
+    Raises ValueError for real data without a folder, and for what `medv.data.training_set` refuses.
     """
     if data == "phantoms":
         size, count = profile.model.image_size, profile.evaluation_questions
@@ -117,10 +124,10 @@ def question_sets(
         return train, tests | {"phantoms, hard": vqa_set("test", count, hard=True, image_size=size)}
     if data_dir is None:
         raise ValueError(f"data={data!r} needs the folder of the data set: set data_dir")
-    train, test = (read_dataset(data, data_dir, split) for split in ("train", "test"))
-    if any(example.image is None for example in (*train, *test)):
-        raise ValueError(f"{data_dir} has no image folder: put the images of {data} into {Path(data_dir) / 'images'}")
-    return train, {f"{data} test": [_with_kind(example) for example in test]}
+    train, tests = question_split(data, data_dir, protocol)
+    for test in tests.values():
+        check_pictures(test, Path(data_dir))
+    return train, {name: [_with_kind(example) for example in test] for name, test in tests.items()}
 
 
 def _with_kind(example: Example) -> Example:
@@ -138,21 +145,34 @@ def fit_answers(profile: Profile, processor: MedVProcessor, train: Sequence[Exam
     length = max(profile.answer.gen_length, 8 * int(np.ceil(np.quantile(lengths, 0.95) / 8)))
     if not profile.synthetic or length == profile.answer.gen_length:
         return profile
-    recipe = replace(profile.stages["vqa"], padding=f"fixed:{length}")
-    return replace(profile, stages=profile.stages | {"vqa": recipe}, answer=SamplerSpec(length, length, length))
+    longer = profile.with_recipe("vqa", padding=f"fixed:{length}")
+    return replace(longer, answer=SamplerSpec(length, length, length))
 
 
 def train_seeds(
-    profile: Profile, folder: Path, init: Path, *, data: str = "phantoms", data_dir: str | Path | None = None
+    profile: Profile,
+    folder: Path,
+    init: Path,
+    *,
+    data: str = "phantoms",
+    data_dir: str | Path | None = None,
+    protocol: str = "official",
+    blind: bool = False,
 ) -> pd.DataFrame:
     """Stage 3 once per seed of the profile, each in `folder`/seed<k>; a finished seed is kept. One row of facts a seed.
 
-    The weights of the first seed are copied to `folder` itself, so that the folder is a model like any other.
+    With `blind` the same network learns from gray pictures, in `folder`/blind<k>, to be what `study_seeds` compares with. The
+    weights of the first seed are copied to `folder` itself, so that the folder is a model like any other.
     """
     rows = []
+    source = {"data": data, "data_dir": None if data_dir is None else Path(data_dir), "protocol": protocol}
     for seed in profile.seeds:
-        options = {"init": init, "seed": seed, "data": data, "data_dir": None if data_dir is None else Path(data_dir)}
-        rows.append({"seed": seed} | finish_stage("vqa", profile, folder / f"seed{seed}", **options))
+        rows.append(
+            {"seed": seed} | finish_stage("vqa", profile, folder / f"seed{seed}", init=init, seed=seed, **source)
+        )
+        if blind:
+            gray = blinded(stage_examples("vqa", profile, **source)[0])
+            finish_stage("vqa", profile, folder / f"blind{seed}", init=init, seed=seed, examples=gray)
     shutil.copytree(folder / f"seed{profile.seeds[0]}", folder, dirs_exist_ok=True)
     write_json(folder / "seeds.json", rows)
     return pd.DataFrame(rows)
@@ -175,17 +195,32 @@ def study_seeds(
 ) -> pd.DataFrame:
     """Every seed's model with its controls on every test set: the rows of `vqa_study` and the name of the set in `test`.
 
-    The hard set goes without the gray image, to save time.
+    Models that were trained blind are asked blind. The hard set goes without the gray image, to save time.
     """
     frames = []
     for seed in profile.seeds:
-        network = load_model(folder / f"seed{seed}")
+        network, looks = load_model(folder / f"seed{seed}"), None
+        if profile.stages["vqa"].cached_vision:
+            looks = Looks(network[1])
+            looks.once(network[0].model, [*chain(*tests.values()), *blinded(train[:1])])
         for name, test in tests.items():
             shown = [c for c in CONDITIONS if not (name.endswith("hard") and c == "gray image")]
-            config = sampler_config(profile.answer, seed=seed)
-            items = vqa_study(*network, train, test, config, seed=seed, conditions=shown, quiet=True)
+            how = {"config": sampler_config(profile.answer, seed=seed), "seed": seed, "quiet": True}
+            items = vqa_study(*network, train, test, conditions=shown, looks=looks, **how)
             frames.append(items.assign(test=name).replace({"condition": {"model": AFTER}}))
+            if (folder / f"blind{seed}").is_dir():
+                blind = load_model(folder / f"blind{seed}")
+                items = vqa_study(*blind, train, blinded(test), conditions=["model"], **how)
+                frames.append(items.assign(test=name).replace({"condition": {"model": BLIND}}))
     return pd.concat(frames, ignore_index=True)
+
+
+def recorded(path: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What `benchmarks/small_gpu.py final` wrote: items as those of `study_seeds`, and one row of facts a training."""
+    found = json.loads(Path(path).read_text(encoding="utf-8"))
+    facts = pd.DataFrame([{"name": row["name"], "seconds": row["seconds"]["all"]} for row in found["trials"]])
+    facts = facts[facts["name"].str.startswith("real")]
+    return pd.DataFrame(found["items"]), facts
 
 
 def scores(items: pd.DataFrame) -> pd.DataFrame:
@@ -219,7 +254,7 @@ def score_table(summary: pd.DataFrame, metrics: Sequence[str] = METRICS[:4]) -> 
 def margins(summary: pd.DataFrame) -> pd.DataFrame:
     """How far the model stands above its best control, in points, per test set and metric."""
     rows = []
-    controls = CONDITIONS[1:]
+    controls = (*CONDITIONS[1:], BLIND)
     for (name, metric), part in summary.groupby(["test", "metric"], sort=False):
         if metric not in METRICS[:2]:
             continue

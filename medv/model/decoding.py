@@ -6,9 +6,10 @@ output and MLP and the head for the wanted columns alone, and keeps keys and val
 `NoCache` the logits are those of `MedVForMaskedDiffusion.forward` up to rounding. It decides nothing about tokens.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cache
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -17,6 +18,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from medv.diffusion.caching import CachePolicy, NoCache
+from medv.model.devices import computes_on
+from medv.model.graphs import Graph
 from medv.model.pieces import gated, normed, normed_sum, piece, rotated
 
 Columns = slice | torch.Tensor  # columns of a canvas: the same for all rows, or int64 [B, K]
@@ -32,28 +35,28 @@ class _Stream:
     step: int = 0  # forwards in that block
     keys: list[torch.Tensor] = field(default_factory=list)  # a layer: [B, T, H, D]
     values: list[torch.Tensor] = field(default_factory=list)
-    graphs: dict[tuple[int, ...], "_Graph | None"] = field(default_factory=dict)  # by shape; None: run once, to warm up
+    graphs: dict[tuple[int, ...], "Graph | None"] = field(default_factory=dict)  # by shape; None: run once, to warm up
 
 
 @dataclass(frozen=True)
 class _Window:
     """What a forward recomputes.
 
-    columns: of the canvas, a slice or int64 [W] on the device, which a replayed graph may change. given: how many of them
-    belong to the prompt. wanted: those of the window whose logits are asked for. fills: whether a cache is filled anew.
+    columns: of the canvas, a slice or int64 [W]. given: how many of them belong to the prompt. wanted: those of the window
+    whose logits are asked for, a slice, int64 [K] or [B, K]. full: the whole canvas, by which a cache is filled anew.
     """
 
     columns: Columns
     given: int
     wanted: Columns
-    fills: bool
+    full: bool
 
 
 class Decoder:
     """A denoiser (see `medv.diffusion.sampler.Denoiser`) for the canvases of one sampling call.
 
-    `refreshes` counts the forwards that filled a cache. With `graphs` the forwards between refreshes are captured as CUDA
-    graphs, one for each width of the window, and replayed; they then always give all columns of the block. `compiled` fuses
+    `refreshes` counts the forwards that filled a cache. With `graphs` forwards are captured as CUDA graphs, one for each
+    width of the window, and replayed. On a GPU all columns of the block are given always. `compiled` fuses
     what lies between the matrix products (see `medv.model.pieces`); it changes roundings in half precision.
     """
 
@@ -70,41 +73,51 @@ class Decoder:
         compiled: bool = False,
     ):
         """prompt [B, P] int64 and attention_mask [B, P], left-padded; image_features as `MedVModel.embed` takes them."""
-        self.tower, self.head = model.model.language_model, model.lm_head
+        self.model, self.tower, self.head = model.model, model.model.language_model, model.lm_head
         self.layers = self.tower.layers[: self.tower.config.num_hidden_layers]
         self.cache, self.graphs, self.compiled, self.refreshes = cache or NoCache(), graphs, compiled, 0
-        if graphs:
-            self._check_graphs(prompt.device)
-        self.width, self.length = prompt.shape[1], prompt.shape[1] + gen_length
-        mask = prompt.new_full((1, 1), model.config.mask_token_id)
-        embeds = model.model.embed(prompt, image_features)  # [B, P, D]
-        self.streams = {
-            False: _Stream(embeds),
-            True: _Stream(model.get_input_embeddings()(mask).expand_as(embeds)),
-        }
-        self.mask, positions = None, torch.arange(self.length, device=prompt.device)[None]  # [1, T]
-        if attention_mask is not None and not attention_mask.all():
-            seen = torch.cat([attention_mask, attention_mask.new_ones(len(prompt), gen_length)], dim=1)  # [B, T]
-            positions = (seen.long().cumsum(dim=1) - 1).clamp_min(0)  # padding moves no token
-            self.mask = self._key_mask(seen, embeds)
-        cos, sin = self.tower.rotary_emb(embeds, position_ids=positions)  # [1 or B, T, D_head] each
-        half = sin.shape[-1] // 2
-        self.rope = cos[:, :, None], torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)[:, :, None]  # as `rotated`
-
-    def _check_graphs(self, device: torch.device) -> None:
-        if device.type != "cuda":
-            raise ValueError(f"CUDA graphs need a CUDA device, and the prompt is on {device}: leave graphs off")
-        if len({_device(layer) for layer in self.layers}) > 1:
+        self.on_gpu = prompt.device.type == "cuda"
+        if graphs and not self.on_gpu:
+            raise ValueError(f"CUDA graphs need a CUDA device, and the prompt is on {prompt.device}: leave graphs off")
+        if graphs and len({computes_on(layer.input_layernorm) for layer in self.layers}) > 1:
             raise ValueError("CUDA graphs need the whole model on one GPU, and this one is spread: leave graphs off")
+        self.width, self.length = prompt.shape[1], prompt.shape[1] + gen_length
+        embeds, self.rope, self.mask = self._seen(prompt, attention_mask, image_features)
+        hidden = model.get_input_embeddings()(prompt.new_full((1, 1), model.config.mask_token_id))
+        self.streams = {False: _Stream(embeds), True: _Stream(hidden.expand_as(embeds))}
+
+    def begin(
+        self, prompt: torch.Tensor, attention_mask: torch.Tensor | None, image_features: torch.Tensor | None
+    ) -> None:
+        """Another call of the same shape, with padding if there was some: buffers and graphs are used again."""
+        embeds, rope, mask = self._seen(prompt, attention_mask, image_features)
+        for own, new in zip((self.streams[False].prompt, *self.rope), (embeds, *rope), strict=True):
+            own.copy_(new)
+        if mask is not None:
+            self.mask.copy_(mask)
+        for stream in self.streams.values():
+            stream.block, stream.step = -1, 0
+        self.refreshes = 0
+
+    def _seen(
+        self, prompt: torch.Tensor, attention_mask: torch.Tensor | None, image_features: torch.Tensor | None
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor], torch.Tensor | None]:
+        """Embeddings of the prompt [B, P, D]; cos and sin of all columns [1 or B, T, 1, D_head]; the mask of the keys."""
+        embeds = self.model.embed(prompt, image_features)
+        mask, positions = None, torch.arange(self.length, device=prompt.device)[None]  # [1, T]
+        if _padded(attention_mask):
+            room = attention_mask.new_ones(len(prompt), self.length - self.width)
+            seen = torch.cat([attention_mask, room], dim=1)  # [B, T]
+            positions = (seen.long().cumsum(dim=1) - 1).clamp_min(0)  # padding moves no token
+            mask = self._key_mask(seen, embeds)
+        cos, sin = self.tower.rotary_emb(embeds, position_ids=positions)
+        half = sin.shape[-1] // 2
+        return embeds, (cos[:, :, None], torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)[:, :, None]), mask
 
     @property
     def static(self) -> bool:
-        """Whether shapes should stay the same from forward to forward within a block."""
-        return self.compiled or self._replays
-
-    @property
-    def _replays(self) -> bool:
-        return self.graphs and self._keeps
+        """Whether shapes should stay the same within a block: every new one costs a GPU's libraries tens of milliseconds."""
+        return self.on_gpu or self.compiled or self.graphs
 
     def _key_mask(self, seen: torch.Tensor, embeds: torch.Tensor) -> torch.Tensor | None:
         """What the attention implementation wants for keys [B, T], for any number of queries: [B, 1, 1, T], or [B, T]."""
@@ -117,6 +130,11 @@ class Decoder:
         # What every layer would do anew: numbers to add, in rows whose length suits the kernels.
         room = embeds.new_zeros(*mask.shape[:-1], -(-self.length // 8) * 8)[..., : self.length]
         return room.masked_fill_(~mask, -torch.inf)
+
+    @property
+    def held_bytes(self) -> int:
+        """Of keys and values."""
+        return sum(part.nbytes for stream in self.streams.values() for part in (*stream.keys, *stream.values))
 
     def keep(self, rows: torch.Tensor) -> None:
         """Go on with these rows [B'] of the batch alone."""
@@ -147,39 +165,44 @@ class Decoder:
         wanted = _shifted(columns if positions is None else positions, -part.start)
         window = _Window(part, max(0, self.width - part.start), wanted, refresh)
         self.refreshes += refresh and self._keeps
-        ids = canvas[:, part]
-        logits = (
-            self._replay(stream, ids, window) if self._replays and not refresh else self._logits(stream, ids, window)
-        )
-        return logits.to(canvas.device)
+        return (self._replay if self.graphs else self._logits)(stream, canvas[:, part], window).to(canvas.device)
 
     @property
     def _keeps(self) -> bool:
         return not isinstance(self.cache, NoCache)
 
     def _replay(self, stream: _Stream, ids: torch.Tensor, window: _Window) -> torch.Tensor:
-        """`_logits`, from a graph where this shape was met before: the first time it runs as it is, the second is captured."""
-        columns = torch.arange(window.columns.start, window.columns.stop, device=ids.device)
-        key = (len(columns), window.given, window.wanted.start, window.wanted.stop)
+        """`_logits`, from a graph where this shape was met before: the first time it runs as it is, the second is captured.
 
-        def forward(ids: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-            return self._logits(stream, ids, _Window(columns, window.given, window.wanted, fills=False))
+        What differs from block to block is an input of the graph: the wanted columns of a full forward, else the window's.
+        """
+        name = "wanted" if window.full else "columns"
+        moving = getattr(window, name)
+        place = torch.arange(moving.start, moving.stop, device=ids.device)
+        key = (
+            ids.shape[1],
+            window.given,
+            *((len(place),) if window.full else (window.wanted.start, window.wanted.stop)),
+        )
+
+        def forward(ids: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+            return self._logits(stream, ids, replace(window, **{name: place}))
 
         if key not in stream.graphs:
             stream.graphs[key] = None
-            return forward(ids, columns)
+            return forward(ids, place)
         if stream.graphs[key] is None:
-            stream.graphs[key] = _Graph(forward, ids, columns)
-        return stream.graphs[key](ids, columns)
+            stream.graphs[key] = Graph(forward, ids, place)
+        return stream.graphs[key](ids, place)
 
     def _logits(self, stream: _Stream, ids: torch.Tensor, window: _Window) -> torch.Tensor:
         """Recompute the window, whose tokens are `ids` [B, W], and give the logits [B, K, V] of the wanted columns in it."""
         states = self.tower.embed_tokens(ids[:, window.given :])
         if window.given:  # they stand at the end of the prompt
             states = torch.cat([stream.prompt[:, self.width - window.given :], states], dim=1)  # [B, W, D]
-        change, mask, rope = None, self.mask, tuple(_columns(part, window.columns) for part in self.rope)
+        change, mask, rope = None, self.mask, [_take(part, window.columns) for part in self.rope]
         for index, layer in enumerate(self.layers):
-            device = _device(layer)
+            device = computes_on(layer.input_layernorm)
             if states.device != device:  # the model is spread
                 states, change, mask, *rope = (
                     part if part is None else part.to(device) for part in (states, change, mask, *rope)
@@ -246,9 +269,9 @@ class Decoder:
             if isinstance(window.columns, slice):
                 buffer[:, window.columns] = fresh
             else:
-                buffer.index_copy_(1, window.columns, fresh)
+                _wide(buffer).index_copy_(1, window.columns, _wide(fresh))
         # The fresh tensors lie in memory as they do without a cache, so that a refresh gives the very same bits.
-        return (keys, values) if window.fills else (stream.keys[index], stream.values[index])
+        return (keys, values) if window.full else (stream.keys[index], stream.values[index])
 
 
 def vocabulary_logits(head: nn.Module, states: torch.Tensor) -> torch.Tensor:
@@ -257,7 +280,8 @@ def vocabulary_logits(head: nn.Module, states: torch.Tensor) -> torch.Tensor:
     The rows are few and the vocabulary is large: a CPU's matrix library takes up to twice as long for that as for the
     transposed product, piece by piece. Anything but a plain linear head on a CPU is called as it is.
     """
-    if states.device.type != "cpu" or type(head) is not nn.Linear or head.bias is not None or torch.is_grad_enabled():
+    plain = type(head) is nn.Linear and head.bias is None and not head.weight.is_meta
+    if states.device.type != "cpu" or not plain or torch.is_grad_enabled():
         return head(states)
     flat = states.flatten(0, 1)  # [B * K, D]
     logits = flat.new_empty(len(flat), len(head.weight))  # [B * K, V]
@@ -265,12 +289,6 @@ def vocabulary_logits(head: nn.Module, states: torch.Tensor) -> torch.Tensor:
         piece = head.weight[start : start + HEAD_PIECE]
         logits[:, start : start + HEAD_PIECE] = (piece @ flat.T).T
     return logits.view(*states.shape[:-1], -1)
-
-
-def _device(module: nn.Module) -> torch.device:
-    """Where a module computes: where its weights are, or where accelerate brings them for the time of a call."""
-    hook = getattr(module, "_hf_hook", None)
-    return next(module.parameters()).device if hook is None else torch.device(hook.execution_device)
 
 
 def _heads(attention: nn.Module, projected: torch.Tensor) -> torch.Tensor:
@@ -282,52 +300,72 @@ def _shifted(columns: Columns, by: int) -> Columns:
     return slice(columns.start + by, columns.stop + by) if isinstance(columns, slice) else columns + by
 
 
-def _columns(states: torch.Tensor, columns: Columns) -> torch.Tensor:
-    """Columns, the same for all rows (a slice or [K]), of states [B or 1, T, ...]."""
-    return states[:, columns] if isinstance(columns, slice) else states.index_select(1, columns)
-
-
 def _take(states: torch.Tensor, columns: Columns) -> torch.Tensor:
-    """Columns (a slice or [B, K]) of states [B or 1, T, ...], contiguous."""
+    """Columns (a slice, [K] or [B, K]) of states [B or 1, T, ...], in memory of their own: a compiler sees no views."""
     if isinstance(columns, slice):
-        return states[:, columns].contiguous()
+        return states[:, columns].clone(memory_format=torch.contiguous_format)
+    if columns.dim() == 1:
+        return states.index_select(1, columns)
     where = columns.reshape(*columns.shape, *[1] * (states.dim() - 2)).expand(-1, -1, *states.shape[2:])
     return states.expand(len(columns), *states.shape[1:]).gather(1, where)
 
 
-@cache
-def _capture_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all graphs of a device: every stream has a workspace of its own for matrix products."""
-    return torch.cuda.Stream(device)
+def _wide(states: torch.Tensor) -> torch.Tensor:
+    """The same memory as numbers of eight bytes, of which a kernel that copies one by one moves more at a time."""
+    return states.view(torch.int64) if states.shape[-1] * states.element_size() % 8 == 0 else states
 
 
-class _Graph:
-    """A forward as a CUDA graph: the same kernels on the same addresses, with new token ids and columns.
+def _padded(attention_mask: torch.Tensor | None) -> bool:
+    return attention_mask is not None and not bool(attention_mask.all())
 
-    It must have run before, so that no kernel is compiled, loaded or chosen in the capture.
+
+_KEPT: WeakKeyDictionary[nn.Module, dict[tuple, Decoder]] = WeakKeyDictionary()
+KEPT_SHARE = 8  # what decoders that wait for their next call hold in keys and values: this part of a GPU's memory
+
+
+@contextmanager
+def decoder_for(
+    model: nn.Module,
+    prompt: torch.Tensor,
+    gen_length: int,
+    *,
+    attention_mask: torch.Tensor | None,
+    image_features: torch.Tensor | None,
+    cache: CachePolicy,
+    graphs: bool,
+    compiled: bool,
+) -> Iterator[Decoder]:
+    """A decoder for one call. With graphs it is one that made its graphs in an earlier call of the same shape, if there is one.
+
+    It is nobody else's until it is given back, and is forgotten when the weights move.
     """
+    given = {"attention_mask": attention_mask, "image_features": image_features}
+    if not graphs:
+        yield Decoder(model, prompt, gen_length, cache=cache, compiled=compiled, **given)
+        return
+    kept = _KEPT.setdefault(model, {})
+    weights = tuple(part.data_ptr() for part in model.parameters())
+    key = (weights, model.dtype, tuple(prompt.shape), gen_length, cache, compiled, _padded(attention_mask))
+    for stale in [other for other in kept if other[0] != weights]:
+        del kept[stale]
+    decoder = kept.pop(key, None)
+    if decoder is None:
+        decoder = Decoder(model, prompt, gen_length, cache=cache, graphs=True, compiled=compiled, **given)
+    else:
+        decoder.begin(prompt, **given)
+    try:
+        yield decoder
+    except Exception:  # what it holds may be half done
+        decoder = None
+        raise
+    finally:
+        if decoder is not None and len(decoder.streams[False].prompt) == len(prompt):  # no row has left
+            kept[key] = decoder
+            _forget(kept, prompt.device)
 
-    def __init__(
-        self, forward: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], ids: torch.Tensor, columns: torch.Tensor
-    ):
-        self.inputs = ids.clone(), columns.clone()
-        self.graph, side, main = (
-            torch.cuda.CUDAGraph(),
-            _capture_stream(ids.device),
-            torch.cuda.current_stream(ids.device),
-        )
-        side.wait_stream(main)
-        # Not torch.cuda.graph: it would hand all cached memory back to the driver, which the next refresh needs again.
-        with torch.cuda.stream(side):
-            self.graph.capture_begin(capture_error_mode="thread_local")
-            try:
-                self.logits = forward(*self.inputs)
-            finally:
-                self.graph.capture_end()
-        main.wait_stream(side)
 
-    def __call__(self, ids: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-        for own, new in zip(self.inputs, (ids, columns), strict=True):
-            own.copy_(new)
-        self.graph.replay()
-        return self.logits
+def _forget(kept: dict[tuple, Decoder], device: torch.device) -> None:
+    """The oldest of those that take more than their share of the GPU."""
+    room = torch.cuda.get_device_properties(device).total_memory // KEPT_SHARE
+    while sum(decoder.held_bytes for decoder in kept.values()) > room:
+        del kept[next(iter(kept))]

@@ -4,6 +4,8 @@ One process uses one GPU: the first, or under a launcher the one of its LOCAL_RA
 """
 
 import os
+import shutil
+from importlib.util import find_spec
 
 import torch
 from accelerate import dispatch_model, infer_auto_device_map
@@ -17,7 +19,8 @@ def device_named(name: str | torch.device | None = None) -> torch.device:
 
     Raises ValueError for a device that is not here.
     """
-    gpus, own = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    own = int(os.environ.get("LOCAL_RANK", "0"))
     mps = torch.backends.mps.is_available()
     if name is None:
         name = "cuda" if gpus else "mps" if mps else "cpu"
@@ -32,6 +35,18 @@ def device_named(name: str | torch.device | None = None) -> torch.device:
     if device.type == "mps" and not mps:
         raise ValueError("there is no device mps here: leave --device out")
     return device
+
+
+def computes_on(module: nn.Module) -> torch.device:
+    """Where a module with weights of its own computes: where they are, or where accelerate brings them for a call."""
+    hook = getattr(module, "_hf_hook", None)
+    return next(module.parameters()).device if hook is None else torch.device(hook.execution_device)
+
+
+def can_compile() -> bool:
+    """Whether `torch.compile` has what it needs for a GPU: Triton, and a C compiler for what starts its kernels."""
+    compilers = filter(None, (os.environ.get("CC"), "cc", "gcc", "clang"))
+    return find_spec("triton") is not None and any(map(shutil.which, compilers))
 
 
 def place(model: nn.Module, device: str | torch.device | None = None) -> nn.Module:

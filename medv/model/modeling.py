@@ -25,7 +25,8 @@ from medv.diffusion.sampler import stream
 from medv.diffusion.settings import Denoiser, SamplerConfig, SamplerOutput
 from medv.diffusion.trace import Events, drain
 from medv.model.configuration import MedVConfig
-from medv.model.decoding import Decoder
+from medv.model.decoding import decoder_for
+from medv.model.devices import can_compile, computes_on
 from medv.model.merging import merge_views, pool_patches
 from medv.model.presets import generate_preset
 from medv.model.vision import feature_width, grid_features
@@ -277,8 +278,8 @@ class MedVForMaskedDiffusion(MedVPreTrainedModel):
 
         `medv.diffusion.sampler.sample` says what is computed. With `reference` that plain loop over `forward` computes it;
         otherwise `medv.diffusion.fast` gives the same tokens sooner (with a revision, the plain loop over a `Decoder`).
-        `graphs` replays the forwards between the refreshes of a cache as CUDA graphs, and `compiled` fuses what lies between
-        the matrix products (see `medv.model.decoding.Decoder`). `uniform` gives the random draws of
+        `graphs` replays forwards as CUDA graphs, and `compiled` fuses what lies between
+        the matrix products (see `medv.model.decoding`). `uniform` gives the random draws of
         the presets of `SamplerConfig` (see `medv.diffusion.official`), which are always computed plainly.
         """
         given = (input_ids, attention_mask, pixel_values, image_layouts)
@@ -325,23 +326,28 @@ class MedVForMaskedDiffusion(MedVPreTrainedModel):
             plain = self._plain_denoiser(input_ids, attention_mask, image_features)
             return (yield from stream(plain, input_ids, settings, **ids))
         seen = {"attention_mask": attention_mask, "image_features": image_features, "cache": config.cache}
-        decoder = Decoder(self, input_ids, config.gen_length, graphs=graphs, compiled=compiled, **seen)
-        if config.revision is None:
-            output = yield from stream_fast(decoder, input_ids, settings, tell=tell, **ids)
-        else:
-            output = yield from stream(decoder, input_ids, settings, **ids)
-        return dataclasses.replace(output, refreshes=decoder.refreshes)
+        with decoder_for(self, input_ids, config.gen_length, graphs=graphs, compiled=compiled, **seen) as decoder:
+            if config.revision is None:
+                output = yield from stream_fast(decoder, input_ids, settings, tell=tell, **ids)
+            else:
+                output = yield from stream(decoder, input_ids, settings, **ids)
+            return dataclasses.replace(output, refreshes=decoder.refreshes)
 
     def acceleration(self, config: SamplerConfig, graphs: bool | None = None) -> dict[str, bool]:
-        """What `generate` is told of `graphs` and `compiled`; None: both where they can be, which is on one GPU with a cache.
+        """What `generate` is told of `graphs` and `compiled`; None: both where they can be, which is on one GPU and without a
+        preset, the second where there is a compiler too.
 
         Raises ValueError where graphs are asked for and cannot be.
         """
-        could = self.device.type == "cuda" and not hasattr(self, "hf_device_map")
-        useful = config.cache != NO_CACHE and config.preset == "medv" and config.revision is None
-        if graphs and not (could and useful):
-            raise ValueError("CUDA graphs need a model on one CUDA device and a cache: leave them off")
-        return dict.fromkeys(("graphs", "compiled"), could and useful if graphs is None else graphs)
+        could = (
+            computes_on(self.get_input_embeddings()).type == "cuda"
+            and not hasattr(self, "hf_device_map")
+            and config.preset == "medv"
+        )
+        if graphs and not could:
+            raise ValueError("CUDA graphs need a model on one CUDA device and no preset: leave them off")
+        graphs = could if graphs is None else graphs
+        return {"graphs": graphs, "compiled": graphs and can_compile()}
 
     def settings(self, config: SamplerConfig) -> SamplerConfig:
         """The configuration with the model's own suppressed and stop tokens where it leaves them open."""

@@ -17,6 +17,7 @@ from PIL import Image
 
 from medv.artifacts import write_text
 from medv.diffusion.trace import REMASK, Trace
+from medv.reading import check_regular
 
 TERMINAL, SUFFIXES = "-", (".html", ".json")
 SPECIAL = "∎"
@@ -39,8 +40,9 @@ def trace_targets(names: Sequence[str]) -> tuple[bool, list[Path]]:
                 f"not to {str(path)!r}"
             )
         blocked = next((parent for parent in path.parents if parent.exists() and not parent.is_dir()), None)
-        if path.is_dir() or blocked is not None:
-            raise ValueError(f"{path} cannot be written: {blocked or path} is {'a file' if blocked else 'a folder'}")
+        if blocked is not None:
+            raise ValueError(f"{path} cannot be written: {blocked} is a file")
+        check_regular(path)
     return TERMINAL in names, files
 
 

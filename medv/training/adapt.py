@@ -28,10 +28,10 @@ from medv.artifacts import SPEED, atomic_file, fingerprint, write_json
 from medv.data.chat import SpecialTokens
 from medv.diffusion.corruption import corrupt, draw_noise
 from medv.diffusion.loss import CHUNK, masked_cross_entropy
+from medv.ownership import claim_folder
 from medv.training.adapt_batches import AdaptRecipe, Batch, Batches
 from medv.training.launch import TrainingStopped
 from medv.training.meter import peak_bytes
-from medv.training.stages import claim
 
 GRID = 4
 """Held-out rows are hidden at so many t, the midpoints of equal parts of (0, 1)."""
@@ -199,26 +199,27 @@ def adapt(
     that do not fit it, TrainingStopped where the loss is not finite.
     """
     finished = out / "training.json"
-    if finished.exists():
-        return json.loads(finished.read_text(encoding="utf-8"))
     tokenizer = AutoTokenizer.from_pretrained(language, local_files_only=True)
     mask = check_tower(language, tokenizer, recipe)
     data = [hashlib.sha256(rows.numpy().tobytes()).hexdigest() for rows in (train, held_out)]
-    claim(out, {"recipe": asdict(recipe), "seed": seed, "text": fingerprint(data), "start": fingerprint(language)})
-    adapter = Adapter(language, recipe, torch.device(device), compiled=compiled)
-    batches = Batches(train, recipe, mask, seed=seed, accumulation=accumulation)
-    run = _Run(adapter, batches, held_out, out / "checkpoint.safetensors", checkpoints=checkpoints, quiet=quiet)
-    if run.train(stop_after) < recipe.steps:
-        return {}
-    _save(adapter, tokenizer, language, out)
-    rows = {"train": len(train), "held_out": len(held_out)}
-    facts = {"recipe": asdict(recipe), "seed": seed, "steps": recipe.steps, "rows": rows}
-    evaluations = [row["eval_loss"] for row in run.history if "eval_loss" in row]
-    facts |= {"eval_loss_before": evaluations[0], "eval_loss": evaluations[-1]}
-    write_json(out / "history.json", run.history)
-    write_json(out / SPEED, run.speed())
-    write_json(finished, facts)
-    run.file.unlink(missing_ok=True)
+    run = {"recipe": asdict(recipe), "seed": seed, "text": fingerprint(data), "start": fingerprint(language)}
+    with claim_folder(out, {"made_by": "medv train adapt"} | run, inputs=[language]):
+        if finished.exists():
+            return json.loads(finished.read_text(encoding="utf-8"))
+        adapter = Adapter(language, recipe, torch.device(device), compiled=compiled)
+        batches = Batches(train, recipe, mask, seed=seed, accumulation=accumulation)
+        work = _Run(adapter, batches, held_out, out / "checkpoint.safetensors", checkpoints=checkpoints, quiet=quiet)
+        if work.train(stop_after) < recipe.steps:
+            return {}
+        _save(adapter, tokenizer, language, out)
+        rows = {"train": len(train), "held_out": len(held_out)}
+        facts = {"recipe": asdict(recipe), "seed": seed, "steps": recipe.steps, "rows": rows}
+        evaluations = [row["eval_loss"] for row in work.history if "eval_loss" in row]
+        facts |= {"eval_loss_before": evaluations[0], "eval_loss": evaluations[-1]}
+        write_json(out / "history.json", work.history)
+        write_json(out / SPEED, work.speed())
+        write_json(finished, facts)
+        work.file.unlink(missing_ok=True)
     return facts
 
 

@@ -8,44 +8,37 @@ Padding policies (the question most asked of masked diffusion training, as it de
 "none"     padding is invisible and never scored.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
-from PIL import Image
-from tqdm.auto import tqdm
 
 from medv.data.chat import IGNORED, LOSS_TOKENS, SpecialTokens, encode_dialogue, encode_plain, turn_numbers
-from medv.data.example import Example, load_image
-from medv.diffusion.corruption import draw_noise
-from medv.model.modeling import MedVModel
+from medv.data.example import Example
+from medv.diffusion.corruption import draw_noise, noise_generator
+from medv.model.looks import Looks, joined
 from medv.model.processing import MedVProcessor
 
-KEPT_BYTES = 2 << 30
-STATES_BYTES = 8 << 30
 ENCODINGS = (*LOSS_TOKENS, "plain")
 
 
 class Encoder:
-    """Example -> {"input_ids", "labels", "answer_length", "turns"} and, with an image, {"pixel_values", "image_layouts"}.
+    """Example -> {"input_ids", "labels", "answer_length", "turns"} and, with an image, the tensors of `looks` (by default new
+    ones, see `Looks`).
 
-    pixel_values are [3, H, W], or [views, 3, H, W] of an image in tiles; image_layouts [1, 7] are there unless views are
-    merged flat. loss_tokens is one of ENCODINGS: "official" or "response" (see `encode_dialogue`), or "plain"
-    (`encode_plain`, the alignment stage of the reference: image, last answer, newline). What was computed of images is kept
-    in memory up to KEPT_BYTES. After `look_once` there are vision_states [views, N, D_vision] in the place of pixel_values.
+    loss_tokens is one of ENCODINGS: "official" or "response" (see `encode_dialogue`), or "plain" (`encode_plain`, the
+    alignment stage of the reference: image, last answer, newline).
     """
 
-    def __init__(self, processor: MedVProcessor, *, loss_tokens: str, max_length: int):
+    def __init__(self, processor: MedVProcessor, *, loss_tokens: str, max_length: int, looks: Looks | None = None):
         if loss_tokens not in ENCODINGS:
             raise ValueError(f"unknown loss_tokens {loss_tokens!r}: use one of {', '.join(ENCODINGS)}")
         self.processor, self.loss_tokens, self.max_length = processor, loss_tokens, max_length
-        self._kept: dict[Path | Callable[[], Image.Image], tuple[int, dict[str, torch.Tensor]]] = {}
-        self._free = KEPT_BYTES
+        self.looks = looks or Looks(processor)
 
     def __call__(self, example: Example) -> dict:
         """Encode one example; raises ValueError naming it where it is longer than `max_length`."""
         processor = self.processor
-        image_tokens, tensors = (0, {}) if example.image is None else self._look(example)
+        image_tokens, tensors = self.looks(example)
         if self.loss_tokens == "plain":
             encoded = encode_plain(processor.tokenizer, example.answer, image_tokens=image_tokens)
         else:
@@ -69,52 +62,6 @@ class Encoder:
             **tensors,
         }
 
-    @torch.no_grad()
-    def look_once(
-        self,
-        model: MedVModel,
-        examples: Iterable[Example],
-        *,
-        device: torch.device | None = None,
-        rows: int = 32,
-        limit: int = STATES_BYTES,
-        quiet: bool = True,
-    ) -> None:
-        """Keep what the frozen vision tower makes of every image of the examples, so that training never runs it.
-
-        The tower goes to `device` meanwhile. Raises ValueError where the states of all images would not fit into `limit`.
-        """
-        shown = list({example.image: example for example in examples if example.image is not None}.values())
-        home, tower = model.vision_tower.device, model.vision_tower.to(device or model.vision_tower.device)
-        for start in tqdm(range(0, len(shown), rows), desc="looking at images", disable=quiet):
-            looks = [self._look(example) for example in shown[start : start + rows]]
-            views = [tensors["pixel_values"].reshape(-1, *tensors["pixel_values"].shape[-3:]) for _, tensors in looks]
-            states = model.look(torch.cat(views).to(tower.device)).cpu().split([len(view) for view in views])
-            if (needed := states[0].nbytes * len(shown)) > limit:
-                raise ValueError(
-                    f"the vision states of {len(shown)} images take about {needed / 1e9:.1f} GB, more than the "
-                    f"{limit / 1e9:.1f} GB kept in memory: set cached_vision=False in the recipe"
-                )
-            for example, (tokens, tensors), state in zip(shown[start : start + rows], looks, states, strict=True):
-                layouts = {name: value for name, value in tensors.items() if name != "pixel_values"}
-                self._kept[example.image] = tokens, {"vision_states": state.clone()} | layouts
-        model.vision_tower.to(home)
-
-    def _look(self, example: Example) -> tuple[int, dict[str, torch.Tensor]]:
-        """The number of visual tokens of an example's image, and the tensors that the model needs of it."""
-        if example.image in self._kept:
-            return self._kept[example.image]
-        image = load_image(example)
-        tensors = {"pixel_values": self.processor.pixels([image]).squeeze(0)}
-        layouts = self.processor.layouts([image])
-        if layouts is not None:
-            tensors["image_layouts"] = layouts  # [1, 7]
-        look = self.processor.view_plan.tokens(*image.size), tensors
-        if tensors["pixel_values"].nbytes <= self._free:
-            self._free -= tensors["pixel_values"].nbytes
-            self._kept[example.image] = look
-        return look
-
 
 def conversation_mask(turns: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
     """bool [B, 1, T, T], True where a query (third dimension) sees a key: of its own turn or of an earlier one.
@@ -131,13 +78,23 @@ class Collator:
     """A list of stream items -> the keyword arguments of `MedVForMaskedDiffusion.forward`.
 
     masked_turns=True hides later turns from earlier ones (the reference's conversation mask, which its recipes leave off;
-    there it works for single examples only): attention_mask is then bool [B, 1, T, T].
+    there it works for single examples only): attention_mask is then bool [B, 1, T, T]. feature_dropout zeroes that share of the
+    channels of each training image's vision_states, others for each step, and scales the rest up.
     """
 
-    def __init__(self, special: SpecialTokens, *, padding: str = "batch", masked_turns: bool = False):
+    def __init__(
+        self,
+        special: SpecialTokens,
+        *,
+        padding: str = "batch",
+        masked_turns: bool = False,
+        feature_dropout: float = 0.0,
+    ):
+        if not 0 <= feature_dropout < 1:
+            raise ValueError(f"feature_dropout {feature_dropout} is no share: give a number from 0 to below 1")
         self.pad = special.end_of_text
         self.padding = padding
-        self.masked_turns = masked_turns
+        self.masked_turns, self.feature_dropout = masked_turns, feature_dropout
         self.answer_size = 0
         name, _, number = padding.partition(":")
         if name == "fixed" and number.isdigit() and int(number) > 0:
@@ -169,16 +126,21 @@ class Collator:
         if self.masked_turns:
             turns = [item["turns"] + item["turns"][-1:] * (width - len(item["turns"])) for item in items]
             batch["attention_mask"] = conversation_mask(torch.tensor(turns), batch["attention_mask"])
-        pixels = [item["pixel_values"] for item in items if "pixel_values" in item]
-        if pixels:
-            batch["pixel_values"] = torch.cat([views.reshape(-1, *views.shape[-3:]) for views in pixels])
-        states = [item["vision_states"] for item in items if "vision_states" in item]
-        if states:
-            batch["vision_states"] = torch.cat(states)
-        layouts = [item["image_layouts"] for item in items if "image_layouts" in item]
-        if layouts:
-            batch["image_layouts"] = torch.cat(layouts)
+        batch |= joined([self._thinned(item) for item in items] if self.feature_dropout else items)
         return batch
+
+    def _thinned(self, item: dict) -> dict:
+        """A training item without some channels of its image, drawn from the item's own seeds."""
+        seed, step, index = item["noise"]
+        if step < 0 or not {"vision_states", "pixel_values"} & set(item):
+            return item
+        if "vision_states" not in item:
+            raise ValueError("feature_dropout needs the tower's states: set cached_vision=True in the recipe")
+        states = item["vision_states"]  # [views, N, D_vision]
+        drawn = torch.rand(
+            states.shape[-1], generator=noise_generator(~seed, step, index)
+        )  # other draws than the text's
+        return item | {"vision_states": states * ((drawn >= self.feature_dropout) / (1 - self.feature_dropout))}
 
     def _answer_padded(self, item: dict) -> tuple[list[int], list[int]]:
         extra = [self.pad] * max(0, self.answer_size - item["answer_length"])

@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -13,16 +14,17 @@ from medv.artifacts import default_out
 from medv.data.example import Example
 from medv.model.assembly import assemble, new_processor
 from medv.model.bundled import bundled, fetched_towers, load_model
-from medv.model.devices import place
+from medv.model.devices import device_named, place
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
+from medv.ownership import reserve
 from medv.profiles import Profile, StageRecipe
 from medv.training.collate import Encoder
 from medv.training.examples import stage_examples
 from medv.training.launch import deepspeed_config, rank
 from medv.training.lora import LoraRecipe
 from medv.training.memory import MemoryPlan, check_memory, device_capacity
-from medv.training.stages import summary, train_stage, training_steps
+from medv.training.stages import FINISHED, MADE_BY, summary, train_stage, training_steps
 
 ZERO_STAGES = {None: 0, "zero2": 2, "zero3": 3}
 
@@ -34,13 +36,14 @@ def starting_point(
     seed: int,
     dtype: torch.dtype = torch.float32,
     device: str | None = None,
+    folder: Path | None = None,
 ) -> tuple[MedVForMaskedDiffusion, MedVProcessor]:
     """The model to train and its processor: from a folder (in `dtype`), or the profile's towers with a new projector; on
-    the device as `load_model` puts it.
+    the device as `load_model` puts it. `folder` is that of `towers`.
     """
     if init is not None:
         return load_model(init, dtype=dtype, device=device)
-    language, vision = towers(profile)
+    language, vision = towers(profile, folder)
     model = place(assemble(language, vision, seed=seed, **profile.model.sight), device)
     return model, new_processor(AutoTokenizer.from_pretrained(language), model.config, system=profile.system)
 
@@ -65,6 +68,8 @@ def run_stage(
     *,
     data: str = "phantoms",
     data_dir: Path | None = None,
+    roots: Sequence[Path] = (),
+    protocol: str = "official",
     init: Path | None = None,
     lora: LoraRecipe | None = None,
     seed: int = 0,
@@ -74,31 +79,39 @@ def run_stage(
     examples: Sequence[Example] | None = None,
     checkpoints: bool = True,
     quiet: bool = False,
+    device: str | None = None,
 ) -> dict:
-    """Train one stage into `out` and return its facts; a finished stage is not trained again.
+    """Train one stage into `out` and return its facts; a stage finished there is not trained again, and its facts have no
+    `seconds`.
 
-    Under a launcher every process calls this alike; `medv.training.launch` says how they are started.
+    Under a launcher every process calls this alike; `medv.training.launch` says how they are started. Raises ValueError
+    where anything else is in `out`, as `train_stage` does, and where it is `init`.
     """
     if deepspeed is not None:
         deepspeed_config(deepspeed)
-    if not (out / "training.json").exists():
-        train, validation = (
-            (examples, ()) if examples is not None else stage_examples(stage, profile, data=data, data_dir=data_dir)
-        )
+    with reserve(out, MADE_BY, inputs=[init]) if rank() == 0 else nullcontext():
+        train, validation = examples, ()
+        if examples is None:
+            options = {"data": data, "data_dir": data_dir, "protocol": protocol}
+            options |= {"roots": roots, "skip_corrupt": skip_corrupt}
+            train, validation = stage_examples(stage, profile, **options)
         # DeepSpeed keeps float32 copies of what it trains, so that each process may load half as much.
-        half = deepspeed is not None and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        on_gpu = device_named(device).type == "cuda"
+        half = deepspeed is not None and on_gpu and torch.cuda.is_bf16_supported()
         dtype = getattr(torch, profile.dtype) if half else torch.float32
         # The Trainer and DeepSpeed place what they train.
         model, processor = starting_point(profile, init, seed=seed, dtype=dtype, device="cpu")
-        cut = {"accumulation": accumulation, "zero": ZERO_STAGES[deepspeed]}
-        plan = plan_stage(model, processor, profile.stages[stage], train, lora=lora, **cut)
-        if not quiet and rank() == 0:
-            print(plan.sentence(), file=sys.stderr)
-        started = time.perf_counter()
+        recipe, started = profile.stages[stage], time.perf_counter()
+        finished = (out / FINISHED).exists()
+        if not finished:
+            cut = {"accumulation": accumulation, "zero": ZERO_STAGES[deepspeed]}
+            plan = plan_stage(model, processor, recipe, train, lora=lora, **cut)
+            if not quiet and rank() == 0:
+                print(plan.sentence(), file=sys.stderr)
         train_stage(
             model,
             processor,
-            profile.stages[stage],
+            recipe,
             train,
             out,
             validation=validation,
@@ -107,12 +120,13 @@ def run_stage(
             accumulation=accumulation,
             deepspeed=deepspeed,
             base=_base(profile, init),
+            about={"stage": stage, "profile": profile.name},
             skip_corrupt=skip_corrupt,
             checkpoints=checkpoints,
             quiet=quiet,
+            device=device,
         )
-        return summary(out) | {"seconds": time.perf_counter() - started}
-    return summary(out)
+    return summary(out) | ({} if finished else {"seconds": time.perf_counter() - started})
 
 
 def _base(profile: Profile, init: Path | None) -> dict[str, str] | None:
@@ -133,6 +147,8 @@ def plan_stage(
     zero: int = 0,
 ) -> MemoryPlan:
     """The memory plan on this machine's devices at the longest of the examples; a ValueError where it cannot fit."""
+    if not examples:
+        raise ValueError("there are no training examples: look at the data set, or at `samples` of the recipe")
     longest = max(examples, key=lambda example: sum(len(turn.text) for turn in example.turns))
     encode = Encoder(processor, loss_tokens=recipe.loss_tokens, max_length=recipe.max_length)
     return check_memory(

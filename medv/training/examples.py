@@ -1,10 +1,24 @@
-"""Which examples a stage learns from: the phantoms' own sets, or a real data set in a folder. It trains nothing."""
+"""Which examples a stage learns from: the phantoms' own sets, or a real data set in a folder. It trains nothing.
 
+| protocol | learns from | is asked |
+|---|---|---|
+| official | all training questions | the test questions; in VQA-RAD 202 of the 203 test images are training images, too |
+| image_disjoint | training questions about images that no test question is about | the test questions |
+| validation | the other training questions | those about held-out images, and held-out ones about images of the training |
+
+Recipes are chosen by `validation`; no test row is read for it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 from medv.data import phantom_sets
 from medv.data.example import Example
+from medv.data.question_texts import caption_examples, dialogue_examples
 from medv.data.readers import read_dataset
+from medv.data.training_set import read_training_set
 from medv.profiles import STAGES, Profile
 
 PHANTOM_SETS = {
@@ -12,22 +26,110 @@ PHANTOM_SETS = {
     "instruct": phantom_sets.instruct_set,
     "vqa": phantom_sets.vqa_set,
 }
+PROTOCOLS = ("official", "image_disjoint", "validation")
+SEEN, UNSEEN = "seen images", "unseen images"
 VALIDATION_EXAMPLES = 64
+PHANTOMS = 300  # beside real images
+CAPTIONS, DIALOGUES = 2, 3  # of each image, in stage instruct; each has its own order of the questions
+HELD_OUT = 0.15  # of the images, and of the questions about the others
 
 
 def stage_examples(
-    stage: str, profile: Profile, *, data: str = "phantoms", data_dir: Path | None = None
+    stage: str,
+    profile: Profile,
+    *,
+    data: str = "phantoms",
+    data_dir: Path | None = None,
+    roots: Sequence[Path] = (),
+    protocol: str = "official",
+    skip_corrupt: bool = False,
 ) -> tuple[list[Example], list[Example]]:
-    """Training and validation examples of a stage. Real data sets without a validation split give none."""
+    """Training and validation examples of a stage; of real data there are none for validation under way.
+
+    From VQA-RAD the stages align and instruct of a synthetic profile learn captions and dialogues made of its training
+    questions, beside PHANTOMS phantoms at most. Images may be links into the folders `roots`; skip_corrupt: images that are
+    missing are left to the training, which counts them. Raises ValueError for what cannot be trained on, see
+    `medv.data.training_set`.
+    """
     if stage not in STAGES:
         raise ValueError(f"unknown stage {stage!r}: use pretrain, {', '.join(STAGES)}")
-    recipe = profile.stages[stage]
+    maker, size, recipe = PHANTOM_SETS[stage], profile.model.image_size, profile.stages[stage]
     if data == "phantoms":
+        if data_dir is not None:
+            raise ValueError(f"--data-dir {data_dir} is for a real data set: name that with --data, or leave it out")
         if not profile.synthetic:
             raise ValueError(f"profile {profile.name} trains on real data: name it with --data and --data-dir")
-        maker, size = PHANTOM_SETS[stage], profile.model.image_size
+        if protocol != "official":
+            raise ValueError(f"protocol {protocol} is for real data: phantoms are never in two splits")
         count = min(VALIDATION_EXAMPLES, recipe.samples)
         return maker("train", recipe.samples, image_size=size), maker("validation", count, image_size=size)
     if data_dir is None:
         raise ValueError(f"--data {data} needs the folder of the data set: give --data-dir")
-    return read_dataset(data, data_dir, "train"), []
+    given = {"roots": roots, "skip_corrupt": skip_corrupt}
+    if protocol == "official":  # a data set without questions to ask has this one alone, and may have no test split
+        train = read_training_set(data, data_dir, **given)
+    else:
+        train = question_split(data, data_dir, protocol, **given)[0]
+    if recipe.lower_case:
+        train = in_lower_case(train)
+    if stage == "vqa" or data != "vqa_rad" or not profile.synthetic:
+        return train, []
+    texts = caption_examples(train, copies=CAPTIONS)
+    texts += dialogue_examples(train, copies=DIALOGUES) if stage == "instruct" else []
+    return [*texts, *maker("train", min(PHANTOMS, recipe.samples), image_size=size)], []
+
+
+def in_lower_case(questions: Sequence[Example]) -> list[Example]:
+    """The same questions with answers in lower case: data sets write "Yes" and "yes", the scores read one word."""
+    return [
+        replace(e, turns=tuple(replace(t, text=t.text.lower()) if t.role == "assistant" else t for t in e.turns))
+        for e in questions
+    ]
+
+
+def question_split(
+    data: str,
+    folder: str | Path,
+    protocol: str = "official",
+    *,
+    roots: Sequence[Path] = (),
+    skip_corrupt: bool = False,
+) -> tuple[list[Example], dict[str, list[Example]]]:
+    """Training questions and the lists to be asked, by name, under a protocol; raises ValueError for an unknown one."""
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"unknown protocol {protocol!r}: use one of {', '.join(PROTOCOLS)}")
+    train = read_training_set(data, folder, roots=roots, skip_corrupt=skip_corrupt)
+    if protocol == "validation":
+        train, held = validation_split(train)
+        return train, {f"{data} validation, {name}": questions for name, questions in held.items()}
+    test = read_dataset(data, folder, "test", roots=roots)
+    if protocol == "official":
+        return train, {f"{data} test": test}
+    asked = {example.meta["image"] for example in test}
+    train = [example for example in train if example.meta["image"] not in asked]
+    if not train:
+        raise ValueError(f"every training image of {data} is a test image, too: there is no image-disjoint training")
+    return train, {f"{data} test, {UNSEEN}": test}
+
+
+def validation_split(questions: Sequence[Example]) -> tuple[list[Example], dict[str, list[Example]]]:
+    """Training questions cut into those to learn from and two held-out lists, by hashes of names, the same on every machine.
+
+    UNSEEN has all questions about a share HELD_OUT of the images; SEEN has a like share of those about the other images,
+    together with what shares their image, type of question and answer, as that is mostly the same question in other words.
+    """
+    kept, held = [], {SEEN: [], UNSEEN: []}
+    for example in questions:
+        image = example.meta["image"]
+        if _share(image) < HELD_OUT:
+            held[UNSEEN].append(example)
+        elif _share(image, str(example.meta.get("question_type")), example.answer.strip().lower()) < HELD_OUT:
+            held[SEEN].append(example)
+        else:
+            kept.append(example)
+    return kept, held
+
+
+def _share(*names: str) -> float:
+    """A number in [0, 1) that depends on the names alone."""
+    return int.from_bytes(sha256("\n".join(names).encode()).digest()[:8], "big") / 2**64

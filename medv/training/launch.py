@@ -28,6 +28,7 @@ from safetensors import SafetensorError
 from medv.artifacts import disk_is_full
 
 DEEPSPEED = ("zero2", "zero3")
+_SHUT = re.compile(r"Read-only file system|Permission denied|os error (13|30)\b", re.I)
 _LOST = re.compile(r"gloo|nccl|peer|connection (closed|reset|refused)|broken pipe|timed out", re.I)
 
 
@@ -55,13 +56,12 @@ def deepspeed_config(name: str) -> Path:
 def join(deepspeed: str | None) -> None:
     """Make DeepSpeed ready, once in a process; without DeepSpeed the Trainer joins the others by itself.
 
-    Raises ValueError where DeepSpeed is not installed, or where one process has several GPUs.
+    One process alone trains on one GPU and says so where there are more. Raises ValueError where DeepSpeed is not installed.
     """
-    if processes() == 1 and torch.cuda.device_count() > 1:
-        count = torch.cuda.device_count()
-        raise ValueError(
-            f"one process sees {count} GPUs: start it with `torchrun --nproc_per_node {count} -m medv ...`, "
-            "or show it one with CUDA_VISIBLE_DEVICES=0"
+    if processes() == 1 and (count := torch.cuda.device_count()) > 1:
+        warnings.warn(
+            f"this process uses one of {count} GPUs: for all of them, `torchrun --nproc_per_node {count} -m medv train ...`",
+            stacklevel=2,
         )
     if deepspeed is None:
         return
@@ -118,7 +118,7 @@ def gather_objects(value: object) -> list:
 
 @contextmanager
 def stopping_in_words(going_on: Callable[[], str]) -> Iterator[None]:
-    """Turn a full disk and a lost process into a `TrainingStopped` that says what `going_on` says of the way on.
+    """Turn a full or read-only disk and a lost process into a `TrainingStopped` that says what `going_on` says of the way on.
 
     Other errors pass. A launcher that takes this process down because another one died counts as that loss.
     """
@@ -139,6 +139,10 @@ def stopping_in_words(going_on: Callable[[], str]) -> Iterator[None]:
         line = next(iter(str(error).splitlines()), "")
         if disk_is_full(error):
             raise TrainingStopped(f"{who}the disk is full ({line}): free some space; {going_on()}") from error
+        if _SHUT.search(str(error)):
+            raise TrainingStopped(
+                f"{who}nothing can be written ({line}): make the folder writable; {going_on()}"
+            ) from error
         if processes() > 1 and _LOST.search(str(error)):
             raise TrainingStopped(f"{who}{lost}; {going_on()}") from error
         raise

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig
 
+from medv import limits
 from medv.model.adapters import AdaptedModel
 from medv.model.modeling import MedVForMaskedDiffusion
 
@@ -23,6 +24,11 @@ class LoraRecipe:
     rank: int = 16
     alpha: int = 32
     dropout: float = 0.0
+
+    def __post_init__(self):
+        limits.whole("the rank of LoRA", self.rank, 1)
+        limits.real("alpha of LoRA", self.alpha, 0, open_ends="least")
+        limits.real("dropout of LoRA", self.dropout, 0, 1, open_ends="most")
 
 
 def attach_lora(model: MedVForMaskedDiffusion, recipe: LoraRecipe, *, seed: int = 0) -> AdaptedModel:

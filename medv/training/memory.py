@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from rich.table import Table
 
+from medv import limits
 from medv.diffusion.loss import CHUNK
 from medv.model.configuration import MedVConfig
 from medv.model.modeling import MedVForMaskedDiffusion
@@ -96,6 +97,10 @@ def plan_memory(
 
     Raises ValueError for a ZeRO stage that does not exist and for a batch that the devices cannot share.
     """
+    limits.whole("the number of devices", gpus, 1)
+    limits.whole("accumulation", accumulation, 1)
+    if capacity is not None:
+        limits.real("the memory of a device", capacity, 0, open_ends="least")
     if zero not in range(4):
         raise ValueError(f"there is no ZeRO-{zero}: use 0 (no DeepSpeed), 1, 2 or 3")
     micro_batch, rest = divmod(recipe.batch_size, gpus * accumulation)

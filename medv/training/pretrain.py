@@ -10,13 +10,13 @@ goes on with the next part.
 
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from medv import limits
 from medv.artifacts import atomic_directory, write_json
 from medv.data.chat import SpecialTokens
 from medv.data.example import Example
@@ -24,12 +24,15 @@ from medv.data.phantom_sets import alignment_set, brief_set, general_set, instru
 from medv.model.assembly import assemble, language_tower, new_processor, random_model
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.twin import causal_twin
+from medv.ownership import Run, check_folder
 from medv.profiles import Profile, StageRecipe
-from medv.training.stages import train_stage
+from medv.training.launch import stopping_in_words
+from medv.training.stages import claimed, train_stage
 from medv.training.tokenizer import train_tokenizer
 from medv.training.tower import train_tower
 from medv.training.twin import causal_recipe
 
+PART = "part.json"  # written last
 BRIEF_HELD = 4000  # questions of the first phase that are kept for looking at what it taught
 PARTS = ("tokenizer", "vision_tower", "language_tower", "general_model", "tiny_model", "twin_tower")
 
@@ -37,8 +40,10 @@ PARTS = ("tokenizer", "vision_tower", "language_tower", "general_model", "tiny_m
 def pretrain(profile: Profile, out: Path, *, seed: int = 0, only: Sequence[str] = PARTS, quiet: bool = False) -> None:
     """Make the bundled parts in `out`; parts that are there are kept. `only` names the parts to make.
 
-    When all are there, `out/weights` holds them in half precision, as the package carries them in `medv/weights`.
+    When all are there, `out/weights` holds them in half precision, as the package carries them in `medv/weights`. Raises
+    ValueError where `out` holds anything else than parts of this profile and seed, TrainingStopped as `train_stage` does.
     """
+    limits.seed("seed", seed)
     if not profile.pretrain:
         raise ValueError(
             f"profile {profile.name} begins from towers trained elsewhere: only tiny and smoke train their own"
@@ -54,13 +59,25 @@ def pretrain(profile: Profile, out: Path, *, seed: int = 0, only: Sequence[str] 
         "tiny_model": _make_tiny_model,
         "twin_tower": _make_twin_tower,
     }
-    for part in PARTS:
-        if part in only and not (out / part / "part.json").exists():
-            facts = makers[part](profile, out, seed, quiet)
-            shutil.rmtree(out / part / "checkpoints", ignore_errors=True)
-            write_json(out / part / "part.json", {"profile": profile.to_dict(), "seed": seed, **facts})
-    if all((out / part / "part.json").exists() for part in PARTS):
-        export_half(out, out / "weights")
+    run = _made_of(profile, seed)
+    exported = set(only) != set(PARTS) or (out / "weights").exists()
+    if exported and all((out / part / PART).exists() for part in only):
+        check_folder(out, run)  # without a lock, so that those who only use the parts do not meet
+    else:
+        with stopping_in_words(lambda: "the same command goes on"), claimed(out, run):
+            for part in (part for part in PARTS if part in only and not (out / part / PART).exists()):
+                facts = makers[part](profile, out, seed, quiet)
+                shutil.rmtree(out / part / "checkpoints", ignore_errors=True)
+                write_json(out / part / PART, {"profile": profile.to_dict(), "seed": seed, **facts})
+            if all((out / part / PART).exists() for part in PARTS):
+                export_half(out, out / "weights")
+
+
+def _made_of(profile: Profile, seed: int) -> Run:
+    """What decides the parts, for `medv.ownership`."""
+    stages = {name: recipe.settings() for name, recipe in profile.stages.items()}
+    shape = {"model": asdict(profile.model), "stages": stages, "steps": profile.pretrain, "system": profile.system}
+    return {"made_by": "medv train pretrain", "profile": profile.name, "seed": seed, **shape}
 
 
 def text_recipes(profile: Profile) -> dict[str, StageRecipe]:
@@ -129,9 +146,6 @@ def _text_stage(profile: Profile, out: Path, part: str, seed: int, quiet: bool, 
     validation = text_set("validation", 64)
     for phase, recipe in recipes.items():
         work = target / "checkpoints" / phase
-        if (work / "training.json").exists():
-            model = type(model).from_pretrained(work, dtype=torch.float32)
-            continue
         examples = text_examples(phase, steps[phase] * recipe.batch_size)
         recipe = causal_recipe(recipe) if causal else recipe
         model = train_stage(model, processor, recipe, examples, work, validation=validation, seed=seed, quiet=quiet)
@@ -158,9 +172,6 @@ def _stages(
     processor = new_processor(_tokenizer(out), model.config, system=profile.system)
     for stage, examples in sets.items():
         work = out / name / "checkpoints" / stage
-        if (work / "training.json").exists():
-            model = MedVForMaskedDiffusion.from_pretrained(work, dtype=torch.float32)
-            continue
         model = train_stage(model, processor, profile.stages[stage], examples, work, seed=seed, quiet=quiet)
     model.save_pretrained(out / name)
     processor.save_pretrained(out / name)

@@ -9,44 +9,69 @@ averages do not depend on how many processes share a batch.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 
+from medv import limits
 from medv.artifacts import SPEED, write_json
+from medv.data import contents as data_contents
 from medv.data.example import Example
-from medv.model.bundled import save_projector
+from medv.model import contents as model_contents
+from medv.model.bundled import load_model, save_projector
+from medv.model.devices import device_named
+from medv.model.looks import Looks
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
+from medv.ownership import Run, check_folder, claim_folder
 from medv.profiles import StageRecipe
 from medv.training.collate import Collator, Encoder
 from medv.training.launch import deepspeed_config, join, processes, rank, stopping_in_words, wait_for_all
 from medv.training.lora import LoraRecipe, attach_lora, merge_lora
 from medv.training.meter import Meter, MeteredTrainer, totals, without_times
 from medv.training.stream import TrainingStream, ValidationStream
-from medv.training.trainer import Checkpoints, StageTrainer, find_checkpoint, going_on, looking_always
+from medv.training.trainer import (
+    Checkpoints,
+    OneDeviceArguments,
+    StageTrainer,
+    find_checkpoint,
+    going_on,
+    looking_always,
+)
 
-PRECISIONS = ("auto", "float32")
+MADE_BY = "medv train"
+FINISHED = "training.json"  # written last
 PARTS = {
     "projector": ("model.projector.",),
     "language_model": ("model.language_model.", "lm_head.", "model.image_newline"),
     # all but the token embedding
     "language_layers": ("model.language_model.layers.", "model.language_model.norm.", "model.image_newline"),
+    # a deviation from the paper: the last block and the head convolution of an EfficientNet-Lite0
+    "vision_end": ("model.vision_tower.encoder.blocks.15.", "model.vision_tower.encoder.top_"),
 }
 
 
 def freeze_except(model: MedVForMaskedDiffusion, trains: Sequence[str]) -> int:
-    """Let only the named parts learn; returns the number of trainable parameters. The vision tower is never among them."""
+    """Let only the named parts learn; returns the number of trainable parameters.
+
+    Raises ValueError for a part that is unknown or that this model does not have.
+    """
     unknown = set(trains) - set(PARTS)
     if unknown:
         raise ValueError(f"unknown part {', '.join(sorted(unknown))}: a stage trains {' or '.join(PARTS)}")
-    prefixes = tuple(prefix for part in trains for prefix in PARTS[part])
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(prefixes))
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for part in trains:
+        found = [parameter for name, parameter in model.named_parameters() if name.startswith(PARTS[part])]
+        if not found:
+            raise ValueError(f"this model has no part {part}: only an EfficientNet-Lite0 has one of that name")
+        for parameter in found:
+            parameter.requires_grad_(True)
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
@@ -81,57 +106,61 @@ def train_stage(
     accumulation: int = 1,
     deepspeed: str | None = None,
     base: dict[str, str] | None = None,
+    about: Mapping[str, str] | None = None,
     skip_corrupt: bool = False,
     stop_after: int | None = None,
     checkpoints: bool = True,
+    looks: Looks | None = None,
     quiet: bool = False,
+    device: str | None = None,
 ) -> MedVForMaskedDiffusion:
     """Train `model` in place by `recipe` and save it to the folder `out`; returns the trained model.
 
     The global batch of the recipe is cut into `accumulation` parts for each process that a launcher started; what is learned
     does not depend on the cut. deepspeed: None, "zero2" or "zero3" (the returned model is then whole on the first process
     alone). base: what a projector trained alone was put on, as `save_projector` notes it; without it a whole model is saved.
-    A folder with checkpoints of the same run is resumed; with those of another recipe, seed or number of examples it is
-    refused with a ValueError. `stop_after` ends early with a checkpoint and saves no result. Raises TrainingStopped, the
+    A folder in which the same run was begun is continued, or, where it was finished, loaded; any other is refused with a
+    ValueError. The same run: of one recipe, seed, LoRA and `about` (names that a person knows it by), with equal contents of
+    starting weights and data. `stop_after` ends early with a checkpoint and saves no result. Raises TrainingStopped, the
     last checkpoint intact, where loss or gradient is not finite, the disk is full or another process is lost. Without
-    `checkpoints` a run that is stopped begins anew, and a short one does not spend its time on saving.
+    `checkpoints` a run that is stopped begins anew, and a short one does not spend its time on saving. `looks` spare images
+    that were looked at before.
     """
     saved = out / "checkpoints"
-    with stopping_in_words(lambda: going_on(saved)), looking_always(model):
-        claim(out, {"recipe": asdict(recipe), "seed": seed, "lora": lora and asdict(lora), "examples": len(examples)})
+    with (
+        stopping_in_words(lambda: going_on(saved)),
+        looking_always(model),
+        claimed(out, made_of(model, processor, recipe, examples, validation, seed, lora, about or {})),
+    ):
+        if (out / FINISHED).exists():
+            return load_model(out)[0]
         join(deepspeed)
         model.config.loss_normalization = recipe.normalization
         freeze_except(model, recipe.trains)
         network = attach_lora(model, lora, seed=seed) if lora else model
         trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
-        encode = Encoder(processor, loss_tokens=recipe.loss_tokens, max_length=recipe.max_length)
+        encode = Encoder(processor, loss_tokens=recipe.loss_tokens, max_length=recipe.max_length, looks=looks)
         steps = training_steps(recipe, len(examples))
         order = {"seed": seed, "batch_size": recipe.batch_size, "steps": steps, "times": recipe.times}
         stream = TrainingStream(examples, encode, skip_corrupt=skip_corrupt, order=recipe.order, **order)
+        shown = {"evaluate": bool(validation), "save": checkpoints, "quiet": quiet}
         trainer = MeteredTrainer(
             normalization=recipe.normalization,
+            projector_rate=recipe.projector_rate,
             going_on=lambda: going_on(saved),
             model=network,
-            args=_arguments(
-                recipe,
-                out,
-                steps,
-                seed,
-                accumulation,
-                deepspeed,
-                evaluate=bool(validation),
-                save=checkpoints,
-                quiet=quiet,
-            ),
+            args=_arguments(recipe, out, steps, seed, accumulation, deepspeed, device=device, **shown),
             train_dataset=stream,
             eval_dataset=ValidationStream(validation, encode) if validation else None,
-            data_collator=Collator(processor.special, padding=recipe.padding),
+            data_collator=Collator(processor.special, padding=recipe.padding, feature_dropout=recipe.feature_dropout),
             callbacks=[Checkpoints(deepspeed, stream), *([_StopAfter(stop_after)] if stop_after else [])],
             meter=Meter(model.config, processor.special.end_of_text, "language_model" in recipe.trains and not lora),
         )
         if quiet:
             trainer.remove_callback(PrinterCallback)
         if recipe.cached_vision:
+            if "vision_end" in recipe.trains:
+                raise ValueError("a vision tower that learns cannot be cached: set cached_vision=False in the recipe")
             _look_once(model, encode, [*examples, *validation], trainer.args.device, quiet)
         trainer.train(resume_from_checkpoint=find_checkpoint(saved, deepspeed, stream))
         if stop_after and trainer.state.global_step < steps:
@@ -149,7 +178,7 @@ def _look_once(model, encode: Encoder, examples: Sequence[Example], device: torc
     """Run the frozen tower over all images now."""
     if is_deepspeed_zero3_enabled():
         raise ValueError("cached_vision runs the whole vision tower, which ZeRO-3 has cut: use ZeRO-2 or leave it off")
-    encode.look_once(model.model, examples, device=device, quiet=quiet)
+    encode.looks.once(model.model, examples, device=device, quiet=quiet)
 
 
 def _whole(
@@ -171,20 +200,36 @@ def _whole(
     return model
 
 
-def claim(out: Path, run: dict) -> None:
-    """Note what this folder trains, or check that it is the same as what was begun there."""
-    note = out / "run.json"
-    run = json.loads(json.dumps(run))  # tuples become lists, as in the file
-    if not note.exists():
-        if rank() == 0:
-            write_json(note, run)
-        return
-    begun = json.loads(note.read_text(encoding="utf-8"))
-    differ = [name for name in run if begun.get(name) != run[name]]
-    if differ:
-        raise ValueError(
-            f"{out} holds another run (its {' and '.join(differ)} differ): choose another folder or delete it"
-        )
+def made_of(
+    model: MedVForMaskedDiffusion,
+    processor: MedVProcessor,
+    recipe: StageRecipe,
+    examples: Sequence[Example],
+    validation: Sequence[Example],
+    seed: int,
+    lora: LoraRecipe | None,
+    about: Mapping[str, str],
+) -> Run:
+    """The identity of a training, as `medv.ownership` keeps it. How a batch is cut or shared is no part of it."""
+    limits.seed("seed", seed)
+    return {
+        "made_by": MADE_BY,
+        **about,
+        "seed": seed,
+        "recipe": recipe.settings(),
+        "lora": lora and asdict(lora),
+        "init": model_contents.contents(model, processor),
+        "data": data_contents.contents(examples),
+        "validation": data_contents.contents(validation),
+    }
+
+
+def claimed(out: Path, run: Run) -> AbstractContextManager:
+    """The folder held for the run by the first process; the others look whether it is theirs."""
+    if rank() == 0:
+        return claim_folder(out, run)
+    check_folder(out, run)
+    return nullcontext()
 
 
 def _arguments(
@@ -198,7 +243,8 @@ def _arguments(
     evaluate: bool,
     save: bool,
     quiet: bool,
-) -> TrainingArguments:
+    device: str | None = None,
+) -> OneDeviceArguments:
     """The Trainer's arguments for a recipe."""
     world = processes()
     micro_batch, rest = divmod(recipe.batch_size, world * accumulation)
@@ -207,10 +253,9 @@ def _arguments(
             f"a batch of {recipe.batch_size} cannot be cut into {world} processes x {accumulation} accumulation steps: "
             "choose numbers that divide it"
         )
-    if recipe.precision not in PRECISIONS:
-        raise ValueError(f"unknown precision {recipe.precision!r}: use one of {', '.join(PRECISIONS)}")
     often = max(1, steps // 8)
-    return TrainingArguments(
+    on_gpu = device_named(device).type == "cuda"
+    return OneDeviceArguments(
         output_dir=str(out / "checkpoints"),
         max_steps=steps,
         per_device_train_batch_size=micro_batch,
@@ -232,13 +277,13 @@ def _arguments(
         report_to="none",
         seed=seed,
         deepspeed=None if deepspeed is None else str(deepspeed_config(deepspeed)),
-        use_cpu=not torch.cuda.is_available(),
-        bf16=recipe.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        use_cpu=not on_gpu,
+        bf16=recipe.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported(),
         optim="adamw_torch_fused",
         activation_checkpointing=recipe.checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False},
         dataloader_num_workers=0,
-        dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_pin_memory=on_gpu,
         disable_tqdm=quiet,
     )
 
@@ -255,14 +300,14 @@ def _save(
     write_json(out / "history.json", without_times(trainer.state.log_history))
     write_json(out / SPEED, {"total": totals(trainer.meter.rows), "rows": trainer.meter.rows})
     facts = {"recipe": asdict(recipe), "steps": trainer.state.global_step, **facts}
-    write_json(out / "training.json", facts)
+    write_json(out / FINISHED, facts)
 
 
 def summary(out: Path) -> dict:
     """Steps, trainable parameters and last losses of a finished stage, and how many examples were left out, if any were; its
     speed and memory are in speed.json.
     """
-    facts = json.loads((out / "training.json").read_text(encoding="utf-8"))
+    facts = json.loads((out / FINISHED).read_text(encoding="utf-8"))
     history = json.loads((out / "history.json").read_text(encoding="utf-8"))
     last = {name: [row[name] for row in history if name in row][-1:] for name in ("loss", "eval_loss")}
     losses = {name: values[0] for name, values in last.items() if values}

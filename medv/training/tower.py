@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import SiglipVisionConfig, SiglipVisionModel, Trainer, TrainingArguments
+from transformers import SiglipVisionConfig, SiglipVisionModel, Trainer
 
 from medv.data.general import ShapeScene, draw_shapes, sample_shapes
 from medv.data.phantoms import draw, phantom_scene
@@ -24,6 +24,7 @@ from medv.data.scene import NORMAL, Scene, split_seed
 from medv.model.assembly import vision_config
 from medv.model.modeling import pool_patches
 from medv.profiles import ModelShape
+from medv.training.trainer import OneDeviceArguments
 
 UNKNOWN = -100
 ATTRIBUTES = ("domain", "finding", "side", "level", "size", "acquisition", "shape", "color", "count")
@@ -192,7 +193,7 @@ def train_tower(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AttributeTower(vision_config(shape), labels, shape.image_pool)
-    args = TrainingArguments(
+    args = OneDeviceArguments(
         output_dir=str(out / "checkpoints"),
         max_steps=steps,
         per_device_train_batch_size=64,

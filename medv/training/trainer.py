@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from medv.artifacts import write_json
 from medv.diffusion.corruption import masking_probability
@@ -24,15 +24,36 @@ COUNTED = ("token", "masked")  # normalizations whose divisor is a count over th
 COMPLETE = "complete.json"
 
 
+class OneDeviceArguments(TrainingArguments):
+    """A process trains on one device, also where it sees more: theirs are the processes of a launcher."""
+
+    @property
+    def n_gpu(self) -> int:
+        """0 on a CPU, else 1; more would make the Trainer cut batches behind our back."""
+        return min(super().n_gpu, 1)
+
+
 class StageTrainer(Trainer):
     """A Trainer over a `TrainingStream` with a `Collator`; `normalization` is the one of the model's loss.
 
-    `going_on` says in words how the run can be continued.
+    `going_on` says in words how the run can be continued. The projector learns `projector_rate` times as fast as the rest.
     """
 
-    def __init__(self, *, normalization: str, going_on: Callable[[], str], **options):
+    def __init__(self, *, normalization: str, going_on: Callable[[], str], projector_rate: float = 1.0, **options):
         super().__init__(**options)
-        self.normalization, self.going_on = normalization, going_on
+        self.normalization, self.going_on, self.projector_rate = normalization, going_on, projector_rate
+
+    def create_optimizer(self, model=None):
+        """The Trainer's optimizer, with groups of their own for the projector where its rate is another."""
+        optimizer = super().create_optimizer(model)
+        if self.projector_rate != 1:
+            projector = {id(p) for name, p in self.model.named_parameters() if "projector." in name}
+            for group in list(optimizer.param_groups):
+                apart = [p for p in group["params"] if id(p) in projector]
+                group["params"] = [p for p in group["params"] if id(p) not in projector]
+                if apart:
+                    optimizer.add_param_group(group | {"params": apart, "lr": group["lr"] * self.projector_rate})
+        return optimizer
 
     def get_train_dataloader(self):
         """Lists of items: they become tensors when the width of the global batch is known."""

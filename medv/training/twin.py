@@ -39,20 +39,20 @@ def train_twin(profile: Profile, out: Path, *, seed: int = 0, quiet: bool = Fals
     tower = bundled("twin_tower")
     facts, start = {}, None
     for stage in TWIN_STAGES:
-        folder = out if stage == TWIN_STAGES[-1] else out / stage
-        if not (folder / "training.json").exists():
-            if start is None:
-                model = assemble(tower, bundled("vision_tower"), seed=seed, **profile.model.sight)
-                model = causal_twin(model)
-                processor = new_processor(AutoTokenizer.from_pretrained(tower), model.config, system=profile.system)
-            else:
-                model, processor = load_model(start)
-            train, validation = stage_examples(stage, profile)
-            recipe = causal_recipe(profile.stages[stage])
-            train_stage(model.train(), processor, recipe, train, folder, validation=validation, seed=seed, quiet=quiet)
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        folder = out / stage
+        if start is None:
+            model = assemble(tower, bundled("vision_tower"), seed=seed, **profile.model.sight)
+            model = causal_twin(model)
+            processor = new_processor(AutoTokenizer.from_pretrained(tower), model.config, system=profile.system)
+        else:
+            model, processor = load_model(start)
+        train, validation = stage_examples(stage, profile)
+        recipe = causal_recipe(profile.stages[stage])
+        train_stage(model.train(), processor, recipe, train, folder, validation=validation, seed=seed, quiet=quiet)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         facts[stage] = summary(folder)
         start = folder
+    shutil.copytree(start, out, dirs_exist_ok=True)
     return facts
 
 

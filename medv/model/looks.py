@@ -1,0 +1,99 @@
+"""What a network needs of each image, made once: its pixels, or what the frozen vision tower makes of them.
+
+Training and answering ask it alike, so that an image that many questions are about is read, prepared and looked at once. It
+knows no loss and no sampler.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from medv.data.example import Example, load_image
+from medv.model.modeling import MedVModel
+from medv.model.processing import MedVProcessor
+
+KEPT_BYTES = 2 << 30
+STATES_BYTES = 8 << 30
+Look = tuple[int, dict[str, torch.Tensor]]
+
+
+class Looks:
+    """`looks(example)` -> the number of visual tokens of its image, and the tensors that the model needs of it.
+
+    The tensors are pixel_values, [3, H, W] or [views, 3, H, W] of an image in tiles, and image_layouts [1, 7] unless views are
+    merged flat; (0, {}) without an image. Up to `keep` bytes of pixels are kept in memory. After `once` there are vision_states
+    [views, N, D_vision] in the place of pixel_values, which are those of one vision tower.
+    """
+
+    def __init__(self, processor: MedVProcessor, *, keep: int = KEPT_BYTES):
+        self.processor = processor
+        self._kept: dict[Path | Callable[[], Image.Image], Look] = {}
+        self._free = keep
+
+    def __call__(self, example: Example) -> Look:
+        """Look at one image; raises ValueError where it cannot be read."""
+        if example.image is None:
+            return 0, {}
+        if example.image in self._kept:
+            return self._kept[example.image]
+        image = load_image(example)
+        tensors = {"pixel_values": self.processor.pixels([image]).squeeze(0)}
+        layouts = self.processor.layouts([image])
+        if layouts is not None:
+            tensors["image_layouts"] = layouts  # [1, 7]
+        look = self.processor.view_plan.tokens(*image.size), tensors
+        if tensors["pixel_values"].nbytes <= self._free:
+            self._free -= tensors["pixel_values"].nbytes
+            self._kept[example.image] = look
+        return look
+
+    @torch.no_grad()
+    def once(
+        self,
+        model: MedVModel,
+        examples: Iterable[Example],
+        *,
+        device: torch.device | None = None,
+        rows: int = 32,
+        limit: int = STATES_BYTES,
+        quiet: bool = True,
+    ) -> None:
+        """Keep what the frozen vision tower makes of every image of the examples that was not looked at yet.
+
+        The tower goes to `device` meanwhile. Raises ValueError where the states of all images would not fit into `limit`.
+        """
+        shown = {example.image: example for example in examples if example.image is not None}
+        shown = [e for image, e in shown.items() if "vision_states" not in self._kept.get(image, (0, {}))[1]]
+        home, tower = model.vision_tower.device, model.vision_tower.to(device or model.vision_tower.device)
+        for start in tqdm(range(0, len(shown), rows), desc="looking at images", disable=quiet):
+            looks = [self(example) for example in shown[start : start + rows]]
+            views = [tensors["pixel_values"].reshape(-1, *tensors["pixel_values"].shape[-3:]) for _, tensors in looks]
+            states = model.look(torch.cat(views).to(tower.device)).cpu().split([len(view) for view in views])
+            if (needed := states[0].nbytes * len(shown)) > limit:
+                raise ValueError(
+                    f"the vision states of {len(shown)} images take about {needed / 1e9:.1f} GB, more than the "
+                    f"{limit / 1e9:.1f} GB kept in memory: set cached_vision=False in the recipe"
+                )
+            for example, (tokens, tensors), state in zip(shown[start : start + rows], looks, states, strict=True):
+                layouts = {name: value for name, value in tensors.items() if name != "pixel_values"}
+                self._kept[example.image] = tokens, {"vision_states": state.clone()} | layouts
+        model.vision_tower.to(home)
+
+
+def joined(items: Sequence[dict]) -> dict[str, torch.Tensor]:
+    """The image tensors of a batch's looks: pixel_values [views, 3, H, W] or vision_states [views, N, D_vision], and
+    image_layouts [n, 7], each where there are any. Raises ValueError where only some of the images were looked at.
+    """
+    batch = {}
+    if any("vision_states" in item for item in items) and any("pixel_values" in item for item in items):
+        raise ValueError("only some images of a batch were looked at: give Looks.once all of them")
+    for name in ("pixel_values", "vision_states", "image_layouts"):
+        parts = [item[name] for item in items if name in item]
+        if parts and name == "pixel_values":
+            parts = [views.reshape(-1, *views.shape[-3:]) for views in parts]
+        if parts:
+            batch[name] = torch.cat(parts)
+    return batch
