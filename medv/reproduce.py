@@ -93,6 +93,7 @@ def reproduce(
         console.print(Text(f"profile {profile}: {shop.profile.notes}"), soft_wrap=True)
     if shop.profile.towers == "packages":
         console.print(_estimate_table(chosen, shop))
+        console.print("what is finished is kept: the same command goes on after a stop")
     if dry_run:
         console.print(_plan_table(chosen, nodes, shop, force))
         return 0
@@ -284,7 +285,6 @@ def _estimate_table(chosen: Sequence[Node], shop: Workshop) -> Table:
         table.add_row(
             name, f"{value / 3600:.1f} h" if value >= 3600 else f"{value / 60:.0f} min" if value else "minutes"
         )
-    table.caption = "what is finished is kept: the same command goes on after a stop"
     return table
 
 

@@ -175,13 +175,14 @@ def test_only_aligned_arms_go_through_stage_1(smoke, tmp_path):
     assert len(list(tmp_path.glob("*/instruct/training.json"))) == 2
 
 
-def test_what_cannot_be_compared_is_refused_with_what_to_set():
+def test_what_cannot_be_compared_is_refused_with_what_to_set(tmp_path):
     with pytest.raises(ValueError, match="needs the phantoms"):
         init.parts_of(get_profile("paper"))
-    with pytest.raises(
-        ValueError, match=r"set vision, general to the folders that `medv train pretrain --profile small`"
-    ):
-        init.parts_of(get_profile("small"), language="somewhere")
+    with pytest.raises(FileNotFoundError, match=r"bring them with `medv towers small --out"):
+        init.parts_of(get_profile("small"), language="somewhere", towers=tmp_path)
+    given = init.parts_of(get_profile("small"), "a", "b", towers=tmp_path)
+    assert [arm.name for arm in init.arms_of(given)] == ["LLaDA-MedV", "random"] and init.gaps(init.arms_of(given))
+    assert init.arms_of(given | {"general": tmp_path}) == init.ARMS and not init.gaps(init.ARMS)
 
 
 def said(shares: dict[str, tuple[float, float]]) -> pd.DataFrame:

@@ -21,6 +21,7 @@ from medv.data.prompts import PROMPTS
 from medv.data.texts import Document, read_documents, split_documents
 from medv.diffusion.corruption import noise_generator
 from medv.diffusion.sampler import SamplerConfig
+from medv.experiments import adaptation
 from medv.experiments.adaptation import continue_documents
 from medv.model.assembly import assemble, language_tower
 from medv.model.bundled import bundled
@@ -214,9 +215,9 @@ def test_ten_steps_equal_five_an_interruption_and_five_more(causal, rows, whole,
 
 def test_a_folder_of_another_run_is_refused(causal, rows, tmp_path):
     run(causal, rows, tmp_path, stop_after=2)
-    with pytest.raises(ValueError, match="holds another run"):
+    with pytest.raises(ValueError, match=r"made from something else \(seed 0, now 1\)"):
         run(causal, rows, tmp_path, seed=1)
-    with pytest.raises(ValueError, match="its text differ"):
+    with pytest.raises(ValueError, match="made from something else .text"):
         run(causal, rows.flip(0), tmp_path)
 
 
@@ -258,6 +259,19 @@ def test_a_causal_tower_writes_text_that_is_kept_and_gone_on_with(causal, tmp_pa
     assert {document.prompt for document in documents} <= set(PROMPTS) and all(d.text for d in documents)
     with pytest.raises(ValueError, match="written otherwise"):
         write_text_of(causal, tmp_path, 60, replace(writing, seed=1), quiet=True)
+
+
+def test_the_command_lets_a_tower_write_and_adapts_it(causal, tmp_path):
+    command = ["train", "adapt", "--language", causal, "--out", tmp_path / "out", "--self", "--self-tokens", "600"]
+    command += ["--self-batch", "4", "--length", "32", "--batch-size", "4", "--tokens", "256", "--continuations", "2"]
+    for _ in range(2):  # a finished run is told again
+        done = CliRunner().invoke(app, [*map(str, command), "--device", "cpu", "--json"])
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout.splitlines()[-1])["written"]["tokens"] >= 600
+    said = read(tmp_path / "out" / "continuations.json")
+    assert 1 <= len(said) <= 2 and {"prompt", "written", "before", "after"} == set(said[0])
+    other = CliRunner().invoke(app, [*map(str, command), "--seed", "1"])
+    assert other.exit_code == 2 and "written otherwise" in " ".join(other.stderr.split())
 
 
 def test_continuing_with_a_cache_draws_from_the_logits_of_the_whole(causal, rows):
@@ -344,3 +358,54 @@ def test_what_cannot_be_adapted_is_one_sentence_with_exit_code_2(causal, tmp_pat
 def test_a_tower_that_sees_both_directions_is_refused(rows, tmp_path):
     with pytest.raises(ValueError, match="sees both directions already"):
         run(bundled("language_tower"), rows, tmp_path)
+
+
+# The ablation of notebook 14.
+
+
+def made_up(shift: dict[str, float]) -> dict:
+    """Results in which each choice adds what `shift` says to the loss of every row; texts repeat where weights are 1/t."""
+    plan, results = adaptation.PLANS["tiny"], {}
+    for seed in plan.seeds:
+        noise = torch.randn(40, generator=torch.Generator().manual_seed(seed)) * 0.01
+        for number, arm in enumerate(adaptation.arms_of(plan.recipe)):
+            added = sum(value for name, value in shift.items() if name in arm.split(", "))
+            text = "one one" if "1/t" in arm else "one two"
+            history = [{"tokens": tokens, "eval_loss": 5 + added} for tokens in (0, 100)]
+            results[f"{number}-seed{seed}"] = {
+                "rows": (5 + added + noise).tolist(),
+                "texts": [text],
+                "history": history,
+            }
+    return results
+
+
+def test_the_eight_arms_differ_in_what_their_names_say_and_in_nothing_else():
+    for plan in adaptation.PLANS.values():
+        arms = adaptation.arms_of(plan.recipe)
+        assert len(arms) == 8 and len({*arms.values()}) == 8
+        alike = {replace(arm, attention="at_once", align=True, weights="uniform") for arm in arms.values()}
+        assert alike == {replace(plan.recipe, attention="at_once", align=True, weights="uniform")}
+        assert arms["annealed, not aligned, 1/t"] == replace(
+            plan.recipe, attention="annealed", align=False, weights="1/t"
+        )
+
+
+def test_the_verdict_on_a_choice_follows_from_its_interval():
+    plan, results = adaptation.PLANS["tiny"], made_up({"aligned": -0.5, "1/t": 0.3})
+    items = adaptation.items_of(plan, results)
+    table = adaptation.effects(items).set_index(["factor", "metric"])
+    loss = table.xs("cross_entropy", level="metric")
+    assert loss.loc["aligned minus not aligned", "verdict"] == "lower"
+    assert loss.loc["1/t minus uniform", "value"] == pytest.approx(0.3, abs=1e-5)
+    assert loss.loc["annealed minus at once", "verdict"] == "no difference shown"
+    assert table.loc[("1/t minus uniform", "adjacent_duplicates"), "value"] == 100
+    said = adaptation.conclusion(table.reset_index())
+    assert "aligned minus not aligned, held-out masked cross-entropy (nats): better, -0.500" in said
+    assert "annealed minus at once, held-out masked cross-entropy (nats): no difference shown" in said
+    arms = adaptation.arm_table(items, [Document("one two two")])
+    assert (
+        list(arms.iloc[0])[:3] == ["at once", "aligned", "uniform"]
+        and arms.iloc[-1]["adjacent duplicates (%)"] == "50.00"
+    )
+    assert len(adaptation.curves_of(plan, results)) == 16

@@ -15,8 +15,12 @@ from medv.diffusion.schedules import EntropyBoundSchedule, FixedSchedule, Thresh
 from medv.diffusion.settings import SamplerConfig
 from medv.evaluation.benchmark import answer_file
 from medv.evaluation.runners import MedVRunner
+from medv.model.assembly import language_tower
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.profiles import StageRecipe
+from medv.training.adapt import adapt
+from medv.training.adapt_batches import AdaptRecipe
+from medv.training.self_text import Writing, write_text_of
 from medv.training.stages import train_stage
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -241,3 +245,18 @@ def test_a_runner_keeps_one_model_however_often_it_is_asked_in_another_way(folde
         answer_file(tiny.examples(4), again, tmp_path / f"{steps}.jsonl", batch_size=2, quiet=True)
         held.append(torch.cuda.memory_allocated())
     assert max(held[1:]) <= held[0] + 2**20
+
+
+def test_a_tower_writes_and_is_adapted_on_the_gpu_and_goes_on_there(tmp_path):
+    tower = language_tower(tiny.model())
+    tower.config.is_causal = True
+    tower.save_pretrained(tmp_path / "tower")
+    tiny.tokenizer().save_pretrained(tmp_path / "tower")
+    written = write_text_of(tmp_path / "tower", tmp_path / "text", 60, Writing(8, 16), device="cuda", quiet=True)
+    assert written["tokens"] >= 60
+    rows = torch.randint(20, 250, (12, 32), generator=torch.Generator().manual_seed(0))
+    recipe = AdaptRecipe(tokens=20 * 8 * 32, length=32, batch_size=8, learning_rate=3e-3)
+    given = (tmp_path / "tower", rows[:10], rows[10:], recipe, tmp_path / "out")
+    assert adapt(*given, device="cuda", stop_after=10, quiet=True) == {}
+    facts = adapt(*given, device="cuda", quiet=True)
+    assert facts["eval_loss"] < facts["eval_loss_before"]

@@ -1,50 +1,149 @@
-"""The profile for one GPU: its stages run from towers that it makes itself, and it says what it needs."""
+"""The profile for one GPU: it begins from fetched towers, says what it needs and how long it takes, and its notebooks run."""
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from tiny import processor
+import torch
+from miniature import write_wheels
+from tiny import SHAPE
 from typer.testing import CliRunner
 
+from medv import profiles
 from medv.cli import app
 from medv.data.phantom_sets import instruct_set
-from medv.profiles import STAGES, get_profile
+from medv.experiments import initialization, lora_study
+from medv.experiments.budget import Work, measure, work_of
+from medv.experiments.registry import NODES, nodes_for
+from medv.experiments.run import open_run
+from medv.model.bundled import load_model, untrained_projector
+from medv.model.towers import make_towers
+from medv.profiles import STAGES, SamplerSpec, get_profile
 from medv.training import command
 
 SMALL = get_profile("small")
+SPEC = SamplerSpec(8, 8, 2)
 SCALED = replace(
     SMALL,
-    model=replace(SMALL.model, hidden_size=64, intermediate_size=96, layers=2, heads=2, vision_layers=1, image_size=64),
+    model=replace(SMALL.model, image_size=64),
     stages={name: replace(recipe, samples=8, epochs=1, batch_size=4) for name, recipe in SMALL.stages.items()},
-    pretrain=dict.fromkeys(SMALL.pretrain, 1) | {"texts": 20, "tower_images": 64},
+    describe=SPEC,
+    answer=SPEC,
+    evaluation_questions=8,
+    evaluation_descriptions=4,
 )
 
 
-def test_its_stages_run_one_after_another_from_towers_made_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "default_out", lambda name: tmp_path / name)
-    init = None
-    for stage in STAGES:
-        facts = command.run_stage(stage, SCALED, tmp_path / stage, init=init, quiet=True)
-        assert facts["steps"] == 2 and facts["loss"] > 0
-        init = tmp_path / stage
-    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "small" / "towers").rglob("*.safetensors")}
-    assert len(made) == 2, "a language and a vision tower"
-    command.towers(SCALED)
-    assert made == {path: path.stat().st_mtime_ns for path in made}
-    assert json.loads((init / "speed.json").read_text())["rows"]
+@pytest.fixture(scope="module")
+def fetched(tmp_path_factory) -> Path:
+    """The folder of a run that holds miniature towers, for pictures of 64 pixels."""
+    out = tmp_path_factory.mktemp("small")
+    pins = write_wheels(out / "wheels")
+    make_towers(out / "towers", wheels=out / "wheels", pinned=pins)
+    for name, size in (("config.json", 64), ("preprocessor_config.json", {"height": 64, "width": 64})):
+        file = out / "towers" / "vision_tower" / name
+        settings = json.loads(file.read_text())
+        settings["image_size" if name == "config.json" else "size"] = size
+        file.write_text(json.dumps(settings))
+    return out
 
 
-def test_it_needs_nothing_but_steps_for_its_towers():
-    assert set(SMALL.pretrain) == set(get_profile("tiny").pretrain) and SMALL.stages["align"].sources
+@pytest.fixture
+def scaled(monkeypatch):
+    """The profile `small` with miniature numbers."""
+    monkeypatch.setitem(profiles.PROFILES, "small", SCALED)
+    plan = replace(lora_study.PLANS["small"], sizes=(4,), steps=(1,), questions=4, padded_steps=1)
+    monkeypatch.setitem(lora_study.PLANS, "small", plan)
+    few = {"align_steps": 1, "instruct_steps": 1, "descriptions": 2, "questions": 6, "batch_size": 2}
+    plan = replace(initialization.PLANS["small"], **few, describe=SPEC, answer=SPEC)
+    monkeypatch.setitem(initialization.PLANS, "small", plan)
+
+
+def run_cells(number: str, root: Path, out: Path) -> dict:
+    """Run the code of a notebook at profile small in this process; returns its names."""
+    (book,) = (root / "notebooks").glob(f"{number}_*.ipynb")
+    names: dict = {"__name__": "__main__"}
+    for cell in json.loads(book.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), book.name, "exec"), names)
+            if "parameters" in cell["metadata"].get("tags", ()):
+                names |= {"profile": "small", "out": str(out)}
+    return names
+
+
+def test_its_notebooks_run_on_fetched_towers(root, fetched, scaled):
+    run_cells("10", root, fetched)
+    start = fetched / "models" / "start-seed0"
+    assert untrained_projector(start) and not untrained_projector(fetched / "models" / "stage1")
+    assert json.loads((fetched / "models/stage1/base.json").read_text())["model"].endswith("start-seed0")
+    network = load_model(fetched / "models" / "stage1")[0]
+    assert network.config.vision_config.model_type == "efficientnet" and network.config.feature_norm == "layer"
+    names = run_cells("30", root, fetched)
+    assert {arm.name for arm in names["arms"]} == {"LLaDA-MedV", "random"} and names["plan"].seeds == names[
+        "run"
+    ].profile.seeds
+    assert "not measured" in initialization.conclusion(names["table"])
+    manifest = json.loads((fetched / "figures" / "table4.json").read_text())
+    assert "without LLaDA-MedV V1 and LLaDA-MedV V2" in manifest["about"]["gaps"][0]
+
+
+def test_without_a_gpu_one_seed_is_enough(scaled, tmp_path):
+    own = open_run("stage3", profile="small", out=tmp_path).profile
+    assert len(own.seeds) == (3 if torch.cuda.is_available() else 1)
+    assert lora_study.plan_of(own).seeds == initialization.plan_of(own).seeds == own.seeds
+    assert set(lora_study.plan_of(own).rates) == {0, 8, 32}, "full, and ranks 8 and 32"
+    assert open_run("stage3", profile="tiny", out=tmp_path).profile == get_profile("tiny")
+
+
+def test_the_explorer_asks_stage_2_where_no_model_is_bundled():
+    for profile, needs in ((SMALL, ("models/stage2",)), (get_profile("tiny"), ())):
+        assert next(node.needs for node in nodes_for(profile) if node.name == "explorer") == needs
+    assert {node.name for node in nodes_for(SMALL)} == {node.name for node in NODES}
+
+
+def test_towers_that_are_missing_are_named_with_their_command(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"bring them with `medv towers small --out .*towers`"):
+        command.towers(SMALL, tmp_path / "towers")
+    with pytest.raises(FileNotFoundError, match=r"`medv towers small"):
+        open_run("stage1", profile="small", out=tmp_path).start(None)
     with pytest.raises(ValueError, match=r"profile paper has no towers of its own: give .* with --init"):
         command.towers(get_profile("paper"))
-    longest = max(len(processor().tokenizer(t.text)["input_ids"]) for e in instruct_set("train", 20) for t in e.turns)
-    assert longest < SMALL.stages["instruct"].max_length <= SMALL.model.max_positions
+    told = CliRunner().invoke(app, ["train", "pretrain", "--profile", "small", "--out", str(tmp_path / "made")])
+    assert told.exit_code == 2 and "towers trained elsewhere" in told.stderr
 
 
-def test_doctor_and_a_dry_run_say_what_it_needs():
-    for arguments in (["doctor", "--json"], ["reproduce", "--profile", "small", "--dry-run"]):
-        said = CliRunner().invoke(app, arguments)
-        assert said.exit_code == 0, said.output
-        assert "runs/small/towers" in said.stdout and "VQA-RAD" in said.stdout
+def test_its_texts_fit():
+    longest = max(sum(len(t.text.split()) for t in example.turns) for example in instruct_set("train", 50))
+    assert 3 * longest < SMALL.stages["instruct"].max_length <= SMALL.model.max_positions
+    assert SMALL.stages["align"].sources
+
+
+# How long it takes.
+
+
+def test_time_is_counted_work_times_measured_seconds():
+    assert Work(2, 3, 4).seconds(Work(10, 100, 1000)) == 20 + 300 + 4000
+    more = replace(SMALL, evaluation_descriptions=2 * SMALL.evaluation_descriptions)
+    works = {node.name: work_of(node.name, SMALL) for node in NODES}
+    assert work_of("generation_settings", more).asked == 2 * works["generation_settings"].asked
+    assert works["quickstart"] == Work() and all(
+        works[stage].learned > 0 for stage in ("stage1", "stage2", "stage3", "lora")
+    )
+    assert works["stage3"].learned == 3 * work_of("stage3", replace(SMALL, seeds=(0,))).learned
+    recipe = SMALL.stages["instruct"]
+    assert works["stage2"].learned == recipe.samples * recipe.epochs
+    unit = measure(replace(SCALED, model=replace(SHAPE, vocab_size=300)))
+    assert min(unit.learned, unit.asked, unit.drawn) > 0
+
+
+def test_a_dry_run_and_doctor_say_what_it_needs_and_how_long_it_takes(monkeypatch):
+    monkeypatch.setattr("medv.experiments.budget.measure", lambda profile: Work(1.0, 0.1, 0.01))
+    told = CliRunner().invoke(app, ["reproduce", "--profile", "small", "--dry-run"])
+    assert told.exit_code == 0 and "runs/small/towers" in told.stdout and "VQA-RAD" in told.stdout
+    hours = SMALL.stages["instruct"].samples * SMALL.stages["instruct"].epochs / 3600
+    line = next(line for line in told.stdout.splitlines() if line.startswith("stage2 "))
+    assert hours <= float(line.split()[1]) <= 1.5 * hours + 1 and line.endswith("h")
+    assert "the same command goes on after a stop" in told.stdout and set(STAGES) == set(SMALL.stages)
+    told = CliRunner().invoke(app, ["doctor", "--json"])
+    assert "medv towers small" in json.loads(told.stdout)["profile small"]

@@ -35,22 +35,20 @@ def adapt(
     accumulation: Annotated[int, typer.Option(min=1, help="Cut each batch into so many parts.")] = 1,
     continuations: Annotated[int, typer.Option(min=0, help="Held-out openings continued before and after.")] = 20,
     seed: Annotated[int, typer.Option(help="Of order, noise and what is written.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
+    device: Annotated[str | None, typer.Option(help="cuda or cpu; default: the best there is.")] = None,
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile the layers first (a minute, and a compiler).")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Continue a causal language tower as a masked-diffusion model on text; `medv assemble` takes the result."""
-    import torch
-
     from medv.experiments.adaptation import adapt_on_text
+    from medv.model.devices import device_named
     from medv.training.adapt_batches import AdaptRecipe
     from medv.training.launch import TrainingStopped
     from medv.training.self_text import Writing
 
     recipe = AdaptRecipe(attention, align, weights, tokens, length, batch_size, lr)
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         facts = adapt_on_text(
             language,
@@ -61,7 +59,7 @@ def adapt(
             self_tokens=self_tokens,
             continuations=continuations,
             seed=seed,
-            device=where,
+            device=device_named(device),
             accumulation=accumulation,
             compiled=compiled,
         )

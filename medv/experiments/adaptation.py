@@ -24,10 +24,12 @@ from medv.evaluation.study import sampler_config, summarize
 from medv.experiments.trials import run_trials, verdict
 from medv.model.assembly import token_ids
 from medv.model.bundled import bundled
+from medv.model.devices import device_named
 from medv.model.loading import load_tokenizer
 from medv.profiles import Profile, SamplerSpec
 from medv.training.adapt import adapt, half_on, held_out_losses, load_tower
 from medv.training.adapt_batches import ATTENTION, WEIGHTS, AdaptRecipe
+from medv.training.command import towers
 from medv.training.packing import pack
 from medv.training.self_text import Writing, write_text_of
 
@@ -46,7 +48,7 @@ def adapt_on_text(
     self_tokens: int = 2_000_000,
     continuations: int = 20,
     seed: int = 0,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     quiet: bool = False,
     **options,
 ) -> dict:
@@ -76,7 +78,7 @@ def adapt_on_text(
 
 
 def continue_documents(
-    folder: Path, documents: Sequence[Document], *, device: str = "cpu", config: SamplerConfig = CONTINUE
+    folder: Path, documents: Sequence[Document], *, device: str | torch.device = "cpu", config: SamplerConfig = CONTINUE
 ) -> list[str]:
     """How a tower, read as a diffusion model, goes on after the prompt of each document, or after its first words."""
     tower = load_tower(folder, dtype=half_on(device), causal=False).to(device)
@@ -129,7 +131,9 @@ METRICS = {"cross_entropy": "held-out masked cross-entropy (nats)", "adjacent_du
 
 @dataclass(frozen=True)
 class AdaptPlan:
-    """What each arm sees and is asked. documents: of the drawn text, where no other is given."""
+    """What each arm sees and is asked. Where no text is given, so many `documents` are drawn, or the tower writes so many
+    `self_tokens`.
+    """
 
     recipe: AdaptRecipe
     seeds: tuple[int, ...]
@@ -137,15 +141,25 @@ class AdaptPlan:
     openings: int
     write: SamplerSpec
     documents: int = 0
+    self_tokens: int = 0
 
 
 _TINY = AdaptRecipe(tokens=49_152, length=64, batch_size=4, learning_rate=2e-3)
 PLANS = {
-    "tiny": AdaptPlan(_TINY, (0, 1, 2), 64, 20, SamplerSpec(32, 32, 16), documents=4000),
+    "tiny": AdaptPlan(_TINY, (0, 1, 2), 32, 20, SamplerSpec(32, 32, 16), documents=4000),
     "smoke": AdaptPlan(replace(_TINY, tokens=512), (0,), 4, 2, SamplerSpec(8, 8, 4), documents=200),
-    "small": AdaptPlan(AdaptRecipe(tokens=2_000_000, batch_size=32), (0,), 64, 20, SamplerSpec(64, 32, 64)),
+    "small": AdaptPlan(
+        AdaptRecipe(tokens=2_000_000, batch_size=32), (0,), 64, 20, SamplerSpec(64, 32, 64), self_tokens=1_000_000
+    ),
 }
 """Budgets by profile. In `tiny` 192 steps an arm, so that twenty-four runs fit into minutes; `small` needs a GPU."""
+
+
+def plan_of(profile: Profile) -> AdaptPlan:
+    """The budget of a profile; raises ValueError for one whose language tower never was causal."""
+    if profile.name not in PLANS:
+        raise ValueError(f"profile {profile.name} has no causal tower to adapt: use {', '.join(PLANS)}")
+    return PLANS[profile.name]
 
 
 @dataclass(frozen=True)
@@ -157,6 +171,13 @@ class AdaptTrial:
     plan: AdaptPlan
 
 
+def tower_of(profile: Profile, language: str | None) -> Path:
+    """The causal tower: the given folder, the package's, or what `medv towers` fetched."""
+    if language:
+        return Path(language)
+    return bundled("twin_tower") if profile.towers == "bundled" else towers(profile)[0]
+
+
 def arms_of(recipe: AdaptRecipe) -> dict[str, AdaptRecipe]:
     """The eight recipes by name: all choices of FACTORS, in the same words."""
     arms = {}
@@ -166,24 +187,20 @@ def arms_of(recipe: AdaptRecipe) -> dict[str, AdaptRecipe]:
     return arms
 
 
-def start_of(profile: Profile, plan: AdaptPlan, language: str | None, text: str | None) -> tuple[Path, list, list]:
-    """The causal tower, documents to learn from and held-out ones: the package's tower and drawn reports, or what is given.
-
-    Raises ValueError for a profile that has neither.
+def documents_of(plan: AdaptPlan, tower: Path, text: str | None, folder: Path) -> tuple[list[Document], list[Document]]:
+    """The documents to learn from and those held out: of `text`, or drawn reports, or what the tower writes into
+    folder/self_text.
     """
-    if not plan.documents and not (language and text):
-        raise ValueError(
-            f"profile {profile.name} has no causal tower and no text in the package: make them with `medv towers small` and "
-            "`medv train adapt --self`, and set language and text to the folders language_tower and self_text"
+    if text is None and plan.documents:
+        return tuple(
+            [Document(ex.answer, ex.turns[0].text) for ex in text_set(split, count, seed=1) if len(ex.turns) == 2]
+            for split, count in (("train", plan.documents), ("validation", 400))
         )
-    tower = Path(language) if language else bundled("twin_tower")
-    if text:
-        return tower, *split_documents(read_documents(text))
-    train, held_out = (
-        [Document(ex.answer, ex.turns[0].text) for ex in text_set(split, count, seed=1) if len(ex.turns) == 2]
-        for split, count in (("train", plan.documents), ("validation", 400))
-    )
-    return tower, train, held_out
+    if text is None:
+        text = folder / "self_text"
+        device = device_named()
+        write_text_of(tower, text, plan.self_tokens, Writing(512 if device.type == "cuda" else 16), device=device)
+    return split_documents(read_documents(text))
 
 
 def compare_recipes(
@@ -194,7 +211,7 @@ def compare_recipes(
     `rows`: the cross-entropy of each held-out row, mean over t; `texts`: what stands behind each opening.
     """
     tokenizer = load_tokenizer(tower)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_named()
     held_rows = pack(held_out, tokenizer, plan.recipe.length, name="held-out part of the text")[: plan.held_rows]
     packed = {seed: pack(train, tokenizer, plan.recipe.length, seed=seed) for seed in plan.seeds}
 
@@ -211,7 +228,9 @@ def compare_recipes(
     return run_trials(folder, trials, work, quiet=quiet)
 
 
-def _examined(folder: Path, rows: torch.Tensor, openings: Sequence[Document], plan: AdaptPlan, device: str) -> dict:
+def _examined(
+    folder: Path, rows: torch.Tensor, openings: Sequence[Document], plan: AdaptPlan, device: torch.device
+) -> dict:
     """What a trial leaves behind."""
     tokenizer = load_tokenizer(folder)
     network = load_tower(folder, dtype=half_on(device), causal=False).to(device)

@@ -13,7 +13,7 @@ import torch
 from medv.data.chat import SpecialTokens
 from medv.data.example import load_image
 from medv.data.phantom_sets import description_set
-from medv.experiments import generation, initialization, lora_study, repetition_study
+from medv.experiments import adaptation, generation, initialization, lora_study, repetition_study
 from medv.experiments.fast_sampling import ON_MODEL, Sizes
 from medv.model.assembly import random_model
 from medv.profiles import Profile
@@ -74,6 +74,13 @@ def _initialization(profile: Profile) -> Work:
     return Work(trials * learned, trials * asked, trials * drawn)
 
 
+def _adaptation(profile: Profile) -> Work:
+    plan, row = adaptation.plan_of(profile), PROMPT + profile.model.image_tokens + 32
+    arms = len(adaptation.arms_of(plan.recipe)) * len(plan.seeds)
+    asked = arms * plan.openings * plan.write.steps + plan.self_tokens / (PROMPT + profile.describe.gen_length)
+    return Work(7 / 6 * arms * plan.recipe.tokens / row, asked)  # half of the arms also run a teacher
+
+
 def _conversation(profile: Profile) -> Work:
     questions, systems = min(193, 2 * profile.evaluation_descriptions), 3
     return Work(0, systems * questions * 256 / generation.divisor(profile), systems * questions)
@@ -107,6 +114,7 @@ _COUNTS: dict[str, Callable[[Profile], Work]] = {
     "stage3": _stage3,
     "lora": _lora,
     "initialization": _initialization,
+    "adaptation": _adaptation,
     "open_conversation": _conversation,
     "length_control": _conversation,
     "generation_settings": _settings,

@@ -115,6 +115,8 @@ def parts_of(
     if profile.towers == "bundled":
         names = {"language": "language_tower", "vision": "vision_tower", "general": "general_model"}
         return {name: bundled(folder) for name, folder in names.items()} | given
+    if {"language", "vision"} <= set(given):
+        return given
     return dict(zip(("language", "vision"), training_towers(profile, towers), strict=True)) | given
 
 

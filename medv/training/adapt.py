@@ -37,7 +37,7 @@ from medv.training.meter import peak_bytes
 
 GRID = 4
 """Held-out rows are hidden at so many t, the midpoints of equal parts of (0, 1)."""
-EVALUATIONS, CHECKPOINTS = 10, 5
+EVALUATIONS, CHECKPOINTS = 8, 5
 
 
 class Adapter:
@@ -185,7 +185,7 @@ def adapt(
     *,
     seed: int = 0,
     accumulation: int = 1,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     compiled: bool = False,
     stop_after: int | None = None,
     checkpoints: bool = True,

@@ -42,7 +42,13 @@ class Writing:
 
 
 def write_text_of(
-    language: Path, folder: Path, tokens: int, writing: Writing, *, device: str = "cpu", quiet: bool = False
+    language: Path,
+    folder: Path,
+    tokens: int,
+    writing: Writing,
+    *,
+    device: str | torch.device = "cpu",
+    quiet: bool = False,
 ) -> dict:
     """Write files to `folder` until they hold `tokens` tokens of answers; returns files, tokens and tokens a second.
 
