@@ -77,8 +77,7 @@ def test_the_exact_sampler_writes_the_tokens_of_the_cpu(pair, rows, config):
 
 
 @pytest.mark.parametrize("cache", [NoCache(), *CACHES])
-@pytest.mark.parametrize("rows", [[0], [0, 1, 2, 3]])
-@pytest.mark.parametrize("cfg_scale", [0.0, 1.0])
+@pytest.mark.parametrize(("rows", "cfg_scale"), [([0], 0.0), ([0, 1, 2, 3], 1.0)])
 def test_graphs_write_the_same_tokens_and_so_do_those_of_an_earlier_call(pair, cache, rows, cfg_scale):
     config = replace(BASE, cache=cache, cfg_scale=cfg_scale)
     for asked in (rows, [row + 4 for row in rows], rows[::-1]):  # prompts of one shape, other pictures, other padding
