@@ -17,6 +17,8 @@ from medv.evaluation.benchmark import answer_file
 from medv.evaluation.runners import MedVRunner
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.profiles import StageRecipe
+from medv.report.sizes import reach
+from medv.report.tutorial import loss_noise
 from medv.training.stages import train_stage
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -200,6 +202,13 @@ def test_training_takes_a_step_there_and_stays_near_the_cpu(tmp_path):
     assert all(value.is_cuda and value.isfinite().all() for value in network.parameters())
     facts = json.loads((tmp_path / "out" / "training.json").read_text())
     assert facts["steps"] == 1
+
+
+def test_what_lessons_look_at_is_the_same_there(pair):
+    ids = torch.tensor(tiny.tokenizer()("What is shown?")["input_ids"])
+    assert (reach(pair[1], ids) == reach(pair[0], ids)).all()
+    losses = [loss_noise(network, tiny.processor(), tiny.examples(2), draws=2)["loss"] for network in pair]
+    assert losses[1].tolist() == pytest.approx(losses[0].tolist(), rel=1e-4)
 
 
 @pytest.fixture(scope="module")
