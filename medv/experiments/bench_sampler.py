@@ -21,6 +21,7 @@ from medv.diffusion.settings import SamplerConfig, SamplerOutput
 from medv.experiments.bench_baseline import official_run
 from medv.experiments.bench_machine import bench_device, copy_speed, machine, matmul_speed, peak_memory, timed
 from medv.model.configuration import MedVConfig
+from medv.model.decoding import forget_decoders
 from medv.model.modeling import MedVForMaskedDiffusion
 
 
@@ -341,9 +342,8 @@ def _baseline(
     config = SamplerConfig(shape.gen_length, shape.block_length, shape.gen_length)
     official_run(network, prompt, config, forwards=1, half=half)  # warm
     with peak_memory(prompt.device) as peak:
-        seconds, run = timed(
-            lambda: official_run(network, prompt, config, forwards=mode.measured, half=half), prompt.device
-        )
+        how = {"forwards": mode.measured, "half": half}
+        seconds, run = timed(lambda: official_run(network, prompt, config, **how), prompt.device)
     seconds *= shape.gen_length / run.forwards
     return (
         Measurement(
@@ -365,8 +365,8 @@ def _measure(
     steps, device = shape.gen_length // mode.tokens_a_forward, prompts.device
     config = SamplerConfig(shape.gen_length, shape.block_length, steps, cache=mode.cache)
     how = {"graphs": mode.graphs, "compiled": mode.compiled}
-    # Warm: every shape of a block, as often as a graph needs to be made.
-    network.generate(prompts, config=replace(config, steps=min(4 * config.blocks, shape.gen_length)), **how)
+    warm = replace(config, steps=min(4 * config.blocks, shape.gen_length))  # every shape as often as makes a graph
+    forget_decoders(network)
 
     def run() -> SamplerOutput | None:
         if mode.measured is None:
@@ -377,6 +377,7 @@ def _measure(
         return None
 
     with peak_memory(device) as peak:
+        network.generate(prompts, config=warm, **how)
         seconds, output = timed(run, device)
     times = [seconds]
     if device.type == "cuda" and seconds < 4:

@@ -143,7 +143,7 @@ def length_claims(profile: Profile, *, twin: bool = True) -> list[tuple[str, str
     """
     longest, words = 256 // divisor(profile), asked_words(profile)
     full, default = f"{DIFFUSION}, Z = {longest}", f"{TWIN}, default"
-    few = list(table3_runners(profile, Path(), None))[-1]
+    few = list(table3_runners(profile, MedVRunner(Path(), SamplerConfig()), None))[-1]
     asked = "asking the autoregressive model for words adds a few"
     compared = [
         ("diffusion writes more words", "words", default, full, "rises"),

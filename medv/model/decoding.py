@@ -320,7 +320,7 @@ def _padded(attention_mask: torch.Tensor | None) -> bool:
 
 
 _KEPT: WeakKeyDictionary[nn.Module, dict[tuple, Decoder]] = WeakKeyDictionary()
-KEPT_SHARE = 8  # what decoders that wait for their next call hold in keys and values: this part of a GPU's memory
+KEPT, KEPT_SHARE = 8, 8  # decoders of a model that wait for their next call; their keys and values, as a part of a GPU
 
 
 @contextmanager
@@ -365,7 +365,12 @@ def decoder_for(
 
 
 def _forget(kept: dict[tuple, Decoder], device: torch.device) -> None:
-    """The oldest of those that take more than their share of the GPU."""
+    """Drop the oldest of those that are too many or take more than their share of the GPU."""
     room = torch.cuda.get_device_properties(device).total_memory // KEPT_SHARE
-    while sum(decoder.held_bytes for decoder in kept.values()) > room:
+    while len(kept) > KEPT or sum(decoder.held_bytes for decoder in kept.values()) > room:
         del kept[next(iter(kept))]
+
+
+def forget_decoders(model: nn.Module) -> None:
+    """Give back what `decoder_for` keeps for later calls of this model."""
+    _KEPT.pop(model, None)

@@ -133,6 +133,12 @@ class MedVForCausalLM(MedVForMaskedDiffusion):
             trace=Trace((), settings.gen_length, self.config.mask_token_id),
         )
 
+    def acceleration(self, config: SamplerConfig, graphs: bool | None = None) -> dict[str, bool]:
+        """Nothing: transformers' own `generate` does the work. Raises ValueError where graphs are asked for."""
+        if graphs:
+            raise ValueError("the autoregressive twin has no CUDA graphs: leave them off")
+        return {}
+
     def stream(
         self,
         input_ids: torch.Tensor,
@@ -143,13 +149,9 @@ class MedVForCausalLM(MedVForMaskedDiffusion):
         config: SamplerConfig,
         row_indices: list[int] | None = None,
         tell: bool = True,
-        graphs: bool = False,
-        compiled: bool = False,
     ) -> Generator[Events, None, SamplerOutput]:
         """`generate` in the form of the parent's; whether asked to `tell` or not, there are no events: the order is known."""
         yield from ()
-        if graphs or compiled:
-            raise ValueError("the autoregressive twin has no CUDA graphs: leave them off")
         given = (input_ids, attention_mask, pixel_values, image_layouts)
         return self.generate(*given, config=config, row_indices=row_indices)
 

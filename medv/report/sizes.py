@@ -160,10 +160,11 @@ def reach(model: MedVForMaskedDiffusion, ids: torch.Tensor) -> np.ndarray:
 
     ids [T] int64; each token in turn is replaced by the mask.
     """
+    ids = ids.to(model.device)
     changed = ids.repeat(len(ids), 1)
     changed.fill_diagonal_(model.config.mask_token_id)
     moved = model(changed).last_hidden_state - model(ids[None]).last_hidden_state  # [changed j, position i, D]
-    return (moved.norm(dim=-1) > 1e-5).T.numpy()
+    return (moved.norm(dim=-1) > 1e-5).T.cpu().numpy()
 
 
 def reach_figure(panels: Mapping[str, np.ndarray], tokens: Sequence[str]) -> Figure:

@@ -252,7 +252,7 @@ def loss_noise(
             batch = collate([item | {"noise": (seed, draw, k), "stratum": strata[k]} for k, item in enumerate(items)])
             for name in normalizations:
                 model.config.loss_normalization = name
-                loss = float(model(**batch).loss)
+                loss = float(model(**{key: value.to(model.device) for key, value in batch.items()}).loss)
                 rows.append({"normalization": name, "times": times, "draw": draw, "loss": loss})
     model.config.loss_normalization = own
     return pd.DataFrame(rows)
