@@ -74,6 +74,9 @@ def judge(
     concurrency: Annotated[int, typer.Option(min=1, help="Questions asked at once.")] = 4,
     attempts: Annotated[int, typer.Option(min=1, help="Of each question, before it is left unjudged.")] = 6,
     timeout: Annotated[float, typer.Option(help="Seconds for one request.")] = 120.0,
+    temperature: Annotated[
+        str, typer.Option(help="Of the judge; none leaves it out, for models that refuse it.")
+    ] = "0",
     cache: Annotated[
         Path | None, typer.Option(help="Folder of the replies; default: judge_cache beside --out.")
     ] = None,
@@ -82,20 +85,37 @@ def judge(
     """Have answers judged; resumable. The key is read from MEDV_JUDGE_KEY or OPENAI_API_KEY and written nowhere."""
     from medv.evaluation.judging import Endpoint, judge_file, key_from_environment
 
-    key = key_from_environment()
-    endpoint = Endpoint(base_url, judge_model, key, concurrency=concurrency, attempts=attempts, timeout=timeout)
-    scores = judge_file(questions, answers, out, endpoint, cache=cache).to_dict()
-    _print_judged(scores, as_json)
-    if scores["unjudged"]:
+    warmth = _temperature(temperature)
+    how = {"temperature": warmth, "concurrency": concurrency, "attempts": attempts, "timeout": timeout}
+    endpoint = Endpoint(base_url, judge_model, key_from_environment(), **how)
+    scores = judge_file(questions, answers, out, endpoint, cache=cache)
+    asked = "left out" if warmth is None else f"{warmth:g}"
+    _print_judged(scores.to_dict(), as_json, f"; judge {judge_model}, temperature {asked}")
+    if scores.stopped:
+        raise ValueError(
+            f"{scores.stopped}; {len(scores.judged)} of {len(scores.judged) + len(scores.unjudged)} questions are judged and "
+            f"kept in {out}: mend that, and the command goes on"
+        )
+    if scores.unjudged:
         raise typer.Exit(1)
 
 
-def _print_judged(scores: dict, as_json: bool) -> None:
+def _temperature(text: str) -> float | None:
+    try:
+        return None if text == "none" else float(text)
+    except ValueError:
+        raise ValueError(f"--temperature {text!r} is neither a number nor none") from None
+
+
+def _print_judged(scores: dict, as_json: bool, by: str = "") -> None:
     if as_json:
         print_json(scores)
         return
-    counts, unjudged = scores.pop("counts"), scores.pop("unjudged")
-    lines = {f"{group} ({counts[group]} questions)": value for group, value in scores.items() if counts[group]}
-    print_mapping("score in percent of the reference's", lines, as_json=False)
-    for item in unjudged:
-        console.print(visible(f"unjudged {item['question_id']}: {item['reason']}"), soft_wrap=True)
+    counts = scores["counts"]
+    groups = {f"{group} ({counts[group]} questions)": scores[group] for group in counts if counts[group]}
+    print_mapping(f"score in percent of the reference's{by}", groups, as_json=False)
+    reasons: dict[str, list[str]] = {}
+    for item in scores["unjudged"]:
+        reasons.setdefault(item["reason"], []).append(item["question_id"])
+    for reason, names in reasons.items():
+        console.print(visible(f"unjudged {', '.join(names)}: {reason}"), soft_wrap=True)

@@ -3,7 +3,8 @@
 A judge reads a caption, a question, the reference answer of GPT-4 and a candidate's answer, and scores both from 1 to 10.
 A group's score is the mean over its questions of candidate / reference x 100 (not a ratio of means); groups are all
 questions, the two question types and the five image domains, the first that is flagged. Prompt and aggregation are the
-official ones; reading is more tolerant of form, strict about the range, and loses no line. It sends nothing: see `judging`.
+official ones; reading accepts a few more forms (`parse_scores`), is strict about the range, and loses no line. It sends
+nothing: see `judging`.
 """
 
 import re
@@ -39,21 +40,31 @@ The two scores are separated by a space. In the subsequent line, please provide 
 evaluation, avoiding any potential bias and ensuring that the order in which the responses were presented does not affect \
 your judgment."""
 _IMAGE = "\n<image>"
-_SCORE = r"([-+]?[0-9]+(?:\.[0-9]+)?)(?:\s*/\s*10)?"
-_PAIR = re.compile(rf"{_SCORE}(?:\s*[\s,;/|]\s*|\s+and\s+){_SCORE}\.?")
+_NUMBER, _OF_TEN = r"(-?[0-9]+(?:\.[0-9]+)?)", r" ?/ ?10"
+_FORMS = (r"(?:scores?:\s?)?{0} ?[,;|]? (?:and )?{0}", r"assistant 1:\s?{0} ?[,;]?\s?assistant 2:\s?{0}")
+_SCORES = re.compile(
+    "|".join(rf"(?:{form.format(number)})\.?" for form in _FORMS for number in (_NUMBER, _NUMBER + _OF_TEN)),
+    re.IGNORECASE,
+)
+_FENCE = re.compile(r"(?:```\w*)?")
+_THINKING = r"(?:think|thinking|thought|reasoning)>"
+_THOUGHT, _THINKS = (re.compile(rf"{begin}{_THINKING}", re.IGNORECASE) for begin in ("</", r"\s*<"))
 
 
 def judge_messages(question: Mapping[str, Any], answer: str) -> list[dict[str, str]]:
     """The two messages that a judge gets about `answer`; `question` is a row of the qa50 file (the fields of `NEEDED`).
 
     The figure's mentions stand there as Python prints the list, as in the official prompt. Raises ValueError for a question
-    that lacks a field.
+    that lacks a field, or has no text in one.
     """
     missing = [name for name in NEEDED if name not in question]
     if missing:
         raise ValueError(
             f"question {question.get('question_id', '?')} has no {', '.join(missing)}: a judge needs {', '.join(NEEDED)}"
         )
+    for name in NEEDED[:-1]:
+        if not isinstance(question[name], str) or not question[name].strip():
+            raise ValueError(f"question {question.get('question_id', '?')}: {name!r} is not a text: a judge needs it")
     told = (
         f"[Context]\nFigure Caption:\n{question['fig_label']}: {question['fig_caption']}\n\n"
         f"Figure Context:\n\t- {question['in_text_mention']}\n\n"
@@ -68,17 +79,34 @@ def judge_messages(question: Mapping[str, Any], answer: str) -> list[dict[str, s
 def parse_scores(reply: str) -> tuple[float, float]:
     """The scores of the reference and of the candidate, from the first line of a judge's reply that is not blank.
 
-    Two numbers from 1 to 10 between which stand spaces, a comma or a slash, each perhaps "out of 10", perhaps in bold.
-    Raises ValueError, with the line, for anything else: nothing is guessed and nothing is clipped.
+    The official form is "8 7". Also read are a comma, semicolon, bar or "and" between (with a space: "8, 7"), "8/10 7/10",
+    "Scores: 8 7" and "Assistant 1: 8, Assistant 2: 7" (the labelled ones also over two lines), each perhaps in bold or in a
+    code fence, after one `<think>...</think>` or none. Raises ValueError, with the line, for anything else ("8/10", "8,7" and
+    "8-7" among it) and for scores outside 1 to 10: nothing is guessed and nothing is clipped.
     """
-    line = next((line for line in reply.splitlines() if line.strip()), "").strip()
-    found = _PAIR.fullmatch(re.sub(r"[*_`#]", "", line).strip())
+    text = _after_thinking(reply)
+    lines = [" ".join(line.replace("**", "").split()) for line in text.splitlines()]  # one space: patterns stay linear
+    lines = [line.strip("*_`# ") for line in lines if not _FENCE.fullmatch(line)]
+    found = next(filter(None, (_SCORES.fullmatch("\n".join(lines[:count])) for count in (1, 2))), None)
+    first = f"its first line is {lines[0][:80] if lines else ''!r}"
     if found is None:
-        raise ValueError(f"its first line is {line[:80]!r}: two scores are needed")
-    scores = float(found[1]), float(found[2])
-    if not all(LOWEST <= score <= HIGHEST for score in scores):
-        raise ValueError(f"its first line is {line[:80]!r}: scores lie between {LOWEST:g} and {HIGHEST:g}")
-    return scores
+        raise ValueError(f"{first}: two scores are needed")
+    reference, candidate = (float(number) for number in found.groups() if number)
+    if not (LOWEST <= reference <= HIGHEST and LOWEST <= candidate <= HIGHEST):
+        raise ValueError(f"{first}: scores lie between {LOWEST:g} and {HIGHEST:g}")
+    return reference, candidate
+
+
+def _after_thinking(reply: str) -> str:
+    """What a reasoning model says after it has thought. Raises ValueError where its end is missing or there are several."""
+    if not _THOUGHT.search(reply):
+        if _THINKS.match(reply):
+            raise ValueError("it ends within <think>: its first line is missing")
+        return reply
+    thought, *rest = _THOUGHT.split(reply)
+    if len(rest) > 1 or not (_THINKS.match(thought) or _SCORES.fullmatch(thought.strip().split("\n")[0]) is None):
+        raise ValueError("where its thinking ends cannot be told: its first line is unknown")
+    return rest[0]
 
 
 @dataclass(frozen=True)
@@ -110,10 +138,13 @@ class Unjudged:
 
 @dataclass(frozen=True)
 class JudgeScores:
-    """The relative scores of a set of questions; `unjudged` are named and stand in no mean."""
+    """The relative scores of a set of questions; `unjudged` are named and stand in no mean. `stopped` says why a judge
+    could not be asked any more, if that was so.
+    """
 
     judged: tuple[Judgement, ...]
     unjudged: tuple[Unjudged, ...] = ()
+    stopped: str = ""
 
     def relative(self, group: str = "overall") -> np.ndarray:
         """The relative scores (percent) of one of `GROUPS`, in order; for `bootstrap_interval`."""
