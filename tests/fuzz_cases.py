@@ -446,7 +446,7 @@ _TAGS = {
     "RescaleIntercept": ("DS", ("0", "-1024", "1e300", "")),
     "VOILUTFunction": ("CS", ("LINEAR", "SIGMOID", "LINEAR_EXACT", "x", "")),
     "PixelAspectRatio": ("IS", ("1\\1", "0\\0", "-1\\3", "1")),
-    "SpecificCharacterSet": ("CS", ("ISO_IR 100", "\\ISO 2022 IR 87", "nonsense", "")),
+    "SpecificCharacterSet": ("CS", ("ISO_IR 100", "\\ISO 2022 IR 87", "nonsense", "\x1b[31m", "")),
     "SmallestImagePixelValue": ("US", (0, 65535)),
     "PixelPaddingValue": ("US", (0, 255)),
 }
