@@ -43,9 +43,11 @@ reproduce: $(READY)
 figures: $(READY)
 	$(BIN)/medv reproduce --profile $(PROFILE) --publish $(ARGS)
 
-# JupyterLab listens on this machine only and asks for the token that it prints.
+# JupyterLab listens on this machine only, asks for the token that it prints, and asks nobody for news, updates or extensions.
+QUIET := --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.handlers.announcements.NeverCheckForUpdate \
+	--LabApp.extension_manager=readonly
 lab: $(READY)
-	$(BIN)/jupyter lab notebooks --ServerApp.ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
+	$(BIN)/jupyter lab notebooks --ServerApp.ip=127.0.0.1 $(QUIET) $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
 
 # The app too: this machine only, a token of its own, and no style sheet from a CDN (see medv/report/app).
 explorer: $(READY)

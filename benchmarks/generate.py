@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
 
 from medv.artifacts import read_jsonl, write_json
 from medv.data.chat import SpecialTokens
@@ -26,6 +25,7 @@ from medv.evaluation.runners import MedVRunner
 from medv.experiments.bench_machine import bench_device, machine, peak_memory, timed
 from medv.model.assembly import new_processor, shape_config
 from medv.model.bundled import bundled
+from medv.model.loading import load_tokenizer
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.profiles import get_profile
 
@@ -35,7 +35,7 @@ QUESTIONS = 16
 def drawn(profile_name: str, device: torch.device) -> tuple[MedVForMaskedDiffusion, object]:
     """A model of the profile's shape with random weights, drawn on the device, and its processor."""
     profile = get_profile(profile_name)
-    tokenizer = AutoTokenizer.from_pretrained(bundled("tokenizer"))
+    tokenizer = load_tokenizer(bundled("tokenizer"))
     config = shape_config(profile.model, SpecialTokens.of(tokenizer))
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(0)

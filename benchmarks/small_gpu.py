@@ -28,7 +28,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from transformers import AutoTokenizer
 from transformers.utils import logging
 
 from medv.artifacts import write_json
@@ -39,6 +38,7 @@ from medv.experiments.stages import AFTER, BLIND, question_sets
 from medv.experiments.trials import as_rows, run_trials
 from medv.model.assembly import assemble, new_processor
 from medv.model.bundled import load_model
+from medv.model.loading import load_tokenizer
 from medv.model.looks import Looks
 from medv.profiles import StageRecipe, get_profile
 from medv.training.examples import stage_examples
@@ -137,7 +137,7 @@ class Worker:
         """The network that a trial begins with."""
         language = self.arguments.adapted if trial.adapted else self.arguments.language
         model = assemble(language, self.arguments.vision, seed=trial.seed, image_pool=trial.pool, feature_norm="layer")
-        return model, new_processor(AutoTokenizer.from_pretrained(language), model.config)
+        return model, new_processor(load_tokenizer(language), model.config)
 
     def _looks(self, pool: int, learns: bool) -> Looks:
         """Of the images of all questions: pixels where the tower learns, else what it makes of them."""

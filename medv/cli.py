@@ -111,6 +111,7 @@ def ask(
     watched, files = trace_targets(trace or ())
     if not question.strip():
         raise ValueError("the question is empty: ask something about the image")
+    question.encode()  # half of a character, as a shell of another encoding gives it, is refused here
     picture = open_image(image)
     from medv.evaluation.answering import answer_with_trace, check_length
     from medv.model.bundled import bundled, untrained_projector

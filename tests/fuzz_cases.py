@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import warnings
 from copy import deepcopy
 from pathlib import Path
 
@@ -508,7 +509,8 @@ def dicom(draw):
 
 def _written(ds, wrong, gone, syntax):
     """The file; `syntax` is what its header says, whatever the data are."""
-    with pydicom.config.disable_value_validation():
+    with warnings.catch_warnings(), pydicom.config.disable_value_validation():
+        warnings.simplefilter("ignore")
         for name, value in wrong.items():
             vr = _TAGS[name][0]
             ds.add_new(name, "LO" if vr in ("DS", "IS") and not _number(value) else vr, value)

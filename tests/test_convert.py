@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from medv.cli import app
 from medv.model.assembly import assemble, language_tower
+from medv.model.bundled import load_model
 from medv.model.convert import convert
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.shards import INDEX
@@ -215,6 +216,16 @@ def test_a_checkpoint_is_not_converted_to_what_it_is(model_dir, released, tmp_pa
     for source, to in ((model_dir, "medv"), (released, "lladav")):
         with pytest.raises(ValueError, match="already"):
             convert(source, tmp_path / "out", to=to, quiet=True)
+
+
+def test_code_that_a_release_brings_stays_behind(released, vision_dir, tmp_path):
+    tiny.tokenizer().save_pretrained(released)
+    for name in ("config.json", "tokenizer_config.json"):
+        settings = json.loads((released / name).read_text()) | {"auto_map": {"AutoTokenizer": ["own.Own", None]}}
+        (released / name).write_text(json.dumps(settings))
+    convert(released, tmp_path / "medv", vision=vision_dir, quiet=True)
+    assert "auto_map" not in "".join(file.read_text() for file in (tmp_path / "medv").glob("*.json"))
+    assert isinstance(load_model(tmp_path / "medv")[0], MedVForMaskedDiffusion)
 
 
 class Bomb:

@@ -129,6 +129,18 @@ def test_the_readme_offers_only_targets_and_profiles_that_exist(root):
     assert set(re.findall(r"(?:PROFILE=|--profile )(\w+)", text)) <= set(PROFILES)
 
 
+def test_make_lab_asks_nobody_for_news_updates_or_extensions(root):
+    from jupyterlab.handlers.announcements import NeverCheckForUpdate
+    from jupyterlab.labapp import LabApp
+
+    flags = re.findall(
+        r"--LabApp\.\S+", subprocess.run(["make", "-n", "lab"], cwd=root, capture_output=True, text=True).stdout
+    )
+    app = LabApp()
+    app.parse_command_line(flags)
+    assert (app.news_url, app.check_for_updates_class, app.extension_manager) == (None, NeverCheckForUpdate, "readonly")
+
+
 def test_no_tracked_file_holds_a_path_of_somebodys_machine(root):
     pattern = "/(work|tmp|farm|root|home|Users)/"  # a plain grep, so that this file needs no exception
     command = ["git", "grep", "-nIE", pattern, "--", ":!.ci/*", ":!tests/test_house.py"]

@@ -1,6 +1,7 @@
 """The processor: prompts with placeholders, pixels as the tower expects them, and clear refusals."""
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from tiny import QUESTIONS, picture, processor, special
 
 from medv.data.chat import SYSTEM_PROMPTS, encode_prompt
 from medv.data.example import Turn
+from medv.data.images import open_image
 from medv.model.processing import MedVProcessor, image_processor
 
 
@@ -116,3 +118,50 @@ def test_official_prompts_lose_the_newline_after_the_image_and_stay_so_when_save
     ours, theirs = own(**asked)["input_ids"][0].tolist(), official(**asked)["input_ids"][0].tolist()
     after = len(ours) - 1 - ours[::-1].index(special().image)
     assert theirs == ours[: after + 1] + ours[after + 2 :]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", "I;16", "I", "F", "PA"])
+def test_a_picture_in_memory_is_seen_as_open_image_sees_its_file(tmp_path, mode):
+    ramp = np.linspace(0, 255, 40 * 30).reshape(30, 40)
+    if mode in ("I;16", "I", "F"):
+        image = Image.fromarray((ramp * 16 + 300).astype({"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]))
+    else:
+        image = Image.fromarray(ramp.astype(np.uint8)).convert("LA" if mode == "PA" else mode)
+    if mode in ("LA", "RGBA", "PA"):
+        image.putalpha(Image.fromarray(ramp.T.astype(np.uint8).reshape(30, 40)))
+    suffix = {"CMYK": "jpg"}.get(mode, "png")
+    if mode in ("I", "F"):  # no file keeps it: what it shows is the same ramp in sixteen bits
+        Image.fromarray(np.asarray(image).astype(np.uint16)).save(tmp_path / "x.png")
+    else:
+        image.save(tmp_path / f"x.{suffix}")
+    seen = open_image(tmp_path / f"x.{suffix}")
+    given = Image.open(tmp_path / f"x.{suffix}") if mode == "CMYK" else image
+    gap = (processor().pixels([given]) - processor().pixels([seen])).abs().max()
+    assert gap < (0.02 if mode in ("I", "F") else 1e-6)
+    spread = processor()(images=given, text="Where?")["pixel_values"]
+    assert spread.min() < -0.7 and spread.max() > 0.3
+
+
+def test_a_transparent_palette_and_a_turned_photograph_are_seen_as_from_their_files(tmp_path):
+    flat = Image.fromarray(np.arange(1200, dtype=np.uint8).reshape(30, 40)).convert("P")
+    flat.save(tmp_path / "a.png", transparency=7)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(3).save(tmp_path / "b.jpg", exif=exif)
+    for name in ("a.png", "b.jpg"):
+        lazy, seen = Image.open(tmp_path / name), open_image(tmp_path / name)
+        one, two = (processor()(images=image, text="Where?") for image in (lazy, seen))
+        assert all(one[key].equal(two[key]) for key in two)
+
+
+@pytest.mark.parametrize(
+    "given", ["x.png", Path("x.png"), np.zeros((8, 8, 3), np.uint8), torch.zeros(3, 8, 8), b"x", 7, [None], ["x.png"]]
+)
+def test_what_is_no_picture_is_refused_and_told_what_is(given):
+    with pytest.raises(ValueError, match=r"give a PIL image, as medv\.data\.images\.open_image reads it"):
+        processor()(images=given, text="Where?")
+
+
+def test_a_picture_of_numbers_that_are_not_finite_is_refused():
+    with pytest.raises(ValueError, match="not finite"):
+        processor()(images=Image.fromarray(np.full((8, 8), np.nan, np.float32)), text="Where?")

@@ -25,6 +25,7 @@ from transformers import (
     SiglipConfig,
     SiglipModel,
     SiglipTextConfig,
+    SiglipVisionConfig,
     SiglipVisionModel,
     SwinConfig,
     SwinModel,
@@ -189,6 +190,19 @@ def test_a_vit_with_class_and_register_tokens_gives_its_grid(tmp_path, made):
     torch.testing.assert_close(model.model.look(pixels), states.flatten(1, 2))
     processor = new_processor(AutoTokenizer.from_pretrained(made.towers / "language_tower"), model.config)
     assert list(processor.image_processor.image_mean) == [0.48, 0.46, 0.41]
+
+
+def test_a_head_above_the_features_is_left_out(made, tmp_path):
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    old = SiglipVisionModel(SiglipVisionConfig(**sizes, image_size=32, patch_size=8)).eval()
+    old.save_pretrained(tmp_path / "siglip")
+    make_towers(tmp_path / "out", language=str(made.towers / "language_tower"), vision=str(tmp_path / "siglip"))
+    assert any(name.startswith("head.") for name in old.state_dict())
+    pixels = torch.randn(1, 3, 32, 32)
+    for folder in (tmp_path / "siglip", tmp_path / "out/vision_tower"):
+        tower = vision_tower(folder)
+        assert not any(name.startswith("head.") for name in tower.state_dict())
+        assert grid_features(tower, pixels).equal(grid_features(old, pixels))
 
 
 def test_a_network_without_a_grid_is_refused(made, tmp_path):

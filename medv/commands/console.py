@@ -89,10 +89,11 @@ def _sentence(error: Exception) -> str | None:
     if isinstance(error, UnicodeEncodeError):
         half = visible(error.object[error.start])
         return f"the text {reprlib.repr(error.object)} has a character that is none ({half}): remove it"
-    if isinstance(error, ValueError) or _of_library(error, "safetensors", "SafetensorError"):
-        return _one_line(error)
-    if isinstance(error, RuntimeError) and disk_is_full(error):  # torch's own words
+    of_safetensors = _of_library(error, "safetensors", "SafetensorError")
+    if (of_safetensors or isinstance(error, RuntimeError)) and disk_is_full(error):  # in the library's own words
         return f"the disk is full ({_one_line(error)}): free some space"
+    if of_safetensors or isinstance(error, ValueError):
+        return _one_line(error)
     if isinstance(error, MemoryError) or _of_library(error, "torch", "OutOfMemoryError"):
         return "there is not enough memory: ask for a smaller batch, a shorter answer or a smaller model"
     return None

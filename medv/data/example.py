@@ -56,3 +56,8 @@ def load_image(example: Example) -> Image.Image:
     from medv.data.images import open_image  # here, so that phantoms do not load the readers of file formats
 
     return open_image(example.image)
+
+
+def picture_of(example: Example) -> Image.Image | None:
+    """As `load_image`, and None where the example has no image."""
+    return None if example.image is None else load_image(example)

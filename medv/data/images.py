@@ -5,21 +5,17 @@ Files are untrusted: the size is checked before any pixel is decoded, and whatev
 not correct for pixel spacing and does not anonymize.
 """
 
-import math
 import os
 import struct
 import warnings
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from medv.reading import DataError, in_a_sentence, open_regular
-
-if TYPE_CHECKING:
-    from pydicom import Dataset
 
 MAX_SIDE = 16_384
 MAX_PIXELS = 64_000_000
@@ -28,7 +24,7 @@ _FORMATS = ("JPEG", "PNG")
 _DICOM_SUFFIXES = (".dcm", ".dicom")
 _DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
 # What the decoders raise on damaged data, besides their own errors.
-_DAMAGE = (
+DAMAGE = (
     ArithmeticError,
     AttributeError,
     EOFError,
@@ -40,6 +36,7 @@ _DAMAGE = (
     TypeError,
     ValueError,
     struct.error,
+    Image.DecompressionBombError,
 )
 
 
@@ -50,29 +47,51 @@ class ImageError(ValueError):
 def open_image(path: str | Path, *, max_side: int = MAX_SIDE, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The picture in a JPEG, PNG or DICOM file: RGB, 8 bits, upright.
 
-    Transparent pixels show black. Grayscale of more than 8 bits is stretched between its 0.5 and 99.5 percentiles, or windowed
-    as its DICOM header says; of several frames the middle one is taken. Raises ImageError for a file that is missing, damaged,
-    of another kind, or larger than `max_side` pixels in a direction or `max_pixels` in all.
+    Transparent pixels show black. Grayscale of more than 8 bits is stretched between its 0.5 and 99.5 percentiles, or shown as
+    its DICOM header says (`medv.data.dicom`). Raises ImageError for a file that is missing, damaged, of another kind, no
+    regular file, or larger than `max_side` pixels in a direction or `max_pixels` in all.
     """
     path = Path(path)
     try:
-        file = open_regular(path, largest=MAX_BYTES)
+        with open_regular(path, largest=MAX_BYTES) as stream:
+            head = stream.read(132)
+            stream.seek(0)
+            if not head:
+                raise ImageError(f"{path} is empty (0 bytes)")
+            if head[128:] == b"DICM" or path.suffix.lower() in _DICOM_SUFFIXES:
+                from medv.data.dicom import open_dicom
+
+                return open_dicom(path, stream, max_side, max_pixels)
+            return _open_picture(path, stream, max_side, max_pixels)
     except OSError as error:
+        error.filename = path  # a failed read does not know it
         raise ImageError(in_a_sentence(error)) from None
+    except ImageError:
+        raise
     except DataError as error:
         raise ImageError(str(error)) from None
     except ValueError:  # a zero byte in it
         raise ImageError(f"{str(path)!r} is not a file name") from None
-    with file:  # read to the end through this one opening: the name may mean another file by then
-        try:
-            head = file.read(132)
-            file.seek(0)
-        except OSError as error:
-            raise ImageError(f"{path} cannot be read: {error.strerror}") from None
-        if not head:
-            raise ImageError(f"{path} is empty (0 bytes)")
-        dicom = head[128:] == b"DICM" or path.suffix.lower() in _DICOM_SUFFIXES
-        return (_open_dicom if dicom else _open_picture)(path, file, max_side, max_pixels)
+
+
+def as_picture(image: Image.Image) -> Image.Image:
+    """A picture in memory as `open_image` gives that of a file: RGB, 8 bits, upright; one that is so already is returned.
+
+    Raises ImageError for what is no PIL image, and for one that is damaged or too large.
+    """
+    if not isinstance(image, Image.Image):
+        raise ImageError(
+            f"an image is given as {type(image).__name__}: give a PIL image, as medv.data.images.open_image reads it from a "
+            "file and PIL.Image.fromarray makes it of an array"
+        )
+    check_size("the image", *image.size, MAX_SIDE, MAX_PIXELS)
+    try:
+        image.load()
+        return _as_rgb(_upright(image))
+    except ImageError:
+        raise
+    except DAMAGE as error:
+        raise ImageError(f"an image in memory is damaged or cut off: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -122,7 +141,8 @@ def resolve_image(folder: str | os.PathLike, name: str) -> Path:
     return path
 
 
-def _check_size(path: Path, width: int, height: int, max_side: int, max_pixels: int) -> None:
+def check_size(path: Path | str, width: int, height: int, max_side: int, max_pixels: int) -> None:
+    """Raises ImageError for a picture without pixels or with too many."""
     if width < 1 or height < 1:
         raise ImageError(f"{path} has no pixels ({width} x {height})")
     if max(width, height) > max_side or width * height > max_pixels:
@@ -131,14 +151,14 @@ def _check_size(path: Path, width: int, height: int, max_side: int, max_pixels: 
         )
 
 
-def _open_picture(path: Path, file: BinaryIO, max_side: int, max_pixels: int) -> Image.Image:
+def _open_picture(path: Path, stream: BinaryIO, max_side: int, max_pixels: int) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore"
             )  # our own limit is stricter than Pillow's warning; damaged EXIF is handled below
-            with Image.open(file, formats=_FORMATS) as image:
-                _check_size(path, *image.size, max_side, max_pixels)
+            with Image.open(stream, formats=_FORMATS) as image:
+                check_size(path, *image.size, max_side, max_pixels)
                 image.load()
                 return _as_rgb(_upright(image))
     except ImageError:
@@ -147,121 +167,37 @@ def _open_picture(path: Path, file: BinaryIO, max_side: int, max_pixels: int) ->
         raise ImageError(f"{path} is not a readable JPEG, PNG or DICOM file, whatever its name says") from None
     except Image.DecompressionBombError:
         raise ImageError(f"{path} is far over the limit of {max_pixels} pixels: scale it down") from None
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise ImageError(f"{path} is damaged or cut off: {error}") from None
 
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(image)
-    except _DAMAGE:
+        return ImageOps.exif_transpose(image) if image.getexif().get(ExifTags.Base.Orientation, 1) != 1 else image
+    except DAMAGE:
         return image  # broken EXIF is common in the wild and says nothing about the pixels
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode in _DEEP_MODES:
-        return _stretch(np.asarray(image, dtype=np.float64))
+        return stretch(np.asarray(image, dtype=np.float64))
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _stretch(gray: np.ndarray, valid: np.ndarray | None = None) -> Image.Image:
+def stretch(gray: np.ndarray, valid: np.ndarray | None = None) -> Image.Image:
     """Grayscale [height, width] of any range between its percentiles; pixels that are not `valid` do not count."""
+    if not np.isfinite(gray).all():
+        raise ImageError("an image holds pixels that are not finite (NaN or infinity): it is damaged")
     counted = gray if valid is None or not valid.any() else gray[valid]
     low, high = np.percentile(counted, [0.5, 99.5])
     if high <= low:  # nearly constant: what little there is lies outside the percentiles
         low, high = counted.min(), counted.max()
-    return _gray_to_rgb((gray - low) / (high - low) if high > low else np.zeros_like(gray))
+    return gray_to_rgb((gray - low) / (high - low) if high > low else np.zeros_like(gray))
 
 
-def _gray_to_rgb(unit: np.ndarray) -> Image.Image:
+def gray_to_rgb(unit: np.ndarray) -> Image.Image:
     """Brightness [height, width] in [0, 1], clipped, to RGB."""
     return Image.fromarray(np.rint(np.clip(unit, 0, 1) * 255).astype(np.uint8)).convert("RGB")
-
-
-def _open_dicom(path: Path, file: BinaryIO, max_side: int, max_pixels: int) -> Image.Image:
-    # Imported here because most runs never meet DICOM and pydicom takes a noticeable part of a second to load.
-    import pydicom
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            data = pydicom.dcmread(file, force=True)
-            if "PixelData" not in data:
-                raise ImageError(f"{path} is a DICOM file without an image in it, or not a DICOM file at all")
-            _check_size(path, int(data.Columns), int(data.Rows), max_side, max_pixels)
-            _check_decoder(path, data)
-            return _dicom_frame(data)
-    except ImageError:
-        raise
-    except _DAMAGE as error:
-        raise ImageError(f"{path} is a damaged or unsupported DICOM file: {error}".splitlines()[0]) from None
-
-
-def _check_decoder(path: Path, data: "Dataset") -> None:
-    from pydicom.pixels import get_decoder
-    from pydicom.uid import ExplicitVRLittleEndian
-
-    if "TransferSyntaxUID" not in data.file_meta:  # a bare data set, as old devices write
-        data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    syntax = data.file_meta.TransferSyntaxUID
-    if syntax.is_compressed and not get_decoder(syntax).is_available:
-        raise ImageError(
-            f"{path} is compressed as {syntax.name}, for which no decoder is installed: "
-            "pip install 'pylibjpeg[all]', or save it uncompressed"
-        )
-
-
-def _dicom_frame(data: "Dataset") -> Image.Image:
-    """The middle frame, with the palette or the modality rescale, the window and MONOCHROME1 applied."""
-    from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
-
-    frame = (int(data.get("NumberOfFrames") or 1) - 1) // 2
-    stored = pixel_array(data, index=frame)
-    if data.PhotometricInterpretation == "PALETTE COLOR":
-        stored = apply_color_lut(stored, data)
-    if stored.ndim == 3:
-        top = float(np.iinfo(stored.dtype).max if stored.dtype != np.uint16 else 2 ** int(data.BitsStored) - 1)
-        return Image.fromarray(np.rint(stored / (top or 1) * 255).clip(0, 255).astype(np.uint8))
-    slope = _functional(data, frame, "PixelValueTransformationSequence", "RescaleSlope")
-    if "ModalityLUTSequence" in data:
-        values = apply_modality_lut(stored, data).astype(np.float64)
-    else:
-        offset = _functional(data, frame, "PixelValueTransformationSequence", "RescaleIntercept")
-        values = stored * (1.0 if slope is None else slope) + (offset or 0.0)
-    unit = _window(values, data, frame)
-    if unit is None:
-        padding = data.get("PixelPaddingValue")
-        unit = np.asarray(_stretch(values, None if padding is None else stored != padding).convert("L")) / 255.0
-    return _gray_to_rgb(1.0 - unit if data.PhotometricInterpretation == "MONOCHROME1" else unit)
-
-
-def _functional(data: "Dataset", frame: int, group: str, keyword: str) -> float | None:
-    """A number of the header, or of its functional groups (enhanced multi-frame); the first where there are several."""
-    places = [data]
-    for groups, index in (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0)):
-        if len(data.get(groups) or ()) > index:
-            places += list(data[groups][index].get(group) or ())[:1]
-    for place in places:
-        value = place.get(keyword)
-        if value is not None and value != "":
-            return float(
-                value if isinstance(value, (str, int, float)) or not hasattr(value, "__getitem__") else value[0]
-            )
-    return None
-
-
-def _window(values: np.ndarray, data: "Dataset", frame: int) -> np.ndarray | None:
-    """Brightness in [0, 1] under the header's window (DICOM PS3.3 C.11.2.1.2), or None if it has no usable one."""
-    center = _functional(data, frame, "FrameVOILUTSequence", "WindowCenter")
-    width = _functional(data, frame, "FrameVOILUTSequence", "WindowWidth")
-    if center is None or width is None or not (math.isfinite(center) and math.isfinite(width)) or width <= 0:
-        return None
-    function = data.get("VOILUTFunction") or "LINEAR"
-    if function == "SIGMOID":
-        return 1.0 / (1.0 + np.exp(np.clip(-4.0 * (values - center) / width, -700, 700)))
-    if function == "LINEAR":
-        center, width = center - 0.5, width - 1.0
-    return (values - center) / width + 0.5 if width > 0 else (values > center).astype(np.float64)

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medv.data.example import Example
-from medv.data.readers import FILES, DataError, find_file, read_dataset, root_of, same_name
+from medv.data.readers import FILES, find_file, read_dataset, root_of, same_name
+from medv.reading import DataError
 
 _SLAKE_SPLITS = {"train": range(9835), "validation": range(9835, 11934), "test": range(11934, 14028)}
 """Question numbers of the published SLAKE."""

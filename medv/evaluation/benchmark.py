@@ -16,11 +16,10 @@ from tqdm.auto import tqdm
 
 from medv.artifacts import append_jsonl, write_text
 from medv.data.contents import contents
-from medv.data.example import IMAGE_TOKEN, Example, Turn
+from medv.data.example import IMAGE_TOKEN, Example, Turn, picture_of
 from medv.data.images import ImageError, ImageFolder, open_image
 from medv.data.readers import read_dataset
 from medv.data.rows import by_id, read_rows
-from medv.evaluation.answering import full_view
 from medv.evaluation.runners import Runner
 from medv.ownership import Run, owned, owned_rows, reserve_file
 from medv.reading import read_lines
@@ -55,7 +54,7 @@ def examine(
     look = lru_cache(maxsize=8)(open_image)  # several questions about one image stand together
     for example in examples:
         try:
-            picture = look(example.image) if isinstance(example.image, Path) else full_view(example)
+            picture = look(example.image) if isinstance(example.image, Path) else picture_of(example)
         except ImageError as error:
             if not skip_corrupt:
                 raise ImageError(

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 import pandas as pd
 import torch
 
-from medv.data.example import Example, Turn, load_image
+from medv.data.example import Example, Turn, picture_of
 from medv.diffusion.caching import NO_CACHE, DualCache, PrefixCache
 from medv.diffusion.fast import sample_fast
 from medv.diffusion.settings import SamplerConfig, SamplerOutput
@@ -53,7 +53,7 @@ def cache_agreement(
     """One row for each kind of cache and refresh interval: the fields of `CacheAgreement`, on the first questions of the
     examples as one batch.
     """
-    images = [None if example.image is None else load_image(example) for example in examples]
+    images = [picture_of(example) for example in examples]
     pairs = zip(examples, images, strict=True)
     prompts = [processor.encode_turns((Turn("user", ex.question.strip()),), image=image) for ex, image in pairs]
     inputs = processor.batch(prompts, images if images[0] is not None else None).to(model.device)

@@ -14,14 +14,14 @@ from typing import Any, Protocol
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, BatchFeature
-from transformers.utils import cached_file
 
-from medv.data.example import Example
+from medv.data.example import Example, picture_of
 from medv.diffusion.settings import SamplerConfig
-from medv.evaluation.answering import Answer, check_length, full_view, stream_answers
+from medv.evaluation.answering import Answer, check_length, stream_answers
 from medv.model.bundled import load_model
 from medv.model.contents import contents
 from medv.model.devices import device_named, place
+from medv.model.loading import cached_folder, load_network, load_processor
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
 
@@ -112,7 +112,8 @@ class CheckpointRunner:
     """Any checkpoint that `AutoModelForImageTextToText` and `AutoProcessor` with a chat template understand.
 
     Greedy decoding of at most `max_new_tokens` (256 in the paper), one question at a time, so that no padding is involved.
-    `system` is the system message, or None. Loading raises OSError where the checkpoint is not on this machine.
+    `system` is the system message, or None. Loading raises FileNotFoundError where the checkpoint is not on this machine, and
+    ValueError where it brings code of its own or its weights are not whole (see `medv.model.loading`).
     """
 
     checkpoint: str
@@ -139,9 +140,12 @@ class CheckpointRunner:
 
     @cached_property
     def _network(self):
-        processor = AutoProcessor.from_pretrained(self.checkpoint, local_files_only=True)
-        model = AutoModelForImageTextToText.from_pretrained(self.checkpoint, dtype=self.dtype, local_files_only=True)
-        return place(model.eval(), self.device), processor
+        folder = cached_folder(self.checkpoint)
+        if folder is None:
+            raise FileNotFoundError(f"{self.checkpoint} is not on this machine: download it first, or give its folder")
+        processor = load_processor(AutoProcessor, folder)
+        model = load_network(AutoModelForImageTextToText, folder, dtype=self.dtype)
+        return place(model, self.device), processor
 
     def check(self, example: Example, picture: Image.Image | None) -> None:
         """Raises ValueError where prompt and answer are longer than what the model reads, as far as its configuration says."""
@@ -173,7 +177,7 @@ class CheckpointRunner:
     @torch.inference_mode()
     def _answer(self, example: Example) -> Answer:
         model, processor = self._network
-        inputs = self._inputs(example, full_view(example)).to(model.device)
+        inputs = self._inputs(example, picture_of(example)).to(model.device)
         started = time.perf_counter()
         ids = model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
         seconds = time.perf_counter() - started
@@ -196,12 +200,6 @@ def availability(checkpoint: str | None) -> str:
     """Whether a checkpoint can be asked here: "on this machine", or why not. Looks at the disk only."""
     if not checkpoint:
         return "not available: no published checkpoint is named"
-    if Path(checkpoint).is_dir():
-        return "on this machine"
-    try:
-        found = cached_file(
-            checkpoint, "config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False
-        )
-    except OSError:
-        found = None
-    return "on this machine" if found else "not available: the weights are not on this machine"
+    if cached_folder(checkpoint) is None:
+        return "not available: the weights are not on this machine"
+    return "on this machine"

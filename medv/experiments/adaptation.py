@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from medv.artifacts import write_json
 from medv.data.chat import SpecialTokens
@@ -24,6 +24,7 @@ from medv.evaluation.study import sampler_config, summarize
 from medv.experiments.trials import run_trials, verdict
 from medv.model.assembly import token_ids
 from medv.model.bundled import bundled
+from medv.model.loading import load_tokenizer
 from medv.profiles import Profile, SamplerSpec
 from medv.training.adapt import adapt, half_on, held_out_losses, load_tower
 from medv.training.adapt_batches import ATTENTION, WEIGHTS, AdaptRecipe
@@ -60,7 +61,7 @@ def adapt_on_text(
         text = out.with_name(f"{out.name}-text")
         written = {"written": write_text_of(language, text, self_tokens, writing, device=device, quiet=quiet)}
     documents, held_out = split_documents(read_documents(text))
-    tokenizer = AutoTokenizer.from_pretrained(language, local_files_only=True)
+    tokenizer = load_tokenizer(language)
     rows = pack(documents, tokenizer, recipe.length, seed=seed)
     held_rows = pack(held_out, tokenizer, recipe.length, name="held-out part of the text")[:HELD_ROWS]
     facts = adapt(language, rows, held_rows, recipe, out, seed=seed, device=device, quiet=quiet, **options)
@@ -79,7 +80,7 @@ def continue_documents(
 ) -> list[str]:
     """How a tower, read as a diffusion model, goes on after the prompt of each document, or after its first words."""
     tower = load_tower(folder, dtype=half_on(device), causal=False).to(device)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = load_tokenizer(folder)
     openings = [
         tokenizer.encode(document.opening(), add_special_tokens=False)
         if document.prompt
@@ -192,7 +193,7 @@ def compare_recipes(
 
     `rows`: the cross-entropy of each held-out row, mean over t; `texts`: what stands behind each opening.
     """
-    tokenizer = AutoTokenizer.from_pretrained(tower, local_files_only=True)
+    tokenizer = load_tokenizer(tower)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     held_rows = pack(held_out, tokenizer, plan.recipe.length, name="held-out part of the text")[: plan.held_rows]
     packed = {seed: pack(train, tokenizer, plan.recipe.length, seed=seed) for seed in plan.seeds}
@@ -212,7 +213,7 @@ def compare_recipes(
 
 def _examined(folder: Path, rows: torch.Tensor, openings: Sequence[Document], plan: AdaptPlan, device: str) -> dict:
     """What a trial leaves behind."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = load_tokenizer(folder)
     network = load_tower(folder, dtype=half_on(device), causal=False).to(device)
     losses = held_out_losses(network, rows, SpecialTokens.of(tokenizer).mask).mean(dim=1)  # [n]
     texts = continue_documents(folder, openings, device=device, config=sampler_config(plan.write))

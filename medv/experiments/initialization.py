@@ -12,7 +12,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from transformers import AutoTokenizer
 
 from medv import paper
 from medv.data.example import Example
@@ -25,6 +24,7 @@ from medv.experiments.stages import Network
 from medv.experiments.trials import as_rows, difference_rows, run_trials, verdict
 from medv.model.assembly import assemble, new_processor
 from medv.model.bundled import bundled, load_model
+from medv.model.loading import load_tokenizer
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.profiles import Profile, SamplerSpec
 from medv.report.tables import compare
@@ -146,7 +146,7 @@ def initial(arm: Arm, parts: Mapping[str, Path], profile: Profile, *, seed: int)
             torch.manual_seed(seed)
             model = MedVForMaskedDiffusion(model.config)
         model.model.vision_tower.load_state_dict(tower)
-    tokenizer = AutoTokenizer.from_pretrained(parts["language"])
+    tokenizer = load_tokenizer(parts["language"])
     return model, new_processor(tokenizer, model.config, system=profile.system)
 
 

@@ -1,14 +1,10 @@
 """Building a model: from a shape (random weights) or from a language tower and a vision tower on disk (stage 1's start)."""
 
-import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from transformers import (
-    AutoConfig,
     AutoModel,
-    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedConfig,
@@ -19,11 +15,14 @@ from transformers import (
 
 from medv.data.chat import SpecialTokens
 from medv.model.configuration import MedVConfig
+from medv.model.loading import load_network, load_tokenizer, load_weights
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor, image_processor
+from medv.model.shards import read_object
 from medv.model.vision import SIGLIP, grid_side, lite0_config
 from medv.profiles import ModelShape
 
+HEADS = ("head.", "vision_model.head.", "classifier.")  # of a vision tower's folder: what stands above the features
 PREPARATION = "preprocessor_config.json"  # of a vision tower's folder: what its pictures have to be like
 
 
@@ -100,8 +99,8 @@ def assemble(
     image_pool and feature_norm above all. Weights are float32.
     """
     tower = vision_tower(vision)
-    text = LlamaForCausalLM.from_pretrained(_folder(language, "llama"), dtype=torch.float32)
-    special = SpecialTokens.of(AutoTokenizer.from_pretrained(language))
+    text = load_network(LlamaForCausalLM, _folder(language, "llama"), dtype=torch.float32)
+    special = SpecialTokens.of(load_tokenizer(language))
     tower.config._name_or_path = text.config._name_or_path = (
         ""  # a model must not carry the paths of the machine it was made on
     )
@@ -114,18 +113,18 @@ def assemble(
     model.model.language_model.load_state_dict(text.model.state_dict())
     model.lm_head.load_state_dict(text.lm_head.state_dict())
     if projector is not None:
-        model.model.projector.load_state_dict(load_file(projector / "projector.safetensors"))
+        load_weights(model.model.projector, projector / "projector.safetensors")
     model.tie_weights()
     return model
 
 
 def vision_tower(folder: Path) -> PreTrainedModel:
-    """The vision tower in a folder, in float32; raises ValueError for a network that gives no grid of features."""
-    kind = AutoConfig.from_pretrained(_folder(folder)).model_type
+    """The vision tower in a folder, in float32 and without a head; raises ValueError where it gives no grid of features."""
+    kind = read_object(_folder(folder) / "config.json").get("model_type")
     if kind == "siglip":
         raise ValueError(f"{folder} holds a whole SigLIP: take its vision tower out with `medv convert`")
     options = {"vision_use_head": False} if kind == SIGLIP else {}
-    tower = AutoModel.from_pretrained(folder, dtype=torch.float32, **options)
+    tower = load_network(AutoModel, folder, dtype=torch.float32, without=HEADS, **options)
     grid_side(tower.config)  # refuses what is no grid
     return tower
 
@@ -134,7 +133,7 @@ def _folder(folder: Path, kind: str | None = None) -> Path:
     """The folder, if there is a network of that type in it."""
     if not (Path(folder) / "config.json").is_file():
         raise FileNotFoundError(f"{folder} holds no tower: it has no config.json")
-    found = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("model_type")
+    found = read_object(Path(folder) / "config.json").get("model_type")
     if kind not in (None, found):
         raise ValueError(
             f"{folder} holds a network of type {found}, not {kind}: make a tower of it with `medv convert`"
@@ -146,12 +145,12 @@ def _preparation(vision: Path) -> dict:
     """Mean and std that the pictures of a vision tower need; a SigLIP without a word about it has those of its release."""
     file = vision / PREPARATION
     if not file.is_file():
-        if AutoConfig.from_pretrained(vision).model_type != SIGLIP:
+        if read_object(vision / "config.json").get("model_type") != SIGLIP:
             raise FileNotFoundError(
                 f"{file} is missing: without image_mean and image_std the tower's pictures are unknown"
             )
         return {}
-    settings = json.loads(file.read_text(encoding="utf-8"))
+    settings = read_object(file)
     return {name: list(settings[name]) for name in ("image_mean", "image_std")}
 
 

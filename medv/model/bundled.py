@@ -4,24 +4,29 @@ A folder holds a whole model (or an autoregressive twin), or what stage 1 leaves
 `base.json`, what it was trained on; the whole is put together when it is loaded.
 """
 
-import json
 import os
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
+from safetensors.torch import save_file
 
 from medv.artifacts import atomic_directory, default_out, write_json
 from medv.model.adapters import base_folder, is_adapter, with_adapters
 from medv.model.assembly import assemble, new_processor
 from medv.model.configuration import MedVConfig
 from medv.model.devices import place
+from medv.model.loading import in_words, load_network, load_processor, load_tokenizer, load_weights
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
+from medv.model.shards import read_object
 from medv.model.twin import MedVForCausalLM, MedVTwinConfig
 
 BUNDLED = ("tokenizer", "language_tower", "vision_tower", "general_model", "tiny_model", "twin_tower")
+NETWORKS = {
+    MedVConfig.model_type: MedVForMaskedDiffusion,
+    MedVTwinConfig.model_type: MedVForCausalLM,
+}
+"""model_type in config.json -> the class of the network."""
 PROJECTOR_FILE, BASE_FILE, ASSEMBLED_FILE = "projector.safetensors", "base.json", "assembled.json"
 
 
@@ -56,25 +61,37 @@ def load_model(
     It is put on the device as `medv.model.devices.place` does: None is the best there is.
 
     A folder of LoRA adapters gives the model that they were trained on with the adapters merged into it. Raises
-    FileNotFoundError where there is no model, or where what lies under a projector is gone.
+    FileNotFoundError where there is no model, or where what lies under a projector is gone; ValueError for a model that is
+    not whole, not finite, not MedV's or that brings code of its own (see `medv.model.loading`).
     """
-    model, processor = _load(Path(folder), dtype)
+    model, processor = _load(Path(folder), (), dtype=dtype)
     return place(model, device), processor
 
 
-def _load(folder: Path, dtype: torch.dtype) -> tuple[MedVForMaskedDiffusion, MedVProcessor]:
-    """`load_model` on the CPU."""
+def _load(folder: Path, above: tuple[Path, ...], **how) -> tuple[MedVForMaskedDiffusion, MedVProcessor]:
+    """`load_model` on the CPU, of a folder that stands under the folders `above`."""
+    if folder.resolve() in above:
+        raise ValueError(
+            f"{above[0]} is put on a base that leads back to {folder}: name the folder of a whole model there"
+        )
+    above = (*above, folder.resolve())
     if is_adapter(folder):
-        model, processor = _load(base_folder(folder), dtype)
+        model, processor = _load(base_folder(folder), above, **how)
         return with_adapters(model, folder).eval(), processor
     if not (folder / "config.json").exists():
         raise FileNotFoundError(f"{folder} holds no model: it has no config.json")
-    processor = MedVProcessor.from_pretrained(folder, local_files_only=True)
+    processor = load_processor(MedVProcessor, folder)
     if (folder / BASE_FILE).exists():
-        return _on_its_base(folder, dtype).eval(), processor
-    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    network = MedVForCausalLM if kind == MedVTwinConfig.model_type else MedVForMaskedDiffusion
-    return network.from_pretrained(folder, dtype=dtype, local_files_only=True).eval(), processor
+        model = _on_its_base(folder, above, **how).eval()
+    else:
+        kind = read_object(folder / "config.json").get("model_type")
+        if kind not in NETWORKS:
+            raise ValueError(
+                f"{folder} holds a model of the type {kind!r}, not MedV's: `medv convert` reads released weights"
+            )
+        model = load_network(NETWORKS[kind], folder, **how)
+    _check_pair(folder, model.config, processor)
+    return model, processor
 
 
 def save_assembled(
@@ -86,7 +103,7 @@ def save_assembled(
     note["projector"] = "untrained" if projector is None else projector.name
     with atomic_directory(target) as folder:
         model.save_pretrained(folder)
-        new_processor(AutoTokenizer.from_pretrained(language), model.config, system=system).save_pretrained(folder)
+        new_processor(load_tokenizer(language), model.config, system=system).save_pretrained(folder)
         write_json(folder / ASSEMBLED_FILE, note)
     return note
 
@@ -94,7 +111,7 @@ def save_assembled(
 def untrained_projector(folder: Path) -> bool:
     """Whether the model in a folder was put together from towers with a projector that nothing has trained."""
     note = Path(folder) / ASSEMBLED_FILE
-    return note.is_file() and json.loads(note.read_text(encoding="utf-8"))["projector"] == "untrained"
+    return note.is_file() and read_object(note)["projector"] == "untrained"
 
 
 def save_projector(model: MedVForMaskedDiffusion, folder: Path, base: dict[str, str]) -> None:
@@ -111,20 +128,43 @@ def save_projector(model: MedVForMaskedDiffusion, folder: Path, base: dict[str, 
     write_json(folder / BASE_FILE, base)
 
 
-def _on_its_base(folder: Path, dtype: torch.dtype) -> MedVForMaskedDiffusion:
+def _on_its_base(folder: Path, above: tuple[Path, ...], **how) -> MedVForMaskedDiffusion:
     """The model under a projector, with that projector."""
-    name = json.loads((folder / BASE_FILE).read_text(encoding="utf-8"))["model"]
+    name = read_object(folder / BASE_FILE).get("model")
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(
+            f'{folder / BASE_FILE} names no base: write {{"model": FOLDER}}, or "bundled" for the package\'s towers'
+        )
     if name == "bundled":
-        config = MedVConfig.from_pretrained(folder)
+        with in_words(folder):
+            config = MedVConfig.from_pretrained(folder, local_files_only=True)
         sight = {"image_pool": config.image_pool, "feature_norm": config.feature_norm}
         towers = bundled("language_tower"), bundled("vision_tower")
-        return assemble(*towers, seed=0, projector=folder, **sight).to(dtype)
+        return assemble(*towers, seed=0, projector=folder, **sight).to(how["dtype"])
     base = folder / name
     if not (base / "config.json").exists():
         raise FileNotFoundError(
             f"{folder} holds a projector trained on {base}, where there is no model: put that folder back, "
             f"or name its place in {folder / BASE_FILE}"
         )
-    model, _ = _load(base, dtype)
-    model.model.projector.load_state_dict(load_file(folder / PROJECTOR_FILE))
+    model, _ = _load(base, above, **how)
+    load_weights(model.model.projector, folder / PROJECTOR_FILE)
     return model
+
+
+def _check_pair(folder: Path, config: MedVConfig, processor: MedVProcessor) -> None:
+    """Raises ValueError where the processor makes other views or token ids than the network takes."""
+    rows = config.text_config.vocab_size
+    ids = (config.image_token_id, config.mask_token_id, config.fill_token_id)
+    ids = [*ids, *config.stop_token_ids, *config.suppress_token_ids]
+    if len(processor.tokenizer) > rows or not all(0 <= token < rows for token in ids):
+        raise ValueError(
+            f"{folder} has {len(processor.tokenizer)} tokens and special tokens up to {max(ids)}, but only {rows} embeddings: "
+            "the files do not belong together"
+        )
+    made, wanted = processor.view_plan, config.view_plan
+    if (made.size, made.side) != (wanted.size, wanted.side):
+        raise ValueError(
+            f"{folder} has a processor for views of {made.size} pixels and {made.side} tokens a side, but a network for "
+            f"{wanted.size} and {wanted.side}: the files do not belong together"
+        )

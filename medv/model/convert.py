@@ -6,13 +6,15 @@
 | LLaDA-V, LLaDA-MedV (`model.layers...`, `model.mm_projector...`) | a whole model: a `MedVForMaskedDiffusion` folder |
 | a stage-1 `mm_projector.bin` | a projector folder, for `assemble(..., projector=...)` |
 | SigLIP, SigLIP2 | a vision tower without its last layer, its head and the text tower |
+| weights that PyTorch pickled (`pytorch_model*.bin`) | the same folder with its weights in safetensors, names unchanged |
 | medv's own | any of the first three, by name: "llada8b", "lladav", "projector" |
 
 Everything is checked by the headers before a byte is written; a target is made whole or not at all. What the configuration
 of a source means is in `medv.model.released`. Numbers are never converted: a bfloat16 checkpoint stays one.
 """
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -30,6 +32,7 @@ from medv.data.example import IMAGE_TOKEN
 from medv.model.assembly import new_processor
 from medv.model.configuration import MedVConfig
 from medv.model.key_names import layout_of, lladav_to_llada8b, lladav_to_medv, medv_to_lladav, to_medv
+from medv.model.loading import OFFLINE, in_words
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.released import (
     language_config,
@@ -39,7 +42,17 @@ from medv.model.released import (
     vision_config_of,
     vision_tower_config,
 )
-from medv.model.shards import SHARD_BYTES, StoredTensor, copy_tensors, mismatches, stored_tensors
+from medv.model.shards import (
+    PICKLED,
+    SHARD_BYTES,
+    SINGLE,
+    StoredTensor,
+    copy_tensors,
+    mismatches,
+    pickles,
+    stored_tensors,
+)
+from medv.reading import check_regular
 
 TARGETS = ("medv", "lladav", "llada8b", "projector")
 PROJECTOR_FILE = "mm_projector.bin"
@@ -55,7 +68,7 @@ def convert(
     quiet: bool = False,
 ) -> str:
     """Convert `source` to the folder `target`; returns what was made ("model", "language tower", "vision tower",
-    "projector", "lladav", "llada8b").
+    "projector", "lladav", "llada8b", "safetensors").
 
     to: one of `TARGETS`; by default released weights become medv's. vision: a SigLIP folder, for a LLaDA-V checkpoint
     without its vision tower, and where the configuration of the tower cannot be told from its tensors. Raises
@@ -68,8 +81,10 @@ def convert(
         raise FileNotFoundError(f"{source} does not exist: give a folder or file of weights")
     if target.exists():
         raise FileExistsError(f"{target} exists already: choose another folder or delete it")
-    if source.suffix in (".bin", ".pt", ".pth"):
+    if source.suffix in PICKLED:
         return _convert_projector(source, target)
+    if source.is_dir() and not list(source.glob("*.safetensors*")) and (files := pickles(source)):
+        return _convert_pickles(source, files, target)
     tensors = stored_tensors(source)
     if any(name.startswith("vision_model.") for name in tensors):
         return _convert_vision(source, target, tensors, shard_bytes, quiet)
@@ -219,8 +234,9 @@ def _export(source: Path, target: Path, tensors, layouts: tuple[str, str], shard
     return to
 
 
-def _convert_projector(source: Path, target: Path) -> str:
-    """A stage-1 artifact: a pickle that may hold tensors and nothing else."""
+def _unpickled(source: Path) -> dict[str, torch.Tensor]:
+    """What a file of PyTorch holds, which may be tensors by name and nothing else."""
+    check_regular(source)
     try:
         weights = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds; all mean that the file is not a plain dictionary of tensors
@@ -229,6 +245,24 @@ def _convert_projector(source: Path, target: Path) -> str:
         ) from None
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise ValueError(f"{source} does not hold a dictionary of tensors")
+    return weights
+
+
+def _convert_pickles(source: Path, files: Sequence[Path], target: Path) -> str:
+    """The same folder with its weights in safetensors, under the names that they have."""
+    weights = {name: value.clone() for file in files for name, value in _unpickled(file).items()}
+    with atomic_directory(target) as folder:
+        for file in source.iterdir():
+            if file.suffix in (".json", ".jinja") and not file.name.endswith(".index.json"):
+                check_regular(file)
+                shutil.copyfile(file, folder / file.name)
+        save_file(weights, folder / SINGLE, metadata={"format": "pt"})
+    return "safetensors"
+
+
+def _convert_projector(source: Path, target: Path) -> str:
+    """A stage-1 artifact: a pickle that may hold tensors and nothing else."""
+    weights = _unpickled(source)
     named = {lladav_to_medv(name) or name: value.contiguous() for name, value in weights.items()}
     expected = {f"model.projector.linear_{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")}
     problem = mismatches(dict.fromkeys(expected, ()), dict.fromkeys(named, ()))
@@ -257,7 +291,9 @@ def _tokenizer(source: Path) -> PreTrainedTokenizerFast | None:
     """The tokenizer of a checkpoint, with the image placeholder added where it lacks one; None where there is none."""
     if not (source / "tokenizer.json").is_file():
         return None
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(source, local_files_only=True)
+    with in_words(source):
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(source, **OFFLINE)
+    tokenizer.init_kwargs.pop("auto_map", None)  # code of its own stays behind
     if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) in (None, tokenizer.unk_token_id):
         tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
     return tokenizer

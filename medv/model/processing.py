@@ -15,6 +15,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from medv.data.chat import SYSTEM_PROMPTS, SpecialTokens, encode_prompt
 from medv.data.example import Turn
+from medv.data.images import as_picture
 from medv.model.configuration import MedVConfig
 from medv.model.views import ViewPlan
 
@@ -85,11 +86,12 @@ class MedVProcessor(ProcessorMixin):
 
         Returns input_ids and attention_mask [B, P] int64, padded on the left, pixel_values float32 [V, 3, H, W] of all
         views of all images (V = B but for "anyres"), and, unless patch_merge is "flat", image_layouts int64 [B, 7], by
-        which the model puts the views together. Raises ValueError for an empty question or where images and questions
-        differ in number.
+        which the model puts the views together. Images are PIL images of any mode, shown as `open_image` shows those in files.
+        Raises ValueError for an empty question, for images of another type and where images and questions differ in number.
         """
         questions = [text] if isinstance(text, str) else list(text or ())
-        pictures = [images] if isinstance(images, Image.Image) else images and list(images)
+        several = isinstance(images, Sequence) and not isinstance(images, str)
+        pictures = None if images is None else [as_picture(image) for image in (images if several else [images])]
         if not questions or not all(question.strip() for question in questions):
             raise ValueError("the question is empty: ask something about the image")
         if pictures is not None and len(pictures) != len(questions):
@@ -100,7 +102,7 @@ class MedVProcessor(ProcessorMixin):
 
     def encode_turns(self, turns: tuple[Turn, ...], *, image: Image.Image | None) -> list[int]:
         """Prompt ids of a dialogue that ends with a user turn; an image takes the placeholders of its size."""
-        image_tokens = 0 if image is None else self.view_plan.tokens(*image.size)
+        image_tokens = 0 if image is None else self.view_plan.tokens(*as_picture(image).size)
         return encode_prompt(
             self.tokenizer,
             turns,
@@ -128,14 +130,14 @@ class MedVProcessor(ProcessorMixin):
 
     def pixels(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """float32 [V, 3, H, W]: the views of all images, in order."""
-        views = [view for image in images for view in self.view_plan.views(image)]
+        views = [view for image in images for view in self.view_plan.views(as_picture(image))]
         return self.image_processor(views, return_tensors="pt")["pixel_values"]
 
     def layouts(self, images: Sequence[Image.Image]) -> torch.Tensor | None:
         """int64 [n, 7], the fields of `medv.model.views.Layout` of each image; None where views stay as they are (flat)."""
         if self.patch_merge == "flat":
             return None
-        return torch.tensor([astuple(self.view_plan.layout(*image.size)) for image in images])
+        return torch.tensor([astuple(self.view_plan.layout(*as_picture(image).size)) for image in images])
 
     def decode_response(self, ids, length: int | None = None) -> str:
         """The text of one row of `SamplerOutput.sequences`, without special tokens."""

@@ -15,7 +15,8 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast, SiglipVisionConfi
 
 from medv.data.chat import SpecialTokens
 from medv.model.configuration import MedVConfig
-from medv.model.shards import StoredTensor
+from medv.model.shards import StoredTensor, read_object
+from medv.model.views import MOST
 
 # Ours (transformers' Llama) and LLaDA-8B's own.
 _OLMO = {
@@ -62,13 +63,7 @@ def read_config(source: Path) -> dict:
     file = (source if source.is_dir() else source.parent) / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing: without it the sizes of the network are not known")
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from None
-    if not isinstance(settings, dict):
-        raise ValueError(f"{file} does not hold a configuration")
-    return settings
+    return read_object(file)
 
 
 def language_config(settings: Mapping, vocab_size: int) -> LlamaConfig:
@@ -148,6 +143,10 @@ def _grid(pinpoints, size: int) -> list[list[int]]:
         if len(pairs) < 2:
             raise ValueError(f"image_grid_pinpoints {pinpoints!r} is not of the form (1x1),...,(6x6)")
         (first_w, first_h), (last_w, last_h) = pairs[0], pairs[-1]
+        if max(last_w, last_h) > MOST:
+            raise ValueError(
+                f"image_grid_pinpoints {pinpoints!r} goes beyond {MOST} tiles: it is not of a released model"
+            )
         steps = itertools.product(range(first_w, last_w + 1), range(first_h, last_h + 1))
         return [[w * size, h * size] for w, h in steps]
     pairs = json.loads(pinpoints) if isinstance(pinpoints, str) else pinpoints

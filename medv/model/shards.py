@@ -11,13 +11,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
 
+from medv.reading import check_regular, read_json
+
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+PICKLED = (".bin", ".pt", ".pth")
 SHARD_BYTES = 2 << 30
 _PIECE = 8 << 20
 
@@ -57,6 +60,14 @@ def stored_tensors(source: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
+def pickles(folder: Path) -> list[Path]:
+    """The files in a folder that PyTorch pickled and that may hold weights; those of a trainer's state do not."""
+    found = (file for file in folder.iterdir() if file.suffix in PICKLED)
+    return sorted(
+        file for file in found if not file.name.startswith(("training_args", "optimizer", "scheduler", "rng"))
+    )
+
+
 def copy_tensors(
     target: Path, renamed: Mapping[str, StoredTensor], *, shard_bytes: int = SHARD_BYTES, quiet: bool = False
 ) -> None:
@@ -74,12 +85,19 @@ def copy_tensors(
         (target / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file; raises ValueError where it is no regular file or holds anything else."""
+    value = read_json(file)
+    if not isinstance(value, dict):
+        raise ValueError(f"{file} holds no JSON object: make or download it again")
+    return value
+
+
 def _indexed(folder: Path, index: Path) -> dict[str, StoredTensor]:
-    try:
-        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is not an index of shards: {error!r}") from None
+    weight_map = read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ValueError(f"{index} is not an index of shards: its weight_map does not give a file for each tensor")
+    shards = sorted(set(weight_map.values()))
     outside = [name for name in shards if Path(name).name != name]
     if outside:
         raise ValueError(f"{index} points to {outside[0]!r}, outside its own folder: it is not to be trusted")
@@ -102,6 +120,7 @@ def _some(names: Sequence[str], at_most: int = 5) -> str:
 
 
 def _read_header(file: Path) -> dict[str, StoredTensor]:
+    check_regular(file)
     try:
         with safe_open(file, framework="pt"):
             pass

@@ -31,7 +31,6 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from tokenizers import Tokenizer
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     EfficientNetModel,
@@ -44,8 +43,9 @@ from medv.artifacts import atomic_directory, write_json
 from medv.data.chat import SpecialTokens
 from medv.model.assembly import PREPARATION, vision_tower
 from medv.model.convert import convert
+from medv.model.loading import load_network, load_tokenizer
 from medv.model.processing import image_processor
-from medv.model.shards import mismatches
+from medv.model.shards import mismatches, read_object
 from medv.model.vision import lite0_config
 
 PARTS = ("language_tower", "vision_tower")
@@ -206,11 +206,11 @@ def _language_from_gguf(file: Path, folder: Path) -> str:
 
 
 def _language_from_folder(source: Path, folder: Path) -> tuple[str, str]:
-    kind = AutoConfig.from_pretrained(source, local_files_only=True).model_type
+    kind = read_object(source / "config.json").get("model_type")
     if kind != "llama":
         raise ValueError(f"{source} holds a network of type {kind}: a language tower is of type llama")
-    model = LlamaForCausalLM.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
-    return source.name, _save_language(model, AutoTokenizer.from_pretrained(source, local_files_only=True), folder)
+    model = load_network(LlamaForCausalLM, source, dtype=torch.float32)
+    return source.name, _save_language(model, load_tokenizer(source), folder)
 
 
 def _save_language(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> str:
@@ -282,13 +282,13 @@ def _lite0_name(name: str) -> str:
 
 
 def _vision_from_folder(source: Path, folder: Path) -> tuple[str, str]:
-    if AutoConfig.from_pretrained(source, local_files_only=True).model_type == "siglip":
+    if read_object(source / "config.json").get("model_type") == "siglip":
         folder.rmdir()
         convert(source, folder, quiet=True)
         changes = "without its last layer, its pooling head and the text tower"
     else:
         vision_tower(source).save_pretrained(folder)
-        changes = "none"
+        changes = "without its head, if it had one"
     if (source / PREPARATION).is_file():
         shutil.copyfile(source / PREPARATION, folder / PREPARATION)
     return source.name, changes

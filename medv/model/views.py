@@ -17,6 +17,7 @@ from transformers.image_processing_utils import select_best_resolution
 ASPECTS = ("square", "pad", "anyres")
 MERGES = ("flat", "spatial", "spatial_unpad")
 PAD_COLOR = (127, 127, 127)  # int(255 * 0.5): the mean of the tower's normalization
+MOST = 1024  # sizes in a grid, and tiles of one image: the released models have 36 of each
 ENLARGED = 1.1  # a grid is shrunk only where its side is more than 1.1 times that of `max_tiles` tiles
 
 
@@ -68,16 +69,24 @@ class ViewPlan:
             raise ValueError(f"unknown image_aspect {self.aspect!r}: use one of {', '.join(ASPECTS)}")
         if self.merge not in MERGES:
             raise ValueError(f"unknown patch_merge {self.merge!r}: use one of {', '.join(MERGES)}")
-        if self.max_tiles is not None and self.max_tiles < 1:
-            raise ValueError(f"image_max_tiles is {self.max_tiles}: give a positive number, or None for no limit")
+        if self.max_tiles is not None and not 1 <= self.max_tiles <= MOST:
+            raise ValueError(
+                f"image_max_tiles is {self.max_tiles}: give a number from 1 to {MOST}, or None for no limit"
+            )
         if self.aspect != "anyres":
             return
         if not self.grid:
             raise ValueError("image_aspect 'anyres' needs image_grid: a list of [width, height] in pixels")
+        if len(self.grid) > MOST:
+            raise ValueError(f"image_grid holds {len(self.grid)} sizes, over the limit of {MOST}: leave some out")
         for pair in self.grid:
             if len(pair) != 2 or any(value < 1 or value % self.size for value in pair):
                 raise ValueError(
                     f"image_grid holds {list(pair)}: give [width, height] in multiples of the tower's {self.size} pixels"
+                )
+            if (tiles := pair[0] // self.size * (pair[1] // self.size)) > MOST:
+                raise ValueError(
+                    f"image_grid holds {list(pair)}, {tiles} tiles of one image: give sizes of at most {MOST}"
                 )
 
     def resolution(self, width: int, height: int) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from medv.data.example import Example, load_image
+from medv.data.example import Example, load_image, picture_of
 from medv.report.answers import answers_side_by_side
 from medv.report.figures import INK, PALETTE, new_figure, theme
 
@@ -117,5 +117,5 @@ def compared_answers(rows: pd.DataFrame, example: Example, title: str, *, per_ro
         (f"{r.name}: {r.words} words" + ("" if np.isnan(r.score) else f", facts {r.score:.0f}"), r.text, scene)
         for r in rows.itertuples(index=False)
     ]
-    image = None if example.image is None else load_image(example)
+    image = picture_of(example)
     return answers_side_by_side(columns, title, image=image, question=example.question, per_row=per_row, characters=58)

@@ -22,12 +22,14 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from medv.artifacts import SPEED, atomic_file, fingerprint, write_json
 from medv.data.chat import SpecialTokens
 from medv.diffusion.corruption import corrupt, draw_noise
 from medv.diffusion.loss import CHUNK, masked_cross_entropy
+from medv.model.loading import in_words, load_network, load_tokenizer
+from medv.model.shards import read_object
 from medv.ownership import claim_folder
 from medv.training.adapt_batches import AdaptRecipe, Batch, Batches
 from medv.training.launch import TrainingStopped
@@ -139,9 +141,7 @@ def half_on(device: torch.device | str) -> torch.dtype:
 
 def load_tower(folder: Path, *, dtype: torch.dtype, causal: bool) -> LlamaForCausalLM:
     """A language tower in evaluation mode, with its attention set to causal or bidirectional; nothing is downloaded."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    config.is_causal = causal
-    return LlamaForCausalLM.from_pretrained(folder, config=config, dtype=dtype, local_files_only=True).eval()
+    return load_network(LlamaForCausalLM, folder, dtype=dtype, is_causal=causal)
 
 
 def distance(student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], places: torch.Tensor) -> torch.Tensor:
@@ -199,7 +199,7 @@ def adapt(
     that do not fit it, TrainingStopped where the loss is not finite.
     """
     finished = out / "training.json"
-    tokenizer = AutoTokenizer.from_pretrained(language, local_files_only=True)
+    tokenizer = load_tokenizer(language)
     mask = check_tower(language, tokenizer, recipe)
     data = [hashlib.sha256(rows.numpy().tobytes()).hexdigest() for rows in (train, held_out)]
     run = {"recipe": asdict(recipe), "seed": seed, "text": fingerprint(data), "start": fingerprint(language)}
@@ -225,9 +225,11 @@ def adapt(
 
 def check_tower(language: Path, tokenizer, recipe: AdaptRecipe) -> int:
     """The id of the mask token; a ValueError where the tower cannot be adapted by this recipe."""
-    config, mask = AutoConfig.from_pretrained(language, local_files_only=True), SpecialTokens.of(tokenizer).mask
-    if config.model_type != "llama":
-        raise ValueError(f"{language} is a {config.model_type} model: a causal Llama is needed")
+    kind, mask = read_object(language / "config.json").get("model_type"), SpecialTokens.of(tokenizer).mask
+    if kind != "llama":
+        raise ValueError(f"{language} is a {kind} model: a causal Llama is needed")
+    with in_words(language):
+        config = LlamaConfig.from_pretrained(language, local_files_only=True)
     if not getattr(config, "is_causal", True):
         raise ValueError(f"{language} sees both directions already: give the causal tower that it came from")
     if mask >= config.vocab_size:

@@ -8,13 +8,13 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
 
 from medv.artifacts import default_out
 from medv.data.example import Example
 from medv.model.assembly import assemble, new_processor
 from medv.model.bundled import bundled, fetched_towers, load_model
 from medv.model.devices import device_named, place
+from medv.model.loading import load_tokenizer
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
 from medv.ownership import reserve
@@ -45,7 +45,7 @@ def starting_point(
         return load_model(init, dtype=dtype, device=device)
     language, vision = towers(profile, folder)
     model = place(assemble(language, vision, seed=seed, **profile.model.sight), device)
-    return model, new_processor(AutoTokenizer.from_pretrained(language), model.config, system=profile.system)
+    return model, new_processor(load_tokenizer(language), model.config, system=profile.system)
 
 
 def towers(profile: Profile, folder: Path | None = None) -> tuple[Path, Path]:

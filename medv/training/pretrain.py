@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from medv import limits
 from medv.artifacts import atomic_directory, write_json
@@ -22,6 +22,7 @@ from medv.data.chat import SpecialTokens
 from medv.data.example import Example
 from medv.data.phantom_sets import alignment_set, brief_set, general_set, instruct_set, text_set, vqa_set
 from medv.model.assembly import assemble, language_tower, new_processor, random_model
+from medv.model.loading import load_tokenizer
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.twin import causal_twin
 from medv.ownership import Run, check_folder
@@ -124,7 +125,7 @@ def _make_vision_tower(profile: Profile, out: Path, seed: int, quiet: bool) -> d
 
 
 def _tokenizer(out: Path) -> PreTrainedTokenizerFast:
-    return AutoTokenizer.from_pretrained(out / "tokenizer")
+    return load_tokenizer(out / "tokenizer")
 
 
 def _make_language_tower(profile: Profile, out: Path, seed: int, quiet: bool) -> dict:

@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, DynamicCache, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import DynamicCache, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from medv.artifacts import fingerprint, write_json, write_text
 from medv.data.chat import SpecialTokens
 from medv.data.prompts import PROMPTS
 from medv.data.texts import Document
 from medv.model.assembly import token_ids
+from medv.model.loading import load_tokenizer
 from medv.training.adapt import half_on, load_tower
 
 CANDIDATES = (
@@ -51,7 +52,7 @@ def write_text_of(
     if note.exists() and json.loads(note.read_text(encoding="utf-8")) != settings:
         raise ValueError(f"{folder} holds text that was written otherwise: choose another folder or delete it")
     write_json(note, settings)
-    tokenizer = AutoTokenizer.from_pretrained(language, local_files_only=True)
+    tokenizer = load_tokenizer(language)
     prompts = by_length(tokenizer)
     causal, number, total, fresh, seconds = None, 0, 0, 0, 0.0
     with tqdm(total=tokens, unit="token", desc="writing", disable=quiet) as bar:

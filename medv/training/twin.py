@@ -10,11 +10,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from transformers import AutoTokenizer
-
 from medv.artifacts import write_json
 from medv.model.assembly import assemble, new_processor
 from medv.model.bundled import bundled, load_model
+from medv.model.loading import load_tokenizer
 from medv.model.twin import causal_twin
 from medv.profiles import Profile, StageRecipe
 from medv.training.examples import stage_examples
@@ -43,7 +42,7 @@ def train_twin(profile: Profile, out: Path, *, seed: int = 0, quiet: bool = Fals
         if start is None:
             model = assemble(tower, bundled("vision_tower"), seed=seed, **profile.model.sight)
             model = causal_twin(model)
-            processor = new_processor(AutoTokenizer.from_pretrained(tower), model.config, system=profile.system)
+            processor = new_processor(load_tokenizer(tower), model.config, system=profile.system)
         else:
             model, processor = load_model(start)
         train, validation = stage_examples(stage, profile)
