@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import warnings
 from copy import deepcopy
 from pathlib import Path
 
@@ -446,7 +447,7 @@ _TAGS = {
     "RescaleIntercept": ("DS", ("0", "-1024", "1e300", "")),
     "VOILUTFunction": ("CS", ("LINEAR", "SIGMOID", "LINEAR_EXACT", "x", "")),
     "PixelAspectRatio": ("IS", ("1\\1", "0\\0", "-1\\3", "1")),
-    "SpecificCharacterSet": ("CS", ("ISO_IR 100", "\\ISO 2022 IR 87", "nonsense", "")),
+    "SpecificCharacterSet": ("CS", ("ISO_IR 100", "\\ISO 2022 IR 87", "nonsense", "\x1b[31m", "")),
     "SmallestImagePixelValue": ("US", (0, 65535)),
     "PixelPaddingValue": ("US", (0, 255)),
 }
@@ -508,7 +509,8 @@ def dicom(draw):
 
 def _written(ds, wrong, gone, syntax):
     """The file; `syntax` is what its header says, whatever the data are."""
-    with pydicom.config.disable_value_validation():
+    with warnings.catch_warnings(), pydicom.config.disable_value_validation():
+        warnings.simplefilter("ignore")
         for name, value in wrong.items():
             vr = _TAGS[name][0]
             ds.add_new(name, "LO" if vr in ("DS", "IS") and not _number(value) else vr, value)
