@@ -217,7 +217,7 @@ def test_a_folder_of_another_run_is_refused(causal, rows, tmp_path):
     run(causal, rows, tmp_path, stop_after=2)
     with pytest.raises(ValueError, match=r"made from something else \(seed 0, now 1\)"):
         run(causal, rows, tmp_path, seed=1)
-    with pytest.raises(ValueError, match="made from something else .text"):
+    with pytest.raises(ValueError, match=r"made from something else .text"):
         run(causal, rows.flip(0), tmp_path)
 
 

@@ -117,6 +117,7 @@ def test_the_bundled_tower_becomes_a_twin_and_a_finished_one_is_kept(tmp_path):
     assert (tmp_path / "twin/model.safetensors").stat().st_mtime_ns == before
     copied = obtain_twin(get_profile("smoke"), tmp_path / "copy", source=tmp_path / "twin")
     assert copied == {"copied from": "twin"} == json.loads((tmp_path / "copy/twin.json").read_text())
+    assert lengths.twin_in(tmp_path / "copy") == tmp_path / "copy"
 
 
 def test_a_profile_without_a_bundled_tower_says_why_it_has_no_twin(tmp_path):
@@ -124,5 +125,6 @@ def test_a_profile_without_a_bundled_tower_says_why_it_has_no_twin(tmp_path):
     assert facts["none"].startswith("profile small has no bundled tower")
     assert lengths.twin_in(tmp_path / "none") is None
     assert lengths.twin_table(tmp_path / "none")["twin"].tolist() == [facts["none"]]
-    obtain_twin(get_profile("small"), tmp_path / "given", source=bundled("tiny_model"))
-    assert lengths.twin_in(tmp_path / "given") == tmp_path / "given"
+    with pytest.raises(ValueError, match="holds a diffusion model"):
+        obtain_twin(get_profile("small"), tmp_path / "given", source=bundled("tiny_model"))
+    assert not (tmp_path / "given").exists()

@@ -22,7 +22,6 @@ from medv.diffusion.settings import SamplerConfig
 from medv.evaluation import judge
 from medv.evaluation.benchmark import answer_file
 from medv.evaluation.findings import stated_facts
-from medv.evaluation.judge import read_judgements
 from medv.evaluation.runners import BASELINES, MedVRunner, availability
 from medv.experiments.generation import divisor, interval
 from medv.experiments.lengths import MAIN_BLOCK
@@ -136,7 +135,7 @@ def judged_scores(files: Mapping[str, str | Path]) -> pd.DataFrame:
     names = {"detailed_description": "description", **{theirs: ours for ours, theirs in COLUMN.items()}}
     rows = []
     for system, file in files.items():
-        judged = read_judgements(file)
+        judged = judge.read_judgements(file)
         if not judged.judged:
             raise ValueError(f"{file} holds no judged answer of {system!r}: make it with `medv judge`")
         for group in judge.GROUPS:
@@ -158,8 +157,9 @@ def table1(items: pd.DataFrame, judged: pd.DataFrame | None = None) -> pd.DataFr
     ours = _cells(found, "ours: findings score")
     ours.insert(1, "words", items.groupby("system")["words"].mean().round(1))
     if judged is not None:
-        n = judged.loc[judged["group"] == "overall", "n"].min()
-        ours = pd.concat([ours, _cells(judged, f"ours: judge's score of real questions, n = {n}")])
+        counts = judged[judged["group"] == "overall"].set_index("system")["n"]
+        named = judged.assign(system=[f"{system}, n = {counts[system]}" for system in judged["system"]])
+        ours = pd.concat([ours, _cells(named, "ours: judge's score of real questions")])
     counts = found[found["system"] == found["system"].iloc[0]].set_index("group")["n"].astype(str)
     head = pd.DataFrame([{"source": "ours: questions", "system": "", **counts.to_dict()}])
     printed = paper.table("table1").rename(columns={"model": "system", "ct_scan": "ct"})

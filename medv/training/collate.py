@@ -140,7 +140,9 @@ class Collator:
         drawn = torch.rand(
             states.shape[-1], generator=noise_generator(~seed, step, index)
         )  # other draws than the text's
-        return item | {"vision_states": states * ((drawn >= self.feature_dropout) / (1 - self.feature_dropout)).to(states)}
+        return item | {
+            "vision_states": states * ((drawn >= self.feature_dropout) / (1 - self.feature_dropout)).to(states)
+        }
 
     def _answer_padded(self, item: dict) -> tuple[list[int], list[int]]:
         extra = [self.pad] * max(0, self.answer_size - item["answer_length"])

@@ -14,7 +14,7 @@ from medv.artifacts import write_json
 from medv.model.assembly import assemble, new_processor
 from medv.model.bundled import bundled, load_model
 from medv.model.loading import load_tokenizer
-from medv.model.twin import causal_twin
+from medv.model.twin import MedVForCausalLM, causal_twin
 from medv.profiles import Profile, StageRecipe
 from medv.training.examples import stage_examples
 from medv.training.stages import summary, train_stage
@@ -59,7 +59,8 @@ def obtain_twin(profile: Profile, out: Path, *, source: Path | None = None, seed
     """Train the twin into `out`, or copy a finished one (any model folder) from `source`; `out`/twin.json says which.
 
     Returns what it says: the facts of the stages and the seconds of training, or the source's name, or why there is none: a
-    profile without a bundled tower has no twin of its own, and then `out` holds no model.
+    profile without a bundled tower has no twin of its own, and then `out` holds no model. Raises ValueError for a `source`
+    that is no autoregressive model.
     """
     started = time.perf_counter()
     if source is None and profile.towers != "bundled":
@@ -71,7 +72,10 @@ def obtain_twin(profile: Profile, out: Path, *, source: Path | None = None, seed
         facts = dict(train_twin(profile, out, seed=seed))
         facts["seconds"] = round(time.perf_counter() - started, 1)
     else:
-        load_model(source)  # refuses what is no model
+        if not isinstance(load_model(source)[0], MedVForCausalLM):
+            raise ValueError(
+                f"{source} holds a diffusion model: a twin writes from left to right, give a MedVForCausalLM"
+            )
         shutil.copytree(source, out, dirs_exist_ok=True)
         facts = {"copied from": source.name}
     write_json(out / "twin.json", facts)
