@@ -129,7 +129,10 @@ def test_a_failure_blocks_its_dependants_and_nobody_else(toys):
 
 def test_heavy_notebooks_share_the_machine_where_the_profile_says_so_and_never_with_one_that_compares_speeds(toys):
     body = "import os; note('+{0}'); {1}; note('-{0}'); artifact('threads/{0}', os.environ['OMP_NUM_THREADS'])"
-    meet = "import time; end = time.time() + 60\nwhile '+{}' not in (out / 'log.txt').read_text():\n    assert time.time() < end"
+    meet = (
+        "import time; end = time.time() + 60\n"
+        "while '+{}' not in (out / 'log.txt').read_text():\n    assert time.time() < end"
+    )
     for name, other in (("one", "two"), ("two", "one"), ("speed", "speed")):
         write_notebook(toys, name, body.format(name, "pass").replace("; pass; ", f"\n{meet.format(other)}\n"))
     one, two = (
