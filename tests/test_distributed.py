@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from launched import FIVE_STEPS, RECIPE, Launched, corrupt, five_steps, launch, train
+from launched import FIVE_STEPS, RECIPE, Launched, corrupt, five_steps, launch, long_texts, train
 from safetensors.torch import load_file
 from tiny import model, processor
 
 from medv.model.assembly import assemble
 from medv.model.bundled import bundled, load_model
-from medv.profiles import get_profile
+from medv.profiles import STAGES, get_profile
 from medv.training.command import run_stage
 from medv.training.launch import deepspeed_config, join
 from medv.training.trainer import COMPLETE, last_checkpoint
@@ -62,6 +62,18 @@ def test_five_steps_give_the_same_weights_however_they_are_shared(alone, tmp_pat
         assert gap <= 1e-6, f"{name}: {gap}"
         facts = read(tmp_path / "out" / name / "training.json")
         assert facts["trainable_parameters"] == read(alone / name / "training.json")["trainable_parameters"]
+
+
+def test_long_texts_under_zero3_give_the_weights_of_one_process_also_when_stopped_on_the_way(tmp_path):
+    long_texts(tmp_path / "alone")
+    launch("long_texts", tmp_path / "shared", deepspeed="zero3", stop_after=2)
+    launch("long_texts", tmp_path / "shared", deepspeed="zero3")
+    start = model().state_dict()
+    for stage in STAGES:
+        one, other = (weights(tmp_path / name / stage) for name in ("alone", "shared"))
+        assert any(not one[key].equal(start[key]) for key in one), "it learned nothing"
+        gap = max(float((one[key] - other[key]).abs().max()) for key in one)
+        assert gap <= 1e-6, f"{stage}: {gap}"
 
 
 def test_the_command_leaves_a_projector_that_loads_on_what_it_was_trained_on_and_speaks_once(tmp_path):

@@ -37,9 +37,15 @@ def open_run(
     """Open the run of a notebook, named as in `medv.experiments.registry`.
 
     `out` defaults to `runs/<profile>` under the project, the folder that `medv reproduce` uses. `parameters` are the
-    notebook's own parameters, for the manifests. Raises ValueError for an unknown notebook or profile, and for a parameter
-    of another kind than the notebook's (papermill's -p makes numbers of digits, and text of all else).
+    notebook's own parameters, for the manifests. Raises ValueError for an unknown notebook or profile, for a parameter of
+    another kind than the notebook's (papermill's -p makes numbers of digits, and text of all else), and where a launcher
+    started the notebook several times.
     """
+    if (world := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise ValueError(
+            f"{world} processes were started of this notebook, which is one: start papermill without torchrun, and only "
+            f"trainings with it (`torchrun --nproc_per_node {world} -m medv train ...`)"
+        )
     limits.seed("seed", seed)
     for name, value in {"profile": profile, "out": out, **(parameters or {})}.items():
         if name in _NUMBERS:
@@ -146,18 +152,18 @@ class Run:
         return folder
 
     @contextmanager
-    def making(self, name: str, *, resume: bool = False) -> Iterator[Path]:
+    def making(self, name: str) -> Iterator[Path]:
         """Yield a folder to build an artifact in; it takes its place, with a manifest, when the block ends without an error.
 
-        Under `medv reproduce`, a folder left by a killed run of the very same notebook and inputs is handed back, so that
-        a training can continue from its checkpoints; with `resume` so is one left by a notebook that was run by hand, with
-        the same parameters, inputs and library.
+        A folder left by a stopped run is handed back, so that a training can continue from its checkpoints: under `medv
+        reproduce` one of the very same notebook and inputs, by hand or by papermill one of the same parameters, inputs and
+        library.
         """
         if name not in self.node.makes:
             raise ValueError(
                 f"{self.node.name!r} does not declare {name!r}: add it to `makes` in medv/experiments/registry.py"
             )
-        keep = os.environ.get(RESUME_KEY) or (self._resume_key() if resume else None)
+        keep = os.environ.get(RESUME_KEY) or self._resume_key()
         with atomic_directory(self.out / name, keep=keep) as folder:
             yield folder
             self._manifest(name, {}).write(folder)
