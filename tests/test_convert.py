@@ -258,7 +258,7 @@ def test_towers_are_put_together_by_assemble_and_never_dropped_in_silence(model_
     language, target = tmp_path / "llada", tmp_path / "medv"
     convert(model_dir, language, to="llada8b", **MANY)
     for source, options in ((language, {}), (vision_dir, {}), (model_dir, {"to": "lladav"})):
-        with pytest.raises(ValueError, match="--vision .* put them together with `medv assemble"):
+        with pytest.raises(ValueError, match=r"--vision .* put them together with `medv assemble"):
             convert(source, target, vision=vision_dir, quiet=True, **options)
     assert not target.exists()
     convert(language, tmp_path / "language", **MANY)

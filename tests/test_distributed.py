@@ -16,8 +16,9 @@ from tiny import model, processor
 from medv.model.assembly import assemble
 from medv.model.bundled import bundled, load_model
 from medv.profiles import STAGES, get_profile
-from medv.training.command import run_stage
+from medv.training.command import ZERO_STAGES, run_stage
 from medv.training.launch import deepspeed_config, join
+from medv.training.memory import checkpoint_bytes
 from medv.training.trainer import COMPLETE, last_checkpoint
 
 TOPOLOGIES = {
@@ -36,6 +37,13 @@ def same(a: Path, b: Path) -> bool:
     first, second = weights(a), weights(b)
     assert first.keys() == second.keys()
     return all(first[name].equal(second[name]) for name in first)
+
+
+def checkpoint_size(folder: Path) -> int:
+    files = Path(last_checkpoint(folder / "checkpoints")).rglob("*")
+    return sum(
+        file.stat().st_size for file in files if file.name.endswith((".safetensors", "optimizer.pt", "_states.pt"))
+    )
 
 
 def read(path: Path) -> dict:
@@ -61,7 +69,13 @@ def test_five_steps_give_the_same_weights_however_they_are_shared(alone, tmp_pat
         gap = max(float((one[key] - other[key]).abs().max()) for key in one)
         assert gap <= 1e-6, f"{name}: {gap}"
         facts = read(tmp_path / "out" / name / "training.json")
-        assert facts["trainable_parameters"] == read(alone / name / "training.json")["trainable_parameters"]
+        trainable = facts["trainable_parameters"]
+        assert trainable == read(alone / name / "training.json")["trainable_parameters"]
+        zero, total = ZERO_STAGES[TOPOLOGIES[topology].get("deepspeed")], sum(value.numel() for value in start.values())
+        total += trainable - start["lm_head.weight"].numel() if name == "lora" else -start["lm_head.weight"].numel()
+        planned = checkpoint_bytes(total, trainable, zero=zero, adapters=name == "lora")
+        extra = checkpoint_size(tmp_path / "out" / name) - planned
+        assert 0 <= extra < 150_000, f"{name}: {extra} bytes beside the tensors that the plan counts"
 
 
 def test_long_texts_under_zero3_give_the_weights_of_one_process_also_when_stopped_on_the_way(tmp_path):

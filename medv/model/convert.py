@@ -71,8 +71,9 @@ def convert(
     "projector", "lladav", "llada8b", "safetensors").
 
     to: one of `TARGETS`; by default released weights become medv's. vision: a SigLIP folder, for a LLaDA-V checkpoint
-    without its vision tower, and where the configuration of the tower cannot be told from its tensors; refused elsewhere. Raises
-    FileNotFoundError and ValueError with one sentence that lists everything that does not fit; `target` is then untouched.
+    without its vision tower, and where the configuration of the tower cannot be told from its tensors; refused elsewhere.
+    Raises FileNotFoundError and ValueError with one sentence that lists everything that does not fit; `target` is then
+    untouched.
     """
     source, target = Path(source), Path(target)
     if to is not None and to not in TARGETS:

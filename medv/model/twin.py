@@ -70,9 +70,7 @@ class MedVForCausalLM(MedVForMaskedDiffusion):
                 vision_states=vision_states,
             )
         images = (pixel_values, image_features, image_layouts)
-        hidden = self.model(
-            input_ids, attention_mask, *images, position_ids, inputs_embeds, vision_states
-        )  # [B, T, D]
+        hidden = self.model(input_ids, attention_mask, *images, position_ids, inputs_embeds, vision_states)  # [B, T, D]
         scored = labels[:, 1:] != IGNORED_LABEL  # [B, T - 1]
         loss = cross_entropy(self.lm_head(hidden[:, :-1][scored]).float(), labels[:, 1:][scored])
         return MedVOutput(loss=loss, last_hidden_state=hidden)
