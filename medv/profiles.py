@@ -266,7 +266,9 @@ SMOKE = replace(
     evaluation_descriptions=4,
 )
 
-_SMALL_NOTE = {"": "chosen on the validation split of VQA-RAD, see benchmarks/small_gpu.py"}
+_SMALL_NOTE = {
+    "": "set by hand; benchmarks/small_gpu.py compares it with others on a validation split, which has not been run yet"
+}
 _SMALL_STAGE = StageRecipe(
     trains=("projector", "language_layers"),
     samples=1800,
