@@ -267,7 +267,7 @@ SMOKE = replace(
 )
 
 _SMALL_NOTE = {
-    "": "set by hand; benchmarks/small_gpu.py compares it with others on a validation split, which has not been run yet"
+    "": "set by hand: benchmarks/small_gpu.py, which compares it with others, has not been run"
 }
 _SMALL_STAGE = StageRecipe(
     trains=("projector", "language_layers"),
