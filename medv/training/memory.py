@@ -156,9 +156,9 @@ def checkpoint_bytes(total: int, trainable: int, *, zero: int = 0, weight: int =
     They are the model (with adapters what learns alone) in `weight` bytes a parameter and AdamW's moments in float32, and of
     DeepSpeed the float32 master copy and a second copy of the weights, under ZeRO-3 of the frozen ones alone.
     """
-    model = weight * (trainable if adapters else total)
-    own = {0: 0, 3: total - trainable}.get(zero, total)
-    return model + (12 if zero else 8) * trainable + weight * own
+    kept = trainable if adapters else total
+    copied = {0: 0, 3: kept - trainable}.get(zero, kept)
+    return weight * (kept + copied) + (12 if zero else 8) * trainable
 
 
 def plan_memory(
