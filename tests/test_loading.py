@@ -250,6 +250,13 @@ def test_a_processor_that_does_not_fit_is_refused_at_once(folder, changes):
     refused(lambda: load_model(folder), str(folder), seconds=3)
 
 
+@pytest.mark.parametrize("length", ["abc", [], {}])
+def test_a_tokenizer_that_cannot_be_used_is_refused(folder, length):
+    edit(folder / "tokenizer_config.json", model_max_length=length)
+    refused(lambda: load_model(folder), "cannot be loaded")
+    refused(lambda: load_tokenizer(folder), "cannot be loaded")
+
+
 @pytest.mark.parametrize("file", ["config.json", "processor_config.json", "tokenizer_config.json", "tokenizer.json"])
 @pytest.mark.parametrize("text", ["", "[]", "null", "{", "[" * 100_000, '{"a": ' * 5000, "\udcff"])
 def test_a_damaged_json_file_is_one_sentence(folder, file, text):
