@@ -164,6 +164,15 @@ def test_a_manifest_tells_nothing_of_the_machine_it_was_made_on(tmp_path):
     )
 
 
+def test_a_manifest_keeps_no_place_however_deep_it_stands(tmp_path):
+    place = tmp_path / "judged.jsonl"
+    deep = {"judgements": {"a": str(place), "b": [place, {"c": (str(place), "qa50")}]}, "steps": 3}
+    read = Manifest.read(Manifest("x", parameters=deep, about={"from": [str(place)]}).write(tmp_path))
+    assert str(tmp_path) not in (tmp_path / "manifest.json").read_text()
+    assert read.parameters["judgements"] == {"a": place.name, "b": [place.name, {"c": [place.name, "qa50"]}]}
+    assert read.parameters["steps"] == 3 and read.about == {"from": [place.name]}
+
+
 def test_paper_numbers_keep_to_their_own_columns_and_cells_are_escaped(run, tmp_path):
     ours = pd.DataFrame({"model": ["medv <tiny>"], "score": [0.123456]})
     paper = pd.DataFrame({"model": ["LLaDA-MedV"], "score": [50.0]})

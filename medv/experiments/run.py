@@ -62,11 +62,6 @@ def on_this_machine(profile: Profile) -> Profile:
     return replace(profile, seeds=profile.seeds[:1])
 
 
-def _placeless(value: Any) -> Any:
-    """A parameter for a manifest, which may be published: of an absolute path only its last part is kept."""
-    return Path(value).name if isinstance(value, str | Path) and Path(value).is_absolute() else value
-
-
 def _set_up_display() -> None:
     """In a notebook: bare figures are shown, table cells are shown whole, and reading weights draws no progress bar."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read by transformers when it is imported
@@ -243,7 +238,7 @@ class Run:
             name=name,
             profile=self.profile.to_dict(),
             seed=self.seed,
-            parameters={name: _placeless(value) for name, value in self.parameters.items()},
+            parameters=dict(self.parameters),
             inputs=dict(self._inputs),
             about=about,
             seconds=round(time.perf_counter() - self.started, 3),
