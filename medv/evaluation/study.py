@@ -128,11 +128,11 @@ def _two_level_interval(grid: np.ndarray, resamples: int, *, level: float = 0.95
     """Percentile interval of the mean of a [seeds, questions] grid."""
     rng = np.random.default_rng(0)
     seeds, questions = grid.shape
-    means = []
+    means, mean = [], np.nanmean if np.isnan(grid).any() else np.mean
     for _ in range(resamples):
         columns = rng.integers(questions, size=questions)
-        means.append(grid[rng.integers(seeds, size=seeds)][:, columns].mean())
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+        means.append(mean(grid[rng.integers(seeds, size=seeds)][:, columns]))
+    low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

@@ -23,6 +23,7 @@ from medv.evaluation import judge
 from medv.evaluation.benchmark import answer_file
 from medv.evaluation.findings import stated_facts
 from medv.evaluation.runners import BASELINES, MedVRunner, availability
+from medv.evaluation.verdicts import NOT_MEASURED
 from medv.experiments.generation import divisor, interval
 from medv.experiments.lengths import MAIN_BLOCK
 from medv.profiles import Profile
@@ -50,7 +51,9 @@ def questions(profile: Profile) -> list[Example]:
 
 
 def findings_score(text: str, example: Example) -> float:
-    """The findings score of one answer, 0..100."""
+    """The findings score of one answer, 0..100; NaN where nobody listed the facts of the image."""
+    if "scene" not in example.meta:
+        return np.nan
     stated, wanted = stated_facts(text), stated_facts(example.answer)
     precision = len(stated & example.meta["scene"].facts()) / max(len(stated), 1)
     recall = len(stated & wanted) / max(len(wanted), 1)
@@ -121,9 +124,8 @@ def scores(items: pd.DataFrame) -> pd.DataFrame:
             values = part[mask]["score"].to_numpy(float)
             if len(values):
                 value, low, high = interval([values])
-                rows.append(
-                    {"system": system, "group": group, "value": value, "low": low, "high": high, "n": len(values)}
-                )
+                row = {"system": system, "group": group, "value": value, "low": low, "high": high}
+                rows.append(row | {"n": int(np.isfinite(values).sum())})
     return pd.DataFrame(rows)
 
 
@@ -170,7 +172,8 @@ def table1(items: pd.DataFrame, judged: pd.DataFrame | None = None) -> pd.DataFr
 
 def _cells(found: pd.DataFrame, source: str) -> pd.DataFrame:
     """A row per system, in their order: source, and "value [low, high]" per group."""
-    cells = found.assign(cell=[f"{r.value:.1f} [{r.low:.0f}, {r.high:.0f}]" for r in found.itertuples()])
+    said = [f"{r.value:.1f} [{r.low:.0f}, {r.high:.0f}]" if r.n else NOT_MEASURED for r in found.itertuples()]
+    cells = found.assign(cell=said)
     wide = cells.pivot(index="system", columns="group", values="cell")
     wide = wide.reindex(index=found["system"].unique(), columns=GROUPS)
     wide.insert(0, "source", source)

@@ -18,8 +18,9 @@ import torch
 from medv.data.example import Example
 from medv.data.phantom_sets import instruct_set
 from medv.evaluation.study import sampler_config, summarize, vqa_study
+from medv.evaluation.verdicts import NOT_MEASURED, span, verdict
 from medv.experiments.stages import SENTENCE, Network
-from medv.experiments.trials import as_rows, difference_rows, run_trials, verdict
+from medv.experiments.trials import as_rows, difference_rows, judged, run_trials
 from medv.model.bundled import load_model
 from medv.profiles import Profile
 from medv.training.collate import Collator, Encoder
@@ -193,7 +194,7 @@ def gaps(items: pd.DataFrame) -> pd.DataFrame:
         part = pd.concat([part, mean], ignore_index=True)
         for name in dict.fromkeys(part["condition"]):
             if name != FULL:
-                summary = summarize(difference_rows(part, FULL, name, ["score"]), metrics=["score"]).iloc[0]
+                summary = judged(difference_rows(part, FULL, name, ["score"]), ["score"]).iloc[0]
                 rows.append({"size": size, "against": name} | summary[["value", "low", "high", "n", "seeds"]].to_dict())
     return pd.DataFrame(rows)
 
@@ -211,12 +212,12 @@ def conclusion(gap: pd.DataFrame) -> str:
     for size, part in gap.groupby("size"):
         mean = part[part["against"] == ALL_RANKS].iloc[0]
         ranks = "; ".join(f"{row.against}: {row.said}" for row in part[part["against"] != ALL_RANKS].itertuples())
-        span = f"{mean['value']:+.1f} points [{mean['low']:+.1f}, {mean['high']:+.1f}]"
-        lines.append(f"{size} questions, full minus LoRA over all ranks: {span}: {mean['said']} ({ranks})")
+        points = span(mean["value"], mean["low"], mean["high"], form="+.1f")
+        lines.append(f"{size} questions, full minus LoRA over all ranks, points: {points}: {mean['said']} ({ranks})")
         wins.append(mean["said"])
-    halves = [("LoRA wins at the smallest size", wins[0] == "LoRA wins")]
-    halves += [("full wins at the largest", wins[-1] == "full wins")]
-    verdicts = ", ".join(f"{what}: {'appears' if holds else 'does not appear'}" for what, holds in halves)
+    halves = [("LoRA wins", " at the smallest size", wins[0]), ("full wins", " at the largest", wins[-1])]
+    words = [{who: "appears", NOT_MEASURED: NOT_MEASURED}.get(said, "does not appear") for who, _, said in halves]
+    verdicts = ", ".join(f"{who}{where}: {word}" for (who, where, _), word in zip(halves, words, strict=True))
     ranks = gap[gap["against"] != ALL_RANKS].groupby("size")["said"].nunique().max()
     return "\n".join([*lines, f"Over all ranks, {verdicts}." + (" But the ranks disagree." if ranks > 1 else "")])
 

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from medv import limits
 from medv.artifacts import Manifest, atomic_directory, code_fingerprint, default_out, fingerprint, versions, write_text
+from medv.evaluation.verdicts import NOT_MEASURED
 from medv.experiments.cache import RESUME_KEY
 from medv.experiments.registry import EXHIBITS, Node, counterpart, find_node, makers, nodes_for
 from medv.profiles import Profile, get_profile
@@ -72,6 +73,15 @@ def _set_up_display() -> None:
     if shell is not None:
         select_figure_formats(shell, {"png"}, bbox_inches="tight")
         pd.set_option("display.max_colwidth", None)
+
+
+def _unmeasured(frame: pd.DataFrame) -> list[str]:
+    """The columns without a single number, or in which a cell says so; and the metrics of a long table without a value."""
+    found = [name for name in frame if len(frame) and (frame[name].isna().all() or (frame[name] == NOT_MEASURED).any())]
+    if {"metric", "value"} <= set(frame):
+        known = frame.groupby("metric", sort=False)["value"].count()
+        found += list(known.index[known == 0])
+    return list(map(str, found))
 
 
 @dataclass
@@ -226,7 +236,7 @@ class Run:
             "data": text,
             "comparable": comparable or self.profile.name == "paper",
             "counterpart": counterpart(name),
-            "gaps": list(gaps),
+            "gaps": [*gaps, *(f"{what}: {NOT_MEASURED}" for what in _unmeasured(frame))],
             "kind": "table" if name.startswith("table") else "figure",
         }
         self._manifest(name, about).write(stem.with_name(f"{name}.json"))

@@ -23,6 +23,7 @@ from medv.evaluation.answering import answer_examples
 from medv.evaluation.controls import blinded
 from medv.evaluation.findings import score_descriptions
 from medv.evaluation.study import CONDITIONS, METRICS, sampler_config, summarize, vqa_study
+from medv.evaluation.verdicts import NOT_MEASURED, verdict
 from medv.evaluation.vqa import bootstrap_interval
 from medv.model.bundled import load_model
 from medv.model.looks import Looks
@@ -80,9 +81,10 @@ def summarize_texts(judged: pd.DataFrame) -> pd.DataFrame:
     """Mean and 95 % bootstrap interval over texts: system, metric, value, low, high (percent), n."""
     rows = []
     for (system, metric), part in judged.groupby(["system", "metric"], sort=False):
-        low, high = bootstrap_interval(part["score"], seed=0)
-        row = {"system": system, "metric": metric, "value": part["score"].mean(), "low": low, "high": high}
-        rows.append(row | {"n": len(part)})
+        known = part["score"].dropna()
+        low, high = bootstrap_interval(known, seed=0) if len(known) else (np.nan, np.nan)
+        row = {"system": system, "metric": metric, "value": known.mean(), "low": low, "high": high}
+        rows.append(row | {"n": len(known)})
     return pd.DataFrame(rows)
 
 
@@ -92,9 +94,13 @@ def difference(judged: pd.DataFrame, better: str, base: str, *, metric: str = "f
         judged[judged["metric"] == metric].pivot(index="id", columns="system", values="score")[[better, base]].dropna()
     )
     gap = (grid[better] - grid[base]).to_numpy()
+    if not len(gap):
+        return f"{metric} of {better} minus {base}: {NOT_MEASURED}"
     low, high = bootstrap_interval(gap, seed=0)
-    verdict = "a gain" if low > 0 else "a loss" if high < 0 else "no difference shown"
-    return f"{metric} of {better} minus {base}: {gap.mean():+.1f} points [{low:+.1f}, {high:+.1f}], n = {len(gap)}: {verdict}"
+    said = verdict(low, high, above="a gain", below="a loss")
+    return (
+        f"{metric} of {better} minus {base}: {gap.mean():+.1f} points [{low:+.1f}, {high:+.1f}], n = {len(gap)}: {said}"
+    )
 
 
 def texts_beside_truth(examples: Sequence[Example], texts: Sequence[str], count: int = 3) -> str:

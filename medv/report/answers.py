@@ -15,6 +15,7 @@ from matplotlib.patches import Rectangle
 from medv.data.scene import Scene
 from medv.evaluation.findings import fact_spans
 from medv.evaluation.repetition import repeated_parts
+from medv.evaluation.verdicts import NOT_MEASURED
 from medv.report.figures import INK, MUTED, PALETTE, new_figure, theme
 
 TRUE, FALSE, AGAIN = "#0b6b3a", "#b3261e", "#ffe08a"
@@ -143,6 +144,8 @@ def setting_curves(
                 ax.errorbar(
                     part[x], part["value"], yerr=around, marker="o", ms=4, lw=1.6, capsize=3, color=color, label=name
                 )
+            if frame[frame["metric"] == metric]["value"].isna().all():
+                ax.text(0.5, 0.5, NOT_MEASURED, transform=ax.transAxes, ha="center", color=MUTED)
             ax.set_xscale("log", base=2)
             ticks = sorted(frame[x].unique())
             ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
