@@ -6,7 +6,7 @@ outputs are whole or absent, and each figure says what made it. Driven by paperm
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,8 +17,10 @@ from matplotlib.figure import Figure
 
 from medv import limits
 from medv.artifacts import Manifest, atomic_directory, code_fingerprint, default_out, fingerprint, versions, write_text
+from medv.data.example import Example
 from medv.evaluation.verdicts import NOT_MEASURED
 from medv.experiments.cache import RESUME_KEY
+from medv.experiments.labels import PHANTOMS, label
 from medv.experiments.registry import EXHIBITS, Node, counterpart, find_node, makers, nodes_for
 from medv.profiles import Profile, get_profile
 from medv.report import figures
@@ -184,11 +186,15 @@ class Run:
     ) -> Figure:
         """Save a figure as PNG, SVG, CSV (`frame`, what is drawn) and JSON (the manifest); returns the figure to show it.
 
-        `data` labels the source in the footer, default "synthetic phantoms"; `comparable` drops the warning there, for
-        what no profile changes (a formula, a count of a real data set). `gaps` says what is missing here and why ("no
-        endpoint: not judged"); the index shows it.
+        `data` labels the source in the footer, default the phantoms; `comparable` drops the warning there, for what no
+        profile changes (a formula, a count of a real data set). `gaps` says what is missing here and why ("no endpoint: not
+        judged"); the index shows it. All three of examples and a model: `**run.source(...)`.
         """
         return self._save(fig, name, frame, caption, data, comparable, gaps)
+
+    def source(self, examples: Iterable[Example] = (), model: Path | None = None, name: str = "") -> dict[str, Any]:
+        """`data`, `comparable` and `gaps` of what was made of these examples and this model folder, by `labels.label`."""
+        return label(self.profile, examples, model, name)
 
     def table(
         self,
@@ -208,10 +214,8 @@ class Run:
 
     def footer(self, data: str | None = None, comparable: bool = False) -> str:
         """The line under a figure that says where its data come from and whether they compare with the paper's."""
-        data = data or ("synthetic phantoms" if self.profile.synthetic else "real data")
-        if comparable or self.profile.name == "paper":
-            return data
-        return f"{data}, profile {self.profile.name}: not comparable with the paper"
+        data = data or PHANTOMS
+        return data if comparable else f"{data}, profile {self.profile.name}: not comparable with the paper"
 
     def _save(
         self,
@@ -227,6 +231,8 @@ class Run:
             raise ValueError(
                 f"{self.node.name!r} does not declare {name!r}: add it to `results` in medv/experiments/registry.py"
             )
+        if data is None:
+            gaps = [*gaps, *self.source()["gaps"]]
         text, stem = self.footer(data, comparable), self.out / "figures" / name
         figures.footer(fig, text)
         figures.save(fig, stem)
@@ -234,7 +240,7 @@ class Run:
         about = {
             "caption": caption or EXHIBITS.get(name, ""),
             "data": text,
-            "comparable": comparable or self.profile.name == "paper",
+            "comparable": comparable,
             "counterpart": counterpart(name),
             "gaps": [*gaps, *(f"{what}: {NOT_MEASURED}" for what in _unmeasured(frame))],
             "kind": "table" if name.startswith("table") else "figure",
