@@ -160,7 +160,9 @@ def length_claims(profile: Profile, *, twin: bool = True) -> list[tuple[str, str
 
 
 def twin_facts(folder: Path) -> dict:
-    """How the twin was trained, as its folder says."""
+    """How the twin was trained, as its folder says; one trained elsewhere has nothing to say."""
+    if not (folder / "twin.json").is_file():
+        return {"given": "trained elsewhere"}
     return json.loads((folder / "twin.json").read_text(encoding="utf-8"))
 
 
@@ -168,7 +170,7 @@ def twin_table(folder: Path) -> pd.DataFrame:
     """What training the twin took, a row per stage: steps, trainable parameters, last losses; or why there is no twin."""
     facts = twin_facts(folder)
     stages = [{"stage": name, **row} for name, row in facts.items() if isinstance(row, dict)]
-    note = pd.DataFrame([{"twin": text} for name, text in facts.items() if name in ("none", "copied from")])
+    note = pd.DataFrame([{"twin": text} for name, text in facts.items() if name in ("none", "copied from", "given")])
     return pd.DataFrame(stages) if stages else note
 
 

@@ -30,6 +30,7 @@ from medv.model.looks import Looks
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
 from medv.profiles import Profile, SamplerSpec
+from medv.report.figures import loss_history
 from medv.training.command import run_stage
 from medv.training.examples import question_split, stage_examples
 
@@ -49,6 +50,12 @@ def finish_stage(stage: str, profile: Profile, folder: Path, **options) -> dict:
     facts = run_stage(stage, profile, folder, **options)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return facts
+
+
+def losses_of(folder: Path) -> pd.DataFrame:
+    """The losses of a training from its folder, as `medv.report.figures.loss_history`; none of a model trained elsewhere."""
+    history = folder / "history.json"
+    return loss_history(json.loads(history.read_text(encoding="utf-8")) if history.is_file() else [])
 
 
 # --- What it writes: captions and descriptions (notebooks 10, 11) ---
@@ -201,11 +208,13 @@ def study_seeds(
 ) -> pd.DataFrame:
     """Every seed's model with its controls on every test set: the rows of `vqa_study` and the name of the set in `test`.
 
-    Models that were trained blind are asked blind. The hard set goes without the gray image, to save time.
+    A folder without seeds, of a model trained elsewhere, is that model alone. Models that were trained blind are asked blind.
+    The hard set goes without the gray image, to save time.
     """
     frames = []
-    for seed in profile.seeds:
-        network, looks = load_model(folder / f"seed{seed}"), None
+    models = {seed: folder / f"seed{seed}" for seed in profile.seeds if (folder / f"seed{seed}").is_dir()}
+    for seed, model in (models or {profile.seeds[0]: folder}).items():
+        network, looks = load_model(model), None
         if profile.stages["vqa"].cached_vision:
             looks = Looks(network[1])
             looks.once(network[0].model, [*chain(*tests.values()), *blinded(train[:1])])
@@ -290,8 +299,8 @@ def by_kind(items: pd.DataFrame) -> pd.DataFrame:
     return grid.reindex(columns=columns).rename_axis(index=None, columns=None)
 
 
-def training_time(facts: pd.DataFrame) -> str:
-    """The wall time of `train_seeds` in words; unknown where a seed was finished by an earlier, stopped run."""
+def training_time(facts: pd.DataFrame | Mapping) -> str:
+    """The wall time of `train_seeds` in words; unknown where a seed was finished before."""
     if "seconds" not in facts or facts["seconds"].isna().any():
-        return "training time unknown, as the run was resumed"
+        return "training time unknown, as the training was not done, or not as a whole, in this run"
     return f"training took {facts['seconds'].mean():.0f} s a seed"
