@@ -1,4 +1,4 @@
-"""What is there is kept: a finished artifact of the same work is found, a model put there by hand is given, and neither is lost."""
+"""What is there is kept: a finished artifact of the same work is found, a model put there by hand is given."""
 
 import shutil
 

@@ -181,6 +181,7 @@ def model_quality(
     config: SamplerConfig,
     steps: Sequence[int],
     *,
+    batch_size: int = 50,
     quiet: bool = True,
 ) -> pd.DataFrame:
     """Descriptions of phantoms: strategy, steps, unit (the example's id), metric, score; f1, precision and recall in percent.
@@ -204,7 +205,8 @@ def model_quality(
     frames = [judged(TEXT, 0, [example.answer for example in examples], [0] * len(examples))]
     for name, strategy in known.items():
         for budget in steps:
-            answers = answer_examples(model, processor, examples, strategy.applied(config, budget), quiet=True)
+            own = strategy.applied(config, budget)
+            answers = answer_examples(model, processor, examples, own, batch_size=batch_size, quiet=True)
             frames.append(judged(name, budget, [a.text for a in answers], [a.forwards for a in answers]))
             bar.update()
     bar.close()

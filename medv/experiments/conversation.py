@@ -23,13 +23,15 @@ from medv.evaluation import judge
 from medv.evaluation.benchmark import answer_file
 from medv.evaluation.findings import stated_facts
 from medv.evaluation.runners import BASELINES, MedVRunner, availability
+from medv.evaluation.study import sampler_config
 from medv.evaluation.verdicts import NOT_MEASURED
-from medv.experiments.generation import divisor, interval
+from medv.experiments.generation import PLAIN, divisor, interval
 from medv.experiments.lengths import MAIN_BLOCK
 from medv.profiles import Profile
 
 CONVERSATIONS, DESCRIPTIONS = 143, 50
 GROUPS = ("conversation", "description", *DOMAINS, "overall")
+TWIN = "autoregressive twin"
 COLUMN = {"ct": "ct_scan"}
 """Our domain -> the paper's column, where they differ."""
 
@@ -65,7 +67,7 @@ def systems(profile: Profile, models: Mapping[str, Path], twin: Path | None) -> 
     chosen = {name: (folder, False) for name, folder in models.items()}
     last = next(reversed(models))
     chosen[f"{last}, canvas to fit"] = (models[last], True)
-    return chosen | ({} if twin is None else {"autoregressive twin": (twin, False)})
+    return chosen | ({} if twin is None else {TWIN: (twin, False)})
 
 
 def answer_all(
@@ -77,15 +79,16 @@ def answer_all(
     gets a quarter of it for conversation. Answers that are there are kept.
     """
     length, block = 256 // divisor(profile), max(MAIN_BLOCK // divisor(profile), 1)
-    long, short = SamplerConfig(length, block, length), SamplerConfig(block, block, block)
+    sizes, spec = {False: (length, block, length), True: (block, block, block)}, profile.describe
     rows = []
-    runners = {model: MedVRunner(model, long, profile.dtype) for model, _ in chosen.values()}
+    runners = {model: MedVRunner(model, SamplerConfig(), profile.dtype) for model, _ in chosen.values()}
     for place, (name, (model, fits)) in enumerate(chosen.items()):
         for kind in ("conversation", "description"):
             part = [example for example in asked if example.meta["type"] == kind]
             out = folder / f"{place:02d}-{kind}.jsonl"
-            config = short if fits and kind == "conversation" else long
-            answer_file(part, replace(runners[model], config=config), out, batch_size=100, quiet=True)
+            own = (PLAIN if name == TWIN else spec).sized(*sizes[fits and kind == "conversation"])
+            runner = replace(runners[model], config=sampler_config(own))
+            answer_file(part, runner, out, batch_size=spec.batch_size, quiet=True)
             rows += [_row(name, example, answer) for example, answer in zip(part, read_jsonl(out), strict=True)]
     return pd.DataFrame(rows)
 

@@ -22,15 +22,17 @@ from medv.diffusion.settings import SamplerConfig
 from medv.evaluation.benchmark import answer_file
 from medv.evaluation.findings import score_description
 from medv.evaluation.runners import MedVRunner, Runner
+from medv.evaluation.study import sampler_config
 from medv.evaluation.text import measure_answer
 from medv.evaluation.verdicts import NOT_MEASURED, span, verdict
-from medv.profiles import Profile
+from medv.profiles import Profile, SamplerSpec
 
 SCORES = ("score", "precision", "recall")
 REPETITIONS = ("adjacent_duplicates", "repeated_share", "rep_2", "rep_4", "distinct_1")
 METRICS = (*SCORES, "words", "forwards", "seconds", *REPETITIONS, "longest_run")
 """score, precision, recall and the repetition shares in percent; words, forwards and seconds per answer."""
 PAPER_LENGTH = 256
+PLAIN = SamplerSpec(1, 1, 1)
 
 
 def requests(
@@ -68,14 +70,21 @@ def table5_settings(profile: Profile) -> pd.DataFrame:
     return rows
 
 
-def plain_configs(settings: pd.DataFrame) -> dict[str, SamplerConfig]:
-    """One configuration for each different setting of `table5_settings`."""
+def plain_configs(settings: pd.DataFrame, like: SamplerSpec = PLAIN) -> dict[str, SamplerConfig]:
+    """One configuration for each different setting of `table5_settings`, with the sampler of `like`."""
     kept = settings.drop_duplicates("setting")
-    return {row.setting: SamplerConfig(row.gen_length, row.block_length, row.steps) for row in kept.itertuples()}
+    return {
+        row.setting: sampler_config(like.sized(row.gen_length, row.block_length, row.steps))
+        for row in kept.itertuples()
+    }
 
 
 def ask_all(
-    ways: Mapping[str, Runner], asked: Mapping[int, Sequence[Example]], folder: Path, *, batch_size: int = 100
+    ways: Mapping[str, Runner],
+    asked: Mapping[int, Sequence[Example]],
+    folder: Path,
+    *,
+    batch_size: int = PLAIN.batch_size,
 ) -> pd.DataFrame:
     """Every way answers every request; answers that `folder` holds are kept, so that a stopped run goes on.
 

@@ -129,6 +129,7 @@ def arms_of(parts: Mapping[str, Path]) -> tuple[Arm, ...]:
 def plan_of(profile: Profile) -> InitPlan:
     """The plan of a profile, with no more seeds than the profile has on this machine."""
     plan = PLANS[profile.name]
+    plan = replace(plan, describe=plan.describe.like(profile.describe), answer=plan.answer.like(profile.answer))
     return plan if profile.towers == "bundled" else replace(plan, seeds=profile.seeds)
 
 
@@ -178,7 +179,8 @@ def examine(network: Network, plan: InitPlan, profile: Profile, *, seed: int) ->
     """
     size = profile.model.image_size
     asked = description_set("test", plan.descriptions, image_size=size)
-    answers = answer_examples(*network, asked, sampler_config(plan.describe, seed=seed), quiet=True)
+    how = {"batch_size": plan.describe.batch_size, "quiet": True}
+    answers = answer_examples(*network, asked, sampler_config(plan.describe, seed=seed), **how)
     texts = [answer.text for answer in answers]
     items = score_descriptions(texts, [example.meta["scene"] for example in asked], resamples=1).items
     rows = []
@@ -188,7 +190,8 @@ def examine(network: Network, plan: InitPlan, profile: Profile, *, seed: int) ->
         row = {"id": example.id, "text": text, "findings_f1": 100 * item.f1}
         rows.append(row | {"adjacent_duplicates": repeated, "words": len(words)})
     test = vqa_set("test", plan.questions, image_size=size)
-    vqa = vqa_study(*network, test, test, sampler_config(plan.answer, seed=seed), conditions=["model"], quiet=True)
+    how["batch_size"] = plan.answer.batch_size
+    vqa = vqa_study(*network, test, test, sampler_config(plan.answer, seed=seed), conditions=["model"], **how)
     vqa = vqa.rename(columns={"answer": "text"})[["id", "text", "closed_accuracy", "open_recall"]]
     return pd.concat([pd.DataFrame(rows), vqa], ignore_index=True)
 

@@ -152,7 +152,8 @@ def compare_lora(
         facts = run_stage("vqa", chosen, scratch, **options, checkpoints=False, quiet=True)
         config = sampler_config(profile.answer, seed=trial.seed)
         network = load_model(scratch)
-        items = vqa_study(*network, train, asked, config, seed=trial.seed, conditions=["model"], quiet=True)
+        how = {"seed": trial.seed, "conditions": ["model"], "batch_size": profile.answer.batch_size, "quiet": True}
+        items = vqa_study(*network, train, asked, config, **how)
         stored = (scratch / "adapter" if lora else scratch).glob("*.safetensors")
         kept = {"trainable_parameters": facts["trainable_parameters"], "train_loss": facts.get("loss")}
         return {**kept, "checkpoint_bytes": sum(file.stat().st_size for file in stored), "items": as_rows(items)}
@@ -315,7 +316,8 @@ def cost_table(curve: pd.DataFrame, cost: pd.DataFrame) -> pd.DataFrame:
 
 def levels(before: Network, profile: Profile, train: Sequence[Example], test: Sequence[Example]) -> dict[str, float]:
     """What needs no stage 3, in percent: the model before it, answering in sentences, and the question-only look-up."""
-    spec = max(SENTENCE, profile.answer, key=lambda spec: spec.gen_length)
+    spec = max(SENTENCE.like(profile.answer), profile.answer, key=lambda spec: spec.gen_length)
     conditions = {"before stage 3": "model", "question only": "question only"}
-    items = scored(vqa_study(*before, train, test, sampler_config(spec), conditions=[*conditions.values()], quiet=True))
+    how = {"conditions": [*conditions.values()], "batch_size": spec.batch_size, "quiet": True}
+    items = scored(vqa_study(*before, train, test, sampler_config(spec), **how))
     return {name: float(items[items["condition"] == kind]["score"].mean()) for name, kind in conditions.items()}

@@ -37,6 +37,8 @@ from medv.report import figures
 
 _NUMBERS = {"index": 0, "picture": 0, "draws": 1}
 """The parameters of notebooks that are numbers, and the least that each may be; all others are names and folders."""
+ASKED = ("batch_size", "preset")
+"""The parameters of notebooks that say how a model is asked; None takes the profile's."""
 GIVEN, FOUND = "given", "found"
 """What an artifact is that was not made: put there by hand, or finished before by the very same work."""
 
@@ -56,12 +58,15 @@ def open_run(
     of another kind than the notebook's (papermill's -p makes numbers of digits, and text of all else).
     """
     limits.seed("seed", seed)
+    asked = {name: value for name in ASKED if (value := (parameters or {}).get(name)) is not None}
     for name, value in {"profile": profile, "out": out, **(parameters or {})}.items():
+        if name in asked:
+            continue  # checked with the profile that it becomes a part of
         if name in _NUMBERS:
             limits.whole(name, value, _NUMBERS[name])
         elif value is not None and not isinstance(value, str | Path | Mapping):
             raise ValueError(f"{name} is {value!r}: it must be text, in quotes (papermill: -r {name} {value})")
-    chosen = on_this_machine(get_profile(profile))
+    chosen = on_this_machine(get_profile(profile)).asked(**asked)
     node = find_node(node_name, nodes_for(chosen))
     _set_up_display()
     folder = Path(out) if out else default_out(profile)

@@ -64,7 +64,8 @@ def losses_of(folder: Path) -> pd.DataFrame:
 def write_texts(network: Network, examples: Sequence[Example], spec: SamplerSpec, *, seed: int = 0) -> list[str]:
     """What the model writes to the request of each example."""
     model, processor = network
-    return [a.text for a in answer_examples(model, processor, examples, sampler_config(spec, seed=seed), quiet=True)]
+    how = {"batch_size": spec.batch_size, "quiet": True}
+    return [a.text for a in answer_examples(model, processor, examples, sampler_config(spec, seed=seed), **how)]
 
 
 def judge_texts(system: str, texts: Sequence[str], examples: Sequence[Example]) -> pd.DataFrame:
@@ -159,7 +160,7 @@ def fit_answers(profile: Profile, processor: MedVProcessor, train: Sequence[Exam
     if not profile.synthetic or length == profile.answer.gen_length:
         return profile
     longer = profile.with_recipe("vqa", padding=f"fixed:{length}")
-    return replace(longer, answer=SamplerSpec(length, length, length))
+    return replace(longer, answer=profile.answer.sized(length, length, length))
 
 
 def train_seeds(
@@ -195,10 +196,11 @@ def study_before(
     network: Network, profile: Profile, train: Sequence[Example], tests: Mapping[str, Sequence[Example]], seed: int = 0
 ) -> pd.DataFrame:
     """The model before stage 3 on every test set, answering in sentences; columns as `study_seeds`."""
-    spec = max(SENTENCE, profile.answer, key=lambda spec: spec.gen_length)
+    spec = max(SENTENCE.like(profile.answer), profile.answer, key=lambda spec: spec.gen_length)
+    how = {"seed": seed, "conditions": ["model"], "batch_size": spec.batch_size, "quiet": True}
     frames = []
     for name, test in tests.items():
-        items = vqa_study(*network, train, test, sampler_config(spec), seed=seed, conditions=["model"], quiet=True)
+        items = vqa_study(*network, train, test, sampler_config(spec), **how)
         frames.append(items.assign(test=name, condition=BEFORE))
     return pd.concat(frames, ignore_index=True)
 
@@ -221,6 +223,7 @@ def study_seeds(
         for name, test in tests.items():
             shown = [c for c in CONDITIONS if not (name.endswith("hard") and c == "gray image")]
             how = {"config": sampler_config(profile.answer, seed=seed), "seed": seed, "quiet": True}
+            how["batch_size"] = profile.answer.batch_size
             items = vqa_study(*network, train, test, conditions=shown, looks=looks, **how)
             frames.append(items.assign(test=name).replace({"condition": {"model": AFTER}}))
             if (folder / f"blind{seed}").is_dir():
