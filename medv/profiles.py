@@ -283,7 +283,7 @@ SMOKE = replace(
     evaluation_descriptions=4,
 )
 
-_SMALL_NOTE = {"": "chosen on the validation split of VQA-RAD, see benchmarks/small_gpu.py"}
+_SMALL_NOTE = {"": "set by hand: benchmarks/small_gpu.py, which compares it with others, has not been run"}
 _SMALL_STAGE = StageRecipe(
     trains=("projector", "language_layers"),
     samples=1800,
