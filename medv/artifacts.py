@@ -240,6 +240,15 @@ def _tree_digest(root: Path, files: Iterable[Path]) -> bytes:
     return digest.digest()
 
 
+def placeless(value: Any) -> Any:
+    """`value` for a file that may be published: of every absolute path in it, however deep, only the last part is kept."""
+    if isinstance(value, Mapping):
+        return {placeless(name): placeless(part) for name, part in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [placeless(part) for part in value]
+    return Path(value).name if isinstance(value, str | Path) and Path(value).is_absolute() else value
+
+
 @cache
 def code_fingerprint(exclude: tuple[str, ...] = ()) -> str:
     """The sha256 of the installed medv package: sources and data files, `exclude` (paths inside it) and bytecode left out."""
@@ -305,9 +314,9 @@ class Manifest:
     created: str = dataclasses.field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     def write(self, path: str | Path) -> Path:
-        """Write the manifest as JSON; a folder gets it as `manifest.json`."""
+        """Write the manifest as JSON, without places (`placeless`); a folder gets it as `manifest.json`."""
         path = Path(path)
-        return write_json(path / MANIFEST if path.is_dir() else path, self)
+        return write_json(path / MANIFEST if path.is_dir() else path, placeless(dataclasses.asdict(self)))
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
