@@ -5,7 +5,7 @@ Bad input ends with one sentence on standard error and exit code 2; nothing half
 
 import os
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
@@ -194,22 +194,23 @@ def train(
         if stage == "pretrain":
             pretrain(chosen, out, seed=seed)
             return
-        facts = run_stage(
-            stage,
-            chosen,
-            out,
-            data=data,
-            data_dir=data_dir,
-            roots=tuple(image_root or ()),
-            protocol=protocol,
-            init=init,
-            lora=LoraRecipe(rank=rank, alpha=2 * rank) if lora else None,
-            seed=seed,
-            accumulation=accumulation,
-            deepspeed=deepspeed,
-            skip_corrupt=skip_corrupt,
-            device=device,
-        )
+        with redirect_stdout(sys.stderr):  # where the Trainer's log goes: the result alone is printed
+            facts = run_stage(
+                stage,
+                chosen,
+                out,
+                data=data,
+                data_dir=data_dir,
+                roots=tuple(image_root or ()),
+                protocol=protocol,
+                init=init,
+                lora=LoraRecipe(rank=rank, alpha=2 * rank) if lora else None,
+                seed=seed,
+                accumulation=accumulation,
+                deepspeed=deepspeed,
+                skip_corrupt=skip_corrupt,
+                device=device,
+            )
     except launch.TrainingStopped as stopped:
         if str(stopped):
             say(str(stopped))
