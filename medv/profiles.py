@@ -105,7 +105,7 @@ class StageRecipe:
         limits.whole("samples", self.samples, 0)
         limits.whole("batch_size", self.batch_size, 1)
         limits.whole("max_length", self.max_length, 1)
-        limits.real("epochs", self.epochs, 0, open_ends="least")
+        limits.real("epochs", self.epochs, 0, 1e6, open_ends="least")
         limits.real("learning_rate", self.learning_rate, 0, open_ends="least")
         limits.real("warmup", self.warmup, 0, 1, open_ends="most")
         limits.real("weight_decay", self.weight_decay, 0)

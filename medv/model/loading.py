@@ -5,6 +5,7 @@ configuration asks for before memory is taken, and a network is whole (no tensor
 finite when it is returned. Only safetensors are read. Whatever does not fit is one sentence with the folder and the mend.
 """
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -250,8 +251,17 @@ def _weights(folder: Path) -> dict[str, StoredTensor]:
 
 
 def _check_stored(folder: Path, empty: PreTrainedModel, tensors: Mapping[str, StoredTensor]) -> None:
-    """Raises ValueError for weights that are no floats, or fewer than the configuration would make memory be taken for."""
+    """Raises ValueError for weights that are no floats, twice there, or fewer than the configuration asks memory for."""
     check_floats(folder, empty, tensors)
+    whole: dict[str, str] = {}
+    for (
+        name
+    ) in tensors:  # transformers reads a name with and without the prefix of the network inside, the last one found
+        bare = re.sub(rf"^(?:{re.escape(empty.base_model_prefix)}\.)+", "", name)
+        if (other := whole.setdefault(bare, name)) != name:
+            raise ValueError(
+                f"{folder} holds {name} and {other}, which are one tensor: remove the one that does not belong"
+            )
     wanted = sum(value.numel() for value in empty.parameters())
     held = sum(prod(tensor.shape) for tensor in tensors.values())
     if wanted > held:
