@@ -5,8 +5,7 @@ Bad input ends with one sentence on standard error and exit code 2; nothing half
 
 import os
 import sys
-from contextlib import nullcontext
-from dataclasses import replace
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
@@ -30,7 +29,6 @@ from medv.commands.sampling import (
     Steps,
     Temperature,
     sampler_of,
-    with_stop,
 )
 from medv.commands.towers import assemble, towers
 from medv.profiles import get_profile
@@ -117,7 +115,6 @@ def ask(
     from medv.model.bundled import bundled, untrained_projector
 
     network, processor = _load_quietly(model or bundled("tiny_model"), chosen.dtype if model else "float32", device)
-    config = with_stop(config, processor)
     check_length(question, picture, network, processor, config.gen_length)
     example = Example("ask", lambda: picture, (Turn("user", question),))
     word = word_of(processor.tokenizer)
@@ -197,22 +194,23 @@ def train(
         if stage == "pretrain":
             pretrain(chosen, out, seed=seed)
             return
-        facts = run_stage(
-            stage,
-            chosen,
-            out,
-            data=data,
-            data_dir=data_dir,
-            roots=tuple(image_root or ()),
-            protocol=protocol,
-            init=init,
-            lora=LoraRecipe(rank=rank, alpha=2 * rank) if lora else None,
-            seed=seed,
-            accumulation=accumulation,
-            deepspeed=deepspeed,
-            skip_corrupt=skip_corrupt,
-            device=device,
-        )
+        with redirect_stdout(sys.stderr):  # where the Trainer's log goes: the result alone is printed
+            facts = run_stage(
+                stage,
+                chosen,
+                out,
+                data=data,
+                data_dir=data_dir,
+                roots=tuple(image_root or ()),
+                protocol=protocol,
+                init=init,
+                lora=LoraRecipe(rank=rank, alpha=2 * rank) if lora else None,
+                seed=seed,
+                accumulation=accumulation,
+                deepspeed=deepspeed,
+                skip_corrupt=skip_corrupt,
+                device=device,
+            )
     except launch.TrainingStopped as stopped:
         if str(stopped):
             say(str(stopped))
@@ -275,8 +273,6 @@ def generate(
     config = sampler_of(chosen, gen_length, block_length, steps, **how, temperature=temperature, seed=seed)
     if checkpoint is None:
         runner = MedVRunner(model, config, dtype=chosen.dtype, device=device, graphs=cuda_graphs)
-        if preset == "official":
-            runner = replace(runner, config=with_stop(config, runner.load()[1]))
     elif (found := availability(checkpoint)) != "on this machine":
         raise ValueError(f"{checkpoint}: {found}; fetch it first, for example with `hf download {checkpoint}`")
     else:

@@ -12,6 +12,7 @@ from typing import Any
 from medv import limits
 
 STAGES = ("align", "instruct", "vqa")
+SAMPLERS = ("medv", "official")
 PRECISIONS = ("auto", "float32")
 
 
@@ -104,7 +105,7 @@ class StageRecipe:
         limits.whole("samples", self.samples, 0)
         limits.whole("batch_size", self.batch_size, 1)
         limits.whole("max_length", self.max_length, 1)
-        limits.real("epochs", self.epochs, 0, open_ends="least")
+        limits.real("epochs", self.epochs, 0, 1e6, open_ends="least")
         limits.real("learning_rate", self.learning_rate, 0, open_ends="least")
         limits.real("warmup", self.warmup, 0, 1, open_ends="most")
         limits.real("weight_decay", self.weight_decay, 0)
@@ -120,15 +121,27 @@ class StageRecipe:
 
 @dataclass(frozen=True)
 class SamplerSpec:
-    """L, B and Z of one use."""
+    """L, B and Z of one use; how many are answered at once; and whose sampler, "medv" or "official", the reference's own."""
 
     gen_length: int
     block_length: int
     steps: int
+    batch_size: int = 50
+    preset: str = "medv"
 
     def __post_init__(self):
-        for name in ("gen_length", "block_length", "steps"):
+        for name in ("gen_length", "block_length", "steps", "batch_size"):
             limits.whole(name, getattr(self, name), 1)
+        if self.preset not in SAMPLERS:
+            raise ValueError(f"unknown preset {self.preset!r}: use one of {', '.join(SAMPLERS)}")
+
+    def sized(self, gen_length: int, block_length: int, steps: int) -> "SamplerSpec":
+        """Another L, B and Z, asked in the same way."""
+        return replace(self, gen_length=gen_length, block_length=block_length, steps=steps)
+
+    def like(self, other: "SamplerSpec") -> "SamplerSpec":
+        """These L, B and Z, asked as another use is."""
+        return other.sized(self.gen_length, self.block_length, self.steps)
 
 
 @dataclass(frozen=True)
@@ -171,6 +184,10 @@ class Profile:
     def to_dict(self) -> dict:
         """A JSON-able copy."""
         return asdict(self)
+
+    def asked(self, **how) -> "Profile":
+        """The profile with another `batch_size` or `preset` wherever it generates."""
+        return replace(self, describe=replace(self.describe, **how), answer=replace(self.answer, **how))
 
     def recipe(self, stage: str, data: str) -> StageRecipe:
         """The recipe of a stage on a data set; raises ValueError for an unknown stage."""

@@ -52,6 +52,7 @@ from medv.model.shards import (
     pickles,
     stored_tensors,
 )
+from medv.ownership import check_new
 from medv.reading import check_regular
 
 TARGETS = ("medv", "lladav", "llada8b", "projector")
@@ -80,8 +81,7 @@ def convert(
         raise ValueError(f"unknown layout {to!r}: use one of {', '.join(TARGETS)}")
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist: give a folder or file of weights")
-    if target.exists():
-        raise FileExistsError(f"{target} exists already: choose another folder or delete it")
+    check_new(target, [source, vision])
     if vision is not None and not (to in (None, "medv") and _is_lladav(source)):
         raise ValueError(
             f"--vision {vision} is for LLaDA-V's weights without their vision tower, and {source} is something else: convert "
