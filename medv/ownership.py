@@ -16,7 +16,8 @@ where it was begun with an equal mapping; anything else is refused, unchanged, w
     with hold(out):                                         # the lock alone, of a file or folder
         ...
     check_apart(out, inputs)                                # out is none of the inputs, by whatever name or link
-    check_new(out)                                          # nothing is there yet
+    check_new(out, inputs)                                  # that, and nothing is there yet
+    check_empty(out)                                        # a folder without anything of others
 
 A lock is refused at once where another process has it, and ends with its process, however that dies; the thread that has it
 may take it again.
@@ -71,29 +72,36 @@ def check_apart(out: Path, inputs: Iterable[Path | None]) -> None:
             continue
         here, there = out.resolve(), given.resolve()
         if here == there or (out.exists() and out.samefile(given)):
-            raise ValueError(f"--out {out} is also an input: choose another --out")
+            raise ValueError(f"the output {out} is also an input: choose another place for it")
         if there.is_dir() and (here.is_relative_to(there) or there.is_relative_to(here)):
-            raise ValueError(f"--out {out} and the input {given} lie in each other: choose another --out")
+            raise ValueError(f"the output {out} and the input {given} lie in each other: choose another place for it")
 
 
-def check_new(out: Path) -> None:
-    """Raises FileExistsError where there is anything at `out`, a link that leads nowhere included."""
+def check_new(out: Path, inputs: Iterable[Path | None] = ()) -> None:
+    """Raises FileExistsError where there is anything at `out`, a link that leads nowhere included; else as `check_apart`."""
     if out.exists() or out.is_symlink():
         raise FileExistsError(f"{out} exists and would be overwritten: choose another name or delete it")
+    check_apart(out, inputs)
 
 
 @contextmanager
 def reserve(out: Path, made_by: str, *, inputs: Iterable[Path | None] = ()) -> Iterator[None]:
     """Hold the folder `out`: it is made, or empty, or a run of `made_by` was begun in it.
 
-    Raises ValueError, with nothing changed, for any other folder, for a file, and where `out` and an input are one.
+    Raises ValueError, with nothing changed, for any other folder, for a file, and where `out` and an input are one. A folder
+    that was made here and is empty at the end is removed.
     """
     check_apart(out, inputs)
     _begun(out, made_by)
+    made = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
-    with hold(out):
-        _begun(out, made_by)
-        yield
+    try:
+        with hold(out):
+            _begun(out, made_by)
+            yield
+    finally:
+        if made and not any(out.iterdir()):
+            out.rmdir()
 
 
 @contextmanager
@@ -125,12 +133,18 @@ def _begun(out: Path, made_by: str) -> Run | None:
         except (ValueError, RecursionError):
             begun = None
         return _check_maker(out, begun, made_by)
-    found = sorted(path.name for path in out.iterdir() if path.name != LOCK and ".partial." not in path.name)
+    check_empty(out)
+    return None
+
+
+def check_empty(out: Path, *, beside: Iterable[str] = ()) -> None:
+    """Raises ValueError where the folder `out` holds anything but our lock, what a crash tore, and the names in `beside`."""
+    known = {LOCK, *beside}
+    found = sorted(path.name for path in out.iterdir() if path.name not in known and ".partial." not in path.name)
     if found:
         raise ValueError(
             f"{out} holds other files ({found[0]}) and no run that could go on: choose a new or empty folder for --out"
         )
-    return None
 
 
 @contextmanager

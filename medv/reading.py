@@ -33,6 +33,7 @@ _MENDS = {
     errno.EROFS: "is on a read-only disk: choose another place",
     errno.ENOSPC: "cannot be written, because the disk is full: make room and run again",
     errno.EDQUOT: "cannot be written, because the disk quota is used up: make room and run again",
+    errno.EFBIG: "cannot be written, because it would be larger than a file may be here: raise the limit (ulimit -f)",
     errno.ENAMETOOLONG: "has too long a name: shorten it",
     errno.EISDIR: "is a folder: give a file",
     errno.ENOTDIR: "cannot be, because a part of its path is a file: give another path",
@@ -210,7 +211,10 @@ class _Values:
             raise self.error(f"not JSON ({error.msg}); is the file complete?") from None
         except RecursionError:
             raise self.error("nested too deeply to be a data file") from None
-        except ValueError as error:  # of `_object` and `_constant`, or a number of thousands of digits
+        except (
+            ValueError,
+            OverflowError,
+        ) as error:  # of `_object`, `_number` and `_constant`, or a number of thousands of digits
             raise self.error(f"not JSON as it should be ({str(error).partition(';')[0]})") from None
         source = self.text[self.place : end]
         if source.count("[") + source.count("{") > DEEPEST:
@@ -251,8 +255,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
+def _number(text: str) -> int:
+    number = int(text)
+    float(number)  # an OverflowError for one that nothing can be counted with
+    return number
+
+
 def _constant(name: str) -> float:
     raise ValueError(f"{name} is no value of JSON: write null or leave the field out")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_int=_number)

@@ -24,7 +24,7 @@ from medv.artifacts import PACKAGE, default_out, fingerprint
 from medv.experiments import cache
 from medv.experiments.cache import SUFFIXES, Workshop
 from medv.experiments.registry import EXHIBITS, Node, chain_lengths, nodes_for, ordered, parents
-from medv.ownership import hold
+from medv.ownership import check_empty, hold
 from medv.profiles import get_profile
 
 COLORS = {
@@ -102,7 +102,12 @@ def reproduce(
 
         fetched_towers(profile, shop.out / "towers")
     shop.out.mkdir(parents=True, exist_ok=True)
+    state = shop.out / "state"
+    if not state.is_dir():  # what else may be there: `medv towers`, and notebooks that were run by hand
+        made = (name.split("/")[0] for node in nodes for name in node.makes)
+        check_empty(shop.out, beside=["towers", "figures", *made])
     with hold(shop.out):
+        state.mkdir(exist_ok=True)
         progress = {node.name: Progress(node) for node in chosen}
         try:
             _Schedule(shop, nodes, progress, force, jobs, console).run()

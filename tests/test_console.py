@@ -149,6 +149,8 @@ def test_a_full_a_closed_and_a_narrow_output_are_no_tracebacks(tmp_path):
     assert json_full.returncode == 2 and json_full.stderr.count(b"\n") == 1
     gone = shell(f"set -o pipefail; {text} | head -c 1")
     assert gone.returncode in (0, 1) and gone.stderr == b""
+    closed = shell(f"{text} >&-")
+    assert closed.returncode == 0 and closed.stderr == b""
     narrow = shell(text, PYTHONIOENCODING="ascii")
     assert narrow.returncode == 0 and rb"\u2192" in narrow.stdout
 

@@ -198,6 +198,7 @@ def test_ask_and_generate_take_the_same_options_and_answer_alike(questions, mode
     [
         (("--device", "cuda:7"), "no device cuda:7"),
         (("--device", "abacus"), "unknown device 'abacus'"),
+        (("--device", "meta"), "unknown device 'meta'"),
         (("--cuda-graphs", "--device", "cpu"), "CUDA graphs need"),
         (("--preset", "official", "--cache", "dual"), "the preset 'official' has no schedule"),
         (("--preset", "mine"), "unknown preset 'mine'"),

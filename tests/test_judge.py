@@ -184,3 +184,11 @@ def test_a_question_that_cannot_be_judged_says_what_it_lacks():
 def test_a_missing_file_is_one_sentence(tmp_path):
     done = CliRunner().invoke(app, ["evaluate", "judge", "--judgements", str(tmp_path / "none.jsonl")])
     assert done.exit_code == 2 and "does not exist" in done.stderr
+
+
+def test_one_question_under_two_forms_of_its_id_counts_once_and_what_is_no_id_never(tmp_path):
+    path = tmp_path / "j.jsonl"
+    rows = [{"question_id": name, "result": "8 4"} for name in (1, 1.0, "1", " 1", True, None, [1])]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    scores = read_judgements(path)
+    assert [item.id for item in scores.judged] == ["1"] and len(scores.unjudged) == 6

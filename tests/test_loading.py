@@ -119,6 +119,7 @@ WRONG_WEIGHTS = {
     "float8": (as_type(torch.float8_e4m3fn), "as F8"),
     "another shape": (resized, "1 mismatched"),
     "one more": (superfluous, "1 unexpected.*linear_3"),
+    "one under two names": (lambda t: t | {n.removeprefix("model."): t[n] + 1 for n in list(t)[:1]}, "are one tensor"),
     "none at all": (lambda tensors: {}, "but there are 0 tensors"),
 }
 
@@ -250,6 +251,13 @@ def test_a_processor_that_does_not_fit_is_refused_at_once(folder, changes):
     refused(lambda: load_model(folder), str(folder), seconds=3)
 
 
+@pytest.mark.parametrize("length", ["abc", [], {}])
+def test_a_tokenizer_that_cannot_be_used_is_refused(folder, length):
+    edit(folder / "tokenizer_config.json", model_max_length=length)
+    refused(lambda: load_model(folder), "cannot be loaded")
+    refused(lambda: load_tokenizer(folder), "cannot be loaded")
+
+
 @pytest.mark.parametrize("file", ["config.json", "processor_config.json", "tokenizer_config.json", "tokenizer.json"])
 @pytest.mark.parametrize("text", ["", "[]", "null", "{", "[" * 100_000, '{"a": ' * 5000, "\udcff"])
 def test_a_damaged_json_file_is_one_sentence(folder, file, text):
@@ -284,9 +292,9 @@ def test_shards_load_as_one_file_does(folder):
     assert all(value.equal(whole[name]) for name, value in load_model(folder)[0].state_dict().items())
 
 
-@pytest.mark.parametrize("kind", ["missing", "outside", "absolute", "no names", "both", "pipe"])
+@pytest.mark.parametrize("kind", ["missing", "outside", "absolute", "no names", "both", "pipe", "twice"])
 def test_shards_that_are_missing_or_elsewhere_are_refused(tmp_path, folder, kind):
-    first, _ = sharded(folder)
+    first, second = sharded(folder)
     index = folder / "model.safetensors.index.json"
     if kind in ("missing", "pipe"):
         (folder / first).unlink()
@@ -298,9 +306,18 @@ def test_shards_that_are_missing_or_elsewhere_are_refused(tmp_path, folder, kind
         index.write_text(index.read_text().replace(first, there))
     elif kind == "no names":
         edit(index, weight_map={"a": [1]})
+    elif kind == "twice":
+        both = load_file(folder / first) | load_file(folder / second)
+        save_file(both, folder / second, metadata={"format": "pt"})
     else:
         shutil.copy(bundled("tiny_model") / "model.safetensors", folder)
-    words = {"missing": "lacks", "no names": "weight_map", "both": "holds both", "pipe": "a pipe"}
+    words = {
+        "missing": "lacks",
+        "no names": "weight_map",
+        "both": "holds both",
+        "pipe": "a pipe",
+        "twice": "in two files",
+    }
     refused(lambda: load_model(folder), words.get(kind, "outside its own folder"))
 
 

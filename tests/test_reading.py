@@ -135,6 +135,7 @@ BAD_JSON = {
     b'[{"a": 1}] [{"a": 2}]': "something follows the list",
     b"\0\0\0": "line 1: not JSON",
     b"{'a': 1}": "not JSON",
+    b'{"a": ' + b"9" * 400 + b"}": "too large",
 }
 
 

@@ -263,3 +263,16 @@ def test_a_notebook_feels_only_the_library_that_it_imports(tmp_path):
     everything = library_of(["from medv import MedVConfig"])
     assert everything == library_of(["!medv doctor"]) and "training/stages.py" in everything
     assert "experiments/run.py" in everything and not {"cli.py", "experiments/registry.py"} & set(everything)
+
+
+def test_a_folder_of_others_is_refused_and_stays_but_what_was_made_by_hand_goes_on(toys):
+    out = toys.parent / "run"
+    (out / "notebooks").mkdir(parents=True)
+    (out / "notebooks" / "alone.ipynb").write_text("my own")
+    with pytest.raises(ValueError, match=r"holds other files \(notebooks\)"):
+        drive(toys)
+    assert (out / "notebooks" / "alone.ipynb").read_text() == "my own" and not (out / "state").exists()
+    (out / "notebooks").rename(toys.parent / "elsewhere")
+    (out / "figures").mkdir()
+    (out / "models").mkdir()
+    assert drive(toys, only=["alone"])[0] == 0

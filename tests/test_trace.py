@@ -283,10 +283,24 @@ def test_a_name_that_cannot_become_a_file_is_refused_beforehand(tmp_path):
 
 def test_a_page_that_fails_leaves_the_old_one(tmp_path):
     path = tmp_path / "a.html"
-    path.write_text("old")
+    write_trace(path, played(), str, question="Q", answer="A")
+    old = path.read_text()
     with pytest.raises(KeyError):
         write_trace(path, played(), {}.__getitem__, question="Q", answer="A")
-    assert [p.name for p in tmp_path.iterdir()] == ["a.html"] and path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.html"] and path.read_text() == old
+
+
+@pytest.mark.parametrize("suffix", [".html", ".json"])
+def test_only_a_trace_or_nothing_is_written_over(tmp_path, suffix):
+    mine, ours, empty = (tmp_path / f"{name}{suffix}" for name in ("mine", "ours", "empty"))
+    mine.write_text('{"format": "a list of my own"}' if suffix == ".json" else "<!doctype html><p>my page")
+    empty.write_text("")
+    for path in (ours, ours, empty):
+        write_trace(path, played(), str, question="Q", answer="A")
+    before = mine.read_text()
+    with pytest.raises(ValueError, match="is no trace"):
+        write_trace(mine, played(), str, question="Q", answer="A")
+    assert mine.read_text() == before
 
 
 # The terminal.

@@ -329,3 +329,12 @@ def test_shuffling_what_cannot_be_shuffled_is_refused():
         shuffled_images([qa(n, "?", "-", "OPEN", "a.jpg" if n else "b.jpg") for n in range(4)], 0)
     with pytest.raises(ValueError, match="has no image"):
         shuffled_images([Example("1", None, (Turn("user", "?"),))], 0)
+
+
+def test_two_ids_of_a_prediction_that_differ_are_refused(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"qid": 1, "question_id": 1.0, "text": "a"}\n')
+    assert read_predictions(path)[0].id == "1"
+    path.write_text('{"qid": 2, "question_id": 1, "text": "b"}\n')
+    with pytest.raises(DataError, match="'question_id' and 'qid' differ"):
+        read_predictions(path)

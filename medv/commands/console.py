@@ -118,7 +118,8 @@ def any_text() -> None:
 def finish() -> None:
     """Write out what was printed; a reader that is gone, or a full disk, is no traceback of Python's at its exit."""
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it is where the shell has closed it (>&-)
+            sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the exit
         if not isinstance(error, BrokenPipeError):

@@ -48,8 +48,9 @@ def assemble(
     seed: Annotated[int, typer.Option(help="Of the new projector's weights.")] = 0,
 ) -> None:
     """Put two towers and a projector together to the model that stage 1 begins with."""
-    if target.exists():
-        raise FileExistsError(f"{target} exists already: choose another folder or delete it")
+    from medv.ownership import check_new
+
+    check_new(target, [language, vision, projector])
     from medv.model.bundled import save_assembled
 
     options = {"image_pool": image_pool, "feature_norm": feature_norm, "seed": seed}

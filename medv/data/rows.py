@@ -55,12 +55,10 @@ class Row(dict[str, Any]):
     def identity(self, *keys: str) -> str:
         """The id in the first of `keys` that the row has: a string, or a whole number (12.0 is 12)."""
         key = self.key(*keys)
-        value = self[key]
-        if is_number(value) and value == math.floor(value):
-            return str(int(value))
-        if isinstance(value, str) and value.strip():
-            return value.strip()
-        raise self.error(f"{key!r} is {found(value)}, but an id is a string or a whole number")
+        name = as_id(self[key])
+        if name is None:
+            raise self.error(f"{key!r} is {found(self[key])}, but an id is a string or a whole number")
+        return name
 
     def amount(self, key: str) -> float | int | None:
         """The number, not negative, in `key`; None where it is absent or null."""
@@ -103,6 +101,13 @@ def by_id(rows: Iterable[Row], *keys: str) -> dict[str, Row]:
             raise row.error(f"the id {name!r} stands in {named[name].place} already: every id must be unique")
         named[name] = row
     return named
+
+
+def as_id(value: Any) -> str | None:
+    """An id as text, the same for 12, 12.0 and " 12"; None for what is no id."""
+    if is_number(value) and value == math.floor(value):
+        return str(int(value))
+    return value.strip() or None if isinstance(value, str) else None
 
 
 def is_number(value: Any) -> bool:

@@ -19,7 +19,7 @@ from medv.data.contents import contents
 from medv.data.example import IMAGE_TOKEN, Example, Turn, picture_of
 from medv.data.images import ImageError, ImageFolder, open_image
 from medv.data.readers import read_dataset
-from medv.data.rows import by_id, read_rows
+from medv.data.rows import Row, by_id, read_rows
 from medv.evaluation.runners import Runner
 from medv.ownership import Run, owned, owned_rows, reserve_file
 from medv.reading import read_lines
@@ -146,7 +146,8 @@ def _parts(out: Path) -> list[Path]:
 
 def _answers_there(out: Path, run: Run) -> dict[str, dict]:
     """Answers by question id, from `out` and from the parts of a run that was killed."""
-    return {row["question_id"]: row for path in (out, *_parts(out)) for row in owned_rows(path, run)}
+    rows = [Row(row, path, "an answer") for path in (out, *_parts(out)) for row in owned_rows(path, run)]
+    return {row.identity("question_id"): dict(row) for row in rows if row.answer() is not None}
 
 
 def _merge(out: Path, run: Run, order: list[str]) -> None:

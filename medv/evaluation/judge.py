@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from medv.data.readers import QA50_DOMAINS
-from medv.data.rows import found, read_rows
+from medv.data.rows import as_id, found, read_rows
 from medv.reading import DataError, read_lines
 
 TYPES = ("conversation", "detailed_description")
@@ -183,8 +183,13 @@ def collect(rows: Iterable[tuple[str, Mapping[str, Any] | str]]) -> JudgeScores:
         if isinstance(row, str):
             unjudged.append(Unjudged(name, row))
             continue
-        name = str(row.get("question_id", name))
+        given = as_id(row.get("question_id", name))
+        name = given or name
         try:
+            if given is None:
+                raise ValueError(
+                    f"'question_id' is {found(row['question_id'])}, but an id is a string or a whole number"
+                )
             item = _judgement(name, row)
         except ValueError as error:
             unjudged.append(Unjudged(name, str(error)))

@@ -82,7 +82,10 @@ def read_predictions(path: str | Path) -> list[Prediction]:
     """The answers of a JSON-lines file: `text` (or `answer`) in each row, and an id and a `prompt` if present."""
     predictions = []
     for row in read_rows(path):
-        id_key = next((key for key in _ID_KEYS if key in row), None)
+        there = [key for key in _ID_KEYS if key in row]
+        if len({row.identity(key) for key in there}) > 1:
+            raise row.error(f"{' and '.join(map(repr, there))} differ: keep the id that the annotation file has")
+        id_key = there[0] if there else None
         identity = None if id_key is None else row.identity(id_key)
         prompt = row.get("prompt")
         predictions.append(Prediction(row.answer(), identity, id_key, prompt if isinstance(prompt, str) else None))

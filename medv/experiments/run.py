@@ -54,9 +54,15 @@ def open_run(
     """Open the run of a notebook, named as in `medv.experiments.registry`.
 
     `out` defaults to `runs/<profile>` under the project, the folder that `medv reproduce` uses. `parameters` are the
-    notebook's own parameters, for the manifests. Raises ValueError for an unknown notebook or profile, and for a parameter
-    of another kind than the notebook's (papermill's -p makes numbers of digits, and text of all else).
+    notebook's own parameters, for the manifests. Raises ValueError for an unknown notebook or profile, for a parameter of
+    another kind than the notebook's (papermill's -p makes numbers of digits, and text of all else), and where a launcher
+    started the notebook several times.
     """
+    if (world := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise ValueError(
+            f"{world} processes were started of this notebook, which is one: start papermill without torchrun, and only "
+            f"trainings with it (`torchrun --nproc_per_node {world} -m medv train ...`)"
+        )
     limits.seed("seed", seed)
     asked = {name: value for name in ASKED if (value := (parameters or {}).get(name)) is not None}
     for name, value in {"profile": profile, "out": out, **(parameters or {})}.items():
@@ -183,23 +189,23 @@ class Run:
         return folder
 
     @contextmanager
-    def making(self, name: str, *, resume: bool = False) -> Iterator[Path]:
+    def making(self, name: str) -> Iterator[Path]:
         """Yield a folder to build an artifact in; it takes its place, with a manifest, when the block ends without an error.
 
-        Under `medv reproduce`, a folder left by a killed run of the very same notebook and inputs is handed back, so that
-        a training can continue from its checkpoints; with `resume` so is one left by a notebook that was run by hand, with
-        the same parameters, inputs and library. A finished artifact of just this work, and a model that was put there by
-        hand, is handed back as it is, where it is, unless the reproduction is forced.
+        A folder left by a stopped run is handed back, so that a training can continue from its checkpoints: under `medv
+        reproduce` one of the very same notebook and inputs, by hand or by papermill one of the same parameters, inputs and
+        library. A finished artifact of just this work, and a model that was put there by hand, is handed back as it is, where
+        it is, unless the reproduction is forced.
         """
         if name not in self.node.makes:
             raise ValueError(
                 f"{self.node.name!r} does not declare {name!r}: add it to `makes` in medv/experiments/registry.py"
             )
-        if standing := self._standing(name, resume):
+        if standing := self._standing(name):
             self._kept[name] = standing
             yield self.out / name
             return
-        keep = os.environ.get(RESUME_KEY) or (self._resume_key() if resume else None)
+        keep = os.environ.get(RESUME_KEY) or self._resume_key()
         with atomic_directory(self.out / name, keep=keep) as folder:
             yield folder
             about = {"work": self._resume_key(), "key": os.environ.get(RESUME_KEY), "contents": fingerprint(folder)}
@@ -209,14 +215,14 @@ class Run:
         """A model made by `work(folder)`, whose answer is returned; one that is there already is kept, and said to be "given"
         (put there by hand) or "found" (finished here before). A training that was stopped goes on.
         """
-        if standing := self._standing(name, resume=True):
+        if standing := self._standing(name):
             self._kept[name] = standing
             print(f"{name} is {standing}: it is kept and not made again")
             return {name: standing}
-        with self.making(name, resume=True) as folder:
+        with self.making(name) as folder:
             return work(folder)
 
-    def _standing(self, name: str, resume: bool) -> str | None:
+    def _standing(self, name: str) -> str | None:
         """GIVEN or FOUND for what stands in the place of an artifact and is to be kept; None where it has to be made."""
         path, key = self.out / name, os.environ.get(RESUME_KEY)
         if os.environ.get(FORCE_KEY) or not path.exists():
@@ -224,7 +230,7 @@ class Run:
         if _is_given(path):
             return GIVEN
         about = Manifest.read(path).about if (path / MANIFEST).is_file() else {}
-        work = "key" if key and about.get("key") else "work" if key or resume else None  # made by hand: without a key
+        work = "key" if key and about.get("key") else "work"  # made by hand: without a key
         same = work in about and about[work] == (key if work == "key" else self._resume_key())
         return FOUND if same and about["contents"] == fingerprint(path) else None
 

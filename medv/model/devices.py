@@ -27,7 +27,9 @@ def device_named(name: str | torch.device | None = None) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"unknown device {name!r}: use cuda, cuda:1, mps or cpu") from None
+        device = None
+    if device is None or device.type not in ("cuda", "mps", "cpu"):
+        raise ValueError(f"unknown device {name!r}: use cuda, cuda:1, mps or cpu")
     if device.type == "cuda":
         device = torch.device("cuda", own if device.index is None else device.index)
         if device.index >= gpus:

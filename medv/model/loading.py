@@ -5,6 +5,7 @@ configuration asks for before memory is taken, and a network is whole (no tensor
 finite when it is returned. Only safetensors are read. Whatever does not fit is one sentence with the folder and the mend.
 """
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -161,14 +162,22 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """The tokenizer of a folder; raises ValueError where it holds none that can be read without running its code."""
     check_folder(folder)
     with in_words(folder):
-        return AutoTokenizer.from_pretrained(folder, **OFFLINE)
+        return _usable(AutoTokenizer.from_pretrained(folder, **OFFLINE))
 
 
 def load_processor(kind: type[ProcessorMixin] | type[AutoProcessor], folder: Path) -> ProcessorMixin:
     """The processor of a folder, of a class of medv or `AutoProcessor`; raises ValueError as `load_tokenizer`."""
     check_folder(folder)
     with in_words(folder):
-        return kind.from_pretrained(folder, **OFFLINE)
+        made = kind.from_pretrained(folder, **OFFLINE)
+        _usable(made.tokenizer)
+        return made
+
+
+def _usable(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """The tokenizer, used once: a setting of the wrong type (`model_max_length` as text) raises only then."""
+    tokenizer.decode(tokenizer.encode("a"))
+    return tokenizer
 
 
 def load_weights(module: nn.Module, file: Path) -> None:
@@ -242,8 +251,17 @@ def _weights(folder: Path) -> dict[str, StoredTensor]:
 
 
 def _check_stored(folder: Path, empty: PreTrainedModel, tensors: Mapping[str, StoredTensor]) -> None:
-    """Raises ValueError for weights that are no floats, or fewer than the configuration would make memory be taken for."""
+    """Raises ValueError for weights that are no floats, twice there, or fewer than the configuration asks memory for."""
     check_floats(folder, empty, tensors)
+    whole: dict[str, str] = {}
+    for (
+        name
+    ) in tensors:  # transformers reads a name with and without the prefix of the network inside, the last one found
+        bare = re.sub(rf"^(?:{re.escape(empty.base_model_prefix)}\.)+", "", name)
+        if (other := whole.setdefault(bare, name)) != name:
+            raise ValueError(
+                f"{folder} holds {name} and {other}, which are one tensor: remove the one that does not belong"
+            )
     wanted = sum(value.numel() for value in empty.parameters())
     held = sum(prod(tensor.shape) for tensor in tensors.values())
     if wanted > held:

@@ -52,12 +52,14 @@ def stored_tensors(source: Path) -> dict[str, StoredTensor]:
         raise FileNotFoundError(f"{source} holds no safetensors file: give the folder of a checkpoint")
     tensors: dict[str, StoredTensor] = {}
     for file in files:
-        found = _read_header(file)
-        twice = tensors.keys() & found.keys()
-        if twice:
-            raise ValueError(f"{min(twice)} is in two files of {source}: remove the one that does not belong there")
-        tensors |= found
+        _add(tensors, _read_header(file), source)
     return tensors
+
+
+def _add(tensors: dict[str, StoredTensor], found: Mapping[str, StoredTensor], folder: Path) -> None:
+    if twice := tensors.keys() & found.keys():
+        raise ValueError(f"{min(twice)} is in two files of {folder}: remove the one that does not belong there")
+    tensors |= found
 
 
 def pickles(folder: Path) -> list[Path]:
@@ -104,13 +106,13 @@ def _indexed(folder: Path, index: Path) -> dict[str, StoredTensor]:
     missing = [name for name in shards if not (folder / name).is_file()]
     if missing:
         raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}, which its index names: download it again")
-    tensors = {}
+    tensors: dict[str, StoredTensor] = {}
     for shard in shards:
         found = _read_header(folder / shard)
         lost = [name for name, file in weight_map.items() if file == shard and name not in found]
         if lost:
             raise ValueError(f"{shard} lacks {_some(lost)}, which the index of {folder} says it holds")
-        tensors |= found
+        _add(tensors, found, folder)
     return tensors
 
 

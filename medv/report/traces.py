@@ -16,12 +16,13 @@ from pathlib import Path
 from PIL import Image
 
 from medv.artifacts import write_text
-from medv.diffusion.trace import REMASK, Trace
-from medv.reading import check_regular
+from medv.diffusion.trace import FORMAT, REMASK, Trace
+from medv.reading import check_regular, open_regular
 
 TERMINAL, SUFFIXES = "-", (".html", ".json")
 SPECIAL = "∎"
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+_BEGIN = "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta http-equiv='Content-Security-Policy'"
 PICTURE = 320  # pixels, the longer side
 
 Word = Callable[[int], str]
@@ -43,7 +44,17 @@ def trace_targets(names: Sequence[str]) -> tuple[bool, list[Path]]:
         if blocked is not None:
             raise ValueError(f"{path} cannot be written: {blocked} is a file")
         check_regular(path)
+        if path.exists() and not _ours(path):
+            raise ValueError(f"{path} exists and is no trace, so that it is not written over: choose another name")
     return TERMINAL in names, files
+
+
+def _ours(path: Path) -> bool:
+    """Whether a file is empty, or begins as a trace of its kind does."""
+    begin = (_BEGIN if path.suffix == ".html" else json.dumps({"format": FORMAT})[:-1]).encode()
+    with open_regular(path) as stream:
+        found = b" ".join(stream.read(len(begin) + 64).split()).replace(b"{ ", b"{", 1)[: len(begin)]
+    return found in (b"", begin)
 
 
 def word_of(tokenizer) -> Word:
@@ -82,7 +93,7 @@ def trace_page(
     title = html.escape(question or "A trace")
     image = f"<img alt='the image that was asked about' src='{_embedded(picture)}'>" if picture is not None else ""
     head = (
-        f"<meta charset='utf-8'><meta http-equiv='Content-Security-Policy' content=\"{POLICY}\">"
+        f' content="{POLICY}">'
         f"<meta name='viewport' content='width=device-width'><title>medv: {title}</title><style>{style}</style>"
     )
     body = (
@@ -90,7 +101,7 @@ def trace_page(
         f"{_PLAYER}<details><summary>All {len(trace.events)} events as a table</summary>{_table(trace, word)}</details>"
         f"<script type='application/json' id='data'>{_data(trace, word)}</script><script>{script}</script>"
     )
-    return f"<!doctype html><html lang='en'><head>{head}</head><body>{body}</body></html>\n"
+    return f"{_BEGIN}{head}</head><body>{body}</body></html>\n"
 
 
 _PLAYER = """<section aria-label="how the answer was unmasked">
