@@ -12,7 +12,8 @@ from medv.diffusion.settings import SamplerConfig
 from medv.evaluation.answering import answer_examples
 from medv.evaluation.study import sampler_config
 from medv.experiments import conversation, generation, initialization, lengths
-from medv.experiments.cache import parameter_names
+from medv.experiments.cache import code_cells, parameter_names
+from medv.experiments.registry import NODES
 from medv.experiments.run import open_run
 from medv.model.bundled import bundled
 from medv.profiles import SamplerSpec, get_profile
@@ -41,6 +42,18 @@ def test_a_run_is_asked_as_its_parameters_say_and_refuses_what_cannot_be(tmp_pat
     ):
         with pytest.raises(ValueError, match=words):
             open_run("stage2", profile="smoke", out=tmp_path, parameters=wrong)
+
+
+def test_the_defaults_of_every_notebook_open_its_run(root, tmp_path):
+    for node in NODES:
+        (cell,) = [
+            c for c in code_cells(root / "notebooks" / node.notebook) if "parameters" in c["metadata"].get("tags", ())
+        ]
+        own = {}
+        exec(cell["source"], own)  # assignments of constants alone
+        own = {name: own[name] for name in parameter_names(root / "notebooks" / node.notebook)}
+        named = {name: own.pop(name) for name in ("profile", "seed", "out")}
+        open_run(node.name, **named | {"profile": "smoke", "out": tmp_path}, parameters=own)
 
 
 def test_every_study_asks_the_diffusion_model_by_the_preset_and_the_twin_by_its_own():

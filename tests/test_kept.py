@@ -76,7 +76,7 @@ def test_weights_laid_over_a_finished_model_are_given_and_its_own_kind_of_work_d
     assert again.obtain("models/stage1", train("anew")) == {"models/stage1": "given"} and weights(run) == "better ones"
 
 
-def test_answers_of_an_edited_notebook_are_made_anew_and_those_of_the_same_one_are_gone_on_with(tmp_path, monkeypatch):
+def test_finished_answers_are_gone_on_with_by_the_same_work_and_made_anew_by_another_notebook(tmp_path, monkeypatch):
     run = open_run("repetition", profile="smoke", out=tmp_path)
 
     def ask() -> bool:
@@ -85,9 +85,14 @@ def test_answers_of_an_edited_notebook_are_made_anew_and_those_of_the_same_one_a
             (folder / "answers.jsonl").touch()
         return there
 
-    assert [ask(), ask()] == [False, False], "by hand a cell may have changed"
+    assert [ask(), ask()] == [False, True]
     monkeypatch.setenv(RESUME_KEY, "k1")
-    assert [ask(), ask()] == [True, True]
+    assert ask(), "work done by hand counts"
+    monkeypatch.setenv(FORCE_KEY, "1")
+    assert not ask()
+    monkeypatch.delenv(FORCE_KEY)
+    monkeypatch.setenv(RESUME_KEY, "k2")
+    assert [ask(), ask()] == [False, True]
 
 
 def test_a_model_without_a_history_is_read_as_one_trained_elsewhere(tmp_path):

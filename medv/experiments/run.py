@@ -36,7 +36,7 @@ from medv.profiles import Profile, get_profile
 from medv.report import figures
 
 _NUMBERS = {"index": 0, "picture": 0, "draws": 1}
-"""The parameters of notebooks that are numbers, and the least that each may be; all others are names and folders."""
+"""The parameters of notebooks that are numbers, and the least that each may be; all others are names, folders or switches."""
 ASKED = ("batch_size", "preset")
 """The parameters of notebooks that say how a model is asked; None takes the profile's."""
 GIVEN, FOUND = "given", "found"
@@ -70,7 +70,7 @@ def open_run(
             continue  # checked with the profile that it becomes a part of
         if name in _NUMBERS:
             limits.whole(name, value, _NUMBERS[name])
-        elif value is not None and not isinstance(value, str | Path | Mapping):
+        elif value is not None and not isinstance(value, str | Path | Mapping | bool):
             raise ValueError(f"{name} is {value!r}: it must be text, in quotes (papermill: -r {name} {value})")
     chosen = on_this_machine(get_profile(profile)).asked(**asked)
     node = find_node(node_name, nodes_for(chosen))
