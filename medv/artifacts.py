@@ -96,16 +96,24 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{uuid.uuid4().hex[:8]}.partial.{path.name}")
     try:
-        yield partial
-        with partial.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        partial.replace(path)
-    except OSError as error:
-        if error.filename in (None, str(partial), partial):  # a full disk names no file
-            error.filename, error.filename2 = str(path), None
-        raise
+        with _named(path, partial):
+            yield partial
+            with partial.open("rb+") as stream:
+                os.fsync(stream.fileno())
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _named(path: Path, partial: Path | None = None) -> Iterator[None]:
+    """Give an error of writing the name `path`: that of a full disk names no file, others may name `partial`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename in (None, str(partial), partial):
+            error.filename, error.filename2 = str(path), None
+        raise
 
 
 def write_text(path: str | Path, text: str) -> Path:
@@ -183,7 +191,7 @@ def append_jsonl(path: str | Path, record: Mapping[str, Any]) -> None:
     check_regular(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(record, ensure_ascii=False, default=_plain).encode() + b"\n"
-    with path.open("ab+") as stream:
+    with _named(path), path.open("ab+") as stream:
         size = stream.seek(0, os.SEEK_END)
         if size:
             stream.seek(size - 1)
@@ -238,6 +246,15 @@ def _tree_digest(root: Path, files: Iterable[Path]) -> bytes:
     for file in sorted(files):
         digest.update(file.relative_to(root).as_posix().encode() + b"\0" + _path_digest(file))
     return digest.digest()
+
+
+def placeless(value: Any) -> Any:
+    """`value` for a file that may be published: of every absolute path in it, however deep, only the last part is kept."""
+    if isinstance(value, Mapping):
+        return {placeless(name): placeless(part) for name, part in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [placeless(part) for part in value]
+    return Path(value).name if isinstance(value, str | Path) and Path(value).is_absolute() else value
 
 
 @cache
@@ -305,9 +322,9 @@ class Manifest:
     created: str = dataclasses.field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     def write(self, path: str | Path) -> Path:
-        """Write the manifest as JSON; a folder gets it as `manifest.json`."""
+        """Write the manifest as JSON, without places (`placeless`); a folder gets it as `manifest.json`."""
         path = Path(path)
-        return write_json(path / MANIFEST if path.is_dir() else path, self)
+        return write_json(path / MANIFEST if path.is_dir() else path, placeless(dataclasses.asdict(self)))
 
     @classmethod
     def read(cls, path: str | Path) -> Self:

@@ -5,8 +5,7 @@ Bad input ends with one sentence on standard error and exit code 2; nothing half
 
 import os
 import sys
-from contextlib import nullcontext
-from dataclasses import replace
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
@@ -30,7 +29,6 @@ from medv.commands.sampling import (
     Steps,
     Temperature,
     sampler_of,
-    with_stop,
 )
 from medv.commands.towers import assemble, towers
 from medv.profiles import get_profile
@@ -117,7 +115,6 @@ def ask(
     from medv.model.bundled import bundled, untrained_projector
 
     network, processor = _load_quietly(model or bundled("tiny_model"), chosen.dtype if model else "float32", device)
-    config = with_stop(config, processor)
     check_length(question, picture, network, processor, config.gen_length)
     example = Example("ask", lambda: picture, (Turn("user", question),))
     word = word_of(processor.tokenizer)
@@ -197,22 +194,23 @@ def train(
         if stage == "pretrain":
             pretrain(chosen, out, seed=seed)
             return
-        facts = run_stage(
-            stage,
-            chosen,
-            out,
-            data=data,
-            data_dir=data_dir,
-            roots=tuple(image_root or ()),
-            protocol=protocol,
-            init=init,
-            lora=LoraRecipe(rank=rank, alpha=2 * rank) if lora else None,
-            seed=seed,
-            accumulation=accumulation,
-            deepspeed=deepspeed,
-            skip_corrupt=skip_corrupt,
-            device=device,
-        )
+        with redirect_stdout(sys.stderr):  # where the Trainer's log goes: the result alone is printed
+            facts = run_stage(
+                stage,
+                chosen,
+                out,
+                data=data,
+                data_dir=data_dir,
+                roots=tuple(image_root or ()),
+                protocol=protocol,
+                init=init,
+                lora=LoraRecipe(rank=rank, alpha=2 * rank) if lora else None,
+                seed=seed,
+                accumulation=accumulation,
+                deepspeed=deepspeed,
+                skip_corrupt=skip_corrupt,
+                device=device,
+            )
     except launch.TrainingStopped as stopped:
         if str(stopped):
             say(str(stopped))
@@ -275,8 +273,6 @@ def generate(
     config = sampler_of(chosen, gen_length, block_length, steps, **how, temperature=temperature, seed=seed)
     if checkpoint is None:
         runner = MedVRunner(model, config, dtype=chosen.dtype, device=device, graphs=cuda_graphs)
-        if preset == "official":
-            runner = replace(runner, config=with_stop(config, runner.load()[1]))
     elif (found := availability(checkpoint)) != "on this machine":
         raise ValueError(f"{checkpoint}: {found}; fetch it first, for example with `hf download {checkpoint}`")
     else:
@@ -338,30 +334,34 @@ def data_check(
 def plan(
     stage: Annotated[str, typer.Argument(help="align, instruct or vqa.")],
     profile: ProfileName = "paper",
+    data: Annotated[str, typer.Option(help="The data set, where it has a recipe of its own: slake, pathvqa.")] = "",
     gpus: Annotated[int, typer.Option(min=1, help="Devices that share the batch.")] = 1,
+    card: Annotated[str, typer.Option(help="The kind of GPU, for the hours: A100, H100, H200, L4, ...")] = "A100",
+    mfu: Annotated[float, typer.Option(help="Share of its peak that is reached, for the hours.")] = 0.4,
     zero: Annotated[int, typer.Option(min=0, max=3, help="ZeRO stage; 0 is no DeepSpeed.")] = 0,
     gpu_memory: Annotated[float | None, typer.Option(help="GB (1e9 bytes) of one device.")] = None,
     lora: Annotated[bool, typer.Option("--lora", help="Adapters on the language tower.")] = False,
     accumulation: Annotated[int, typer.Option(min=1, help="Cut each batch into so many parts.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """What a stage needs of each GPU's memory, by arithmetic; exit code 2 where it cannot fit."""
+    """What a stage needs of each GPU's memory, of the disk and of time, by arithmetic; exit code 2 where it cannot fit."""
     from medv.data.chat import SpecialTokens
     from medv.model.assembly import shape_config
     from medv.training.lora import LoraRecipe
-    from medv.training.memory import check_memory, plan_memory
+    from medv.training.memory import check_memory, plan_cost, plan_memory
 
     chosen = get_profile(profile)
-    if stage not in chosen.stages:
-        raise ValueError(f"unknown stage {stage!r}: use one of {', '.join(chosen.stages)}")
-    what = (shape_config(chosen.model, SpecialTokens(*range(7))), chosen.stages[stage])
-    options = {"gpus": gpus, "zero": zero, "accumulation": accumulation, "lora": LoraRecipe() if lora else None}
-    options["capacity"] = gpu_memory and gpu_memory * 1e9
+    what = (shape_config(chosen.model, SpecialTokens(*range(7))), chosen.recipe(stage, data))
+    shared = {"gpus": gpus, "zero": zero, "lora": LoraRecipe() if lora else None}
+    options = shared | {"accumulation": accumulation, "capacity": gpu_memory and gpu_memory * 1e9}
     found = plan_memory(*what, **options)
+    views = 5 if chosen.towers == "given" else 1  # the released models cut an image into tiles, up to four and a base
+    cost = plan_cost(*what, **shared, card=card, mfu=mfu, views=views)
     if as_json:
-        print_json(found.to_dict())
+        print_json(found.to_dict() | cost.to_dict())
     else:
         console.print(found.table(f"{stage}, profile {profile}"))
+        console.print(cost.sentence(), soft_wrap=True)
     check_memory(*what, **options)
 
 

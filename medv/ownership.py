@@ -88,14 +88,20 @@ def check_new(out: Path, inputs: Iterable[Path | None] = ()) -> None:
 def reserve(out: Path, made_by: str, *, inputs: Iterable[Path | None] = ()) -> Iterator[None]:
     """Hold the folder `out`: it is made, or empty, or a run of `made_by` was begun in it.
 
-    Raises ValueError, with nothing changed, for any other folder, for a file, and where `out` and an input are one.
+    Raises ValueError, with nothing changed, for any other folder, for a file, and where `out` and an input are one. A folder
+    that was made here and is empty at the end is removed.
     """
     check_apart(out, inputs)
     _begun(out, made_by)
+    made = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
-    with hold(out):
-        _begun(out, made_by)
-        yield
+    try:
+        with hold(out):
+            _begun(out, made_by)
+            yield
+    finally:
+        if made and not any(out.iterdir()):
+            out.rmdir()
 
 
 @contextmanager

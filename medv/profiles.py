@@ -12,6 +12,7 @@ from typing import Any
 from medv import limits
 
 STAGES = ("align", "instruct", "vqa")
+SAMPLERS = ("medv", "official")
 PRECISIONS = ("auto", "float32")
 
 
@@ -120,20 +121,33 @@ class StageRecipe:
 
 @dataclass(frozen=True)
 class SamplerSpec:
-    """L, B and Z of one use."""
+    """L, B and Z of one use; how many are answered at once; and whose sampler, "medv" or "official", the reference's own."""
 
     gen_length: int
     block_length: int
     steps: int
+    batch_size: int = 50
+    preset: str = "medv"
 
     def __post_init__(self):
-        for name in ("gen_length", "block_length", "steps"):
+        for name in ("gen_length", "block_length", "steps", "batch_size"):
             limits.whole(name, getattr(self, name), 1)
+        if self.preset not in SAMPLERS:
+            raise ValueError(f"unknown preset {self.preset!r}: use one of {', '.join(SAMPLERS)}")
+
+    def sized(self, gen_length: int, block_length: int, steps: int) -> "SamplerSpec":
+        """Another L, B and Z, asked in the same way."""
+        return replace(self, gen_length=gen_length, block_length=block_length, steps=steps)
+
+    def like(self, other: "SamplerSpec") -> "SamplerSpec":
+        """These L, B and Z, asked as another use is."""
+        return other.sized(self.gen_length, self.block_length, self.steps)
 
 
 @dataclass(frozen=True)
 class Profile:
-    """One position of the dial. `stages` maps align, instruct and vqa to recipes; `pretrain` the bundled towers' steps.
+    """One position of the dial. `stages` maps align, instruct and vqa to recipes, `vqa_sets` a data set to its own recipe of
+    vqa; `pretrain` the bundled towers' steps.
 
     `towers` says where the training begins: at the "bundled" towers, at those that `medv towers` made of "packages", or at
     weights that are "given". `side_by_side` says that heavy notebooks may share the machine: their models are small and need
@@ -150,6 +164,7 @@ class Profile:
     seeds: tuple[int, ...]
     evaluation_questions: int
     evaluation_descriptions: int
+    vqa_sets: dict[str, StageRecipe] = field(default_factory=dict)
     synthetic: bool = True
     system: str | None = None
     dtype: str = "float32"
@@ -170,11 +185,21 @@ class Profile:
         """A JSON-able copy."""
         return asdict(self)
 
-    def with_recipe(self, stage: str, **changes) -> "Profile":
-        """The profile with other values in one stage's recipe; raises ValueError for an unknown stage."""
+    def asked(self, **how) -> "Profile":
+        """The profile with another `batch_size` or `preset` wherever it generates."""
+        return replace(self, describe=replace(self.describe, **how), answer=replace(self.answer, **how))
+
+    def recipe(self, stage: str, data: str) -> StageRecipe:
+        """The recipe of a stage on a data set; raises ValueError for an unknown stage."""
         if stage not in self.stages:
             raise ValueError(f"unknown stage {stage!r}: use one of {', '.join(self.stages)}")
-        return replace(self, stages=self.stages | {stage: replace(self.stages[stage], **changes)})
+        return self.vqa_sets.get(data, self.stages[stage]) if stage == "vqa" else self.stages[stage]
+
+    def with_recipe(self, stage: str, **changes) -> "Profile":
+        """The profile with other values in one stage's recipes; raises ValueError for an unknown stage."""
+        stages = self.stages | {stage: replace(self.recipe(stage, ""), **changes)}
+        sets = {name: replace(recipe, **changes) for name, recipe in self.vqa_sets.items()}
+        return replace(self, stages=stages, vqa_sets=sets if stage == "vqa" else self.vqa_sets)
 
 
 _BOTH = ("projector", "language_model")
@@ -266,7 +291,7 @@ SMOKE = replace(
     evaluation_descriptions=4,
 )
 
-_SMALL_NOTE = {"": "chosen on the validation split of VQA-RAD, see benchmarks/small_gpu.py"}
+_SMALL_NOTE = {"": "set by hand: benchmarks/small_gpu.py, which compares it with others, has not been run"}
 _SMALL_STAGE = StageRecipe(
     trains=("projector", "language_layers"),
     samples=1800,
@@ -343,9 +368,7 @@ _SOURCES = {
     **dict.fromkeys(("checkpointing", "precision"), _LLADAV),
     **dict.fromkeys(("order", "cached_vision"), _OURS),
 }
-_VQA_SOURCES = _SOURCES | dict.fromkeys(
-    ("samples", "epochs"), _TABLE6 + ", VQA-RAD; SLAKE has 4919 samples x 10 epochs, PathVQA 19755 x 7"
-)
+_PAPER_VQA = StageRecipe(_BOTH, 1797, 2, 8, 1e-5, checkpointing=True, sources=_SOURCES)
 PAPER = Profile(
     name="paper",
     purpose="4 x 80 GB GPUs, network, released weights: the paper's own experiment",
@@ -377,7 +400,11 @@ PAPER = Profile(
             sources=_SOURCES | {"loss_tokens": "the reference's stage 1: image, caption, newline"},
         ),
         "instruct": StageRecipe(_BOTH, 60_000, 4, 8, 1e-5, checkpointing=True, sources=_SOURCES),
-        "vqa": StageRecipe(_BOTH, 1797, 2, 8, 1e-5, checkpointing=True, sources=_VQA_SOURCES),
+        "vqa": _PAPER_VQA,
+    },
+    vqa_sets={
+        "slake": replace(_PAPER_VQA, samples=4919, epochs=10),
+        "pathvqa": replace(_PAPER_VQA, samples=19_755, epochs=7),
     },
     pretrain={},
     describe=SamplerSpec(gen_length=256, block_length=64, steps=256),

@@ -33,6 +33,7 @@ _MENDS = {
     errno.EROFS: "is on a read-only disk: choose another place",
     errno.ENOSPC: "cannot be written, because the disk is full: make room and run again",
     errno.EDQUOT: "cannot be written, because the disk quota is used up: make room and run again",
+    errno.EFBIG: "cannot be written, because it would be larger than a file may be here: raise the limit (ulimit -f)",
     errno.ENAMETOOLONG: "has too long a name: shorten it",
     errno.EISDIR: "is a folder: give a file",
     errno.ENOTDIR: "cannot be, because a part of its path is a file: give another path",

@@ -212,7 +212,8 @@ class _Schedule:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         threads = cores if self._exclusive(node) else max(1, cores // self.jobs)
         defaults = {"OMP_NUM_THREADS": str(threads), "PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false"}
-        return defaults | os.environ | {cache.RESUME_KEY: f"k{fingerprint(made_from)[:16]}"}
+        force = {cache.FORCE_KEY: "1"} if self.force else {}
+        return defaults | os.environ | {cache.RESUME_KEY: f"k{fingerprint(made_from)[:16]}"} | force
 
     def _finish(self, item: Progress, error: str | None) -> None:
         item.seconds = time.monotonic() - item.started

@@ -27,6 +27,7 @@ from pathlib import Path
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "COLUMNS": "200"}
 
 import fuzz_cases
+import fuzz_dicom
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from stub_judge import StubJudge
@@ -66,7 +67,7 @@ SURFACES = (
     Surface("judged", fuzz_cases.judged(), codes=(0, 1, 2)),
     Surface("replies", fuzz_cases.replies(), codes=(0, 1, 2)),
     Surface("data", fuzz_cases.data()),
-    Surface("dicom", fuzz_cases.dicom()),
+    Surface("dicom", fuzz_dicom.dicom()),
 )
 
 

@@ -15,7 +15,7 @@ from tiny import examples, model, processor
 
 from medv.cli import main
 from medv.data.example import Example, Turn
-from medv.profiles import StageRecipe
+from medv.profiles import StageRecipe, get_profile
 from medv.training.launch import TrainingStopped, rank
 from medv.training.lora import LoraRecipe
 from medv.training.stages import train_stage
@@ -57,6 +57,12 @@ def with_and_without_images() -> list[Example]:
     return [replace(example, image=None) if i % 2 else example for i, example in enumerate(examples(10))]
 
 
+def lengthened(example: Example, times: int) -> Example:
+    """The example with an answer that is repeated."""
+    question, answer = example.turns
+    return replace(example, turns=(question, replace(answer, text=" ".join([answer.text] * times))))
+
+
 # What the processes do. Each is named to `launch`.
 
 
@@ -70,6 +76,14 @@ def five_steps(out: Path, **options) -> None:
 def five_steps_of_one(out: Path, **options) -> None:
     """The first recipe of FIVE_STEPS."""
     train(out, **options)
+
+
+def long_texts(out: Path, **options) -> None:
+    """The paper's recipes on texts of which some are cut for the output head, and others are not."""
+    data = [lengthened(example, 1 + 400 * (i % 4 == 0)) for i, example in enumerate(examples(10))]
+    for stage, recipe in get_profile("paper").stages.items():
+        recipe = replace(recipe, epochs=1.2, batch_size=4, learning_rate=1e-3)
+        train(out / stage, recipe, data=data, **options)
 
 
 def many_steps(out: Path, **options) -> None:

@@ -49,14 +49,20 @@ def test_a_stopped_comparison_repeats_only_the_trial_that_it_was_at(tmp_path):
 def test_a_notebook_run_by_hand_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
     monkeypatch.delenv("MEDV_RESUME_KEY", raising=False)
     run = open_run("initialization", profile="smoke", out=tmp_path)
-    with pytest.raises(KeyboardInterrupt), run.making("trials/initialization", resume=True) as folder:
+    with pytest.raises(KeyboardInterrupt), run.making("trials/initialization") as folder:
         (folder / "first.json").touch()
         raise KeyboardInterrupt
     other = open_run("initialization", profile="smoke", out=tmp_path, parameters={"language": "x"})
     for again, found in ((run, True), (other, False)):
-        with again.making("trials/initialization", resume=True) as folder:
+        with again.making("trials/initialization") as folder:
             assert (folder / "first.json").exists() == found
             (folder / "first.json").touch()
+
+
+def test_a_notebook_that_a_launcher_starts_several_times_says_how_to_start_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="start papermill without torchrun, and only trainings with it"):
+        open_run("stage1", profile="smoke", out=tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -151,7 +151,8 @@ def test_a_figure_is_four_files_the_same_bytes_twice_with_an_honest_footer(run, 
     assert about["counterpart"] == "Figure 3" and not about["comparable"]
     assert run.footer("VQA-RAD test set") == "VQA-RAD test set, profile smoke: not comparable with the paper"
     assert run.footer("computed from Eq. 3", comparable=True) == "computed from Eq. 3"
-    assert open_run("stage3", profile="paper", out=tmp_path).footer() == "real data"
+    phantoms = open_run("stage3", profile="paper", out=tmp_path).footer()
+    assert phantoms == "synthetic phantoms, profile paper: not comparable with the paper"
     assert Image.open(io.BytesIO(bytes_of[0][0])).getpixel((0, 0))[:3] == (255, 255, 255)
 
 
@@ -162,6 +163,15 @@ def test_a_manifest_tells_nothing_of_the_machine_it_was_made_on(tmp_path):
     assert (
         str(tmp_path) not in written and Manifest.read(tmp_path / "figures/fig03.json").parameters["data_dir"] == "rad"
     )
+
+
+def test_a_manifest_keeps_no_place_however_deep_it_stands(tmp_path):
+    place = tmp_path / "judged.jsonl"
+    deep = {"judgements": {"a": str(place), "b": [place, {"c": (str(place), "qa50")}]}, "steps": 3}
+    read = Manifest.read(Manifest("x", parameters=deep, about={"from": [str(place)]}).write(tmp_path))
+    assert str(tmp_path) not in (tmp_path / "manifest.json").read_text()
+    assert read.parameters["judgements"] == {"a": place.name, "b": [place.name, {"c": [place.name, "qa50"]}]}
+    assert read.parameters["steps"] == 3 and read.about == {"from": [place.name]}
 
 
 def test_paper_numbers_keep_to_their_own_columns_and_cells_are_escaped(run, tmp_path):

@@ -254,6 +254,20 @@ def test_a_vision_tower_of_unknown_heads_asks_for_its_folder(released, tmp_path)
         convert(released, tmp_path / "medv", quiet=True)
 
 
+def test_towers_are_put_together_by_assemble_and_never_dropped_in_silence(model_dir, vision_dir, tmp_path):
+    language, target = tmp_path / "llada", tmp_path / "medv"
+    convert(model_dir, language, to="llada8b", **MANY)
+    for source, options in ((language, {}), (vision_dir, {}), (model_dir, {"to": "lladav"})):
+        with pytest.raises(ValueError, match=r"--vision .* put them together with `medv assemble"):
+            convert(source, target, vision=vision_dir, quiet=True, **options)
+    assert not target.exists()
+    convert(language, tmp_path / "language", **MANY)
+    command = ["train", "align", "--profile", "smoke", "--init", str(tmp_path / "language"), "--out", str(target)]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 2 and "type 'llama'" in done.output and "`medv assemble`" in done.output
+    assert "Traceback" not in done.output
+
+
 def test_memory_does_not_grow_with_the_checkpoint():
     """400 MB convert within 100 MB above what the interpreter and its imports take."""
     script = Path(__file__).parents[1] / "benchmarks" / "convert_memory.py"

@@ -213,7 +213,7 @@ def test_what_cannot_be_is_one_sentence_in_both(questions, model_dir, tmp_path, 
 
 
 def test_the_official_preset_ends_where_the_model_ends_its_turn(model_dir):
-    from medv.commands.sampling import with_stop
+    from medv.evaluation.answering import with_stop
 
     config = with_stop(SamplerConfig.official(gen_length=8, block_length=8, steps=8), tiny.processor())
     assert config.stop_sequences == ((tiny.special().end_of_turn,),)

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from launched import FIVE_STEPS, RECIPE, Launched, corrupt, five_steps, launch, train
+from launched import FIVE_STEPS, RECIPE, Launched, corrupt, five_steps, launch, long_texts, train
 from safetensors.torch import load_file
 from tiny import model, processor
 
 from medv.model.assembly import assemble
 from medv.model.bundled import bundled, load_model
-from medv.profiles import get_profile
-from medv.training.command import run_stage
+from medv.profiles import STAGES, get_profile
+from medv.training.command import ZERO_STAGES, run_stage
 from medv.training.launch import deepspeed_config, join
+from medv.training.memory import checkpoint_bytes
 from medv.training.trainer import COMPLETE, last_checkpoint
 
 TOPOLOGIES = {
@@ -36,6 +37,13 @@ def same(a: Path, b: Path) -> bool:
     first, second = weights(a), weights(b)
     assert first.keys() == second.keys()
     return all(first[name].equal(second[name]) for name in first)
+
+
+def checkpoint_size(folder: Path) -> int:
+    files = Path(last_checkpoint(folder / "checkpoints")).rglob("*")
+    return sum(
+        file.stat().st_size for file in files if file.name.endswith((".safetensors", "optimizer.pt", "_states.pt"))
+    )
 
 
 def read(path: Path) -> dict:
@@ -61,7 +69,25 @@ def test_five_steps_give_the_same_weights_however_they_are_shared(alone, tmp_pat
         gap = max(float((one[key] - other[key]).abs().max()) for key in one)
         assert gap <= 1e-6, f"{name}: {gap}"
         facts = read(tmp_path / "out" / name / "training.json")
-        assert facts["trainable_parameters"] == read(alone / name / "training.json")["trainable_parameters"]
+        trainable = facts["trainable_parameters"]
+        assert trainable == read(alone / name / "training.json")["trainable_parameters"]
+        zero, total = ZERO_STAGES[TOPOLOGIES[topology].get("deepspeed")], sum(value.numel() for value in start.values())
+        total += trainable - start["lm_head.weight"].numel() if name == "lora" else -start["lm_head.weight"].numel()
+        planned = checkpoint_bytes(total, trainable, zero=zero, adapters=name == "lora")
+        extra = checkpoint_size(tmp_path / "out" / name) - planned
+        assert 0 <= extra < 150_000, f"{name}: {extra} bytes beside the tensors that the plan counts"
+
+
+def test_long_texts_under_zero3_give_the_weights_of_one_process_also_when_stopped_on_the_way(tmp_path):
+    long_texts(tmp_path / "alone")
+    launch("long_texts", tmp_path / "shared", deepspeed="zero3", stop_after=2)
+    launch("long_texts", tmp_path / "shared", deepspeed="zero3")
+    start = model().state_dict()
+    for stage in STAGES:
+        one, other = (weights(tmp_path / name / stage) for name in ("alone", "shared"))
+        assert any(not one[key].equal(start[key]) for key in one), "it learned nothing"
+        gap = max(float((one[key] - other[key]).abs().max()) for key in one)
+        assert gap <= 1e-6, f"{stage}: {gap}"
 
 
 def test_the_command_leaves_a_projector_that_loads_on_what_it_was_trained_on_and_speaks_once(tmp_path):

@@ -14,8 +14,8 @@ from medv.evaluation.findings import fact_spans, stated_facts
 from medv.experiments import conversation, generation, lengths, repetition_study
 from medv.model.bundled import bundled
 from medv.profiles import get_profile
-from medv.report.answers import marked_words
-from medv.report.radar import radar
+from medv.report.answers import FACTS, REPEATED, answers_side_by_side, marked_words
+from medv.report.radar import group_scores, radar
 
 TINY = get_profile("tiny")
 
@@ -161,3 +161,19 @@ def test_table_3_and_figure_4_are_made_without_a_twin_too(tmp_path):
 def test_a_radar_of_two_groups_is_refused():
     with pytest.raises(ValueError, match="three groups"):
         radar(pd.DataFrame({"system": ["a", "a"], "group": ["x", "y"], "value": [1.0, 2.0]}))
+
+
+@pytest.mark.parametrize("groups", [["overall"], ["overall", "mri"], ["overall", "mri", "ct"]])
+def test_judgements_of_fewer_than_three_groups_are_drawn_as_bars(groups):
+    rows = {"system": "a", "group": groups, "value": 40.0, "low": 30.0, "high": 50.0}
+    (axes,) = group_scores(pd.DataFrame(rows), labels={"mri": "MRI"}).axes
+    assert axes.name != "polar" and len(axes.get_xticks()) == len(groups)
+    assert "mri" not in [label.get_text() for label in axes.get_xticklabels()]
+
+
+def test_the_legend_of_facts_stands_only_where_facts_are_known():
+    scene = generation.requests(TINY, share=0.01)[0][0].meta["scene"]
+    for known, legend in ((None, REPEATED), (scene, f"{FACTS}   {REPEATED}")):
+        drawn = answers_side_by_side([("a", "a nodule", known)], "t", question="q")
+        assert legend in [text.get_text() for text in drawn.texts]
+        assert known or not any("fact" in text.get_text() for text in drawn.texts)

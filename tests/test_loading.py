@@ -251,6 +251,13 @@ def test_a_processor_that_does_not_fit_is_refused_at_once(folder, changes):
     refused(lambda: load_model(folder), str(folder), seconds=3)
 
 
+@pytest.mark.parametrize("length", ["abc", [], {}])
+def test_a_tokenizer_that_cannot_be_used_is_refused(folder, length):
+    edit(folder / "tokenizer_config.json", model_max_length=length)
+    refused(lambda: load_model(folder), "cannot be loaded")
+    refused(lambda: load_tokenizer(folder), "cannot be loaded")
+
+
 @pytest.mark.parametrize("file", ["config.json", "processor_config.json", "tokenizer_config.json", "tokenizer.json"])
 @pytest.mark.parametrize("text", ["", "[]", "null", "{", "[" * 100_000, '{"a": ' * 5000, "\udcff"])
 def test_a_damaged_json_file_is_one_sentence(folder, file, text):
@@ -368,13 +375,20 @@ def test_availability_looks_at_the_disk_alone(offline, name):
 
 def test_what_the_hub_left_on_the_disk_is_found_and_asked_without_the_network(tmp_path, offline, monkeypatch):
     monkeypatch.setattr(sys.modules["huggingface_hub.constants"], "HF_HUB_CACHE", str(tmp_path))
-    cache(tmp_path, "somebody/strange", {"model_type": "a_type_that_nobody_knows"})
-    coded = cache(tmp_path, "somebody/coded", {"model_type": "strange", "auto_map": {"AutoModel": "own.Own"}})
+    cache(tmp_path, "somebody/strange", {"model_type": "llava", "text_config": {"model_type": "nobody"}})
+    coded = cache(tmp_path, "somebody/coded", {"model_type": "llava", "auto_map": {"AutoModel": "own.Own"}})
     (coded / "own.py").write_text(CODE)
     for name, words in (("somebody/strange", "cannot be loaded"), ("somebody/coded", "auto_map")):
         assert availability(name) == "on this machine"
         refused(lambda name=name: CheckpointRunner(name)._network, words)
     refused(lambda: CheckpointRunner("nobody/nothing")._network, "is not on this machine")
+
+
+@pytest.mark.parametrize("kind", ["llava_mistral", "llava_llada", "bert", None])
+def test_a_checkpoint_of_a_type_that_transformers_cannot_ask_is_not_available(kind, tmp_path, offline, monkeypatch):
+    monkeypatch.setattr(sys.modules["huggingface_hub.constants"], "HF_HUB_CACHE", str(tmp_path))
+    cache(tmp_path, "microsoft/llava-med-v1.5-mistral-7b", {"model_type": kind})
+    assert availability("microsoft/llava-med-v1.5-mistral-7b").endswith(f"of the type {kind!r}")
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from medv.model.modeling import MedVForMaskedDiffusion
 from medv.profiles import PROFILES, get_profile
 from medv.training.command import plan_stage
 from medv.training.lora import LoraRecipe, attach_lora
-from medv.training.memory import RESERVE, check_memory, plan_memory
+from medv.training.memory import RESERVE, check_memory, plan_cost, plan_memory
 from medv.training.stages import freeze_except
 
 PAPER = get_profile("paper")
@@ -95,6 +95,29 @@ def test_the_command_prints_the_plan_and_ends_with_2_where_it_cannot_fit():
     assert done.exit_code == 0 and json.loads(done.stdout)["fits"]
     assert "optimizer" in CliRunner().invoke(app, fits).stdout
     assert CliRunner().invoke(app, ["plan", "vqa", "--gpu-memory", "80"]).exit_code == 2
+
+
+def test_disk_and_hours_are_the_arithmetic_of_the_recipe():
+    cost = plan_cost(CONFIG, PAPER.stages["instruct"], gpus=4, zero=3, views=5)
+    total, trainable = LANGUAGE + PROJECTOR + vision_size(), LANGUAGE + PROJECTOR
+    assert cost.examples == 4 * 60_000 and cost.tokens == 5 * 27**2 + 250
+    assert cost.result == 2 * total and cost.checkpoint == 2 * total + 12 * trainable + 2 * (total - trainable)
+    assert cost.disk == 2 * cost.checkpoint and 113e9 < cost.checkpoint < 115e9
+    assert cost.seconds > 6 * 0.93 * LANGUAGE * cost.examples * cost.tokens / (4 * 0.4 * 312e12)
+    assert plan_cost(CONFIG, PAPER.stages["instruct"], gpus=8, zero=3, views=5).seconds == cost.seconds / 2
+    projector = plan_cost(CONFIG, PAPER.stages["align"], gpus=4, zero=3, views=5)
+    assert projector.result == 2 * PROJECTOR and projector.examples == 1_200_000
+    with pytest.raises(ValueError, match="'abacus' is not known: use one of B200"):
+        plan_cost(CONFIG, PAPER.stages["align"], card="abacus")
+
+
+@pytest.mark.parametrize(("data", "examples"), [("vqa_rad", 2 * 1797), ("slake", 49_190), ("pathvqa", 138_285)])
+def test_the_command_knows_the_data_sets_and_tells_disk_and_hours_with_what_is_assumed(data, examples):
+    command = ["plan", "vqa", "--data", data, "--gpus", "4", "--zero", "3"]
+    told = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
+    assert examples <= told["examples"] < examples + 8 and told["hours"] > 0 and told["disk"] > told["total"]
+    said = " ".join(CliRunner().invoke(app, [*command, "--card", "H100", "--mfu", "0.3"]).stdout.split())
+    assert "reach 30% of the peak of 4 x H100" in said and "GB of disk" in said
 
 
 # The paper's recipe says where each value comes from.

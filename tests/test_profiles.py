@@ -5,18 +5,27 @@ import json
 
 import pytest
 import torch
-from tiny import special
+from tiny import model, picture, processor, special
 from transformers import LlamaForCausalLM
+from typer.testing import CliRunner
 
+from medv.cli import app
 from medv.diffusion.loss import NORMALIZATIONS
 from medv.diffusion.sampler import SamplerConfig
 from medv.model.assembly import shape_config
 from medv.model.modeling import MedVForMaskedDiffusion
+from medv.paper import table
 from medv.profiles import PROFILES, STAGES, get_profile
 from medv.training.collate import ENCODINGS, Collator
 from medv.training.stages import PARTS
 from medv.training.stream import TIMES
 
+TABLE6_COLUMNS = [
+    ("align", "llava_med_align", "alignment"),
+    ("instruct", "llava_med_instruct", "md_sft"),
+    *(("vqa", name, f"sd_sft_{name}") for name in ("vqa_rad", "slake", "pathvqa")),
+]
+EPOCH = ("--epochs", "1")
 each_profile = pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
 
 
@@ -83,3 +92,31 @@ def test_the_sizes_are_what_the_profiles_are_for(name, low, high):
     with torch.device("meta"):
         network = MedVForMaskedDiffusion(shape_config(get_profile(name).model, special()))
     assert low <= parameters(network) <= high
+
+
+@pytest.mark.parametrize(("stage", "data", "column"), TABLE6_COLUMNS)
+def test_every_data_set_of_table_6_has_its_own_recipe(stage, data, column):
+    printed = table("table6").set_index("setting")[column]
+    recipe = get_profile("paper").recipe(stage, data)
+    assert recipe.samples == int(printed["training_samples"].replace("K", "000"))
+    assert (recipe.epochs, recipe.batch_size) == (int(printed["epochs"]), int(printed["global_batch_size"]))
+    assert get_profile("paper").with_recipe(stage, epochs=0.5).recipe(stage, data).epochs == 0.5
+
+
+@pytest.mark.parametrize(("data", "options", "steps"), [("slake", (), 10), ("pathvqa", (), 7), ("slake", EPOCH, 1)])
+def test_the_command_trains_on_a_data_set_by_its_own_recipe(tmp_path, data, options, steps):
+    model().save_pretrained(tmp_path / "start")
+    processor().save_pretrained(tmp_path / "start")
+    (tmp_path / "images/train").mkdir(parents=True)
+    picture(0).save(tmp_path / "images/train/a.png")
+    row = {"q_lang": "en", "question": "Is it?", "answer": "yes", "answer_type": "CLOSED"}
+    row |= {"image": "train/a.png", "img_name": "train/a.png"}
+    file = tmp_path / ("train.json" if data == "slake" else "train.jsonl")
+    rows = [row | {"qid": number, "id": number} for number in range(8)]
+    file.write_text(json.dumps(rows) if data == "slake" else "\n".join(map(json.dumps, rows)))
+    command = ["train", "vqa", "--profile", "paper", "--data", data, "--data-dir", str(tmp_path), "--json", *options]
+    done = CliRunner().invoke(
+        app, [*command, "--init", str(tmp_path / "start"), "--device", "cpu", "--out", str(tmp_path / "out")]
+    )
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout.splitlines()[-1])["steps"] == steps

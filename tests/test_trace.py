@@ -185,7 +185,8 @@ def test_what_cannot_have_happened_is_refused_on_reading(tmp_path, value, senten
         Trace.from_dict(value)
     path = tmp_path / "trace.json"
     path.write_text(json.dumps({"format": "medv trace 1", "about": {}, "trace": value}))
-    with pytest.raises(ValueError, match=f"trace.json holds no trace: .*({sentence}|NaN is no value of JSON)"):
+    said = "NaN is no value of JSON" if sentence == "confidence nan" else sentence
+    with pytest.raises(ValueError, match=f"trace.json holds no trace: .*{said}"):
         Trace.load(path)
 
 

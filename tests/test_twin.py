@@ -58,6 +58,18 @@ def test_padding_and_noise_do_not_change_the_loss(twin):
     assert torch.isclose(together, wanted, atol=1e-5) and noisy == together
 
 
+def test_images_that_were_looked_at_before_give_the_same_loss_and_logits(twin):
+    encode = Encoder(processor(), loss_tokens="response", max_length=256)
+    item = encode(examples(1)[0]) | {"noise": (0, 0, 0), "stratum": (0, 1)}
+    batch = Collator(processor().special, padding="none")([item])
+    with torch.no_grad():
+        seen = {name: value for name, value in batch.items() if name != "pixel_values"}
+        seen["vision_states"] = twin.model.look(batch["pixel_values"])
+        assert torch.equal(twin(**seen).loss, twin(**batch).loss)
+        del seen["labels"], batch["labels"]
+        assert torch.equal(twin(**seen).logits, twin(**batch).logits)
+
+
 def test_an_answer_is_the_most_probable_token_again_and_again(twin):
     example = examples(3)[1]
     (answer,) = answer_examples(twin, processor(), [example], SamplerConfig(6, 6, 6), quiet=True)

@@ -321,7 +321,7 @@ def test_the_settings_may_be_other_than_those_of_the_model(tmp_path):
         ),
         ({"image_aspect": "anyres", "image_grid": [[0, 32]]}, r"image_grid holds \[0, 32\]"),
         ({"image_aspect": "anyres", "image_grid": [[32]]}, r"image_grid holds \[32\]"),
-        ({"image_max_tiles": 0}, "image_max_tiles is 0: give a positive number, or None"),
+        ({"image_max_tiles": 0}, "image_max_tiles is 0: give a number from 1 to 1024, or None"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_in_a_sentence(settings, message):

@@ -201,6 +201,8 @@ def test_dropped_channels_are_the_samples_own_and_only_while_training():
     assert thin(items[1:])["vision_states"].equal(states[1:]), "whatever the companions"
     held = [item | {"noise": (0, -1, 0)} for item in items]
     assert thin(held)["vision_states"].equal(whole)
+    halves = [item | {"vision_states": item["vision_states"].half()} for item in items]
+    assert thin(halves)["vision_states"].dtype == torch.float16, "of the kind, and on the device, that the states have"
     with pytest.raises(ValueError, match="feature_dropout needs the tower's states"):
         thin(
             [

@@ -48,12 +48,3 @@ def sampler_of(
             **dict(zip(("gen_length", "block_length", "steps"), lengths, strict=True)), **draws
         )
     return SamplerConfig(*lengths, preset=preset, **how, **draws)
-
-
-def with_stop(config, processor):
-    """The official preset with the stop of the reference's demonstration, the end of turn; other configurations as they are."""
-    from dataclasses import replace
-
-    if config.preset != "official":
-        return config
-    return replace(config, stop_sequences=((processor.special.end_of_turn,),))

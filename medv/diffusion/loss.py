@@ -9,6 +9,7 @@ This module knows hidden states and a head that maps them to logits; it knows no
 from collections.abc import Callable, Iterator
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -89,8 +90,10 @@ def masked_cross_entropy(
 
     hidden [M, D] are the states of the masked positions, labels [M] int64. More than `chunk` positions are taken chunk by
     chunk and their logits recomputed in the backward pass, so memory holds chunk * V logits and not M * V. `head` must give
-    new tensors: the backward pass writes over them. With nothing masked the result is a zero that still depends on `hidden`,
-    so distributed ranks stay in step.
+    new tensors: the backward pass writes over them. With nothing masked the result is a zero that still depends on `hidden`.
+
+    In a process group every rank must call this, as all call `head` equally often, with empty chunks where a rank has fewer:
+    the weights of the head may be shared out over the ranks (ZeRO-3), which gather them at each call.
     """
 
     def part(states: torch.Tensor, ids: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -101,10 +104,21 @@ def masked_cross_entropy(
             losses = _CrossEntropy.apply(logits, ids)
         return (losses * scale).sum()
 
-    if len(hidden) <= chunk:
+    count = _most(max(1, -(-len(hidden) // chunk)), hidden.device)
+    if count == 1:
         return part(hidden, labels, weights)
-    pieces = zip(hidden.split(chunk), labels.split(chunk), weights.split(chunk), strict=True)
+    starts = range(0, count * chunk, chunk)
+    pieces = [[rows[start : start + chunk] for rows in (hidden, labels, weights)] for start in starts]
     return torch.stack([checkpoint(part, *piece, use_reentrant=False) for piece in pieces]).sum()
+
+
+def _most(count: int, device: torch.device) -> int:
+    """The largest count of any rank."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return count
+    most = torch.tensor(count, device=device)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    return int(most)
 
 
 def full_cross_entropy(

@@ -5,7 +5,7 @@ in (beyond the last bits of floating point). It knows no metric.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from PIL import Image
@@ -95,6 +95,15 @@ def answer_with_trace(
     return _answer_batch(model, processor, [example], config, None, [0], on_step, graphs)[0]
 
 
+def with_stop(config: SamplerConfig, processor: MedVProcessor) -> SamplerConfig:
+    """The official preset without stops of its own with that of the reference's demonstration, the end of turn; other
+    configurations as they are.
+    """
+    if config.preset != "official" or config.stop_sequences:
+        return config
+    return replace(config, stop_sequences=((processor.special.end_of_turn,),))
+
+
 def check_length(
     question: str,
     picture: Image.Image | None,
@@ -126,6 +135,7 @@ def _answer_batch(
     on_step: Callable[[Events], None] | None = None,
     graphs: bool | None = None,
 ) -> list[tuple[Answer, Trace]]:
+    config = with_stop(config, processor)
     with_image = batch[0].image is not None
     if any((example.image is not None) != with_image for example in batch):
         raise ValueError("a batch mixes questions with and without an image: answer them in two calls")

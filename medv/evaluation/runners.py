@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, BatchFeature
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from medv.data.example import Example, picture_of
 from medv.diffusion.settings import SamplerConfig
@@ -24,6 +25,7 @@ from medv.model.devices import device_named, place
 from medv.model.loading import cached_folder, load_network, load_processor
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
+from medv.model.shards import read_object
 
 BASELINES = {
     "LLaMA": "meta-llama/Llama-3.2-11B-Vision-Instruct",
@@ -197,9 +199,16 @@ class CheckpointRunner:
 
 
 def availability(checkpoint: str | None) -> str:
-    """Whether a checkpoint can be asked here: "on this machine", or why not. Looks at the disk only."""
+    """Whether a checkpoint can be asked here: "on this machine", or why not. Looks at the disk only, and runs no code of it."""
     if not checkpoint:
         return "not available: no published checkpoint is named"
-    if cached_folder(checkpoint) is None:
+    folder = cached_folder(checkpoint)
+    if folder is None or not (folder / "config.json").is_file():
         return "not available: the weights are not on this machine"
+    try:
+        kind = read_object(folder / "config.json").get("model_type")
+    except ValueError as error:
+        return f"not available: {error}"
+    if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        return f"not available: transformers knows no image-text model of the type {kind!r}"
     return "on this machine"

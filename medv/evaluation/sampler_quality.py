@@ -31,8 +31,9 @@ from medv.diffusion.schedules import (
 )
 from medv.diffusion.settings import SamplerConfig
 from medv.evaluation.answering import answer_examples
-from medv.evaluation.findings import score_descriptions
+from medv.evaluation.findings import score_description
 from medv.evaluation.repetition import distinct_n, repetition
+from medv.evaluation.verdicts import NOT_MEASURED, span, verdict
 from medv.evaluation.vqa import bootstrap_interval
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
@@ -180,29 +181,32 @@ def model_quality(
     config: SamplerConfig,
     steps: Sequence[int],
     *,
+    batch_size: int = 50,
     quiet: bool = True,
 ) -> pd.DataFrame:
     """Descriptions of phantoms: strategy, steps, unit (the example's id), metric, score; f1, precision and recall in percent.
 
-    `TEXT` are the reference descriptions. Repetition is counted in tokens of the text.
+    `TEXT` are the reference descriptions. Repetition is counted in tokens of the text. Facts are counted where an example has
+    a scene; else the three are NaN.
     """
-    scenes = [example.meta["scene"] for example in examples]
+    scenes = [example.meta.get("scene") for example in examples]
     ids = [example.id for example in examples]
     bar = tqdm(total=len(known) * len(steps), desc="descriptions", unit="run", disable=quiet)
 
     def judged(name: str, budget: int, texts: Sequence[str], forwards: Sequence[int]) -> pd.DataFrame:
-        facts = score_descriptions(texts, scenes, resamples=1).items
         scores = []
-        for text, fact, count in zip(texts, facts, forwards, strict=True):
+        for text, scene, count in zip(texts, scenes, forwards, strict=True):
             score = _repetition(processor.tokenizer.encode(text, add_special_tokens=False))
-            score |= {metric: 100 * getattr(fact, metric) for metric in ("f1", "precision", "recall")}
+            fact = None if scene is None else score_description(text, scene)
+            score |= {name: 100 * getattr(fact, name) if fact else np.nan for name in ("f1", "precision", "recall")}
             scores.append(score | {"forwards": count})
         return _items(name, budget, ids, scores)
 
     frames = [judged(TEXT, 0, [example.answer for example in examples], [0] * len(examples))]
     for name, strategy in known.items():
         for budget in steps:
-            answers = answer_examples(model, processor, examples, strategy.applied(config, budget), quiet=True)
+            own = strategy.applied(config, budget)
+            answers = answer_examples(model, processor, examples, own, batch_size=batch_size, quiet=True)
             frames.append(judged(name, budget, [a.text for a in answers], [a.forwards for a in answers]))
             bar.update()
     bar.close()
@@ -231,24 +235,29 @@ def summarize_quality(items: pd.DataFrame, *, resamples: int = 1000) -> pd.DataF
     """Mean and 95 % bootstrap interval over units: strategy, steps, metric, value, low, high, n."""
     rows = []
     for (strategy, steps, metric), part in items.groupby(["strategy", "steps", "metric"], sort=False):
-        low, high = bootstrap_interval(part["score"], seed=0, resamples=resamples)
-        row = {"strategy": strategy, "steps": steps, "metric": metric, "value": part["score"].mean()}
-        rows.append(row | {"low": low, "high": high, "n": len(part)})
+        known = part["score"].dropna()
+        low, high = _interval(known, resamples)
+        row = {"strategy": strategy, "steps": steps, "metric": metric, "value": known.mean()}
+        rows.append(row | {"low": low, "high": high, "n": len(known)})
     return pd.DataFrame(rows)
+
+
+def _interval(values: Sequence[float], resamples: int) -> tuple[float, float]:
+    return bootstrap_interval(values, seed=0, resamples=resamples) if len(values) else (np.nan, np.nan)
 
 
 def against(items: pd.DataFrame, strategy: str = OURS, base: str = BASE, *, resamples: int = 1000) -> pd.DataFrame:
     """A strategy beside the base on the same units, by budget and metric.
 
     Columns: steps, metric, base, value, gap (value - base), low, high (95 % paired bootstrap of the gap), ratio (value /
-    base; NaN where the base is 0), n.
+    base; NaN where the base is 0), n (units measured in both; without any all numbers are NaN).
     """
     rows = []
     pair = items[items["strategy"].isin((strategy, base))]
     for (steps, metric), part in pair.groupby(["steps", "metric"], sort=False):
-        grid = part.pivot(index="unit", columns="strategy", values="score")
-        gap = (grid[strategy] - grid[base]).to_numpy()
-        low, high = bootstrap_interval(gap, seed=0, resamples=resamples)
+        grid = part.pivot(index="unit", columns="strategy", values="score").dropna()
+        gap = grid[strategy] - grid[base]
+        low, high = _interval(gap, resamples)
         before, after = grid[base].mean(), grid[strategy].mean()
         row = {"steps": steps, "metric": metric, "base": before, "value": after, "gap": gap.mean()}
         rows.append(row | {"low": low, "high": high, "ratio": after / before if before else np.nan, "n": len(gap)})
@@ -259,30 +268,33 @@ def verdicts(compared: pd.DataFrame, *, keeps: str) -> list[str]:
     """One sentence a budget on `against`: is repetition halved, and is the metric `keeps` (higher is better) not worse?
 
     A run cannot be shorter than one token, so its excess over one is what can be halved; the plain ratio is told too. "Not
-    worse": the interval of the gap does not lie below 0 as a whole.
+    worse": the interval of the gap does not lie below 0 as a whole. What has no numbers is "not measured".
     """
     told = []
     for steps, part in compared.groupby("steps"):
         by = part.set_index("metric")
         repeats, run, kept = (*(by.loc[name] for name in HALVED), by.loc[keeps])
-        halved = [repeats["value"] <= repeats["base"] / 2, run["value"] - 1 <= (run["base"] - 1) / 2]
-        words = [f"{'at most' if half else 'more than'} half" for half in halved]
-        worse = "worse" if kept["high"] < 0 else "better" if kept["low"] > 0 else "no difference shown"
+        halved = [(repeats["value"], repeats["base"]), (run["value"] - 1, run["base"] - 1)]
+        words = [NOT_MEASURED if np.isnan(a) else "at most half" if a <= b / 2 else "more than half" for a, b in halved]
+        said = verdict(kept["low"], kept["high"], above="better", below="worse")
+        gap = span(kept["gap"], kept["low"], kept["high"], form="+.2f")
         told.append(
             f"Z = {steps}: adjacent duplicates {repeats['base']:.2f} -> {repeats['value']:.2f} % ({words[0]}); longest run "
             f"{run['base']:.2f} -> {run['value']:.2f}, ratio {run['ratio']:.2f}, excess over one {words[1]}; {keeps} "
-            f"{kept['base']:.2f} -> {kept['value']:.2f}, gap {kept['gap']:+.2f} [{kept['low']:+.2f}, {kept['high']:+.2f}] "
-            f"({worse}), n = {int(kept['n'])}"
+            f"{kept['base']:.2f} -> {kept['value']:.2f}, gap {gap} ({said}), n = {int(kept['n'])}"
         )
     return told
 
 
 def front(points: pd.DataFrame, cost: str, gain: str) -> pd.Series:
-    """Which rows no other row beats: none is as cheap or cheaper and gains more, or as good and cheaper; bool per row."""
+    """Which rows no other row beats: none is as cheap or cheaper and gains more, or as good and cheaper; bool per row.
+
+    A row without a gain is not among them.
+    """
     cheap, good = points[cost].to_numpy(float), points[gain].to_numpy(float)
     no_dearer, no_worse = cheap[None] <= cheap[:, None], good[None] >= good[:, None]
     beaten = no_dearer & no_worse & ((cheap[None] < cheap[:, None]) | (good[None] > good[:, None]))
-    return pd.Series(~beaten.any(axis=1), index=points.index)
+    return pd.Series(~beaten.any(axis=1) & np.isfinite(good), index=points.index)
 
 
 def beside(summary: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:

@@ -28,7 +28,8 @@ METRICS = ("closed_accuracy", "open_recall", "closed_strict_accuracy", "open_set
 
 def sampler_config(spec: SamplerSpec, *, seed: int = 0) -> SamplerConfig:
     """The sampler configuration of a profile's L, B and Z."""
-    return SamplerConfig(spec.gen_length, spec.block_length, spec.steps, seed=seed)
+    make = SamplerConfig.official if spec.preset == "official" else SamplerConfig
+    return make(gen_length=spec.gen_length, block_length=spec.block_length, steps=spec.steps, seed=seed)
 
 
 def vqa_study(
@@ -41,6 +42,7 @@ def vqa_study(
     seed: int = 0,
     conditions: Sequence[str] = CONDITIONS,
     looks: Looks | None = None,
+    batch_size: int = 50,
     quiet: bool = False,
 ) -> pd.DataFrame:
     """One row per condition and question: condition, seed, id, answer_type, question, reference, answer, metrics in percent.
@@ -61,7 +63,7 @@ def vqa_study(
         answers = told.get(condition)
         if answers is None:
             seen = shuffled_images(test, seed) if condition == "shuffled images" else shown[condition]
-            given = answer_examples(model, processor, seen, config, looks=looks, quiet=quiet)
+            given = answer_examples(model, processor, seen, config, looks=looks, batch_size=batch_size, quiet=quiet)
             answers = [answer.text for answer in given]
         scores = evaluate_vqa(references, answers)
         frame = _item_frame(scores, test, answers)
@@ -128,11 +130,11 @@ def _two_level_interval(grid: np.ndarray, resamples: int, *, level: float = 0.95
     """Percentile interval of the mean of a [seeds, questions] grid."""
     rng = np.random.default_rng(0)
     seeds, questions = grid.shape
-    means = []
+    means, mean = [], np.nanmean if np.isnan(grid).any() else np.mean
     for _ in range(resamples):
         columns = rng.integers(questions, size=questions)
-        means.append(grid[rng.integers(seeds, size=seeds)][:, columns].mean())
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+        means.append(mean(grid[rng.integers(seeds, size=seeds)][:, columns]))
+    low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

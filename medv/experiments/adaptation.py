@@ -21,7 +21,8 @@ from medv.data.texts import Document, read_documents, split_documents
 from medv.diffusion.sampler import SamplerConfig, sample
 from medv.evaluation.repetition import repetition
 from medv.evaluation.study import sampler_config, summarize
-from medv.experiments.trials import run_trials, verdict
+from medv.evaluation.verdicts import span
+from medv.experiments.trials import judged, run_trials
 from medv.model.assembly import token_ids
 from medv.model.bundled import bundled
 from medv.model.devices import device_named
@@ -270,11 +271,10 @@ def arm_table(items: pd.DataFrame, held_out: Sequence[Document]) -> pd.DataFrame
     """A row per arm, "mean [95 % interval]" of each metric, the best first; last what the held-out text itself has."""
     summary, rows = summarize(items, metrics=list(METRICS)), []
     for arm, part in summary.groupby("condition", sort=False):
-        cells = part.set_index("metric")
+        cells = part.set_index("metric").reindex(list(METRICS))
         row = dict(zip(FACTORS, arm.split(", "), strict=True)) | {"order": cells.loc["cross_entropy", "value"]}
         for name, title in METRICS.items():
-            value, low, high = cells.loc[name, ["value", "low", "high"]]
-            row[title] = f"{value:.2f} [{low:.2f}, {high:.2f}]"
+            row[title] = span(*cells.loc[name, ["value", "low", "high"]], form=".2f")
         rows.append(row | {"seeds": int(cells["seeds"].max())})
     table = pd.DataFrame(rows).sort_values("order", kind="stable").drop(columns="order")
     own = np.mean([100 * repetition(document.text.split())["adjacent_duplicates"] for document in held_out])
@@ -290,18 +290,17 @@ def effects(items: pd.DataFrame) -> pd.DataFrame:
     for factor, sides in FACTORS.items():
         means = items.groupby([factor, "seed", "id"])[list(METRICS)].mean()
         gap = (means.loc[sides[0]] - means.loc[sides[1]]).reset_index().assign(condition=factor)
-        frames.append(summarize(gap, metrics=list(METRICS)).assign(factor=f"{sides[0]} minus {sides[1]}"))
+        frames.append(judged(gap, list(METRICS)).assign(factor=f"{sides[0]} minus {sides[1]}"))
     table = pd.concat(frames, ignore_index=True)
-    table["verdict"] = [verdict(low, high) for low, high in zip(table["low"], table["high"], strict=True)]
     return table[["factor", "metric", "value", "low", "high", "n", "seeds", "verdict"]]
 
 
 def conclusion(table: pd.DataFrame) -> str:
     """A sentence for each effect, computed from `effects`."""
-    words = {"lower": "better", "higher": "worse", "no difference shown": "no difference shown"}
+    words = {"lower": "better", "higher": "worse"}
     return "\n".join(
-        f"{row.factor}, {METRICS[row.metric]}: {words[row.verdict]}, {row.value:+.3f} [{row.low:+.3f}, {row.high:+.3f}], "
-        f"{row.seeds} seed{'s' * (row.seeds > 1)}"
+        f"{row.factor}, {METRICS[row.metric]}: {words.get(row.verdict, row.verdict)}, "
+        f"{span(row.value, row.low, row.high, form='+.3f')}, {row.seeds} seed{'s' * (row.seeds > 1)}"
         for row in table.itertuples()
     )
 

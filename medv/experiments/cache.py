@@ -19,6 +19,9 @@ from medv.profiles import Profile
 RESUME_KEY = "MEDV_RESUME_KEY"
 """Set in a notebook's environment to its fingerprint: unfinished work of the very same notebook may be continued."""
 
+FORCE_KEY = "MEDV_FORCE"
+"""Set in a notebook's environment: what stands in the place of an artifact is made anew, whoever put it there."""
+
 SUFFIXES = (".png", ".svg", ".csv", ".json")
 """What each figure and table consists of."""
 

@@ -23,12 +23,15 @@ from medv.evaluation import judge
 from medv.evaluation.benchmark import answer_file
 from medv.evaluation.findings import stated_facts
 from medv.evaluation.runners import BASELINES, MedVRunner, availability
-from medv.experiments.generation import divisor, interval
+from medv.evaluation.study import sampler_config
+from medv.evaluation.verdicts import NOT_MEASURED
+from medv.experiments.generation import PLAIN, divisor, interval
 from medv.experiments.lengths import MAIN_BLOCK
 from medv.profiles import Profile
 
 CONVERSATIONS, DESCRIPTIONS = 143, 50
 GROUPS = ("conversation", "description", *DOMAINS, "overall")
+TWIN = "autoregressive twin"
 COLUMN = {"ct": "ct_scan"}
 """Our domain -> the paper's column, where they differ."""
 
@@ -50,7 +53,9 @@ def questions(profile: Profile) -> list[Example]:
 
 
 def findings_score(text: str, example: Example) -> float:
-    """The findings score of one answer, 0..100."""
+    """The findings score of one answer, 0..100; NaN where nobody listed the facts of the image."""
+    if "scene" not in example.meta:
+        return np.nan
     stated, wanted = stated_facts(text), stated_facts(example.answer)
     precision = len(stated & example.meta["scene"].facts()) / max(len(stated), 1)
     recall = len(stated & wanted) / max(len(wanted), 1)
@@ -62,7 +67,7 @@ def systems(profile: Profile, models: Mapping[str, Path], twin: Path | None) -> 
     chosen = {name: (folder, False) for name, folder in models.items()}
     last = next(reversed(models))
     chosen[f"{last}, canvas to fit"] = (models[last], True)
-    return chosen | ({} if twin is None else {"autoregressive twin": (twin, False)})
+    return chosen | ({} if twin is None else {TWIN: (twin, False)})
 
 
 def answer_all(
@@ -74,15 +79,16 @@ def answer_all(
     gets a quarter of it for conversation. Answers that are there are kept.
     """
     length, block = 256 // divisor(profile), max(MAIN_BLOCK // divisor(profile), 1)
-    long, short = SamplerConfig(length, block, length), SamplerConfig(block, block, block)
+    sizes, spec = {False: (length, block, length), True: (block, block, block)}, profile.describe
     rows = []
-    runners = {model: MedVRunner(model, long, profile.dtype) for model, _ in chosen.values()}
+    runners = {model: MedVRunner(model, SamplerConfig(), profile.dtype) for model, _ in chosen.values()}
     for place, (name, (model, fits)) in enumerate(chosen.items()):
         for kind in ("conversation", "description"):
             part = [example for example in asked if example.meta["type"] == kind]
             out = folder / f"{place:02d}-{kind}.jsonl"
-            config = short if fits and kind == "conversation" else long
-            answer_file(part, replace(runners[model], config=config), out, batch_size=100, quiet=True)
+            own = (PLAIN if name == TWIN else spec).sized(*sizes[fits and kind == "conversation"])
+            runner = replace(runners[model], config=sampler_config(own))
+            answer_file(part, runner, out, batch_size=spec.batch_size, quiet=True)
             rows += [_row(name, example, answer) for example, answer in zip(part, read_jsonl(out), strict=True)]
     return pd.DataFrame(rows)
 
@@ -121,9 +127,8 @@ def scores(items: pd.DataFrame) -> pd.DataFrame:
             values = part[mask]["score"].to_numpy(float)
             if len(values):
                 value, low, high = interval([values])
-                rows.append(
-                    {"system": system, "group": group, "value": value, "low": low, "high": high, "n": len(values)}
-                )
+                row = {"system": system, "group": group, "value": value, "low": low, "high": high}
+                rows.append(row | {"n": int(np.isfinite(values).sum())})
     return pd.DataFrame(rows)
 
 
@@ -170,7 +175,8 @@ def table1(items: pd.DataFrame, judged: pd.DataFrame | None = None) -> pd.DataFr
 
 def _cells(found: pd.DataFrame, source: str) -> pd.DataFrame:
     """A row per system, in their order: source, and "value [low, high]" per group."""
-    cells = found.assign(cell=[f"{r.value:.1f} [{r.low:.0f}, {r.high:.0f}]" for r in found.itertuples()])
+    said = [f"{r.value:.1f} [{r.low:.0f}, {r.high:.0f}]" if r.n else NOT_MEASURED for r in found.itertuples()]
+    cells = found.assign(cell=said)
     wide = cells.pivot(index="system", columns="group", values="cell")
     wide = wide.reindex(index=found["system"].unique(), columns=GROUPS)
     wide.insert(0, "source", source)

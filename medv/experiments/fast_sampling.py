@@ -11,6 +11,7 @@ import pandas as pd
 
 from medv.diffusion.settings import SamplerConfig
 from medv.evaluation import sampler_quality as quality
+from medv.evaluation.verdicts import NOT_MEASURED
 from medv.experiments.bench_sampler import PRESETS, BenchResult, BenchShape
 from medv.profiles import Profile
 
@@ -71,7 +72,7 @@ def on_front(points: pd.DataFrame, metrics: Sequence[str]) -> str:
     for (judge, metric), part in points[points["metric"].isin(metrics)].groupby(["judge", "metric"], sort=False):
         best = part[part["front"]].sort_values("forwards")
         names = ", ".join(f"{row.strategy} ({row.forwards:.0f})" for row in best.itertuples())
-        told.append(f"{judge}, {metric}: {names}")
+        told.append(f"{judge}, {metric}: {names or NOT_MEASURED}")
     return "\n".join(told)
 
 

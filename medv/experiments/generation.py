@@ -22,14 +22,17 @@ from medv.diffusion.settings import SamplerConfig
 from medv.evaluation.benchmark import answer_file
 from medv.evaluation.findings import score_description
 from medv.evaluation.runners import MedVRunner, Runner
+from medv.evaluation.study import sampler_config
 from medv.evaluation.text import measure_answer
-from medv.profiles import Profile
+from medv.evaluation.verdicts import NOT_MEASURED, span, verdict
+from medv.profiles import Profile, SamplerSpec
 
 SCORES = ("score", "precision", "recall")
 REPETITIONS = ("adjacent_duplicates", "repeated_share", "rep_2", "rep_4", "distinct_1")
 METRICS = (*SCORES, "words", "forwards", "seconds", *REPETITIONS, "longest_run")
 """score, precision, recall and the repetition shares in percent; words, forwards and seconds per answer."""
 PAPER_LENGTH = 256
+PLAIN = SamplerSpec(1, 1, 1)
 
 
 def requests(
@@ -67,14 +70,21 @@ def table5_settings(profile: Profile) -> pd.DataFrame:
     return rows
 
 
-def plain_configs(settings: pd.DataFrame) -> dict[str, SamplerConfig]:
-    """One configuration for each different setting of `table5_settings`."""
+def plain_configs(settings: pd.DataFrame, like: SamplerSpec = PLAIN) -> dict[str, SamplerConfig]:
+    """One configuration for each different setting of `table5_settings`, with the sampler of `like`."""
     kept = settings.drop_duplicates("setting")
-    return {row.setting: SamplerConfig(row.gen_length, row.block_length, row.steps) for row in kept.itertuples()}
+    return {
+        row.setting: sampler_config(like.sized(row.gen_length, row.block_length, row.steps))
+        for row in kept.itertuples()
+    }
 
 
 def ask_all(
-    ways: Mapping[str, Runner], asked: Mapping[int, Sequence[Example]], folder: Path, *, batch_size: int = 100
+    ways: Mapping[str, Runner],
+    asked: Mapping[int, Sequence[Example]],
+    folder: Path,
+    *,
+    batch_size: int = PLAIN.batch_size,
 ) -> pd.DataFrame:
     """Every way answers every request; answers that `folder` holds are kept, so that a stopped run goes on.
 
@@ -125,7 +135,7 @@ def measured(rows: Sequence[Mapping], examples: Sequence[Example]) -> pd.DataFra
 
 
 def summarize(items: pd.DataFrame, metrics: Sequence[str] = METRICS) -> pd.DataFrame:
-    """Mean and 95 % interval: setting, metric, value, low, high, n (answers), seeds.
+    """Mean and 95 % interval: setting, metric, value, low, high, n (answers measured), seeds.
 
     The interval is a two-level bootstrap: seeds are drawn with replacement, then the answers of each.
     """
@@ -135,45 +145,54 @@ def summarize(items: pd.DataFrame, metrics: Sequence[str] = METRICS) -> pd.DataF
             groups = [group[metric].to_numpy(float) for _, group in part.groupby("seed")]
             value, low, high = interval(groups)
             row = {"setting": setting, "metric": metric, "value": value, "low": low, "high": high}
-            rows.append(row | {"n": len(part), "seeds": len(groups)})
+            rows.append(row | {"n": int(part[metric].notna().sum()), "seeds": len(groups)})
     return pd.DataFrame(rows)
 
 
 def interval(groups: Sequence[np.ndarray], *, resamples: int = 2000) -> tuple[float, float, float]:
-    """(mean, low, high) of values in groups (one per seed, of the same size): groups are drawn, then values within each."""
+    """(mean, low, high) of values in groups (one per seed, of the same size): groups are drawn, then values within each.
+
+    NaN is a value that was not measured and stands in no mean; all three are NaN where nothing was.
+    """
     rng = np.random.default_rng(0)
     grid = np.stack(groups)  # [seeds, n]
+    if np.isnan(grid).all():
+        return np.nan, np.nan, np.nan
+    mean = np.nanmean if np.isnan(grid).any() else np.mean
     chosen = grid[rng.integers(len(grid), size=(resamples, len(grid)))]  # [resamples, seeds, n]
     inside = rng.integers(grid.shape[1], size=(resamples, len(grid), grid.shape[1]))
-    means = np.take_along_axis(chosen, inside, axis=2).mean(axis=(1, 2))
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(grid.mean()), float(low), float(high)
+    means = mean(np.take_along_axis(chosen, inside, axis=2), axis=(1, 2))
+    low, high = np.nanquantile(means, [0.025, 0.975])
+    return float(mean(grid)), float(low), float(high)
 
 
 def change(items: pd.DataFrame, metric: str, first: str, second: str) -> dict:
     """What the metric does from one setting to another on the same requests: change, low, high, n and a verdict in a word.
 
-    "rises" or "falls" where the 95 % interval of the paired difference excludes 0, else "no change shown".
+    "rises" or "falls" where the 95 % interval of the paired difference excludes 0, else "no change shown"; "not measured"
+    where no request has the metric in both settings.
     """
     grid = items.pivot(index=["seed", "id"], columns="setting", values=metric)
     gap = grid[second] - grid[first]
     value, low, high = interval([part.to_numpy(float) for _, part in gap.groupby("seed")])
-    verdict = "rises" if low > 0 else "falls" if high < 0 else "no change shown"
-    return {"change": value, "low": low, "high": high, "n": len(gap), "verdict": verdict}
+    said = verdict(low, high, above="rises", below="falls", between="no change shown")
+    return {"change": value, "low": low, "high": high, "n": int(gap.notna().sum()), "verdict": said}
 
 
 def check_effects(items: pd.DataFrame, claims: Sequence[tuple[str, str, str, str, str]]) -> pd.DataFrame:
     """The paper's effects beside ours. claims: (what the paper says, metric, first setting, second setting, its direction).
 
-    The direction is "rises", "falls" or "no change shown", from first to second. appears here: "yes", or "no" and what it does.
+    The direction is "rises", "falls" or "no change shown", from first to second. appears here: "yes", "no" and what it does, or
+    "not measured".
     """
     rows = []
     for claim, metric, first, second, expected in claims:
         if first == second:
             continue
         found = change(items, metric, first, second)
-        answer = "yes" if found["verdict"] == expected else f"no: {found['verdict']}"
-        ours = f"{found['change']:+.1f} [{found['low']:+.1f}, {found['high']:+.1f}]"
+        answers = {expected: "yes", NOT_MEASURED: NOT_MEASURED}
+        answer = answers.get(found["verdict"], f"no: {found['verdict']}")
+        ours = span(found["change"], found["low"], found["high"], form="+.1f")
         row = {"the paper says": claim, "metric": metric.replace("_", " "), "from": first, "to": second}
         rows.append(row | {"here": ours, "n": found["n"], "appears here": answer})
     return pd.DataFrame(rows)
@@ -182,7 +201,7 @@ def check_effects(items: pd.DataFrame, claims: Sequence[tuple[str, str, str, str
 def cells(summary: pd.DataFrame, metrics: Sequence[str], *, digits: int = 1) -> pd.DataFrame:
     """A row per setting, a column "mean [low, high]" per metric."""
     short = summary[summary["metric"].isin(metrics)].copy()
-    short["cell"] = [f"{r.value:.{digits}f} [{r.low:.{digits}f}, {r.high:.{digits}f}]" for r in short.itertuples()]
+    short["cell"] = [span(r.value, r.low, r.high, form=f".{digits}f") for r in short.itertuples()]
     return short.pivot(index="setting", columns="metric", values="cell")[list(metrics)]
 
 

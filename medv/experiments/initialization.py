@@ -20,8 +20,9 @@ from medv.evaluation.answering import answer_examples
 from medv.evaluation.findings import score_descriptions
 from medv.evaluation.repetition import repetition
 from medv.evaluation.study import sampler_config, summarize, vqa_study
+from medv.evaluation.verdicts import NOT_MEASURED, span
 from medv.experiments.stages import Network
-from medv.experiments.trials import as_rows, difference_rows, run_trials, verdict
+from medv.experiments.trials import as_rows, difference_rows, judged, run_trials
 from medv.model.assembly import assemble, new_processor
 from medv.model.bundled import bundled, load_model
 from medv.model.loading import load_tokenizer
@@ -128,6 +129,7 @@ def arms_of(parts: Mapping[str, Path]) -> tuple[Arm, ...]:
 def plan_of(profile: Profile) -> InitPlan:
     """The plan of a profile, with no more seeds than the profile has on this machine."""
     plan = PLANS[profile.name]
+    plan = replace(plan, describe=plan.describe.like(profile.describe), answer=plan.answer.like(profile.answer))
     return plan if profile.towers == "bundled" else replace(plan, seeds=profile.seeds)
 
 
@@ -177,7 +179,8 @@ def examine(network: Network, plan: InitPlan, profile: Profile, *, seed: int) ->
     """
     size = profile.model.image_size
     asked = description_set("test", plan.descriptions, image_size=size)
-    answers = answer_examples(*network, asked, sampler_config(plan.describe, seed=seed), quiet=True)
+    how = {"batch_size": plan.describe.batch_size, "quiet": True}
+    answers = answer_examples(*network, asked, sampler_config(plan.describe, seed=seed), **how)
     texts = [answer.text for answer in answers]
     items = score_descriptions(texts, [example.meta["scene"] for example in asked], resamples=1).items
     rows = []
@@ -187,7 +190,8 @@ def examine(network: Network, plan: InitPlan, profile: Profile, *, seed: int) ->
         row = {"id": example.id, "text": text, "findings_f1": 100 * item.f1}
         rows.append(row | {"adjacent_duplicates": repeated, "words": len(words)})
     test = vqa_set("test", plan.questions, image_size=size)
-    vqa = vqa_study(*network, test, test, sampler_config(plan.answer, seed=seed), conditions=["model"], quiet=True)
+    how["batch_size"] = plan.answer.batch_size
+    vqa = vqa_study(*network, test, test, sampler_config(plan.answer, seed=seed), conditions=["model"], **how)
     vqa = vqa.rename(columns={"answer": "text"})[["id", "text", "closed_accuracy", "open_recall"]]
     return pd.concat([pd.DataFrame(rows), vqa], ignore_index=True)
 
@@ -224,11 +228,8 @@ def table4(summary: pd.DataFrame) -> pd.DataFrame:
     """Ours beside the paper's, in columns of their own. The paper's score is a judge's, ours counts findings: other things."""
     rows = []
     for arm in _among(summary):
-        part = summary[summary["condition"] == arm.name].set_index("metric")
-        cells = {
-            title: f"{part.loc[name, 'value']:.1f} [{part.loc[name, 'low']:.1f}, {part.loc[name, 'high']:.1f}]"
-            for name, title in METRICS.items()
-        }
+        part = summary[summary["condition"] == arm.name].set_index("metric").reindex(list(METRICS))
+        cells = {title: span(*part.loc[name, ["value", "low", "high"]]) for name, title in METRICS.items()}
         about = {"model": arm.name, "start": arm.about, "aligned": arm.aligned}
         rows.append(about | cells | {"seeds": int(part["seeds"].max())})
     published = paper.table("table4").drop(columns="stage3")
@@ -241,9 +242,8 @@ def differences(items: pd.DataFrame) -> pd.DataFrame:
     frames = []
     for arm in _among(items)[1:]:
         rows = difference_rows(items, arm.name, BASE, list(METRICS))
-        frames.append(summarize(rows, metrics=list(METRICS)).assign(arm=arm.name))
+        frames.append(judged(rows, list(METRICS)).assign(arm=arm.name))
     table = pd.concat(frames, ignore_index=True)
-    table["verdict"] = [verdict(low, high) for low, high in zip(table["low"], table["high"], strict=True)]
     return table[["arm", "metric", "value", "low", "high", "n", "seeds", "verdict"]]
 
 
@@ -254,11 +254,10 @@ def conclusion(table: pd.DataFrame) -> str:
     for metric, (wanted, words) in effects.items():
         for arm in (arm.name for arm in ARMS[1:3] if arm.name in set(table["arm"])):
             row = table[(table["arm"] == arm) & (table["metric"] == metric)].iloc[0]
-            said = "appears" if row["verdict"] == wanted else f"does not appear ({row['verdict']})"
-            lines.append(
-                f"{arm} {words} than {BASE}, as in the paper: {said}; difference {row['value']:+.1f} points "
-                f"[{row['low']:+.1f}, {row['high']:+.1f}]"
-            )
+            said = {wanted: "appears", NOT_MEASURED: NOT_MEASURED}
+            said = said.get(row["verdict"], f"does not appear ({row['verdict']})")
+            points = span(row["value"], row["low"], row["high"], form="+.1f")
+            lines.append(f"{arm} {words} than {BASE}, as in the paper: {said}; difference in points {points}")
     return "\n".join(lines) or "neither V1 nor V2 is among the arms: the paper's two effects are not measured"
 
 

@@ -16,6 +16,7 @@ from medv import paper
 from medv.data.example import Example, Turn
 from medv.diffusion.settings import SamplerConfig
 from medv.evaluation.runners import MedVRunner, Runner
+from medv.evaluation.study import sampler_config
 from medv.experiments.generation import ask_all, cells, divisor, means, summarize
 from medv.profiles import Profile
 
@@ -24,6 +25,11 @@ MAIN_BLOCK = 64
 """Block length of the paper's main setting."""
 DIFFUSION, TWIN = "diffusion", "twin"
 Requests = Mapping[int, Sequence[Example]]
+
+
+def _config(profile: Profile, length: int, block: int, steps: int) -> SamplerConfig:
+    """How the diffusion model is asked; the twin has a sampler of its own."""
+    return sampler_config(profile.describe.sized(length, block, steps))
 
 
 def asked_words(profile: Profile) -> int:
@@ -52,7 +58,7 @@ def table3_runners(profile: Profile, model: MedVRunner, twin: MedVRunner | None)
         runners[f"{TWIN}, kept from ending"] = replace(twin, config=forced)
     printed = paper.table("table3").dropna(subset="sampling_steps")
     steps = [max(int(z) // divisor(profile), length // block) for z in printed["sampling_steps"]]
-    diffusion = {f"{DIFFUSION}, Z = {z}": replace(model, config=SamplerConfig(length, block, z)) for z in steps}
+    diffusion = {f"{DIFFUSION}, Z = {z}": replace(model, config=_config(profile, length, block, z)) for z in steps}
     return runners | diffusion
 
 
@@ -62,7 +68,7 @@ def length_runners(profile: Profile, model: MedVRunner, twin: MedVRunner | None)
     runners: dict[str, Runner] = {}
     for length in (longest // 4, longest // 2, 3 * longest // 4):
         fits = block if length % block == 0 else length
-        runners[f"{DIFFUSION}, {length} tokens"] = replace(model, config=SamplerConfig(length, fits, length))
+        runners[f"{DIFFUSION}, {length} tokens"] = replace(model, config=_config(profile, length, fits, length))
         if twin is None:
             continue
         runners[f"{TWIN}, at most {length} tokens"] = replace(twin, config=SamplerConfig(length, length, length))
@@ -75,11 +81,12 @@ def ask_lengths(profile: Profile, model: Path, twin: Path | None, asked: Request
     """All answers of the notebook: rows as `medv.experiments.generation.ask_all`."""
     both = [None if folder is None else MedVRunner(folder, SamplerConfig(), profile.dtype) for folder in (model, twin)]
     words, main = asked_words(profile), table3_runners(profile, *both)
-    frames = [ask_all(main, asked, folder / "table3")]
+    how = {"batch_size": profile.describe.batch_size}
+    frames = [ask_all(main, asked, folder / "table3", **how)]
     if twin is not None:
         default = {f"{TWIN}, asked for {words} words": main[f"{TWIN}, default"]}
-        frames.append(ask_all(default, asking_for_words(asked, words), folder / "words"))
-    frames.append(ask_all(length_runners(profile, *both), asked, folder / "lengths"))
+        frames.append(ask_all(default, asking_for_words(asked, words), folder / "words", **how))
+    frames.append(ask_all(length_runners(profile, *both), asked, folder / "lengths", **how))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -160,7 +167,9 @@ def length_claims(profile: Profile, *, twin: bool = True) -> list[tuple[str, str
 
 
 def twin_facts(folder: Path) -> dict:
-    """How the twin was trained, as its folder says."""
+    """How the twin was trained, as its folder says; one trained elsewhere has nothing to say."""
+    if not (folder / "twin.json").is_file():
+        return {"given": "trained elsewhere"}
     return json.loads((folder / "twin.json").read_text(encoding="utf-8"))
 
 
@@ -168,7 +177,7 @@ def twin_table(folder: Path) -> pd.DataFrame:
     """What training the twin took, a row per stage: steps, trainable parameters, last losses; or why there is no twin."""
     facts = twin_facts(folder)
     stages = [{"stage": name, **row} for name, row in facts.items() if isinstance(row, dict)]
-    note = pd.DataFrame([{"twin": text} for name, text in facts.items() if name in ("none", "copied from")])
+    note = pd.DataFrame([{"twin": text} for name, text in facts.items() if name in ("none", "copied from", "given")])
     return pd.DataFrame(stages) if stages else note
 
 

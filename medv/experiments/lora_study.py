@@ -18,8 +18,9 @@ import torch
 from medv.data.example import Example
 from medv.data.phantom_sets import instruct_set
 from medv.evaluation.study import sampler_config, summarize, vqa_study
+from medv.evaluation.verdicts import NOT_MEASURED, span, verdict
 from medv.experiments.stages import SENTENCE, Network
-from medv.experiments.trials import as_rows, difference_rows, run_trials, verdict
+from medv.experiments.trials import as_rows, difference_rows, judged, run_trials
 from medv.model.bundled import load_model
 from medv.profiles import Profile
 from medv.training.collate import Collator, Encoder
@@ -151,7 +152,8 @@ def compare_lora(
         facts = run_stage("vqa", chosen, scratch, **options, checkpoints=False, quiet=True)
         config = sampler_config(profile.answer, seed=trial.seed)
         network = load_model(scratch)
-        items = vqa_study(*network, train, asked, config, seed=trial.seed, conditions=["model"], quiet=True)
+        how = {"seed": trial.seed, "conditions": ["model"], "batch_size": profile.answer.batch_size, "quiet": True}
+        items = vqa_study(*network, train, asked, config, **how)
         stored = (scratch / "adapter" if lora else scratch).glob("*.safetensors")
         kept = {"trainable_parameters": facts["trainable_parameters"], "train_loss": facts.get("loss")}
         return {**kept, "checkpoint_bytes": sum(file.stat().st_size for file in stored), "items": as_rows(items)}
@@ -193,7 +195,7 @@ def gaps(items: pd.DataFrame) -> pd.DataFrame:
         part = pd.concat([part, mean], ignore_index=True)
         for name in dict.fromkeys(part["condition"]):
             if name != FULL:
-                summary = summarize(difference_rows(part, FULL, name, ["score"]), metrics=["score"]).iloc[0]
+                summary = judged(difference_rows(part, FULL, name, ["score"]), ["score"]).iloc[0]
                 rows.append({"size": size, "against": name} | summary[["value", "low", "high", "n", "seeds"]].to_dict())
     return pd.DataFrame(rows)
 
@@ -211,12 +213,12 @@ def conclusion(gap: pd.DataFrame) -> str:
     for size, part in gap.groupby("size"):
         mean = part[part["against"] == ALL_RANKS].iloc[0]
         ranks = "; ".join(f"{row.against}: {row.said}" for row in part[part["against"] != ALL_RANKS].itertuples())
-        span = f"{mean['value']:+.1f} points [{mean['low']:+.1f}, {mean['high']:+.1f}]"
-        lines.append(f"{size} questions, full minus LoRA over all ranks: {span}: {mean['said']} ({ranks})")
+        points = span(mean["value"], mean["low"], mean["high"], form="+.1f")
+        lines.append(f"{size} questions, full minus LoRA over all ranks, points: {points}: {mean['said']} ({ranks})")
         wins.append(mean["said"])
-    halves = [("LoRA wins at the smallest size", wins[0] == "LoRA wins")]
-    halves += [("full wins at the largest", wins[-1] == "full wins")]
-    verdicts = ", ".join(f"{what}: {'appears' if holds else 'does not appear'}" for what, holds in halves)
+    halves = [("LoRA wins", " at the smallest size", wins[0]), ("full wins", " at the largest", wins[-1])]
+    words = [{who: "appears", NOT_MEASURED: NOT_MEASURED}.get(said, "does not appear") for who, _, said in halves]
+    verdicts = ", ".join(f"{who}{where}: {word}" for (who, where, _), word in zip(halves, words, strict=True))
     ranks = gap[gap["against"] != ALL_RANKS].groupby("size")["said"].nunique().max()
     return "\n".join([*lines, f"Over all ranks, {verdicts}." + (" But the ranks disagree." if ranks > 1 else "")])
 
@@ -314,7 +316,8 @@ def cost_table(curve: pd.DataFrame, cost: pd.DataFrame) -> pd.DataFrame:
 
 def levels(before: Network, profile: Profile, train: Sequence[Example], test: Sequence[Example]) -> dict[str, float]:
     """What needs no stage 3, in percent: the model before it, answering in sentences, and the question-only look-up."""
-    spec = max(SENTENCE, profile.answer, key=lambda spec: spec.gen_length)
+    spec = max(SENTENCE.like(profile.answer), profile.answer, key=lambda spec: spec.gen_length)
     conditions = {"before stage 3": "model", "question only": "question only"}
-    items = scored(vqa_study(*before, train, test, sampler_config(spec), conditions=[*conditions.values()], quiet=True))
+    how = {"conditions": [*conditions.values()], "batch_size": spec.batch_size, "quiet": True}
+    items = scored(vqa_study(*before, train, test, sampler_config(spec), **how))
     return {name: float(items[items["condition"] == kind]["score"].mean()) for name, kind in conditions.items()}

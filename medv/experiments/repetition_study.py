@@ -14,6 +14,7 @@ from medv.diffusion.filters import DuplicateVeto
 from medv.diffusion.revision import RevealRemask
 from medv.diffusion.schedules import BudgetedSchedule, FixedSchedule
 from medv.diffusion.settings import SamplerConfig
+from medv.evaluation.verdicts import NOT_MEASURED, span
 from medv.experiments.generation import change, divisor, name_of, summarize
 from medv.profiles import Profile
 
@@ -96,17 +97,21 @@ def schedule_table(items: pd.DataFrame, budgets: list[int]) -> pd.DataFrame:
 
 def _said(items: pd.DataFrame, metric: str, base: str, name: str) -> str:
     found = change(items, metric, base, name)
-    return f"{found['change']:+.1f} [{found['low']:+.1f}, {found['high']:+.1f}]"
+    return span(found["change"], found["low"], found["high"], form="+.1f")
 
 
 def schedule_verdict(items: pd.DataFrame, budgets: list[int]) -> str:
-    """Per budget and measure: which schedules repeat less than the linear one without scoring lower, and at what forwards."""
+    """Per budget and measure: which schedules repeat less than the linear one without scoring lower, and at what forwards.
+
+    Without scores nothing is said of them.
+    """
+    kept = "and no lower score" if items["score"].notna().any() else f"whatever their score, which is {NOT_MEASURED}"
     said = []
     for budget in budgets:
         base = f"linear, {budget} forwards"
         part = items[items["setting"].str.endswith(f", {budget} forwards")]
         spent = part.groupby("setting")["forwards"].mean()
-        said.append(f"With {budget} forwards (spent: {spent.min():.1f} to {spent.max():.1f}), and no lower score:")
+        said.append(f"With {budget} forwards (spent: {spent.min():.1f} to {spent.max():.1f}), {kept}:")
         for metric, words in (("repeated_share", "repeated words"), ("adjacent_duplicates", "equal neighbors")):
             better = [
                 name.removesuffix(f", {budget} forwards")

@@ -6,7 +6,7 @@ outputs are whole or absent, and each figure says what made it. Driven by paperm
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,14 +16,31 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from medv import limits
-from medv.artifacts import Manifest, atomic_directory, code_fingerprint, default_out, fingerprint, versions, write_text
-from medv.experiments.cache import RESUME_KEY
+from medv.artifacts import (
+    MANIFEST,
+    Manifest,
+    atomic_directory,
+    code_fingerprint,
+    default_out,
+    fingerprint,
+    versions,
+    write_text,
+)
+from medv.data.example import Example
+from medv.evaluation.verdicts import NOT_MEASURED
+from medv.experiments.cache import FORCE_KEY, RESUME_KEY
+from medv.experiments.labels import PHANTOMS, label
 from medv.experiments.registry import EXHIBITS, Node, counterpart, find_node, makers, nodes_for
+from medv.model.adapters import is_adapter
 from medv.profiles import Profile, get_profile
 from medv.report import figures
 
 _NUMBERS = {"index": 0, "picture": 0, "draws": 1}
 """The parameters of notebooks that are numbers, and the least that each may be; all others are names and folders."""
+ASKED = ("batch_size", "preset")
+"""The parameters of notebooks that say how a model is asked; None takes the profile's."""
+GIVEN, FOUND = "given", "found"
+"""What an artifact is that was not made: put there by hand, or finished before by the very same work."""
 
 
 def open_run(
@@ -37,16 +54,25 @@ def open_run(
     """Open the run of a notebook, named as in `medv.experiments.registry`.
 
     `out` defaults to `runs/<profile>` under the project, the folder that `medv reproduce` uses. `parameters` are the
-    notebook's own parameters, for the manifests. Raises ValueError for an unknown notebook or profile, and for a parameter
-    of another kind than the notebook's (papermill's -p makes numbers of digits, and text of all else).
+    notebook's own parameters, for the manifests. Raises ValueError for an unknown notebook or profile, for a parameter of
+    another kind than the notebook's (papermill's -p makes numbers of digits, and text of all else), and where a launcher
+    started the notebook several times.
     """
+    if (world := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise ValueError(
+            f"{world} processes were started of this notebook, which is one: start papermill without torchrun, and only "
+            f"trainings with it (`torchrun --nproc_per_node {world} -m medv train ...`)"
+        )
     limits.seed("seed", seed)
+    asked = {name: value for name in ASKED if (value := (parameters or {}).get(name)) is not None}
     for name, value in {"profile": profile, "out": out, **(parameters or {})}.items():
+        if name in asked:
+            continue  # checked with the profile that it becomes a part of
         if name in _NUMBERS:
             limits.whole(name, value, _NUMBERS[name])
         elif value is not None and not isinstance(value, str | Path | Mapping):
             raise ValueError(f"{name} is {value!r}: it must be text, in quotes (papermill: -r {name} {value})")
-    chosen = on_this_machine(get_profile(profile))
+    chosen = on_this_machine(get_profile(profile)).asked(**asked)
     node = find_node(node_name, nodes_for(chosen))
     _set_up_display()
     folder = Path(out) if out else default_out(profile)
@@ -62,11 +88,6 @@ def on_this_machine(profile: Profile) -> Profile:
     return replace(profile, seeds=profile.seeds[:1])
 
 
-def _placeless(value: Any) -> Any:
-    """A parameter for a manifest, which may be published: of an absolute path only its last part is kept."""
-    return Path(value).name if isinstance(value, str | Path) and Path(value).is_absolute() else value
-
-
 def _set_up_display() -> None:
     """In a notebook: bare figures are shown, table cells are shown whole, and reading weights draws no progress bar."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read by transformers when it is imported
@@ -77,6 +98,25 @@ def _set_up_display() -> None:
     if shell is not None:
         select_figure_formats(shell, {"png"}, bbox_inches="tight")
         pd.set_option("display.max_colwidth", None)
+
+
+def _is_given(path: Path) -> bool:
+    """Whether a folder holds a model that no notebook made: it has no manifest, or one of other contents."""
+    if not (path / "config.json").is_file() and not is_adapter(path):
+        return False
+    if not (path / MANIFEST).is_file():
+        return True
+    made = Manifest.read(path).about.get("contents")
+    return made is not None and made != fingerprint(path)
+
+
+def _unmeasured(frame: pd.DataFrame) -> list[str]:
+    """The columns without a single number, or in which a cell says so; and the metrics of a long table without a value."""
+    found = [name for name in frame if len(frame) and (frame[name].isna().all() or (frame[name] == NOT_MEASURED).any())]
+    if {"metric", "value"} <= set(frame):
+        known = frame.groupby("metric", sort=False)["value"].count()
+        found += list(known.index[known == 0])
+    return list(map(str, found))
 
 
 @dataclass
@@ -90,6 +130,7 @@ class Run:
     parameters: dict[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
     _inputs: dict[str, str] = field(default_factory=dict)
+    _kept: dict[str, str] = field(default_factory=dict)
 
     def banner(self) -> None:
         """Print what this run is: notebook, profile, seed, device, versions, folder."""
@@ -124,6 +165,8 @@ class Run:
             raise FileNotFoundError(f"{name} is not in {self.out}: {by} (profile {self.profile.name})")
         if name in self.node.needs:
             self._inputs[name] = fingerprint(path)
+            if _is_given(path):
+                self._kept[name] = GIVEN
         return path
 
     @property
@@ -146,21 +189,50 @@ class Run:
         return folder
 
     @contextmanager
-    def making(self, name: str, *, resume: bool = False) -> Iterator[Path]:
+    def making(self, name: str) -> Iterator[Path]:
         """Yield a folder to build an artifact in; it takes its place, with a manifest, when the block ends without an error.
 
-        Under `medv reproduce`, a folder left by a killed run of the very same notebook and inputs is handed back, so that
-        a training can continue from its checkpoints; with `resume` so is one left by a notebook that was run by hand, with
-        the same parameters, inputs and library.
+        A folder left by a stopped run is handed back, so that a training can continue from its checkpoints: under `medv
+        reproduce` one of the very same notebook and inputs, by hand or by papermill one of the same parameters, inputs and
+        library. A finished artifact of just this work, and a model that was put there by hand, is handed back as it is, where
+        it is, unless the reproduction is forced.
         """
         if name not in self.node.makes:
             raise ValueError(
                 f"{self.node.name!r} does not declare {name!r}: add it to `makes` in medv/experiments/registry.py"
             )
-        keep = os.environ.get(RESUME_KEY) or (self._resume_key() if resume else None)
+        if standing := self._standing(name):
+            self._kept[name] = standing
+            yield self.out / name
+            return
+        keep = os.environ.get(RESUME_KEY) or self._resume_key()
         with atomic_directory(self.out / name, keep=keep) as folder:
             yield folder
-            self._manifest(name, {}).write(folder)
+            about = {"work": self._resume_key(), "key": os.environ.get(RESUME_KEY), "contents": fingerprint(folder)}
+            self._manifest(name, about).write(folder)
+
+    def obtain(self, name: str, work: Callable[[Path], Any]) -> Any:
+        """A model made by `work(folder)`, whose answer is returned; one that is there already is kept, and said to be "given"
+        (put there by hand) or "found" (finished here before). A training that was stopped goes on.
+        """
+        if standing := self._standing(name):
+            self._kept[name] = standing
+            print(f"{name} is {standing}: it is kept and not made again")
+            return {name: standing}
+        with self.making(name) as folder:
+            return work(folder)
+
+    def _standing(self, name: str) -> str | None:
+        """GIVEN or FOUND for what stands in the place of an artifact and is to be kept; None where it has to be made."""
+        path, key = self.out / name, os.environ.get(RESUME_KEY)
+        if os.environ.get(FORCE_KEY) or not path.exists():
+            return None
+        if _is_given(path):
+            return GIVEN
+        about = Manifest.read(path).about if (path / MANIFEST).is_file() else {}
+        work = "key" if key and about.get("key") else "work"  # made by hand: without a key
+        same = work in about and about[work] == (key if work == "key" else self._resume_key())
+        return FOUND if same and about["contents"] == fingerprint(path) else None
 
     def _resume_key(self) -> str:
         made_from = {"profile": self.profile.to_dict(), "seed": self.seed, "parameters": self.parameters}
@@ -179,11 +251,15 @@ class Run:
     ) -> Figure:
         """Save a figure as PNG, SVG, CSV (`frame`, what is drawn) and JSON (the manifest); returns the figure to show it.
 
-        `data` labels the source in the footer, default "synthetic phantoms"; `comparable` drops the warning there, for
-        what no profile changes (a formula, a count of a real data set). `gaps` says what is missing here and why ("no
-        endpoint: not judged"); the index shows it.
+        `data` labels the source in the footer, default the phantoms; `comparable` drops the warning there, for what no
+        profile changes (a formula, a count of a real data set). `gaps` says what is missing here and why ("no endpoint: not
+        judged"); the index shows it. All three of examples and a model: `**run.source(...)`.
         """
         return self._save(fig, name, frame, caption, data, comparable, gaps)
+
+    def source(self, examples: Iterable[Example] = (), model: Path | None = None, name: str = "") -> dict[str, Any]:
+        """`data`, `comparable` and `gaps` of what was made of these examples and this model folder, by `labels.label`."""
+        return label(self.profile, examples, model, name)
 
     def table(
         self,
@@ -203,10 +279,8 @@ class Run:
 
     def footer(self, data: str | None = None, comparable: bool = False) -> str:
         """The line under a figure that says where its data come from and whether they compare with the paper's."""
-        data = data or ("synthetic phantoms" if self.profile.synthetic else "real data")
-        if comparable or self.profile.name == "paper":
-            return data
-        return f"{data}, profile {self.profile.name}: not comparable with the paper"
+        data = data or PHANTOMS
+        return data if comparable else f"{data}, profile {self.profile.name}: not comparable with the paper"
 
     def _save(
         self,
@@ -222,6 +296,8 @@ class Run:
             raise ValueError(
                 f"{self.node.name!r} does not declare {name!r}: add it to `results` in medv/experiments/registry.py"
             )
+        if data is None:
+            gaps = [*gaps, *self.source()["gaps"]]
         text, stem = self.footer(data, comparable), self.out / "figures" / name
         figures.footer(fig, text)
         figures.save(fig, stem)
@@ -229,21 +305,21 @@ class Run:
         about = {
             "caption": caption or EXHIBITS.get(name, ""),
             "data": text,
-            "comparable": comparable or self.profile.name == "paper",
+            "comparable": comparable,
             "counterpart": counterpart(name),
-            "gaps": list(gaps),
+            "gaps": [*gaps, *(f"{what}: {NOT_MEASURED}" for what in _unmeasured(frame))],
             "kind": "table" if name.startswith("table") else "figure",
         }
         self._manifest(name, about).write(stem.with_name(f"{name}.json"))
         return fig
 
     def _manifest(self, name: str, about: dict[str, Any]) -> Manifest:
-        about = {"node": self.node.name, "notebook": self.node.notebook, **about}
+        about = {"node": self.node.name, "notebook": self.node.notebook, "kept": dict(self._kept), **about}
         return Manifest(
             name=name,
             profile=self.profile.to_dict(),
             seed=self.seed,
-            parameters={name: _placeless(value) for name, value in self.parameters.items()},
+            parameters=dict(self.parameters),
             inputs=dict(self._inputs),
             about=about,
             seconds=round(time.perf_counter() - self.started, 3),

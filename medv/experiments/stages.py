@@ -23,12 +23,14 @@ from medv.evaluation.answering import answer_examples
 from medv.evaluation.controls import blinded
 from medv.evaluation.findings import score_descriptions
 from medv.evaluation.study import CONDITIONS, METRICS, sampler_config, summarize, vqa_study
+from medv.evaluation.verdicts import NOT_MEASURED, verdict
 from medv.evaluation.vqa import bootstrap_interval
 from medv.model.bundled import load_model
 from medv.model.looks import Looks
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
 from medv.profiles import Profile, SamplerSpec
+from medv.report.figures import loss_history
 from medv.training.command import run_stage
 from medv.training.examples import question_split, stage_examples
 
@@ -50,13 +52,20 @@ def finish_stage(stage: str, profile: Profile, folder: Path, **options) -> dict:
     return facts
 
 
+def losses_of(folder: Path) -> pd.DataFrame:
+    """The losses of a training from its folder, as `medv.report.figures.loss_history`; none of a model trained elsewhere."""
+    history = folder / "history.json"
+    return loss_history(json.loads(history.read_text(encoding="utf-8")) if history.is_file() else [])
+
+
 # --- What it writes: captions and descriptions (notebooks 10, 11) ---
 
 
 def write_texts(network: Network, examples: Sequence[Example], spec: SamplerSpec, *, seed: int = 0) -> list[str]:
     """What the model writes to the request of each example."""
     model, processor = network
-    return [a.text for a in answer_examples(model, processor, examples, sampler_config(spec, seed=seed), quiet=True)]
+    how = {"batch_size": spec.batch_size, "quiet": True}
+    return [a.text for a in answer_examples(model, processor, examples, sampler_config(spec, seed=seed), **how)]
 
 
 def judge_texts(system: str, texts: Sequence[str], examples: Sequence[Example]) -> pd.DataFrame:
@@ -80,9 +89,10 @@ def summarize_texts(judged: pd.DataFrame) -> pd.DataFrame:
     """Mean and 95 % bootstrap interval over texts: system, metric, value, low, high (percent), n."""
     rows = []
     for (system, metric), part in judged.groupby(["system", "metric"], sort=False):
-        low, high = bootstrap_interval(part["score"], seed=0)
-        row = {"system": system, "metric": metric, "value": part["score"].mean(), "low": low, "high": high}
-        rows.append(row | {"n": len(part)})
+        known = part["score"].dropna()
+        low, high = bootstrap_interval(known, seed=0) if len(known) else (np.nan, np.nan)
+        row = {"system": system, "metric": metric, "value": known.mean(), "low": low, "high": high}
+        rows.append(row | {"n": len(known)})
     return pd.DataFrame(rows)
 
 
@@ -92,9 +102,13 @@ def difference(judged: pd.DataFrame, better: str, base: str, *, metric: str = "f
         judged[judged["metric"] == metric].pivot(index="id", columns="system", values="score")[[better, base]].dropna()
     )
     gap = (grid[better] - grid[base]).to_numpy()
+    if not len(gap):
+        return f"{metric} of {better} minus {base}: {NOT_MEASURED}"
     low, high = bootstrap_interval(gap, seed=0)
-    verdict = "a gain" if low > 0 else "a loss" if high < 0 else "no difference shown"
-    return f"{metric} of {better} minus {base}: {gap.mean():+.1f} points [{low:+.1f}, {high:+.1f}], n = {len(gap)}: {verdict}"
+    said = verdict(low, high, above="a gain", below="a loss")
+    return (
+        f"{metric} of {better} minus {base}: {gap.mean():+.1f} points [{low:+.1f}, {high:+.1f}], n = {len(gap)}: {said}"
+    )
 
 
 def texts_beside_truth(examples: Sequence[Example], texts: Sequence[str], count: int = 3) -> str:
@@ -146,7 +160,7 @@ def fit_answers(profile: Profile, processor: MedVProcessor, train: Sequence[Exam
     if not profile.synthetic or length == profile.answer.gen_length:
         return profile
     longer = profile.with_recipe("vqa", padding=f"fixed:{length}")
-    return replace(longer, answer=SamplerSpec(length, length, length))
+    return replace(longer, answer=profile.answer.sized(length, length, length))
 
 
 def train_seeds(
@@ -182,10 +196,11 @@ def study_before(
     network: Network, profile: Profile, train: Sequence[Example], tests: Mapping[str, Sequence[Example]], seed: int = 0
 ) -> pd.DataFrame:
     """The model before stage 3 on every test set, answering in sentences; columns as `study_seeds`."""
-    spec = max(SENTENCE, profile.answer, key=lambda spec: spec.gen_length)
+    spec = max(SENTENCE.like(profile.answer), profile.answer, key=lambda spec: spec.gen_length)
+    how = {"seed": seed, "conditions": ["model"], "batch_size": spec.batch_size, "quiet": True}
     frames = []
     for name, test in tests.items():
-        items = vqa_study(*network, train, test, sampler_config(spec), seed=seed, conditions=["model"], quiet=True)
+        items = vqa_study(*network, train, test, sampler_config(spec), **how)
         frames.append(items.assign(test=name, condition=BEFORE))
     return pd.concat(frames, ignore_index=True)
 
@@ -195,17 +210,20 @@ def study_seeds(
 ) -> pd.DataFrame:
     """Every seed's model with its controls on every test set: the rows of `vqa_study` and the name of the set in `test`.
 
-    Models that were trained blind are asked blind. The hard set goes without the gray image, to save time.
+    A folder without seeds, of a model trained elsewhere, is that model alone. Models that were trained blind are asked blind.
+    The hard set goes without the gray image, to save time.
     """
     frames = []
-    for seed in profile.seeds:
-        network, looks = load_model(folder / f"seed{seed}"), None
+    models = {seed: folder / f"seed{seed}" for seed in profile.seeds if (folder / f"seed{seed}").is_dir()}
+    for seed, model in (models or {profile.seeds[0]: folder}).items():
+        network, looks = load_model(model), None
         if profile.stages["vqa"].cached_vision:
             looks = Looks(network[1])
             looks.once(network[0].model, [*chain(*tests.values()), *blinded(train[:1])])
         for name, test in tests.items():
             shown = [c for c in CONDITIONS if not (name.endswith("hard") and c == "gray image")]
             how = {"config": sampler_config(profile.answer, seed=seed), "seed": seed, "quiet": True}
+            how["batch_size"] = profile.answer.batch_size
             items = vqa_study(*network, train, test, conditions=shown, looks=looks, **how)
             frames.append(items.assign(test=name).replace({"condition": {"model": AFTER}}))
             if (folder / f"blind{seed}").is_dir():
@@ -284,8 +302,8 @@ def by_kind(items: pd.DataFrame) -> pd.DataFrame:
     return grid.reindex(columns=columns).rename_axis(index=None, columns=None)
 
 
-def training_time(facts: pd.DataFrame) -> str:
-    """The wall time of `train_seeds` in words; unknown where a seed was finished by an earlier, stopped run."""
+def training_time(facts: pd.DataFrame | Mapping) -> str:
+    """The wall time of `train_seeds` in words; unknown where a seed was finished before."""
     if "seconds" not in facts or facts["seconds"].isna().any():
-        return "training time unknown, as the run was resumed"
+        return "training time unknown, as the training was not done, or not as a whole, in this run"
     return f"training took {facts['seconds'].mean():.0f} s a seed"

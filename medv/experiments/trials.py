@@ -17,6 +17,8 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from medv.artifacts import write_json
+from medv.evaluation.study import summarize
+from medv.evaluation.verdicts import verdict
 
 
 def run_trials(
@@ -74,6 +76,9 @@ def difference_rows(items: pd.DataFrame, better: str, base: str, metrics: list[s
     return gap.reset_index().assign(condition=f"{better} minus {base}")
 
 
-def verdict(low: float, high: float) -> str:
-    """What an interval of a difference says: "higher", "lower" or "no difference shown"."""
-    return "higher" if low > 0 else "lower" if high < 0 else "no difference shown"
+def judged(differences: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
+    """`summarize` of differences of one condition, with a verdict a metric; one that no pair has is "not measured"."""
+    found = summarize(differences, metrics=metrics).reindex(columns=["metric", "value", "low", "high", "n", "seeds"])
+    table = found.set_index("metric").reindex(metrics).rename_axis("metric").reset_index()
+    table[["n", "seeds"]] = table[["n", "seeds"]].fillna(0).astype(int)
+    return table.assign(verdict=[verdict(row.low, row.high) for row in table.itertuples()])

@@ -80,15 +80,16 @@ def _load(folder: Path, above: tuple[Path, ...], **how) -> tuple[MedVForMaskedDi
         return with_adapters(model, folder).eval(), processor
     if not (folder / "config.json").exists():
         raise FileNotFoundError(f"{folder} holds no model: it has no config.json")
+    kind = read_object(folder / "config.json").get("model_type")
+    if kind not in NETWORKS:
+        raise ValueError(
+            f"{folder} holds a model of the type {kind!r}, not MedV's: `medv convert` reads released weights, and `medv "
+            "assemble` puts a language and a vision tower together to what stage 1 begins with"
+        )
     processor = load_processor(MedVProcessor, folder)
     if (folder / BASE_FILE).exists():
         model = _on_its_base(folder, above, **how).eval()
     else:
-        kind = read_object(folder / "config.json").get("model_type")
-        if kind not in NETWORKS:
-            raise ValueError(
-                f"{folder} holds a model of the type {kind!r}, not MedV's: `medv convert` reads released weights"
-            )
         model = load_network(NETWORKS[kind], folder, **how)
     _check_pair(folder, model.config, processor)
     return model, processor

@@ -72,8 +72,9 @@ def convert(
     "projector", "lladav", "llada8b", "safetensors").
 
     to: one of `TARGETS`; by default released weights become medv's. vision: a SigLIP folder, for a LLaDA-V checkpoint
-    without its vision tower, and where the configuration of the tower cannot be told from its tensors. Raises
-    FileNotFoundError and ValueError with one sentence that lists everything that does not fit; `target` is then untouched.
+    without its vision tower, and where the configuration of the tower cannot be told from its tensors; refused elsewhere.
+    Raises FileNotFoundError and ValueError with one sentence that lists everything that does not fit; `target` is then
+    untouched.
     """
     source, target = Path(source), Path(target)
     if to is not None and to not in TARGETS:
@@ -81,6 +82,11 @@ def convert(
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist: give a folder or file of weights")
     check_new(target, [source, vision])
+    if vision is not None and not (to in (None, "medv") and _is_lladav(source)):
+        raise ValueError(
+            f"--vision {vision} is for LLaDA-V's weights without their vision tower, and {source} is something else: convert "
+            "both without it, and put them together with `medv assemble LANGUAGE VISION TARGET`"
+        )
     if source.suffix in PICKLED:
         return _convert_projector(source, target)
     if source.is_dir() and not list(source.glob("*.safetensors*")) and (files := pickles(source)):
@@ -101,6 +107,12 @@ def convert(
     if layout == "llada8b":
         return _convert_language(source, target, tensors, shard_bytes, quiet)
     return _convert_model(source, target, tensors, vision, shard_bytes, quiet)
+
+
+def _is_lladav(source: Path) -> bool:
+    if source.suffix in PICKLED or (source.is_dir() and not list(source.glob("*.safetensors*"))):
+        return False
+    return any(name.startswith("model.layers.") for name in stored_tensors(source))
 
 
 def _shapes(tensors: Mapping[str, StoredTensor]) -> dict[str, tuple[int, ...]]:

@@ -162,14 +162,22 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """The tokenizer of a folder; raises ValueError where it holds none that can be read without running its code."""
     check_folder(folder)
     with in_words(folder):
-        return AutoTokenizer.from_pretrained(folder, **OFFLINE)
+        return _usable(AutoTokenizer.from_pretrained(folder, **OFFLINE))
 
 
 def load_processor(kind: type[ProcessorMixin] | type[AutoProcessor], folder: Path) -> ProcessorMixin:
     """The processor of a folder, of a class of medv or `AutoProcessor`; raises ValueError as `load_tokenizer`."""
     check_folder(folder)
     with in_words(folder):
-        return kind.from_pretrained(folder, **OFFLINE)
+        made = kind.from_pretrained(folder, **OFFLINE)
+        _usable(made.tokenizer)
+        return made
+
+
+def _usable(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """The tokenizer, used once: a setting of the wrong type (`model_max_length` as text) raises only then."""
+    tokenizer.decode(tokenizer.encode("a"))
+    return tokenizer
 
 
 def load_weights(module: nn.Module, file: Path) -> None:

@@ -51,6 +51,7 @@ class MedVForCausalLM(MedVForMaskedDiffusion):
         image_layouts: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        vision_states: torch.Tensor | None = None,
     ) -> MedVOutput:
         """With labels [B, T] the mean cross-entropy of each labelled token given those before it; else as the parent.
 
@@ -66,10 +67,10 @@ class MedVForCausalLM(MedVForMaskedDiffusion):
                 image_layouts=image_layouts,
                 position_ids=position_ids,
                 inputs_embeds=inputs_embeds,
+                vision_states=vision_states,
             )
-        hidden = self.model(
-            input_ids, attention_mask, pixel_values, image_features, image_layouts, position_ids, inputs_embeds
-        )  # [B, T, D]
+        images = (pixel_values, image_features, image_layouts)
+        hidden = self.model(input_ids, attention_mask, *images, position_ids, inputs_embeds, vision_states)  # [B, T, D]
         scored = labels[:, 1:] != IGNORED_LABEL  # [B, T - 1]
         loss = cross_entropy(self.lm_head(hidden[:, :-1][scored]).float(), labels[:, 1:][scored])
         return MedVOutput(loss=loss, last_hidden_state=hidden)

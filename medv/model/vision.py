@@ -17,7 +17,7 @@ from functools import lru_cache
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoModel, EfficientNetConfig, PreTrainedConfig
+from transformers import MODEL_MAPPING, AutoConfig, EfficientNetConfig, PreTrainedConfig
 
 SIGLIP, EFFICIENTNET = "siglip_vision_model", "efficientnet"
 STRIDE = 32  # pixels a side of one feature of an EfficientNet
@@ -73,7 +73,9 @@ def grid_features(tower: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
 def _view_flops(config: str) -> int:
     settings = AutoConfig.for_model(**json.loads(config))
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        grid_features(AutoModel.from_config(settings), torch.empty(1, 3, settings.image_size, settings.image_size))
+        # Not AutoModel.from_config, which under ZeRO-3 would share the model out over the processes.
+        tower = MODEL_MAPPING[type(settings)](settings)
+        grid_features(tower, torch.empty(1, 3, settings.image_size, settings.image_size))
     return counter.get_total_flops()
 
 

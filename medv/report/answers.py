@@ -15,10 +15,11 @@ from matplotlib.patches import Rectangle
 from medv.data.scene import Scene
 from medv.evaluation.findings import fact_spans
 from medv.evaluation.repetition import repeated_parts
+from medv.evaluation.verdicts import NOT_MEASURED
 from medv.report.figures import INK, MUTED, PALETTE, new_figure, theme
 
 TRUE, FALSE, AGAIN = "#0b6b3a", "#b3261e", "#ffe08a"
-LEGEND = "bold green: a true fact   bold red: a false one   yellow: said before"
+FACTS, REPEATED = "bold green: a true fact   bold red: a false one", "yellow: said before"
 FONT, LINE, WIDTH = 7.2, 0.135, 0.0605
 """Monospaced text: size in points, height of a line and width of a character in inches."""
 
@@ -105,7 +106,8 @@ def answers_side_by_side(
                 cell.set_axis_off()
                 cell.text(0, top + 0.5, name, fontsize=8, weight="bold", va="center", parse_math=False)
                 _draw_words(cell, lines, top + 1.2)
-        _head(fig, title, question, width)
+        known = any(scene is not None for _, _, scene in columns)  # real images come without a list of facts
+        _head(fig, title, question, width, f"{FACTS}   {REPEATED}" if known else REPEATED)
         if image is not None:
             shown = fig.add_axes((0.01, (inches - 1.55) / (inches + 0.75), 1.5 / width, 1.5 / (inches + 0.75)))
             shown.imshow(np.asarray(image), interpolation="nearest")
@@ -113,7 +115,7 @@ def answers_side_by_side(
     return fig
 
 
-def _head(fig: Figure, title: str, question: str, width: float) -> None:
+def _head(fig: Figure, title: str, question: str, width: float, legend: str) -> None:
     """Title, question and legend above the texts."""
     tall = fig.get_figheight()
     wide = max(30, int(width / 0.085))
@@ -122,7 +124,7 @@ def _head(fig: Figure, title: str, question: str, width: float) -> None:
     )
     asked = textwrap.shorten(f"asked: {question}", int(wide * 1.25)) if question else ""
     fig.text(0.01, 1 - 0.27 / tall, asked, fontsize=8, va="top", parse_math=False)
-    fig.text(0.01, 1 - 0.45 / tall, LEGEND, fontsize=7.5, color=MUTED, va="top")
+    fig.text(0.01, 1 - 0.45 / tall, legend, fontsize=7.5, color=MUTED, va="top")
 
 
 def setting_curves(
@@ -142,6 +144,8 @@ def setting_curves(
                 ax.errorbar(
                     part[x], part["value"], yerr=around, marker="o", ms=4, lw=1.6, capsize=3, color=color, label=name
                 )
+            if frame[frame["metric"] == metric]["value"].isna().all():
+                ax.text(0.5, 0.5, NOT_MEASURED, transform=ax.transAxes, ha="center", color=MUTED)
             ax.set_xscale("log", base=2)
             ticks = sorted(frame[x].unique())
             ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])

@@ -36,7 +36,10 @@ def stage_figure(losses: pd.DataFrame, findings: pd.DataFrame, title: str) -> tu
                 part["step"], part["loss"], color=color, lw=1.8, label=split, marker="o" if len(part) < 15 else None
             )
         left.set(title=title, xlabel="optimizer step", ylabel="loss")
-        left.legend()
+        if losses.empty:
+            left.text(0.5, 0.5, "no losses: trained elsewhere", transform=left.transAxes, ha="center")
+        else:
+            left.legend()
         for place, system in enumerate(systems):
             rows = findings[findings["system"] == system].set_index("metric").reindex(metrics)
             at = np.arange(len(metrics)) + (place - (len(systems) - 1) / 2) * width

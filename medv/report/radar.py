@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from medv.report.figures import PALETTE, theme
+from medv.report.figures import PALETTE, accuracy_bars, theme
 
 MARKERS = "osD^vPX"
 
@@ -38,3 +38,14 @@ def radar(frame: pd.DataFrame, title: str = "", *, labels: Mapping[str, str] | N
         ax.set_title(title, pad=22)
         fig.legend(loc="outside right center")
     return fig
+
+
+def group_scores(frame: pd.DataFrame, title: str = "", *, labels: Mapping[str, str] | None = None) -> Figure:
+    """The groups of a benchmark as a `radar`, or, where there are fewer than three, as bars with the overall score.
+
+    frame: system, group (one of them "overall"), value, low, high.
+    """
+    groups = frame[frame["group"] != "overall"]
+    if groups["group"].nunique() > 2:
+        return radar(groups, title, labels=labels)
+    return accuracy_bars(frame.assign(metric=frame["group"].replace(labels or {})), title)

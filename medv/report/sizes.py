@@ -48,7 +48,7 @@ def parameter_counts(shapes: Mapping[str, ModelShape]) -> pd.DataFrame:
 
 
 def recipe_table(profile: Profile) -> pd.DataFrame:
-    """Table 6: the recipe of this profile beside the paper's; for stage 3 the paper's VQA-RAD column."""
+    """Table 6: the recipes of this profile beside the paper's; "vqa" is the paper's VQA-RAD column."""
     model = profile.model
     released = profile.name == "paper"
     rows = {
@@ -61,7 +61,8 @@ def recipe_table(profile: Profile) -> pd.DataFrame:
         "deepspeed": "ZeRO-3" if released else "none",
         "optimizer": "AdamW",
     }
-    ours = [{"setting": name} | dict.fromkeys(profile.stages, value) for name, value in rows.items()]
+    recipes = profile.stages | profile.vqa_sets
+    ours = [{"setting": name} | dict.fromkeys(recipes, value) for name, value in rows.items()]
     fields = {
         "scheduler": lambda r: f"cosine, {100 * r.warmup:g}% warmup",
         "global_batch_size": lambda r: r.batch_size,
@@ -72,14 +73,15 @@ def recipe_table(profile: Profile) -> pd.DataFrame:
         "trains": lambda r: " + ".join(r.trains),
         "loss": lambda r: f"{r.normalization}, {r.times} t, {r.loss_tokens} tokens, padding {r.padding}",
     }
-    ours += [{"setting": f} | {s: str(of(r)) for s, r in profile.stages.items()} for f, of in fields.items()]
+    ours += [{"setting": f} | {s: str(of(r)) for s, r in recipes.items()} for f, of in fields.items()]
     published = paper.table("table6").rename(
         columns={"alignment": "align", "md_sft": "instruct", "sd_sft_vqa_rad": "vqa"}
+        | {f"sd_sft_{name}": name for name in ("slake", "pathvqa")}
     )
     frame = pd.DataFrame(ours).merge(
-        published[["setting", *profile.stages]], "left", "setting", suffixes=(" (ours)", " (paper)")
+        published[["setting", *recipes]], "left", "setting", suffixes=(" (ours)", " (paper)")
     )
-    return frame[["setting", *(f"{stage} ({side})" for stage in profile.stages for side in ("ours", "paper"))]]
+    return frame[["setting", *(f"{stage} ({side})" for stage in recipes for side in ("ours", "paper"))]]
 
 
 def stage_memory(profile: Profile) -> pd.DataFrame:

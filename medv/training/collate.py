@@ -137,12 +137,9 @@ class Collator:
         if "vision_states" not in item:
             raise ValueError("feature_dropout needs the tower's states: set cached_vision=True in the recipe")
         states = item["vision_states"]  # [views, N, D_vision]
-        drawn = torch.rand(
-            states.shape[-1], generator=noise_generator(~seed, step, index)
-        )  # other draws than the text's
-        return item | {
-            "vision_states": states * ((drawn >= self.feature_dropout) / (1 - self.feature_dropout)).to(states)
-        }
+        generator = noise_generator(~seed, step, index)  # other draws than the text's
+        kept = torch.rand(states.shape[-1], generator=generator) >= self.feature_dropout
+        return item | {"vision_states": states * kept.to(states) / (1 - self.feature_dropout)}
 
     def _answer_padded(self, item: dict) -> tuple[list[int], list[int]]:
         extra = [self.pad] * max(0, self.answer_size - item["answer_length"])

@@ -101,7 +101,7 @@ def run_stage(
         dtype = getattr(torch, profile.dtype) if half else torch.float32
         # The Trainer and DeepSpeed place what they train.
         model, processor = starting_point(profile, init, seed=seed, dtype=dtype, device="cpu")
-        recipe, started = profile.stages[stage], time.perf_counter()
+        recipe, started = profile.recipe(stage, data), time.perf_counter()
         finished = (out / FINISHED).exists()
         if not finished:
             cut = {"accumulation": accumulation, "zero": ZERO_STAGES[deepspeed]}

@@ -53,7 +53,7 @@ def stage_examples(
     """
     if stage not in STAGES:
         raise ValueError(f"unknown stage {stage!r}: use pretrain, {', '.join(STAGES)}")
-    maker, size, recipe = PHANTOM_SETS[stage], profile.model.image_size, profile.stages[stage]
+    maker, size, recipe = PHANTOM_SETS[stage], profile.model.image_size, profile.recipe(stage, data)
     if data == "phantoms":
         if data_dir is not None:
             raise ValueError(f"--data-dir {data_dir} is for a real data set: name that with --data, or leave it out")

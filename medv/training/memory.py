@@ -1,8 +1,9 @@
-"""What a stage needs of each GPU's memory, by arithmetic, before anything is loaded: the plan that a recipe prints.
+"""What a stage needs of each GPU's memory, of the disk and of time, by arithmetic, before anything is loaded.
 
 Exact are weights, gradients and optimizer states: 16 bytes for a trainable parameter (bfloat16 weight and gradient, float32
 master copy and AdamW's two moments, as DeepSpeed holds them; or weight, gradient and moments in float32), cut by the ZeRO
-stage. Activations are an estimate from the sizes of a Llama layer at the recipe's longest sequence. Nothing here is measured.
+stage. Activations are an estimate from the sizes of a Llama layer at the recipe's longest sequence. Exact are also the tensors
+of a checkpoint; hours follow from assumptions that stand beside them. Nothing here is measured.
 """
 
 import os
@@ -17,9 +18,11 @@ from medv.model.configuration import MedVConfig
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.profiles import StageRecipe
 from medv.training.lora import LoraRecipe
-from medv.training.stages import freeze_except
+from medv.training.meter import PEAK_TFLOPS, peak_flops, training_flops
+from medv.training.stages import freeze_except, training_steps
 
 GB = 1e9
+TEXT = 250  # tokens of an example beside its image
 RESERVE = 1.5 * GB  # the CUDA context, communication buffers and what fragmentation loses
 
 
@@ -78,6 +81,84 @@ class MemoryPlan:
     def to_dict(self) -> dict:
         """A JSON-able copy with the total and whether it fits."""
         return asdict(self) | {"total": self.total, "fits": self.fits}
+
+
+@dataclass(frozen=True)
+class CostPlan:
+    """Bytes on disk of a checkpoint and of the result, and seconds of computing at a share `mfu` of the peak of `gpus` cards.
+
+    examples: seen in all, of `tokens` tokens each.
+    """
+
+    gpus: int
+    card: str
+    mfu: float
+    examples: int
+    tokens: int
+    checkpoint: float
+    result: float
+    seconds: float
+
+    @property
+    def disk(self) -> float:
+        """The most bytes at once: a checkpoint is removed when the next one, or the result, is whole."""
+        return self.checkpoint + max(self.checkpoint, self.result)
+
+    def sentence(self) -> str:
+        """The arithmetic in one line, with what is assumed."""
+        return (
+            f"about {self.seconds / 3600:.1f} h, if the model's own operations reach {self.mfu:.0%} of the peak of "
+            f"{self.gpus} x {self.card}, for {self.examples:,} examples of {self.tokens:,} tokens; {self.disk / GB:.1f} GB of "
+            f"disk: a checkpoint has {self.checkpoint / GB:.1f} GB and stays until the next is whole, the result has "
+            f"{self.result / GB:.2f} GB"
+        )
+
+    def to_dict(self) -> dict:
+        """A JSON-able copy with the disk and the hours."""
+        return asdict(self) | {"disk": self.disk, "hours": self.seconds / 3600}
+
+
+def plan_cost(
+    config: MedVConfig,
+    recipe: StageRecipe,
+    *,
+    gpus: int = 1,
+    zero: int = 0,
+    lora: LoraRecipe | None = None,
+    card: str = "A100",
+    mfu: float = 0.4,
+    views: int = 1,
+) -> CostPlan:
+    """Disk and time of a recipe whose images are cut into so many views each; a projector trained alone is saved alone.
+
+    Raises ValueError for a card that is not in PEAK_TFLOPS.
+    """
+    limits.whole("views", views, 1)
+    limits.real("the share of the peak", mfu, 0, 1, open_ends="least")
+    if (peak := peak_flops(card)) is None:
+        raise ValueError(f"the peak of a card {card!r} is not known: use one of {', '.join(PEAK_TFLOPS)}")
+    total, trainable, _ = _parameters(config, recipe, lora)
+    alone = recipe.trains == ("projector",)
+    tokens = min(views * config.image_tokens + TEXT, recipe.max_length, config.text_config.max_position_embeddings)
+    learns = not alone and lora is None
+    flops = training_flops(config, rows=1, length=tokens, masked=TEXT // 2, views=views, language_learns=learns)
+    examples = training_steps(recipe, recipe.samples) * recipe.batch_size
+    weight = 2 if zero else 4
+    result = trainable if alone else total + (trainable if lora else 0)
+    checkpoint = checkpoint_bytes(total, trainable, zero=zero, weight=weight, adapters=lora is not None)
+    seconds = examples * flops / (gpus * peak * mfu)
+    return CostPlan(gpus, card, mfu, examples, tokens, checkpoint, weight * result, seconds)
+
+
+def checkpoint_bytes(total: int, trainable: int, *, zero: int = 0, weight: int = 4, adapters: bool = False) -> int:
+    """Bytes of the tensors in a checkpoint.
+
+    They are the model (with adapters what learns alone) in `weight` bytes a parameter and AdamW's moments in float32, and of
+    DeepSpeed the float32 master copy and a second copy of the weights, under ZeRO-3 of the frozen ones alone.
+    """
+    model = weight * (trainable if adapters else total)
+    own = {0: 0, 3: total - trainable}.get(zero, total)
+    return model + (12 if zero else 8) * trainable + weight * own
 
 
 def plan_memory(

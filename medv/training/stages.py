@@ -163,6 +163,7 @@ def train_stage(
                 raise ValueError("a vision tower that learns cannot be cached: set cached_vision=False in the recipe")
             _look_once(model, encode, [*examples, *validation], trainer.args.device, quiet)
         trainer.train(resume_from_checkpoint=find_checkpoint(saved, deepspeed, stream))
+        unset_hf_deepspeed_config()  # under ZeRO-3 the next model that is made would be cut to parts, too
         if stop_after and trainer.state.global_step < steps:
             return model
         facts = {"seed": seed, "lora": asdict(lora) if lora else None, "trainable_parameters": trainable}
@@ -188,7 +189,6 @@ def _whole(
     network = trainer.model
     if zero3:  # each process has a part of it
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-        unset_hf_deepspeed_config()  # or the new model would be cut to parts, too
         if rank():
             return model
         network = model = MedVForMaskedDiffusion(model.config)
