@@ -275,8 +275,9 @@ def test_another_suffix_is_refused(name):
 def test_a_name_that_cannot_become_a_file_is_refused_beforehand(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "b.html").mkdir()
-    for path in (tmp_path / "file" / "a.html", tmp_path / "b.html"):
-        with pytest.raises(ValueError, match="cannot be written"):
+    refusals = {tmp_path / "file" / "a.html": "cannot be written", tmp_path / "b.html": "b.html is a folder"}
+    for path, sentence in refusals.items():
+        with pytest.raises(ValueError, match=sentence):
             trace_targets([str(path)])
 
 
