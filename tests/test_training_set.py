@@ -110,6 +110,18 @@ def test_the_file_of_another_split_is_refused_by_its_name(tmp_path, name, file, 
         read_training_set(name, tmp_path / file)
 
 
+@pytest.mark.parametrize(
+    ("name", "files"), [("slake", ("train.json", "test.json")), ("pathvqa", ("train.jsonl", "test.jsonl"))]
+)
+def test_a_test_question_under_another_id_is_refused(tmp_path, name, files):
+    folder = folder_of(tmp_path)
+    for number, file in enumerate(files):
+        row = rad(1, qid=number, id=number, image="a.png", img_name="a.png", q_lang="en", question="What is it?")
+        (folder / file).write_text(json.dumps([row]))
+    with pytest.raises(DataError, match="share 1 questions"):
+        read_training_set(name, folder)
+
+
 def test_questions_that_the_test_file_beside_asks_too_are_refused(tmp_path):
     folder = folder_of(tmp_path, trainset=[rad(1), rad(2)], testset=[rad(2), rad(3)])
     for place in (folder, folder / "trainset.json"):
