@@ -274,10 +274,13 @@ def generate(
     if checkpoint is None:
         runner = MedVRunner(model, config, dtype=chosen.dtype, device=device, graphs=cuda_graphs)
     elif (found := availability(checkpoint)) != "on this machine":
-        raise ValueError(f"{checkpoint}: {found}; fetch it first, for example with `hf download {checkpoint}`")
+        mend = f"fetch it first, for example with `hf download {checkpoint}`"
+        raise ValueError(f"{checkpoint}: {found}; {'--model takes ours' if Path(checkpoint).is_dir() else mend}")
     else:
         runner = CheckpointRunner(checkpoint, max_new_tokens=config.gen_length, device=device)
     wanted = read_questions(questions, ImageFolder(images, tuple(image_root or ())), data=data)
+    if checkpoint is None:
+        runner.load()  # so that a fault of the model is not told as one of a question
     wanted, skipped = examine(wanted, runner, skip_corrupt=skip_corrupt)
     count = answer_file(wanted, runner, out, batch_size=batch_size, inputs=[questions])
     if skipped and os.environ.get("RANK", "0") == "0":
