@@ -53,8 +53,9 @@ lab: $(READY)
 explorer: $(READY)
 	JUPYTER_PATH=medv/report/app $(BIN)/voila notebooks/50_explorer.ipynb --template=medv --Voila.ip=127.0.0.1 --token $(ARGS)
 
+# One process a core, each with one thread; ARGS="-n 0" for one process.
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check

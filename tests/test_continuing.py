@@ -120,7 +120,7 @@ def test_models_and_files_of_others_are_not_trained_over(tmp_path):
     (tmp_path / "notes.txt").write_text("my notes")
     command = ("train", "vqa", "--profile", "smoke", "--init", model)
     for out in (model, model / "new", tmp_path / "link", tmp_path / "m" / ".." / "m"):
-        refused(tmp_path, "choose another --out", *command, "--out", out)
+        refused(tmp_path, "choose another place", *command, "--out", out)
     refused(tmp_path, "is not a folder", *command, "--out", tmp_path / "notes.txt")
     refused(tmp_path, "holds other files", "train", "vqa", "--profile", "smoke", "--out", model)
 
