@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from medv.cli import app
 from medv.diffusion.loss import NORMALIZATIONS
 from medv.diffusion.sampler import SamplerConfig
+from medv.evaluation.study import sampler_config
 from medv.model.assembly import shape_config
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.paper import table
@@ -53,7 +54,7 @@ def test_a_profile_names_only_choices_that_exist(profile):
         assert recipe.times in TIMES and set(recipe.trains) <= set(PARTS)
         Collator(special(), padding=recipe.padding)
     for spec in (profile.describe, profile.answer):
-        SamplerConfig(**dataclasses.asdict(spec))
+        assert isinstance(sampler_config(spec), SamplerConfig) and spec.batch_size >= 1
     assert profile.stages["align"].trains == ("projector",)
 
 

@@ -274,7 +274,7 @@ def test_a_question_about_an_assembled_model_says_that_its_projector_is_untraine
     told = run(app, ["ask", str(tmp_path / "a.png"), "is this?", "--model", str(tmp_path / "model"), *short])
     assert told.exit_code == 0 and "projector of this model is untrained" in told.stderr
     told = run(app, command)
-    assert told.exit_code == 2 and "exists already" in told.stderr
+    assert told.exit_code == 2 and "exists and would be overwritten" in told.stderr
 
 
 # What goes wrong.
