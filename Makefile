@@ -49,9 +49,9 @@ QUIET := --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.hand
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks --ServerApp.ip=127.0.0.1 $(QUIET) $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
 
-# The app too: this machine only, a token of its own, and no style sheet from a CDN (see medv/report/app).
+# The app too: this machine only, a token of its own, and no style sheet from a CDN (see medv/companion/explorer/app).
 explorer: $(READY)
-	JUPYTER_PATH=medv/report/app $(BIN)/voila notebooks/50_explorer.ipynb --template=medv --Voila.ip=127.0.0.1 --token $(ARGS)
+	JUPYTER_PATH=medv/companion/explorer/app $(BIN)/voila notebooks/50_explorer.ipynb --template=medv --Voila.ip=127.0.0.1 --token $(ARGS)
 
 # One process a core, each with one thread; ARGS="-n 0" for one process.
 test: $(READY)

@@ -1,16 +1,16 @@
 """How far caches lead from the exact answers of the bundled tiny model: `python benchmarks/cache_agreement.py --out FILE.csv`.
 
-One row for each kind of cache and refresh interval; the logic is in `medv.evaluation.cache_agreement`.
+One row for each kind of cache and refresh interval; the logic is in `medv.companion.bench.cache_agreement`.
 """
 
 import argparse
 from pathlib import Path
 
 from medv.artifacts import write_text
-from medv.data.phantom_sets import description_set
-from medv.evaluation.cache_agreement import cache_agreement
-from medv.evaluation.study import sampler_config
-from medv.model.bundled import bundled, load_model
+from medv.checkpoints.bundled import bundled, load_model
+from medv.companion.bench.cache_agreement import cache_agreement
+from medv.companion.studies.vqa_study import sampler_config
+from medv.phantoms.sets import description_set
 from medv.profiles import get_profile
 
 

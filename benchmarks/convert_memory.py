@@ -18,7 +18,7 @@ WIDTH = 1024
 PROGRAM = """
 import resource, sys
 from pathlib import Path
-from medv.model.convert import convert
+from medv.checkpoints.convert import convert
 unit = 1 if sys.platform == "darwin" else 1024
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 before = peak()
@@ -31,13 +31,7 @@ def write_checkpoint(folder: Path, megabytes: int) -> int:
     """A float32 checkpoint in LLaDA-8B's layout; returns its size in bytes."""
     rows = megabytes * 2**20 // (2 * 4 * WIDTH)
     square = dict.fromkeys(("q_proj", "k_proj", "v_proj", "attn_out"), (WIDTH, WIDTH))
-    layer = {
-        "attn_norm": (WIDTH,),
-        "ff_norm": (WIDTH,),
-        "ff_proj": (64, WIDTH),
-        "up_proj": (64, WIDTH),
-        "ff_out": (WIDTH, 64),
-    }
+    layer = {"attn_norm": (WIDTH,), "ff_norm": (WIDTH,), "ff_proj": (64, WIDTH), "up_proj": (64, WIDTH), "ff_out": (WIDTH, 64)}
     tensors = {f"model.transformer.blocks.0.{name}.weight": torch.zeros(s) for name, s in (layer | square).items()}
     outer = {"wte": (rows, WIDTH), "ff_out": (rows, WIDTH), "ln_f": (WIDTH,)}
     tensors |= {f"model.transformer.{name}.weight": torch.zeros(shape) for name, shape in outer.items()}

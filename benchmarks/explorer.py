@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 
 from medv.artifacts import versions, write_json
-from medv.experiments.bench_machine import device_name
-from medv.model.bundled import bundled, load_model
-from medv.report.exploring import Setting, gallery
-from medv.report.widgets import Explorer
+from medv.checkpoints.bundled import bundled, load_model
+from medv.companion.bench.machine import device_name
+from medv.companion.explorer.session import Setting, gallery
+from medv.companion.explorer.widgets import Explorer
 
 LENGTH = 64
 

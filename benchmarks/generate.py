@@ -15,18 +15,18 @@ from pathlib import Path
 import torch
 
 from medv.artifacts import read_jsonl, write_json
+from medv.checkpoints.assembly import new_processor, shape_config
+from medv.checkpoints.bundled import bundled
+from medv.checkpoints.loading import load_tokenizer
+from medv.companion.bench.machine import bench_device, machine, peak_memory, timed
 from medv.data.chat import SpecialTokens
 from medv.data.example import load_image
-from medv.data.phantom_sets import description_set
 from medv.diffusion.caching import cache_named
-from medv.diffusion.settings import SamplerConfig
+from medv.diffusion.config import SamplerConfig
 from medv.evaluation.benchmark import answer_file
 from medv.evaluation.runners import MedVRunner
-from medv.experiments.bench_machine import bench_device, machine, peak_memory, timed
-from medv.model.assembly import new_processor, shape_config
-from medv.model.bundled import bundled
-from medv.model.loading import load_tokenizer
 from medv.model.modeling import MedVForMaskedDiffusion
+from medv.phantoms.sets import description_set
 from medv.profiles import get_profile
 
 QUESTIONS = 16
@@ -54,27 +54,14 @@ def main() -> int:
     device, profile = bench_device(given.device or "cuda"), get_profile(given.profile)
     started = time.perf_counter()
     network = drawn(given.profile, device)
-    found = {
-        **machine(device),
-        "drawn_s": time.perf_counter() - started,
-        "questions": QUESTIONS,
-        "runs": [],
-        "errors": {},
-    }
+    found = {**machine(device), "drawn_s": time.perf_counter() - started, "questions": QUESTIONS, "runs": [], "errors": {}}
     spec = profile.describe
     config = SamplerConfig(
-        spec.gen_length,
-        spec.block_length,
-        spec.steps,
-        cache=cache_named("dual"),
-        stop_tokens=(),
-        min_length=spec.gen_length,
+        spec.gen_length, spec.block_length, spec.steps, cache=cache_named("dual"), stop_tokens=(), min_length=spec.gen_length
     )
     examples = description_set("test", QUESTIONS, image_size=profile.model.image_size)
     pictures = [load_image(example) for example in examples]  # to draw them is no part of the command
-    examples = [
-        replace(ex, image=lambda picture=picture: picture) for ex, picture in zip(examples, pictures, strict=True)
-    ]
+    examples = [replace(ex, image=lambda picture=picture: picture) for ex, picture in zip(examples, pictures, strict=True)]
     runner = MedVRunner(Path("random weights"), config, dtype=profile.dtype, load=lambda: network)
     for tokens in (1, 4):
         for batch in (1, 8):

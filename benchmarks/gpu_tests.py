@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from medv.artifacts import write_json
-from medv.experiments.bench_machine import bench_device, machine
+from medv.companion.bench.machine import bench_device, machine
 
 TESTS = "tests/test_cuda.py"
 
@@ -35,9 +35,7 @@ def main() -> int:
     out, where = parser.parse_args().out, bench_device("cuda")
     outcomes = Outcomes()
     code = int(pytest.main(["-q", "-p", "no:cacheprovider", TESTS], plugins=[outcomes]))
-    counts = {
-        kind: sum(t["outcome"] == kind for t in outcomes.tests.values()) for kind in ("passed", "failed", "skipped")
-    }
+    counts = {kind: sum(t["outcome"] == kind for t in outcomes.tests.values()) for kind in ("passed", "failed", "skipped")}
     peak = torch.cuda.max_memory_allocated(where)
     write_json(out, {**machine(where), "counts": counts, "peak_bytes": peak, "tests": outcomes.tests})
     return code

@@ -1,6 +1,6 @@
 """The loss against full logits: `python benchmarks/loss.py --preset gpu --out FILE.json`.
 
-The same as `medv bench loss`, whose options it takes; the logic is in `medv.experiments.bench_loss`.
+The same as `medv bench loss`, whose options it takes; the logic is in `medv.companion.bench.loss`.
 """
 
 import sys

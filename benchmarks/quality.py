@@ -1,7 +1,7 @@
 """Every sampling strategy at equal forwards: `python benchmarks/quality.py --out benchmarks/results/quality_cpu.json`.
 
 On the oracle and, with the facts of its descriptions, on the bundled tiny model (or `--model`). Prints a table for each and
-what the adaptive schedule with the veto does to repetition; the logic is in `medv.evaluation.sampler_quality`.
+what the adaptive schedule with the veto does to repetition; the logic is in `medv.companion.studies.sampler_quality`.
 """
 
 import argparse
@@ -12,12 +12,12 @@ import pandas as pd
 import torch
 
 from medv.artifacts import fingerprint, versions, write_json
-from medv.data.phantom_sets import description_set
-from medv.diffusion.settings import SamplerConfig
-from medv.evaluation import sampler_quality as quality
-from medv.evaluation.study import sampler_config
-from medv.experiments.bench_machine import device_name
-from medv.model.bundled import bundled, load_model
+from medv.checkpoints.bundled import bundled, load_model
+from medv.companion.bench.machine import device_name
+from medv.companion.studies import sampler_quality as quality
+from medv.companion.studies.vqa_study import sampler_config
+from medv.diffusion.config import SamplerConfig
+from medv.phantoms.sets import description_set
 from medv.profiles import get_profile
 
 SEEN = ["forwards", "adjacent_duplicates", "longest_run", "rep_2", "rep_4", "distinct_1", "distinct_2"]
@@ -46,9 +46,7 @@ def main() -> None:
         config, started = sampler_config(get_profile("tiny").describe), time.perf_counter()
         folder = given.model or bundled("tiny_model")
         examples = description_set(given.split, given.descriptions)
-        items = quality.model_quality(
-            known, *load_model(folder), examples, config, quality.budgets(config), quiet=False
-        )
+        items = quality.model_quality(known, *load_model(folder), examples, config, quality.budgets(config), quiet=False)
         result["model"] = _result(items, config, "f1", SEEN + FACTS, started) | {"weights": fingerprint(folder)}
     if given.out is not None:
         write_json(given.out, result)

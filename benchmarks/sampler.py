@@ -1,6 +1,6 @@
 """Every way to sample against the official algorithm: `python benchmarks/sampler.py --preset gpu --out benchmarks/h200.json`.
 
-The same as `medv bench sampler`, whose options it takes; the logic is in `medv.experiments.bench_sampler`.
+The same as `medv bench sampler`, whose options it takes; the logic is in `medv.companion.bench.sampler`.
 """
 
 import sys

@@ -14,16 +14,12 @@ from pathlib import Path
 import torch
 
 from medv.artifacts import write_json
+from medv.companion.bench.machine import device_name
+from medv.companion.bench.sampler import BenchShape, Mode, measure_mode
 from medv.diffusion.caching import DualCache
-from medv.experiments.bench_machine import device_name
-from medv.experiments.bench_sampler import BenchShape, Mode, measure_mode
 
 BASE = BenchShape(vocab_size=32000, layers=2, gen_length=128, block_length=32)
-SWEEPS = {
-    "gen_length": (64, 128, 256),
-    "prompt_length": (200, 800, 1600),
-    "vocab_size": (32000, 64000, 126464),
-}
+SWEEPS = {"gen_length": (64, 128, 256), "prompt_length": (200, 800, 1600), "vocab_size": (32000, 64000, 126464)}
 MODES = (Mode("exact", tokens_a_forward=8), Mode("dual cache", DualCache(10_000), tokens_a_forward=8))
 
 
@@ -37,9 +33,7 @@ def measure(base: BenchShape = BASE, sweeps: dict[str, tuple[int, ...]] = SWEEPS
                 found = measure_mode(replace(base, **{field: value}), mode)
                 cost = 1e3 * found.seconds / found.forwards
                 first = first or cost
-                rows.append(
-                    {"mode": mode.name, "varied": field, "value": value, "ms_a_forward": cost, "growth": cost / first}
-                )
+                rows.append({"mode": mode.name, "varied": field, "value": value, "ms_a_forward": cost, "growth": cost / first})
     return rows
 
 

@@ -7,7 +7,7 @@ search trains every recipe of RECIPES once, on the `validation` protocol (`medv.
 highest mean of closed accuracy and open set recall over all validation questions, a rule fixed before any of them ran; ties go
 to the earlier one. It writes O/search.json. final trains that recipe on all training rows and on the image-disjoint ones, with
 three seeds, beside the same network that sees gray images alone and beside LoRA, asks the official test questions once, and
-writes O/final.json: a row a question, as `medv.evaluation.study.vqa_study` gives it. Small steps leave a GPU idle between its
+writes O/final.json: a row a question, as `studies.vqa_study.vqa_study` gives it. Small steps leave a GPU idle between its
 kernels, so several processes share it. What is finished in O is kept; weights are not. `--steps 2` is a dry run.
 """
 
@@ -31,14 +31,14 @@ import torch
 from transformers.utils import logging
 
 from medv.artifacts import write_json
+from medv.checkpoints.assembly import assemble, new_processor
+from medv.checkpoints.bundled import load_model
+from medv.checkpoints.loading import load_tokenizer
+from medv.companion.studies.training_stages import AFTER, BLIND, question_sets
+from medv.companion.studies.trials import as_rows, run_trials
+from medv.companion.studies.vqa_study import CONDITIONS, sampler_config, vqa_study
 from medv.data.example import Example
 from medv.evaluation.controls import blinded
-from medv.evaluation.study import CONDITIONS, sampler_config, vqa_study
-from medv.experiments.stages import AFTER, BLIND, question_sets
-from medv.experiments.trials import as_rows, run_trials
-from medv.model.assembly import assemble, new_processor
-from medv.model.bundled import load_model
-from medv.model.loading import load_tokenizer
 from medv.model.looks import Looks
 from medv.profiles import StageRecipe, get_profile
 from medv.training.examples import stage_examples

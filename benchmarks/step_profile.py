@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 
 from medv.artifacts import write_json
+from medv.companion.bench.machine import bench_device, machine
+from medv.companion.bench.sampler import PRESETS, random_network
 from medv.diffusion.caching import DualCache
-from medv.diffusion.settings import SamplerConfig
-from medv.experiments.bench_machine import bench_device, machine
-from medv.experiments.bench_sampler import PRESETS, random_network
+from medv.diffusion.config import SamplerConfig
 
 PRODUCTS = ((4096, 4096), (12288, 4096), (24576, 4096), (4096, 12288), (126464, 4096))  # outputs, inputs
 WAYS = ((False, False), (True, False), (False, True), (True, True))  # graphs, compiled

@@ -1,6 +1,6 @@
 """A training step against the way of the reference: `python benchmarks/training.py --preset gpu --out FILE.json`.
 
-The same as `medv bench training`, whose options it takes; the logic is in `medv.experiments.bench_training`.
+The same as `medv bench training`, whose options it takes; the logic is in `medv.companion.bench.training`.
 """
 
 import sys

@@ -30,18 +30,7 @@ from medv.reading import DataError, check_regular, read_lines
 PACKAGE = Path(__file__).parent
 MANIFEST = "manifest.json"
 SPEED = "speed.json"  # how long a training took and what it held in memory
-VERSIONS = (
-    "medv",
-    "torch",
-    "transformers",
-    "tokenizers",
-    "peft",
-    "deepspeed",
-    "accelerate",
-    "numpy",
-    "pandas",
-    "pillow",
-)
+VERSIONS = ("medv", "torch", "transformers", "tokenizers", "peft", "deepspeed", "accelerate", "numpy", "pandas", "pillow")
 
 
 def project_root() -> Path:
@@ -75,9 +64,7 @@ def as_json(value: Any) -> Any:
     return json.loads(json.dumps(value, default=_plain))
 
 
-_FULL = re.compile(
-    r"No space left|File too large|quota|os error (27|28|122)\b|PytorchStreamWriter|unexpected pos", re.I
-)
+_FULL = re.compile(r"No space left|File too large|quota|os error (27|28|122)\b|PytorchStreamWriter|unexpected pos", re.I)
 
 
 def disk_is_full(error: Exception) -> bool:
@@ -288,9 +275,7 @@ def git_commit() -> str | None:
     command = ["git", "-C", str(PACKAGE), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
     try:
         # Without this test, an installed copy would report the commit of whatever repository surrounds the environment.
-        tracked = subprocess.run(
-            ["git", "-C", str(PACKAGE), "ls-files", "--error-unmatch", "__init__.py"], capture_output=True
-        )
+        tracked = subprocess.run(["git", "-C", str(PACKAGE), "ls-files", "--error-unmatch", "__init__.py"], capture_output=True)
         if tracked.returncode:
             return None
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() or None

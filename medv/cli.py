@@ -53,9 +53,7 @@ ProfileName = Annotated[str, typer.Option("--profile", "-p", help="tiny, small, 
 @_in_words
 def reproduce(
     profile: ProfileName = "tiny",
-    only: Annotated[
-        list[str] | None, typer.Option("--only", help="A notebook, figure or table, or all; repeatable.")
-    ] = None,
+    only: Annotated[list[str] | None, typer.Option("--only", help="A notebook, figure or table, or all; repeatable.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where results go; default runs/<profile>.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and why.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Run again even what is up to date.")] = False,
@@ -63,7 +61,7 @@ def reproduce(
     publish: Annotated[bool, typer.Option("--publish", help="Copy the results to figures/<profile>/.")] = False,
 ) -> None:
     """Run the notebooks to figures, tables and index.html; cached and resumable."""
-    from medv.reproduce import reproduce as run
+    from medv.companion.reproduction.reproduce import reproduce as run
 
     get_profile(profile)
     options = {"dry_run": dry_run, "force": force, "jobs": jobs, "publish": publish, "console": console}
@@ -100,9 +98,9 @@ def ask(
     as_json: AsJson = False,
 ) -> None:
     """Answer a question about one image."""
+    from medv.companion.figures.traces import trace_targets, word_of, write_trace
     from medv.data.example import Example, Turn
     from medv.data.images import open_image
-    from medv.report.traces import trace_targets, word_of, write_trace
 
     chosen, how = get_profile(profile), {"schedule": schedule, "cache": cache, "preset": preset}
     config = sampler_of(chosen, gen_length, block_length, steps, **how, temperature=temperature, seed=seed)
@@ -111,8 +109,8 @@ def ask(
         raise ValueError("the question is empty: ask something about the image")
     question.encode()  # half of a character, as a shell of another encoding gives it, is refused here
     picture = open_image(image)
+    from medv.checkpoints.bundled import bundled, untrained_projector
     from medv.evaluation.answering import answer_with_trace, check_length
-    from medv.model.bundled import bundled, untrained_projector
 
     network, processor = _load_quietly(model or bundled("tiny_model"), chosen.dtype if model else "float32", device)
     check_length(question, picture, network, processor, config.gen_length)
@@ -135,7 +133,7 @@ def ask(
 
 def _view(wanted: bool, gen_length: int, word):
     """A picture of the canvas that follows the sampling, or nothing where nobody would see it."""
-    from medv.report.trace_terminal import TerminalView
+    from medv.companion.figures.trace_terminal import TerminalView
 
     return TerminalView(console, gen_length, word) if wanted and console.is_terminal else nullcontext()
 
@@ -145,7 +143,7 @@ def _load_quietly(folder: Path, dtype: str, device: str | None):
     import torch
     from transformers.utils import logging
 
-    from medv.model.bundled import load_model
+    from medv.checkpoints.bundled import load_model
 
     logging.disable_progress_bar()
     return load_model(folder, dtype=getattr(torch, dtype), device=device)
@@ -163,12 +161,8 @@ def train(
     protocol: Annotated[
         str, typer.Option(help="Which questions it sees: official, image_disjoint (no test image), validation.")
     ] = "official",
-    init: Annotated[
-        Path | None, typer.Option(help="Model folder to start from; default: the towers of the package.")
-    ] = None,
-    lora: Annotated[
-        bool, typer.Option("--lora", help="Adapters on the language tower instead of full fine-tuning.")
-    ] = False,
+    init: Annotated[Path | None, typer.Option(help="Model folder to start from; default: the towers of the package.")] = None,
+    lora: Annotated[bool, typer.Option("--lora", help="Adapters on the language tower instead of full fine-tuning.")] = False,
     rank: Annotated[int, typer.Option(min=1, help="LoRA rank.")] = 16,
     seed: Annotated[int, typer.Option(help="Of order, noise and new weights.")] = 0,
     epochs: Annotated[float | None, typer.Option(min=0.0, help="Instead of the recipe's.")] = None,
@@ -183,10 +177,10 @@ def train(
 ) -> None:
     """Train one stage of the paper's recipe; also under torchrun and the deepspeed launcher (python -m medv)."""
     chosen, stage = get_profile(profile), context.info_name
+    from medv.companion.towers.pretrain import pretrain
     from medv.training import launch
     from medv.training.command import run_stage
     from medv.training.lora import LoraRecipe
-    from medv.training.pretrain import pretrain
 
     if epochs is not None:
         chosen = chosen.with_recipe(stage, epochs=epochs)
@@ -222,12 +216,7 @@ def train(
     _print_mapping(f"{stage}: saved to {out}", facts, as_json)
 
 
-for _stage, _about in (
-    ("pretrain", "Make the bundled towers again."),
-    ("align", None),
-    ("instruct", None),
-    ("vqa", None),
-):
+for _stage, _about in (("pretrain", "Make the bundled towers again."), ("align", None), ("instruct", None), ("vqa", None)):
     train_app.command(_stage, help=_about)(train)
 train_app.command("adapt")(adapt)
 
@@ -254,9 +243,7 @@ def generate(
     cuda_graphs: Graphs = None,
     device: Device = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions at once.")] = 16,
-    data: Annotated[
-        str | None, typer.Option(help="Read --questions as this data set: vqa_rad, slake, pathvqa, qa50.")
-    ] = None,
+    data: Annotated[str | None, typer.Option(help="Read --questions as this data set: vqa_rad, slake, pathvqa, qa50.")] = None,
     skip_corrupt: Annotated[
         bool, typer.Option("--skip-corrupt", help="Leave out, count and list questions whose image cannot be read.")
     ] = False,
@@ -284,9 +271,7 @@ def generate(
     wanted, skipped = examine(wanted, runner, skip_corrupt=skip_corrupt)
     count = answer_file(wanted, runner, out, batch_size=batch_size, inputs=[questions])
     if skipped and os.environ.get("RANK", "0") == "0":
-        say(
-            f"{len(skipped)} questions were left out, as their images cannot be read: see {write_skipped(skipped, out)}"
-        )
+        say(f"{len(skipped)} questions were left out, as their images cannot be read: see {write_skipped(skipped, out)}")
     console.print(visible(f"{count} answers in {out}"), soft_wrap=True)
 
 
@@ -303,12 +288,10 @@ def convert(
     to: Annotated[
         str | None, typer.Option(help="medv, lladav, llada8b or projector; default: released to medv, medv to lladav.")
     ] = None,
-    vision: Annotated[
-        Path | None, typer.Option(help="SigLIP2 folder, for a checkpoint without its vision tower.")
-    ] = None,
+    vision: Annotated[Path | None, typer.Option(help="SigLIP2 folder, for a checkpoint without its vision tower.")] = None,
 ) -> None:
     """Convert LLaDA, LLaDA-V, LLaDA-MedV and SigLIP2 weights to medv's layout, or back; nothing but names changes."""
-    from medv.model.convert import convert as run
+    from medv.checkpoints.convert import convert as run
 
     made = run(source, target, to=to, vision=vision)
     console.print(visible(f"{target}: {made}"), soft_wrap=True)
@@ -348,8 +331,8 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """What a stage needs of each GPU's memory, of the disk and of time, by arithmetic; exit code 2 where it cannot fit."""
+    from medv.checkpoints.assembly import shape_config
     from medv.data.chat import SpecialTokens
-    from medv.model.assembly import shape_config
     from medv.training.lora import LoraRecipe
     from medv.training.memory import check_memory, plan_cost, plan_memory
 

@@ -8,17 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from medv.artifacts import default_out
 from medv.profiles import PROFILES
 
-PACKAGES = (
-    "torch",
-    "transformers",
-    "tokenizers",
-    "peft",
-    "accelerate",
-    "deepspeed",
-    "papermill",
-    "jupyterlab",
-    "ipywidgets",
-)
+PACKAGES = ("torch", "transformers", "tokenizers", "peft", "accelerate", "deepspeed", "papermill", "jupyterlab", "ipywidgets")
 
 
 def examine() -> dict[str, str]:
@@ -44,7 +34,7 @@ def examine() -> dict[str, str]:
 
 
 def _towers() -> str:
-    from medv.model.bundled import fetched_towers
+    from medv.checkpoints.bundled import fetched_towers
 
     try:
         fetched_towers("small", default_out("small") / "towers")

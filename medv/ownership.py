@@ -53,9 +53,7 @@ def hold(out: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         holder = place.read_text(encoding="utf-8") if place.is_file() else ""
-        raise ValueError(
-            f"another process {holder}is working on {out}: wait for its end, or choose another --out"
-        ) from None
+        raise ValueError(f"another process {holder}is working on {out}: wait for its end, or choose another --out") from None
     try:
         place.write_text(f"({os.getpid()}) ", encoding="utf-8")
         yield
@@ -216,9 +214,7 @@ def _check_maker(out: Path, begun: Any, made_by: str) -> Run:
 def _check_same(out: Path, begun: Run, run: Run) -> None:
     """Raises ValueError, naming what differs, where `begun`, read from a file, is not the mapping `run`."""
     if changes := list(differences(begun, as_json(run))):
-        raise ValueError(
-            f"{out} was made from something else ({', '.join(changes)}): choose another --out, or delete it"
-        )
+        raise ValueError(f"{out} was made from something else ({', '.join(changes)}): choose another --out, or delete it")
 
 
 def differences(begun: Run, now: Run, place: str = "") -> Iterator[str]:

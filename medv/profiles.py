@@ -59,7 +59,7 @@ class ModelShape:
 
     @property
     def sight(self) -> dict:
-        """What is made of the vision tower's features, as options of `medv.model.assembly.assemble`."""
+        """What is made of the vision tower's features, as options of `medv.checkpoints.assembly.assemble`."""
         return {"image_pool": self.image_pool, "feature_norm": self.feature_norm}
 
 
@@ -360,9 +360,7 @@ _SOURCES = {
     "trains": "section 3 of the paper; vision tower frozen in all stages",
     **dict.fromkeys(("samples", "epochs", "batch_size", "warmup", "max_length"), _TABLE6),
     "learning_rate": "LLaDA-V's script value, not confirmed for LLaDA-MedV: missing in the paper's text",
-    **dict.fromkeys(
-        ("weight_decay", "projector_rate", "feature_dropout", "lower_case", "loss_tokens", "padding"), _LLADAV
-    ),
+    **dict.fromkeys(("weight_decay", "projector_rate", "feature_dropout", "lower_case", "loss_tokens", "padding"), _LLADAV),
     "normalization": "Eq. 4 of the paper, in the form of the LLaDA guidelines",
     "times": "Eq. 1 of the paper: t is uniform, drawn for each sample",
     **dict.fromkeys(("checkpointing", "precision"), _LLADAV),
@@ -402,10 +400,7 @@ PAPER = Profile(
         "instruct": StageRecipe(_BOTH, 60_000, 4, 8, 1e-5, checkpointing=True, sources=_SOURCES),
         "vqa": _PAPER_VQA,
     },
-    vqa_sets={
-        "slake": replace(_PAPER_VQA, samples=4919, epochs=10),
-        "pathvqa": replace(_PAPER_VQA, samples=19_755, epochs=7),
-    },
+    vqa_sets={"slake": replace(_PAPER_VQA, samples=4919, epochs=10), "pathvqa": replace(_PAPER_VQA, samples=19_755, epochs=7)},
     pretrain={},
     describe=SamplerSpec(gen_length=256, block_length=64, steps=256),
     answer=SamplerSpec(gen_length=64, block_length=64, steps=64),

@@ -166,11 +166,7 @@ def fuzz(surface, examples, round_, until, stub, keep):
 
     @seed(round_)
     @settings(
-        max_examples=examples,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
+        max_examples=examples, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
     )
     @given(surface.cases)
     def run(case):

@@ -111,9 +111,9 @@ def mutated(draw, value):
             case "remove":
                 del holder[last]
             case _ if isinstance(holder, dict):
-                holder[
-                    draw(st.sampled_from(("id", "text", "image", "answer", "auto_map", "model_type", "reason", "")))
-                ] = draw(odd)
+                holder[draw(st.sampled_from(("id", "text", "image", "answer", "auto_map", "model_type", "reason", "")))] = draw(
+                    odd
+                )
     return value
 
 
@@ -140,9 +140,7 @@ def data_file(draw, rows, whole=False):
 @st.composite
 def damaged(draw, data):
     """The bytes as they are, mostly; else cut, wrongly encoded, with something before, between or behind."""
-    match draw(
-        st.sampled_from(("", "", "", "", "cut", "bom", "latin", "utf16", "zero", "twice", "insert", "empty", "deep"))
-    ):
+    match draw(st.sampled_from(("", "", "", "", "cut", "bom", "latin", "utf16", "zero", "twice", "insert", "empty", "deep"))):
         case "cut":
             return data[: draw(st.integers(0, len(data)))]
         case "bom":
@@ -176,9 +174,7 @@ def _png():
 
 
 IMAGE = _png()
-_QUESTIONS = [
-    {"question_id": n, "image": "i.png", "text": text} for n, text in enumerate(("What is it?", "Is there a mass?"))
-]
+_QUESTIONS = [{"question_id": n, "image": "i.png", "text": text} for n, text in enumerate(("What is it?", "Is there a mass?"))]
 _ANSWERS = [
     {
         "question_id": n,
@@ -321,9 +317,7 @@ def text():
     """Answer files of `medv evaluate text`."""
     line = ("evaluate", "text", "--answers", "{folder}/a")
     return st.builds(
-        lambda a, more: case({"a": a}, *line, *more),
-        data_file(_ANSWERS),
-        st.sampled_from(((), ("--marked",), ("--json",))),
+        lambda a, more: case({"a": a}, *line, *more), data_file(_ANSWERS), st.sampled_from(((), ("--marked",), ("--json",)))
     )
 
 
@@ -359,11 +353,7 @@ _REPLY = {
 _REPLIES = (
     _REPLY,
     {"error": {"message": "slow down", "type": "requests", "param": None, "code": 429}},
-    {
-        "choices": [
-            {"message": {"content": [{"type": "text", "text": "8 7"}], "refusal": None, "reasoning_content": "hm"}}
-        ]
-    },
+    {"choices": [{"message": {"content": [{"type": "text", "text": "8 7"}], "refusal": None, "reasoning_content": "hm"}}]},
     {"object": "error", "message": "no", "code": 404},
     {"detail": [{"loc": ["body"], "msg": "temperature"}]},
 )
@@ -386,9 +376,7 @@ def replies(draw):
         "9" * 400,
     )
     headers = draw(st.dictionaries(st.just("Retry-After"), st.sampled_from(waits)))
-    headers |= draw(
-        st.dictionaries(st.just("Content-Encoding"), st.sampled_from(("gzip", "identity", "br")), max_size=1)
-    )
+    headers |= draw(st.dictionaries(st.just("Content-Encoding"), st.sampled_from(("gzip", "identity", "br")), max_size=1))
     headers |= draw(
         st.dictionaries(
             st.just("Content-Type"), st.sampled_from(("application/json", "text/html; charset=utf-7", "x")), max_size=1
@@ -400,9 +388,7 @@ def replies(draw):
         )
     )
     status = draw(
-        st.sampled_from(
-            (200, 200, 200, 200, 204, 206, 301, 302, 307, 304, 400, 401, 403, 404, 418, 422, 429, 500, 503, 599)
-        )
+        st.sampled_from((200, 200, 200, 200, 204, 206, 301, 302, 307, 304, 400, 401, 403, 404, 418, 422, 429, 500, 503, 599))
     )
     return case(files, *_JUDGE, *draw(_json), reply=(status, headers, body))
 
@@ -413,10 +399,5 @@ def data(draw):
     name = draw(st.sampled_from(sorted(_SETS)))
     file, rows = _SETS[name]
     return case(
-        {f"d/{file}": draw(data_file(rows)), "d/images/i.png": IMAGE},
-        "data",
-        "check",
-        name,
-        "{folder}/d",
-        *draw(_json),
+        {f"d/{file}": draw(data_file(rows)), "d/images/i.png": IMAGE}, "data", "check", name, "{folder}/d", *draw(_json)
     )

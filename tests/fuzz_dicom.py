@@ -48,20 +48,13 @@ def dicom(draw):
     ds.BitsAllocated = ds.BitsStored = bits
     ds.HighBit, ds.PixelRepresentation, ds.SamplesPerPixel = bits - 1, 0, planes
     ds.PhotometricInterpretation = "RGB" if planes == 3 else "MONOCHROME2"
-    ds.SOPClassUID, ds.SOPInstanceUID, ds.Modality, ds.PatientName = (
-        UID("1.2.840.10008.5.1.4.1.1.7"),
-        UID("1.2.3"),
-        "OT",
-        "a",
-    )
+    ds.SOPClassUID, ds.SOPInstanceUID, ds.Modality, ds.PatientName = (UID("1.2.840.10008.5.1.4.1.1.7"), UID("1.2.3"), "OT", "a")
     if planes == 3:
         ds.PlanarConfiguration = 0
     pixels = rng.integers(0, 256, side * side * planes * bits // 8, dtype=np.uint8).tobytes()
     if draw(st.integers(0, 3)) == 0:
         ds.PhotometricInterpretation = "PALETTE COLOR"
-        entries = draw(
-            st.sampled_from(([256, 0, 16], [256, 0, 8], [0, 0, 16], [2, 65535, 16], [256, 0, 0], [256], [1, 0, 99]))
-        )
+        entries = draw(st.sampled_from(([256, 0, 16], [256, 0, 8], [0, 0, 16], [2, 65535, 16], [256, 0, 0], [256], [1, 0, 99])))
         for color in ("Red", "Green", "Blue"):
             ds.add_new(f"{color}PaletteColorLookupTableDescriptor", "US", entries)
             ds.add_new(
@@ -79,17 +72,12 @@ def dicom(draw):
             )
             item.add_new("LUTData", data_vr, draw(st.lists(st.integers(0, 65535), max_size=8)))
             ds.add_new(sequence, "SQ", draw(st.sampled_from(([item], [], [item, item], [Dataset()]))))
-    wrong = {
-        name: draw(st.sampled_from(_TAGS[name][1]))
-        for name in draw(st.lists(st.sampled_from(sorted(_TAGS)), max_size=3))
-    }
+    wrong = {name: draw(st.sampled_from(_TAGS[name][1])) for name in draw(st.lists(st.sampled_from(sorted(_TAGS)), max_size=3))}
     gone = draw(st.lists(st.sampled_from(sorted(_TAGS)), max_size=1))
     size = draw(st.sampled_from((len(pixels),) * 5 + (0, 1, len(pixels) - 2, len(pixels) * 2)))
     ds.add_new("PixelData", "OW" if bits > 8 else "OB", (pixels * 2)[:size])
     syntax = draw(st.sampled_from((ExplicitVRLittleEndian,) * 8 + tuple(AllTransferSyntaxes)))
-    return case(
-        {"x.dcm": draw(damaged(_written(ds, wrong, gone, syntax)))}, "ask", "{folder}/x.dcm", "What is it?", *SHORT
-    )
+    return case({"x.dcm": draw(damaged(_written(ds, wrong, gone, syntax)))}, "ask", "{folder}/x.dcm", "What is it?", *SHORT)
 
 
 def _written(ds, wrong, gone, syntax):
@@ -104,10 +92,7 @@ def _written(ds, wrong, gone, syntax):
                 del ds[name]
         ds.file_meta = FileMetaDataset()
         ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        ds.file_meta.MediaStorageSOPClassUID, ds.file_meta.MediaStorageSOPInstanceUID = (
-            ds.SOPClassUID,
-            ds.SOPInstanceUID,
-        )
+        ds.file_meta.MediaStorageSOPClassUID, ds.file_meta.MediaStorageSOPInstanceUID = (ds.SOPClassUID, ds.SOPInstanceUID)
         stream = io.BytesIO()
         try:
             pydicom.dcmwrite(stream, ds, enforce_file_format=True)

@@ -21,13 +21,7 @@ from medv.training.lora import LoraRecipe
 from medv.training.stages import train_stage
 
 RECIPE = StageRecipe(
-    ("projector", "language_model"),
-    samples=0,
-    epochs=2,
-    batch_size=4,
-    learning_rate=1e-3,
-    max_length=100,
-    padding="none",
+    ("projector", "language_model"), samples=0, epochs=2, batch_size=4, learning_rate=1e-3, max_length=100, padding="none"
 )
 FIVE_STEPS = {
     "sample": (RECIPE, None),
@@ -40,9 +34,7 @@ FIVE_STEPS = {
 
 def train(out: Path, recipe: StageRecipe = RECIPE, count: int = 10, **options):
     """Train a fresh copy of the tiny model."""
-    return train_stage(
-        model(), processor(), recipe, options.pop("data", None) or examples(count), out, quiet=True, **options
-    )
+    return train_stage(model(), processor(), recipe, options.pop("data", None) or examples(count), out, quiet=True, **options)
 
 
 def with_corrupt(folder: Path) -> list[Example]:

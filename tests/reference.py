@@ -5,7 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
-from medv.model.convert import convert
+from medv.checkpoints.convert import convert
 
 FOLDER = Path(os.environ.get("MEDV_FIXTURES", Path(__file__).resolve().parents[2] / "shared" / "fixtures"))
 

@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 from tiny import tokenizer
 from transformers import LlamaConfig, SiglipVisionConfig
 
+from medv.checkpoints.assembly import new_processor
 from medv.data.chat import IGNORED
 from medv.diffusion.corruption import corrupt
 from medv.diffusion.loss import masked_cross_entropy, token_weights
-from medv.model.assembly import new_processor
 from medv.model.configuration import MedVConfig
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor

@@ -19,11 +19,11 @@ from safetensors.torch import load_file
 from tiny import special, tokenizer
 from transformers import LlamaConfig, SiglipVisionConfig
 
+from medv.checkpoints.assembly import new_processor
 from medv.data.chat import SYSTEM_PROMPTS, encode_dialogue, encode_plain, encode_prompt, prompt_text, turn_numbers
 from medv.data.example import IMAGE_TOKEN, Turn
+from medv.diffusion.config import SamplerConfig, transfer_counts
 from medv.diffusion.official import add_gumbel_noise
-from medv.diffusion.settings import SamplerConfig, transfer_counts
-from medv.model.assembly import new_processor
 from medv.model.configuration import MedVConfig
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.training.collate import Collator, conversation_mask
@@ -52,9 +52,7 @@ def tensors(name: str) -> dict[str, torch.Tensor]:
 GEN, MM, LOSS, LABELS = (read(f"{name}.json") for name in ("gen", "mm", "loss", "labels"))
 FORWARD_KEYS, GEN_KEYS = (keys(f"{name}.safetensors") for name in ("forward", "gen"))
 FORWARDS = [key.removesuffix(".hidden") for key in FORWARD_KEYS if key.endswith(".hidden")]
-MASKED_FORWARDS = [
-    key.removesuffix(".conversation_mask") for key in FORWARD_KEYS if key.endswith("_mask") and "conv" in key
-]
+MASKED_FORWARDS = [key.removesuffix(".conversation_mask") for key in FORWARD_KEYS if key.endswith("_mask") and "conv" in key]
 
 
 def robust(cases: list[dict]) -> list:
@@ -66,9 +64,7 @@ def robust(cases: list[dict]) -> list:
 def used_ids() -> set[int]:
     """Ids that some prompt holds: the placeholder of medv must be none of them."""
     stored = [load_file(FOLDER / name) for name in ("gen.safetensors", "mm.safetensors", "forward.safetensors")]
-    found = {
-        int(i) for file in stored for key, ids in file.items() if not ids.is_floating_point() for i in ids.flatten()
-    }
+    found = {int(i) for file in stored for key, ids in file.items() if not ids.is_floating_point() for i in ids.flatten()}
     return found | {i for case in GEN["llada_text"] for row in case["prompt_ids"] for i in row}
 
 
@@ -139,9 +135,7 @@ def test_hidden_states_and_logits_are_those_of_the_reference(name, text_network)
 def test_conversation_masks_of_turns_are_those_of_the_reference(name):
     stored = tensors("forward.safetensors")
     mask = stored[f"{name}.conversation_mask"]
-    seen = (
-        mask.bool() if mask.unique().tolist() == [0, 1] or mask.dtype == torch.bool else mask == 0
-    )  # or added to scores
+    seen = mask.bool() if mask.unique().tolist() == [0, 1] or mask.dtype == torch.bool else mask == 0  # or added to scores
     assert conversation_mask(stored[f"{name}.conversation_ids"]).equal(seen)
 
 
@@ -261,9 +255,7 @@ def test_gumbel_noise_is_that_of_the_reference(key):
     assert noisy.argmax(dim=-1).tolist() == facts["argmax"]
 
 
-@pytest.mark.parametrize(
-    "key", [key for key, value in MM.items() if isinstance(value, dict) and key.startswith("generate_")]
-)
+@pytest.mark.parametrize("key", [key for key, value in MM.items() if isinstance(value, dict) and key.startswith("generate_")])
 def test_an_answer_about_an_image_has_the_tokens_of_the_reference(key, text_network):
     facts = MM[key]
     aspect, most, merge = re.fullmatch(r"generate_([a-z]+)(?:_max_(\d+))?_(\w+)", key).groups()

@@ -107,11 +107,7 @@ class StubJudge:
 def completion(content, finish="stop", **message):
     """The reply of a chat completion."""
     message = {"role": "assistant", "content": content, **message}
-    return {
-        "id": "1",
-        "object": "chat.completion",
-        "choices": [{"index": 0, "message": message, "finish_reason": finish}],
-    }
+    return {"id": "1", "object": "chat.completion", "choices": [{"index": 0, "message": message, "finish_reason": finish}]}
 
 
 def error(status, message, headers=None, **fields):

@@ -8,14 +8,14 @@ import pytest
 from test_model import training_batch
 from tiny import model
 
-from medv.data.phantom_sets import vqa_set
-from medv.experiments import initialization as init
-from medv.experiments import lora_study
-from medv.experiments.run import open_run
-from medv.experiments.trials import difference_rows, run_trials
-from medv.model.bundled import bundled
+from medv.checkpoints.bundled import bundled
+from medv.companion.figures.ablations import lora_figure
+from medv.companion.reproduction.run import open_run
+from medv.companion.studies import initialization as init
+from medv.companion.studies import lora as lora_study
+from medv.companion.studies.trials import difference_rows, run_trials
+from medv.phantoms.sets import vqa_set
 from medv.profiles import get_profile
-from medv.report.ablations import lora_figure
 from medv.training.lora import LoraRecipe, attach_lora
 
 
@@ -139,10 +139,7 @@ def test_the_verdict_on_lora_follows_from_the_intervals(small, large, scarce, en
 
 def test_adapters_cost_less_memory_than_all_weights_and_the_figure_shows_every_arm():
     rows = []
-    for arm, network in (
-        (lora_study.FULL, model().train()),
-        ("LoRA r = 2", attach_lora(model(), LoraRecipe(2, 4)).train()),
-    ):
+    for arm, network in ((lora_study.FULL, model().train()), ("LoRA r = 2", attach_lora(model(), LoraRecipe(2, 4)).train())):
         before = {name: p.numel() for name, p in network.named_parameters() if p.requires_grad}
         cost = lora_study.step_cost(network, training_batch(), repeats=2)
         rows.append({"arm": arm, "trainable_parameters": sum(before.values()), "checkpoint_bytes": 1} | cost)
@@ -198,15 +195,8 @@ def said(shares: dict[str, tuple[float, float]]) -> pd.DataFrame:
         for seed in range(3):
             for number in range(30):
                 row = {"condition": arm, "seed": seed, "id": f"d{number}", "text": f"{arm} says"}
-                row |= {
-                    "findings_f1": score + rng.normal(),
-                    "adjacent_duplicates": repeated + rng.normal(),
-                    "words": 50.0,
-                }
-                rows += [
-                    row,
-                    {"condition": arm, "seed": seed, "id": f"q{number}", "closed_accuracy": 50.0, "open_recall": 9.0},
-                ]
+                row |= {"findings_f1": score + rng.normal(), "adjacent_duplicates": repeated + rng.normal(), "words": 50.0}
+                rows += [row, {"condition": arm, "seed": seed, "id": f"q{number}", "closed_accuracy": 50.0, "open_recall": 9.0}]
     return pd.DataFrame(rows)
 
 
@@ -226,12 +216,7 @@ def test_the_verdict_on_the_starts_follows_from_the_intervals_and_the_paper_keep
 
 def test_a_difference_pairs_by_seed_and_text():
     items = pd.DataFrame(
-        [
-            {"condition": c, "seed": s, "id": i, "x": 10.0 * s + i + (c == "b")}
-            for c in "ab"
-            for s in (0, 1)
-            for i in (0, 1)
-        ]
+        [{"condition": c, "seed": s, "id": i, "x": 10.0 * s + i + (c == "b")} for c in "ab" for s in (0, 1) for i in (0, 1)]
     )
     rows = difference_rows(items.iloc[:-1], "b", "a", ["x"])
     assert rows["x"].tolist() == [1.0, 1.0, 1.0] and set(rows["condition"]) == {"b minus a"}

@@ -16,15 +16,16 @@ from tiny import model, special, tokenizer
 from transformers import AutoTokenizer, LlamaForCausalLM
 from typer.testing import CliRunner
 
+from medv.checkpoints.assembly import assemble
+from medv.checkpoints.bundled import bundled
 from medv.cli import app
+from medv.companion.studies import adaptation
+from medv.companion.studies.adaptation import continue_documents
 from medv.data.prompts import PROMPTS
 from medv.data.texts import Document, read_documents, split_documents
 from medv.diffusion.corruption import noise_generator
 from medv.diffusion.sampler import SamplerConfig
-from medv.experiments import adaptation
-from medv.experiments.adaptation import continue_documents
-from medv.model.assembly import assemble, language_tower
-from medv.model.bundled import bundled
+from medv.model.twin import language_tower
 from medv.training.adapt import Adapter, adapt, distance, held_out_losses, load_tower
 from medv.training.adapt_batches import AdaptRecipe, Batches, opened_attention
 from medv.training.packing import ENDS, pack
@@ -106,16 +107,10 @@ def test_annealed_attention_opens_step_by_step_and_is_drawn_from_seed_and_step(r
 
 
 def test_no_position_is_padding_and_the_ends_of_documents_are_hidden_and_scored(rows):
-    documents = [
-        Document("a mass", "What is shown?"),
-        Document("cut off", "Is there", ended=False),
-        Document("plain"),
-    ] * 8
+    documents = [Document("a mass", "What is shown?"), Document("cut off", "Is there", ended=False), Document("plain")] * 8
     packed = pack(documents, tokenizer(), 32)
     end, turn = special().end_of_text, special().end_of_turn
-    assert packed.shape[1] == 32 and (packed == turn).sum() in (23, 24), (
-        "of each prompt, and of each answer but those cut off"
-    )
+    assert packed.shape[1] == 32 and (packed == turn).sum() in (23, 24), "of each prompt, and of each answer but those cut off"
     runs = "".join("e" if token == end else "-" for token in packed.flatten().tolist()).split("-")
     assert {len(ends) for ends in runs if ends} <= set(range(1, 2 * ENDS)) and len({*map(len, runs)}) > 3
     recipe = replace(RECIPE, length=32, batch_size=len(packed), tokens=len(packed) * 32)
@@ -147,9 +142,7 @@ def test_the_teacher_is_the_causal_model_on_clean_text(causal, rows):
     adapter = Adapter(causal, RECIPE, CPU)
     (batch,) = Batches(rows, RECIPE, special().mask, seed=0)(0)
     told = adapter.teacher.model(batch.clean, output_hidden_states=True).hidden_states
-    own = (
-        load_tower(causal, dtype=torch.float32, causal=True).model(batch.clean, output_hidden_states=True).hidden_states
-    )
+    own = load_tower(causal, dtype=torch.float32, causal=True).model(batch.clean, output_hidden_states=True).hidden_states
     assert len(told) == adapter.student.config.num_hidden_layers + 1
     assert distance(own, told, batch.places).abs() < 1e-4
     noisy = adapter.student.model(batch.noisy, output_hidden_states=True).hidden_states
@@ -177,8 +170,7 @@ def test_the_loss_falls_and_the_result_is_a_bidirectional_language_tower(causal,
     speed = read(whole / "speed.json")
     assert speed["total"]["tokens_per_second"] > 0 and [row["step"] for row in speed["rows"]] == list(range(1, 11))
     assert (
-        not LlamaForCausalLM.from_pretrained(whole).config.is_causal
-        and str(causal) not in (whole / "config.json").read_text()
+        not LlamaForCausalLM.from_pretrained(whole).config.is_causal and str(causal) not in (whole / "config.json").read_text()
     )
     assert AutoTokenizer.from_pretrained(whole).get_vocab() == tokenizer().get_vocab()
     assert (whole / "LICENSE").exists() and not (whole / "checkpoint.safetensors").exists()
@@ -192,14 +184,10 @@ def test_layers_learn_and_embeddings_and_head_do_not(causal, whole):
 
 def test_an_adapted_tower_takes_its_place_under_a_vision_tower(whole):
     network = assemble(whole, bundled("vision_tower"), seed=0, image_pool=2)
-    assert network.model.language_model.layers[0].mlp.up_proj.weight.equal(
-        weights(whole)["model.layers.0.mlp.up_proj.weight"]
-    )
+    assert network.model.language_model.layers[0].mlp.up_proj.weight.equal(weights(whole)["model.layers.0.mlp.up_proj.weight"])
 
 
-@pytest.mark.parametrize(
-    "recipe", [RECIPE, replace(RECIPE, attention="annealed", align=False, weights="1/t")], ids=["a", "b"]
-)
+@pytest.mark.parametrize("recipe", [RECIPE, replace(RECIPE, attention="annealed", align=False, weights="1/t")], ids=["a", "b"])
 def test_ten_steps_equal_five_an_interruption_and_five_more(causal, rows, whole, tmp_path, recipe):
     first = whole
     if recipe != RECIPE:
@@ -227,9 +215,7 @@ def test_a_killed_command_goes_on_bit_for_bit(causal, tmp_path):
     command = [sys.executable, "-m", "medv", "train", "adapt", "--language", causal, "--text", text, "--length", "32"]
     command += ["--batch-size", "4", "--tokens", str(200 * 4 * 32), "--continuations", "0", "--device", "cpu"]
     subprocess.run([*command, "--out", tmp_path / "whole"], check=True, capture_output=True)
-    begun = subprocess.Popen(
-        [*command, "--out", tmp_path / "cut"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
+    begun = subprocess.Popen([*command, "--out", tmp_path / "cut"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     checkpoint, deadline = tmp_path / "cut" / "checkpoint.safetensors", time.monotonic() + 300
     while not checkpoint.exists() and begun.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -288,11 +274,7 @@ def test_continuing_with_a_cache_draws_from_the_logits_of_the_whole(causal, rows
 
 
 def test_continuations_are_the_same_alone_and_in_a_batch(causal):
-    documents = [
-        Document("x", "What is shown?"),
-        Document("on the left, small", ""),
-        Document("x", "Is there a mass? " * 3),
-    ]
+    documents = [Document("x", "What is shown?"), Document("on the left, small", ""), Document("x", "Is there a mass? " * 3)]
     config = SamplerConfig(16, 8, 16)
     together = continue_documents(causal, documents, config=config)
     assert together == [continue_documents(causal, [document], config=config)[0] for document in documents]
@@ -372,11 +354,7 @@ def made_up(shift: dict[str, float]) -> dict:
             added = sum(value for name, value in shift.items() if name in arm.split(", "))
             text = "one one" if "1/t" in arm else "one two"
             history = [{"tokens": tokens, "eval_loss": 5 + added} for tokens in (0, 100)]
-            results[f"{number}-seed{seed}"] = {
-                "rows": (5 + added + noise).tolist(),
-                "texts": [text],
-                "history": history,
-            }
+            results[f"{number}-seed{seed}"] = {"rows": (5 + added + noise).tolist(), "texts": [text], "history": history}
     return results
 
 
@@ -386,9 +364,7 @@ def test_the_eight_arms_differ_in_what_their_names_say_and_in_nothing_else():
         assert len(arms) == 8 and len({*arms.values()}) == 8
         alike = {replace(arm, attention="at_once", align=True, weights="uniform") for arm in arms.values()}
         assert alike == {replace(plan.recipe, attention="at_once", align=True, weights="uniform")}
-        assert arms["annealed, not aligned, 1/t"] == replace(
-            plan.recipe, attention="annealed", align=False, weights="1/t"
-        )
+        assert arms["annealed, not aligned, 1/t"] == replace(plan.recipe, attention="annealed", align=False, weights="1/t")
 
 
 def test_the_verdict_on_a_choice_follows_from_its_interval():
@@ -404,8 +380,5 @@ def test_the_verdict_on_a_choice_follows_from_its_interval():
     assert "aligned minus not aligned, held-out masked cross-entropy (nats): better, -0.500" in said
     assert "annealed minus at once, held-out masked cross-entropy (nats): no difference shown" in said
     arms = adaptation.arm_table(items, [Document("one two two")])
-    assert (
-        list(arms.iloc[0])[:3] == ["at once", "aligned", "uniform"]
-        and arms.iloc[-1]["adjacent duplicates (%)"] == "50.00"
-    )
+    assert list(arms.iloc[0])[:3] == ["at once", "aligned", "uniform"] and arms.iloc[-1]["adjacent duplicates (%)"] == "50.00"
     assert len(adaptation.curves_of(plan, results)) == 16

@@ -13,10 +13,11 @@ from PIL import Image
 
 from medv import artifacts
 from medv.artifacts import Manifest, append_jsonl, atomic_directory, atomic_file, fingerprint, read_jsonl
-from medv.experiments.registry import Node, find_node
-from medv.experiments.run import Run, open_run
+from medv.companion.figures import plots as figures
+from medv.companion.figures import tables
+from medv.companion.reproduction.registry import Node, find_node
+from medv.companion.reproduction.run import Run, open_run
 from medv.profiles import get_profile
-from medv.report import figures, tables
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -160,9 +161,7 @@ def test_a_manifest_tells_nothing_of_the_machine_it_was_made_on(tmp_path):
     run = open_run("stage3", profile="smoke", out=tmp_path, parameters={"data_dir": str(tmp_path / "rad"), "data": "x"})
     run.figure(figures.new_figure()[0], "fig03", pd.DataFrame({"a": [1]}))
     written = (tmp_path / "figures" / "fig03.json").read_text()
-    assert (
-        str(tmp_path) not in written and Manifest.read(tmp_path / "figures/fig03.json").parameters["data_dir"] == "rad"
-    )
+    assert str(tmp_path) not in written and Manifest.read(tmp_path / "figures/fig03.json").parameters["data_dir"] == "rad"
 
 
 def test_a_manifest_keeps_no_place_however_deep_it_stands(tmp_path):
@@ -179,22 +178,11 @@ def test_paper_numbers_keep_to_their_own_columns_and_cells_are_escaped(run, tmp_
     paper = pd.DataFrame({"model": ["LLaDA-MedV"], "score": [50.0]})
     both = tables.compare(ours, paper, on="model")
     assert list(both.columns) == ["model", "score (ours)", "score (paper)"]
-    assert both["score (ours)"].isna().tolist() == [False, True] and both["score (paper)"].isna().tolist() == [
-        True,
-        False,
-    ]
+    assert both["score (ours)"].isna().tolist() == [False, True] and both["score (paper)"].isna().tolist() == [True, False]
     page = tables.to_html(both)
     assert "medv &lt;tiny&gt;" in page and 'class="n paper"' in page and "<tiny>" not in page
     assert tables.to_markdown(pd.DataFrame({"a|b": ["x\ny"]})) == "| a\\|b |\n| --- |\n| x<br>y |\n"
-    assert [tables.show(v) for v in (None, 0.0, 50.0, 0.001, 1.005, True, 7)] == [
-        "–",
-        "0",
-        "50",
-        "0.001",
-        "1",
-        "yes",
-        "7",
-    ]
+    assert [tables.show(v) for v in (None, 0.0, 50.0, 0.001, 1.005, True, 7)] == ["–", "0", "50", "0.001", "1", "yes", "7"]
     with pytest.raises(ValueError, match="two rows"):
         tables.compare(pd.concat([ours, ours]), paper, on="model")
     run.table(both, "table2")
@@ -202,9 +190,7 @@ def test_paper_numbers_keep_to_their_own_columns_and_cells_are_escaped(run, tmp_
     assert (tmp_path / "figures" / "table2.svg").exists()
 
 
-BARS = pd.DataFrame(
-    {"metric": "a", "system": ["s", "t"], "value": [50.0, 60], "low": [None, 55.0], "high": [None, 65.0]}
-)
+BARS = pd.DataFrame({"metric": "a", "system": ["s", "t"], "value": [50.0, 60], "low": [None, 55.0], "high": [None, 65.0]})
 
 
 def test_the_numbers_of_a_column_have_the_same_places_and_counts_have_none():
@@ -219,9 +205,7 @@ def test_the_numbers_of_a_column_have_the_same_places_and_counts_have_none():
         lambda: figures.accuracy_bars(BARS),
         lambda: figures.gallery([np.zeros((8, 8), np.uint8), Image.new("RGB", (8, 8))], ["one", "two " * 20], "Title"),
         lambda: figures.masked_strip([("t = 0", ["a", "b"], [False, True])]),
-        lambda: figures.curve(
-            pd.DataFrame({"t": [0.1, 1], "w": [10, 1], "low": 0, "high": 11}), "t", "w", yscale="log"
-        ),
+        lambda: figures.curve(pd.DataFrame({"t": [0.1, 1], "w": [10, 1], "low": 0, "high": 11}), "t", "w", yscale="log"),
         lambda: figures.heatmap(pd.DataFrame([[1.0, None]], index=["r"], columns=["a", "b"])),
     ],
     ids=["bars", "gallery", "strip", "curve", "heatmap"],

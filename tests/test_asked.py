@@ -7,15 +7,15 @@ import pytest
 import tiny
 
 from medv.artifacts import read_jsonl
-from medv.data.phantom_sets import description_set
-from medv.diffusion.settings import SamplerConfig
+from medv.checkpoints.bundled import bundled
+from medv.companion.reproduction.cache import code_cells, parameter_names
+from medv.companion.reproduction.registry import NODES
+from medv.companion.reproduction.run import open_run
+from medv.companion.studies import conversation, generation, initialization, lengths
+from medv.companion.studies.vqa_study import sampler_config
+from medv.diffusion.config import SamplerConfig
 from medv.evaluation.answering import answer_examples
-from medv.evaluation.study import sampler_config
-from medv.experiments import conversation, generation, initialization, lengths
-from medv.experiments.cache import code_cells, parameter_names
-from medv.experiments.registry import NODES
-from medv.experiments.run import open_run
-from medv.model.bundled import bundled
+from medv.phantoms.sets import description_set
 from medv.profiles import SamplerSpec, get_profile
 
 OFFICIAL = get_profile("smoke").asked(batch_size=3, preset="official")
@@ -46,9 +46,7 @@ def test_a_run_is_asked_as_its_parameters_say_and_refuses_what_cannot_be(tmp_pat
 
 def test_the_defaults_of_every_notebook_open_its_run(root, tmp_path):
     for node in NODES:
-        (cell,) = [
-            c for c in code_cells(root / "notebooks" / node.notebook) if "parameters" in c["metadata"].get("tags", ())
-        ]
+        (cell,) = [c for c in code_cells(root / "notebooks" / node.notebook) if "parameters" in c["metadata"].get("tags", ())]
         own = {}
         exec(cell["source"], own)  # assignments of constants alone
         own = {name: own[name] for name in parameter_names(root / "notebooks" / node.notebook)}
@@ -66,9 +64,7 @@ def test_every_study_asks_the_diffusion_model_by_the_preset_and_the_twin_by_its_
     configs += [sampler_config(spec) for spec in (plan.describe, plan.answer, OFFICIAL.answer)]
     assert {config.preset for config in configs} == {"official"}
     assert {r.config.preset for name, r in runners.items() if name.startswith(lengths.TWIN)} == {"medv"}
-    assert (
-        plan.describe.batch_size == 3 and plan.describe.gen_length == initialization.PLANS["smoke"].describe.gen_length
-    )
+    assert plan.describe.batch_size == 3 and plan.describe.gen_length == initialization.PLANS["smoke"].describe.gen_length
 
 
 def test_the_official_sampler_answers_in_any_batch_alike_and_stops_at_the_end_of_a_turn():

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from medv.data.phantom_sets import description_set, vqa_set
-from medv.evaluation.annotations import annotation_findings
-from medv.evaluation.gaming import TRUTH, game_findings, game_vqa, inflation
-from medv.paper import audit, recorded, table
-from medv.paper.finding import findings_frame
+from medv.companion.audit import paper as audit
+from medv.companion.audit import recorded
+from medv.companion.audit.annotations import annotation_findings
+from medv.companion.audit.finding import findings_frame
+from medv.companion.audit.gaming import TRUTH, game_findings, game_vqa, inflation
+from medv.paper import table
+from medv.phantoms.sets import description_set, vqa_set
 
 DATA = Path(os.environ.get("MEDV_SHARED", Path(__file__).parents[1] / "../shared")) / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the published files are not at {DATA} (set MEDV_SHARED)")
@@ -64,9 +66,7 @@ def test_words_and_seconds_of_table_3_agree_row_by_row(findings):
 def test_the_text_and_the_table_count_pathvqa_differently_and_the_others_alike(findings):
     wrong = of(findings, "data set counts", audit.DIFFERS)
     assert all("PathVQA" in finding.where for finding in wrong)
-    assert ["= 4315" in wrong[0].arithmetic, "= 32795" in wrong[1].arithmetic, "832" in wrong[2].arithmetic] == [
-        True
-    ] * 3
+    assert ["= 4315" in wrong[0].arithmetic, "= 32795" in wrong[1].arithmetic, "832" in wrong[2].arithmetic] == [True] * 3
 
 
 def test_a_changed_table_is_noticed(monkeypatch):
@@ -137,9 +137,7 @@ def test_the_answer_yes_no_scores_what_is_recorded_on_the_published_sets(name):
     train, test = (read_dataset(name, DATA / name, split) for split in ("train", "test"))
     scores = game_vqa(name, train, test).set_index("answer to every question")
     k, n = recorded.YES_NO[name]
-    assert (
-        scores.at['"yes no"', "closed accuracy"] == scores.at['"yes no"', "closed, gated"] == pytest.approx(100 * k / n)
-    )
+    assert scores.at['"yes no"', "closed accuracy"] == scores.at['"yes no"', "closed, gated"] == pytest.approx(100 * k / n)
     assert scores.at['"yes no"', "n closed"] == n
 
 

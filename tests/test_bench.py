@@ -9,24 +9,17 @@ from tiny import examples, model, processor
 from typer.testing import CliRunner
 
 from medv.cli import app
+from medv.companion.bench.baseline import official_run
+from medv.companion.bench.cache_agreement import cache_agreement
+from medv.companion.bench.loss import LossShape, bench_loss
+from medv.companion.bench.machine import peak_memory
+from medv.companion.bench.sampler import BenchShape, bench_sampler, random_network
+from medv.companion.bench.training import bench_training
+from medv.diffusion.config import SamplerConfig
 from medv.diffusion.official import sample as official_sample
-from medv.diffusion.settings import SamplerConfig
-from medv.evaluation.cache_agreement import cache_agreement
-from medv.experiments.bench_baseline import official_run
-from medv.experiments.bench_loss import LossShape, bench_loss
-from medv.experiments.bench_machine import peak_memory
-from medv.experiments.bench_sampler import BenchShape, bench_sampler, random_network
-from medv.experiments.bench_training import bench_training
 
 SHAPE = BenchShape(
-    hidden_size=32,
-    intermediate_size=64,
-    layers=2,
-    heads=2,
-    vocab_size=1500,
-    prompt_length=20,
-    gen_length=16,
-    block_length=8,
+    hidden_size=32, intermediate_size=64, layers=2, heads=2, vocab_size=1500, prompt_length=20, gen_length=16, block_length=8
 )
 CPU = torch.device("cpu")
 
@@ -35,9 +28,7 @@ def test_the_baseline_writes_what_the_official_algorithm_writes():
     network, prompt = random_network(SHAPE, CPU, 1), torch.arange(20)[None]
     run = official_run(network, prompt, SamplerConfig(16, 8, 8))
     own = network.config
-    official = SamplerConfig.official(
-        gen_length=16, block_length=8, steps=8, suppress_tokens=tuple(own.suppress_token_ids)
-    )
+    official = SamplerConfig.official(gen_length=16, block_length=8, steps=8, suppress_tokens=tuple(own.suppress_token_ids))
     expected = official_sample(
         lambda canvas, columns: network(canvas).logits[:, columns],
         prompt,

@@ -22,17 +22,13 @@ from pathlib import Path
 import pytest
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
+CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
 
 MODEL = (Path(__file__).parent.parent / "medv" / "weights" / "tiny_model").as_posix()
 LOCAL = ("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:", "about:")
 PATIENCE = 90_000  # milliseconds; a busy machine may need them, a free one a tenth
-NOTEBOOKS = [
-    path for n in ("00", "33", "50") for path in (Path(__file__).parent.parent / "notebooks").glob(f"{n}_*.ipynb")
-]
+NOTEBOOKS = [path for n in ("00", "33", "50") for path in (Path(__file__).parent.parent / "notebooks").glob(f"{n}_*.ipynb")]
 
 
 @pytest.fixture(scope="module")

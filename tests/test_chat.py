@@ -64,9 +64,7 @@ def test_official_labels_are_whole_assistant_messages_and_the_structure_of_the_o
     encoded = encode_dialogue(tokenizer(), DIALOGUE[:4], system="Be brief.", image_tokens=2)
     kept = decode([x for x in encoded.labels if x != IGNORED])
     frame = "<|start_header_id|><|end_header_id|><|eot_id|>"
-    assert kept == (
-        f"<|startoftext|>{frame}{frame}{message('assistant', 'a chest')}{frame}{message('assistant', 'yes')}"
-    )
+    assert kept == (f"<|startoftext|>{frame}{frame}{message('assistant', 'a chest')}{frame}{message('assistant', 'yes')}")
     assert special().image not in encoded.labels
 
 

@@ -15,7 +15,7 @@ from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, ge
 from typer.testing import CliRunner
 
 from medv.cli import app
-from medv.data.phantoms import phantom_image, phantom_scene
+from medv.phantoms.pictures import phantom_image, phantom_scene
 
 SHORT = ("--gen-length", "4", "--block-length", "4", "--steps", "4")
 
@@ -57,8 +57,7 @@ def save_picture(path, kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"),
-    [("rgb", "a.png"), ("rgb", "a.jpg"), ("sixteen-bit", "b.png"), ("rgba", "c.png"), ("dicom", "d.dcm")],
+    ("kind", "name"), [("rgb", "a.png"), ("rgb", "a.jpg"), ("sixteen-bit", "b.png"), ("rgba", "c.png"), ("dicom", "d.dcm")]
 )
 def test_ask_answers_about_every_kind_of_image(tmp_path, model_dir, kind, name):
     save_picture(tmp_path / name, kind)

@@ -74,9 +74,7 @@ def test_a_character_that_cannot_be_written_is_named():
     assert done.exit_code == 2 and "\\udce4" in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    "error", [KeyError("x\x1b"), ZeroDivisionError(), RecursionError(), TypeError("t"), RuntimeError()]
-)
+@pytest.mark.parametrize("error", [KeyError("x\x1b"), ZeroDivisionError(), RecursionError(), TypeError("t"), RuntimeError()])
 def test_a_bug_is_a_traceback_and_says_that_it_is_one(error):
     done = raising(error)
     assert done.exit_code == 1 and "Traceback" in done.stderr and done.stderr.endswith(f"medv: {BUG}\n")

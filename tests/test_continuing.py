@@ -17,21 +17,19 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from medv.checkpoints.bundled import load_model
 from medv.cli import app
+from medv.companion.reproduction.run import open_run
 from medv.data.example import Example, Turn
-from medv.diffusion.settings import SamplerConfig
+from medv.diffusion.config import SamplerConfig
 from medv.evaluation.benchmark import answer_file
 from medv.evaluation.runners import MedVRunner
-from medv.experiments.run import open_run
-from medv.model.bundled import load_model
 from medv.profiles import ModelShape, StageRecipe, get_profile
 from medv.training.launch import TrainingStopped, stopping_in_words
 from medv.training.lora import LoraRecipe
 from medv.training.stages import train_stage
 
-RECIPE = StageRecipe(
-    ("projector",), samples=0, epochs=2, batch_size=2, learning_rate=1e-3, max_length=100, padding="none"
-)
+RECIPE = StageRecipe(("projector",), samples=0, epochs=2, batch_size=2, learning_rate=1e-3, max_length=100, padding="none")
 HOLDER = """
 import sys, time
 from pathlib import Path
@@ -181,9 +179,7 @@ def test_a_finished_stage_gives_its_model_back(tmp_path):
 
 
 def test_a_training_set_without_examples_is_refused(tmp_path):
-    rows = [
-        {"qid": 1, "image_name": "a.png", "question": "?", "answer": "a", "answer_type": "OPEN", "phrase_type": "frame"}
-    ]
+    rows = [{"qid": 1, "image_name": "a.png", "question": "?", "answer": "a", "answer_type": "OPEN", "phrase_type": "frame"}]
     (tmp_path / "trainset.json").write_text(json.dumps(rows))
     command = ("train", "vqa", "--profile", "smoke", "--data", "vqa_rad", "--data-dir", tmp_path)
     refused(tmp_path, "there are no training examples", *command, "--out", tmp_path.parent / f"{tmp_path.name}-out")
@@ -215,17 +211,9 @@ def benchmark(tmp_path):
 
 
 def generate(folder: Path, out: Path, *more):
-    return (
-        "generate",
-        "--questions",
-        folder / "q.jsonl",
-        "--images",
-        folder,
-        "--model",
-        folder / "m",
-        "--out",
-        out,
-    ) + (SIZES + more)
+    return ("generate", "--questions", folder / "q.jsonl", "--images", folder, "--model", folder / "m", "--out", out) + (
+        SIZES + more
+    )
 
 
 def test_answers_go_to_no_file_that_is_not_theirs(benchmark, tmp_path):
@@ -248,14 +236,9 @@ def test_answers_go_to_no_file_that_is_not_theirs(benchmark, tmp_path):
     ("change", "said"),
     [
         (lambda b: save_model(b / "m", seed=1), "model.weights changed"),
+        (lambda b: (b / "m" / "config.json").write_text(_edited(b / "m" / "config.json", "rope_theta", 5e3)), "model.config"),
         (
-            lambda b: (b / "m" / "config.json").write_text(_edited(b / "m" / "config.json", "rope_theta", 5e3)),
-            "model.config",
-        ),
-        (
-            lambda b: (b / "m" / "processor_config.json").write_text(
-                _edited(b / "m" / "processor_config.json", "system", "x")
-            ),
+            lambda b: (b / "m" / "processor_config.json").write_text(_edited(b / "m" / "processor_config.json", "system", "x")),
             "model.processor changed",
         ),
         (lambda b: tiny.picture(9).save(b / "1.png", compress_level=0), "images changed"),
@@ -296,9 +279,7 @@ def test_a_model_that_moved_is_the_same_model(benchmark, tmp_path):
 
 def test_what_lies_under_a_projector_is_part_of_the_model(tmp_path):
     base, stage = save_model(tmp_path / "base"), tmp_path / "stage"
-    train_stage(
-        load_model(base)[0], tiny.processor(), RECIPE, tiny.examples(4), stage, base={"model": str(base)}, quiet=True
-    )
+    train_stage(load_model(base)[0], tiny.processor(), RECIPE, tiny.examples(4), stage, base={"model": str(base)}, quiet=True)
     runner, out = MedVRunner(stage, SamplerConfig(4, 4, 4)), tmp_path / "a.jsonl"
     answer_file(tiny.examples(2), runner, out, quiet=True)
     shutil.rmtree(base)

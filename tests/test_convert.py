@@ -15,12 +15,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor
 from typer.testing import CliRunner
 
+from medv.checkpoints.assembly import assemble
+from medv.checkpoints.bundled import load_model
+from medv.checkpoints.convert import convert
+from medv.checkpoints.shards import INDEX
 from medv.cli import app
-from medv.model.assembly import assemble, language_tower
-from medv.model.bundled import load_model
-from medv.model.convert import convert
 from medv.model.modeling import MedVForMaskedDiffusion
-from medv.model.shards import INDEX
+from medv.model.twin import language_tower
 
 MANY = {"shard_bytes": 20_000, "quiet": True}  # cuts even the tests' model into shards
 VIEWS = {"image_aspect": "anyres", "image_grid": [[32, 64], [64, 32]], "patch_merge": "spatial_unpad"}
@@ -44,11 +45,7 @@ def vision_dir(model_dir, tmp_path_factory):
     tower = {f"vision_model.{k}": v.clone() for k, v in own.model.vision_tower.state_dict().items()}
     last = f"vision_model.encoder.layers.{kept - 1}."
     extra = {k.replace(last, f"vision_model.encoder.layers.{kept}."): v + 1 for k, v in tower.items() if last in k}
-    others = {
-        "vision_model.head.probe": torch.ones(1),
-        "text_model.final.bias": torch.ones(2),
-        "logit_scale": torch.ones(1),
-    }
+    others = {"vision_model.head.probe": torch.ones(1), "text_model.final.bias": torch.ones(2), "logit_scale": torch.ones(1)}
     save_file(tower | extra | others, folder / "model.safetensors")
     vision = own.config.vision_config.to_dict() | {"num_hidden_layers": kept + 1}
     (folder / "config.json").write_text(json.dumps({"model_type": "siglip", "vision_config": vision}))
@@ -101,9 +98,7 @@ def test_the_parts_of_a_release_assemble_to_the_model_they_came_from(model_dir, 
     )
     wanted = MedVForMaskedDiffusion.from_pretrained(model_dir).state_dict()
     found = built.state_dict()
-    assert same(
-        {k: v for k, v in found.items() if "newline" not in k}, {k: v for k, v in wanted.items() if "newline" not in k}
-    )
+    assert same({k: v for k, v in found.items() if "newline" not in k}, {k: v for k, v in wanted.items() if "newline" not in k})
 
 
 def test_a_converted_model_loads_by_the_auto_classes_without_remote_code(released, vision_dir, tmp_path):

@@ -9,17 +9,17 @@ import torch
 from typer.testing import CliRunner
 
 from medv.cli import app
+from medv.companion.figures.tutorial import loss_noise
+from medv.companion.studies.sizes import reach
 from medv.diffusion.caching import DualCache, NoCache, PrefixCache
+from medv.diffusion.config import SamplerConfig
 from medv.diffusion.loss import full_cross_entropy, masked_cross_entropy
 from medv.diffusion.schedules import EntropyBoundSchedule, FixedSchedule, ThresholdSchedule
-from medv.diffusion.settings import SamplerConfig
 from medv.evaluation.benchmark import answer_file
 from medv.evaluation.runners import MedVRunner
-from medv.model.assembly import language_tower
 from medv.model.modeling import MedVForMaskedDiffusion
+from medv.model.twin import language_tower
 from medv.profiles import StageRecipe
-from medv.report.sizes import reach
-from medv.report.tutorial import loss_noise
 from medv.training.adapt import adapt
 from medv.training.adapt_batches import AdaptRecipe
 from medv.training.self_text import Writing, write_text_of

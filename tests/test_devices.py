@@ -11,13 +11,13 @@ import torch
 from typer.testing import CliRunner
 
 from medv.cli import app
+from medv.companion.studies.generation import ask_model
 from medv.diffusion.caching import DualCache, NoCache
-from medv.diffusion.settings import SamplerConfig
+from medv.diffusion.config import SamplerConfig
 from medv.evaluation import runners
 from medv.evaluation.answering import answer_examples
 from medv.evaluation.benchmark import answer_file
 from medv.evaluation.runners import MedVRunner
-from medv.experiments.generation import ask_model
 from medv.model.devices import device_named, place, spread
 from medv.profiles import get_profile
 from medv.training.launch import join
@@ -104,9 +104,7 @@ def test_the_sampler_works_on_a_model_that_is_kept_elsewhere_between_uses(monkey
 
 def test_a_model_too_large_for_the_gpu_is_spread_and_one_too_large_for_all_is_refused(many_gpus, monkeypatch):
     asked = {}
-    monkeypatch.setattr(
-        "medv.model.devices.dispatch_model", lambda model, plan: asked.setdefault("plan", plan) and model
-    )
+    monkeypatch.setattr("medv.model.devices.dispatch_model", lambda model, plan: asked.setdefault("plan", plan) and model)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
     network = tiny.model()
     size = sum(value.nbytes for value in network.state_dict().values())
@@ -136,9 +134,7 @@ def test_thirty_two_sampler_settings_share_one_model(model_dir, monkeypatch, tmp
         return model, processor
 
     monkeypatch.setattr(runners, "load_model", counted)
-    configs = {
-        f"{z} {seed}": SamplerConfig(8, 8, z, temperature=0.5, seed=seed) for z in (1, 2, 4, 8) for seed in range(8)
-    }
+    configs = {f"{z} {seed}": SamplerConfig(8, 8, z, temperature=0.5, seed=seed) for z in (1, 2, 4, 8) for seed in range(8)}
     items = ask_model(model_dir, configs, {0: tiny.examples(2)}, tmp_path)
     gc.collect()
     assert items["setting"].nunique() == 32 and loaded == [1] and len(alive) == 0

@@ -131,9 +131,7 @@ def test_grayscale_is_what_pydicom_makes_of_it(tmp_path, fields, dtype):
         low, high = 0, 65535
     else:
         ends = np.array([-32768, 32767] if dtype == np.int16 else [0, 65535], float)
-        slope, intercept = (
-            fields.get(name, default) for name, default in (("RescaleSlope", 1), ("RescaleIntercept", 0))
-        )
+        slope, intercept = (fields.get(name, default) for name, default in (("RescaleSlope", 1), ("RescaleIntercept", 0)))
         low, high = (0, 65535) if "ModalityLUTSequence" in fields else ends * slope + intercept
     wanted = np.rint((shown - low) / (high - low) * 255)
     assert np.abs(gray(open_image(tmp_path / "x.dcm")) - wanted).max() <= 1

@@ -13,8 +13,8 @@ from launched import FIVE_STEPS, RECIPE, Launched, corrupt, five_steps, launch, 
 from safetensors.torch import load_file
 from tiny import model, processor
 
-from medv.model.assembly import assemble
-from medv.model.bundled import bundled, load_model
+from medv.checkpoints.assembly import assemble
+from medv.checkpoints.bundled import bundled, load_model
 from medv.profiles import STAGES, get_profile
 from medv.training.command import ZERO_STAGES, run_stage
 from medv.training.launch import deepspeed_config, join
@@ -41,9 +41,7 @@ def same(a: Path, b: Path) -> bool:
 
 def checkpoint_size(folder: Path) -> int:
     files = Path(last_checkpoint(folder / "checkpoints")).rglob("*")
-    return sum(
-        file.stat().st_size for file in files if file.name.endswith((".safetensors", "optimizer.pt", "_states.pt"))
-    )
+    return sum(file.stat().st_size for file in files if file.name.endswith((".safetensors", "optimizer.pt", "_states.pt")))
 
 
 def read(path: Path) -> dict:

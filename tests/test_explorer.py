@@ -10,18 +10,19 @@ import pytest
 from PIL import Image
 from tiny import model, processor
 
+from medv.companion.explorer import lesson_widgets
+from medv.companion.explorer import view as explorer_view
+from medv.companion.explorer.figure import explorer_figure
+from medv.companion.explorer.session import Cancelled, Outcome, Session, Setting, cells, compare, gallery, read_upload
+from medv.companion.explorer.widgets import Explorer
+from medv.companion.figures.traces import word_of
 from medv.data.example import load_image
 from medv.data.images import ImageError
-from medv.data.phantom_sets import description_set
 from medv.diffusion.trace import COMMIT, REMASK, Event, Trace
 from medv.evaluation.answering import Answer
 from medv.evaluation.repetition import repeated_parts
 from medv.model.views import ViewPlan
-from medv.report import explorer_view, lesson_widgets
-from medv.report.explorer_figure import explorer_figure
-from medv.report.exploring import Cancelled, Outcome, Session, Setting, cells, compare, gallery, read_upload
-from medv.report.traces import word_of
-from medv.report.widgets import Explorer
+from medv.phantoms.sets import description_set
 
 SETTING = Setting(16, 8, 16)
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"

@@ -10,22 +10,16 @@ import torch
 from tiny import QUESTIONS, model, picture, processor, shape, special
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from medv.checkpoints.assembly import shape_config
 from medv.diffusion.caching import DualCache, NoCache, PrefixCache
 from medv.diffusion.confidence import best_allowed, log_confidence
+from medv.diffusion.config import SamplerConfig
 from medv.diffusion.fast import sample_fast
 from medv.diffusion.filters import DuplicateVeto, MinSpacing
 from medv.diffusion.revision import RevealRemask
 from medv.diffusion.sampler import sample
-from medv.diffusion.schedules import (
-    BudgetedSchedule,
-    EntropyBoundSchedule,
-    FactorSchedule,
-    FixedSchedule,
-    ThresholdSchedule,
-)
-from medv.diffusion.settings import SamplerConfig
+from medv.diffusion.schedules import BudgetedSchedule, EntropyBoundSchedule, FactorSchedule, FixedSchedule, ThresholdSchedule
 from medv.model import decoding
-from medv.model.assembly import shape_config
 from medv.model.decoding import Decoder
 from medv.model.modeling import MedVForMaskedDiffusion
 
@@ -233,9 +227,7 @@ class Watched(Decoder):
 def own_sample(network, inputs, config, kind=Watched, sampler=sample_fast):
     """Sample with a decoder of one's own, after the prompts' ids alone."""
     ids = {"mask_token_id": special().mask, "fill_token_id": special().end_of_text}
-    decoder = kind(
-        network, inputs["input_ids"], config.gen_length, attention_mask=inputs["attention_mask"], cache=config.cache
-    )
+    decoder = kind(network, inputs["input_ids"], config.gen_length, attention_mask=inputs["attention_mask"], cache=config.cache)
     return sampler(decoder, inputs["input_ids"], config, **ids), decoder
 
 
@@ -297,8 +289,7 @@ class Graphed(Watched):
 
 
 @pytest.mark.parametrize(
-    ("cache", "widths"),
-    [(NoCache(), 1), (PrefixCache(4), 3), (DualCache(4), 2), (DualCache(4, vicinity=(3, 3)), 3)],
+    ("cache", "widths"), [(NoCache(), 1), (PrefixCache(4), 3), (DualCache(4), 2), (DualCache(4, vicinity=(3, 3)), 3)]
 )
 @pytest.mark.parametrize("cfg_scale", [0.0, 1.5])
 def test_graphs_are_made_once_for_each_width_and_change_nothing(network, monkeypatch, cache, widths, cfg_scale):

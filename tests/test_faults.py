@@ -62,8 +62,8 @@ from test_judging import files
 from test_loading import as_type, change, edit, half, resized, spoiled
 from typer.testing import CliRunner
 
+from medv.checkpoints.bundled import bundled
 from medv.cli import app
-from medv.model.bundled import bundled
 
 SHARED = Path(os.environ.get("MEDV_SHARED", Path(__file__).parents[1] / "../shared")).resolve()
 INPUTS = SHARED / "faults/inputs"
@@ -306,9 +306,7 @@ def test_shuffled_answers_are_paired_by_id(name):
     assert told(line)["closed_accuracy"] == 100
 
 
-@pytest.mark.parametrize(
-    ("references", "closed", "opened"), [("pv1.json", 2, 1), ("sl2.json", 0, 1)], ids=["A16-pv1", "D-sl2"]
-)
+@pytest.mark.parametrize(("references", "closed", "opened"), [("pv1.json", 2, 1), ("sl2.json", 0, 1)], ids=["A16-pv1", "D-sl2"])
 def test_answer_types_are_known_in_any_case(references, closed, opened):
     Path("p.jsonl").write_text('{"text": "yes"}\n' * (closed + opened))
     scores = told(f"evaluate vqa --references {references} --predictions p.jsonl")

@@ -3,17 +3,15 @@
 import numpy as np
 import pytest
 
-from medv.data.scene import ACQUISITIONS, DOMAINS, FINDINGS, LEVELS, NORMAL, SIDES, SIZES, sample_scene
-from medv.data.wording import caption, description
-from medv.evaluation.findings import score_description, score_descriptions, stated_facts
+from medv.phantoms.facts import score_description, score_descriptions, stated_facts
+from medv.phantoms.scene import ACQUISITIONS, DOMAINS, FINDINGS, LEVELS, NORMAL, SIDES, SIZES, sample_scene
+from medv.phantoms.wording import caption, description
 
 SCENES = [sample_scene(seed) for seed in range(2000)]
 NODULE = sample_scene(
     1, domain="chest_xray", finding="nodule", side="left", level="upper", size="small", acquisition="portable"
 )
-PERFECT = (
-    "A portable chest x-ray. There is a small nodule in the left upper lung. There is no pneumothorax or consolidation."
-)
+PERFECT = "A portable chest x-ray. There is a small nodule in the left upper lung. There is no pneumothorax or consolidation."
 
 
 def rng(seed):
@@ -63,9 +61,7 @@ def test_an_invented_second_finding_lowers_precision_only():
 
 
 def test_contradictions_do_not_pay():
-    both = score_description(
-        "Small and large nodule, left and right, upper and lower, portable and upright x-ray.", NODULE
-    )
+    both = score_description("Small and large nodule, left and right, upper and lower, portable and upright x-ray.", NODULE)
     assert both.recall == 1.0 and both.precision == pytest.approx(6 / 10)
     assert ("finding", NORMAL) in stated_facts(PERFECT + " The image is normal.")
 

@@ -23,7 +23,7 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from medv.data.example import Example, Turn
-from medv.diffusion.settings import SamplerConfig
+from medv.diffusion.config import SamplerConfig
 from medv.evaluation.benchmark import answer_file
 from medv.evaluation.runners import CheckpointRunner, MedVRunner, availability
 
@@ -56,9 +56,7 @@ def command(questions, model_dir, out, *more):
 
 
 def told(path: Path) -> list:
-    return [
-        [row[key] for key in ("question_id", "text", "forwards", "settings")] for row in map(json.loads, path.open())
-    ]
+    return [[row[key] for key in ("question_id", "text", "forwards", "settings")] for row in map(json.loads, path.open())]
 
 
 @pytest.fixture(scope="module")

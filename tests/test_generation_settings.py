@@ -9,13 +9,14 @@ import pandas as pd
 import pytest
 
 from medv import paper
+from medv.checkpoints.bundled import bundled
+from medv.companion.figures.answers import FACTS, REPEATED, answers_side_by_side, marked_words
+from medv.companion.figures.radar import group_scores, radar
+from medv.companion.studies import conversation, generation, lengths
+from medv.companion.studies import repetition as repetition_study
 from medv.data.example import Turn
-from medv.evaluation.findings import fact_spans, stated_facts
-from medv.experiments import conversation, generation, lengths, repetition_study
-from medv.model.bundled import bundled
+from medv.phantoms.facts import fact_spans, stated_facts
 from medv.profiles import get_profile
-from medv.report.answers import FACTS, REPEATED, answers_side_by_side, marked_words
-from medv.report.radar import group_scores, radar
 
 TINY = get_profile("tiny")
 
@@ -28,9 +29,7 @@ def answers(values: dict[str, tuple[float, float]], count: int = 60) -> pd.DataF
         for seed in (0, 1):
             score = mean + shared[seed] + rng.normal(0, spread, count)
             frames.append(
-                pd.DataFrame(
-                    {"setting": setting, "seed": seed, "id": [f"{seed}/{i}" for i in range(count)], "score": score}
-                )
+                pd.DataFrame({"setting": setting, "seed": seed, "id": [f"{seed}/{i}" for i in range(count)], "score": score})
             )
     return pd.concat(frames, ignore_index=True)
 
@@ -54,16 +53,8 @@ def test_a_small_paired_change_is_seen_through_a_large_spread_between_images():
     assert generation.change(items, "score", "a", "b")["verdict"] == "rises"
     assert generation.change(items, "score", "b", "a")["verdict"] == "falls"
     assert generation.change(items, "score", "a", "c")["verdict"] == "no change shown"
-    claims = [
-        ("up", "score", "a", "b", "rises"),
-        ("down", "score", "a", "b", "falls"),
-        ("same", "score", "a", "c", "rises"),
-    ]
-    assert generation.check_effects(items, claims)["appears here"].tolist() == [
-        "yes",
-        "no: rises",
-        "no: no change shown",
-    ]
+    claims = [("up", "score", "a", "b", "rises"), ("down", "score", "a", "b", "falls"), ("same", "score", "a", "c", "rises")]
+    assert generation.check_effects(items, claims)["appears here"].tolist() == ["yes", "no: rises", "no: no change shown"]
 
 
 def test_the_interval_covers_the_mean_and_widens_with_the_seeds():

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from medv.experiments.cache import Workshop, check_parameters, parameter_names
-from medv.experiments.registry import NODES, ordered
+from medv.companion.reproduction.cache import Workshop, check_parameters, parameter_names
+from medv.companion.reproduction.registry import NODES, ordered
 from medv.profiles import PROFILES, get_profile
 
 MAX_FILE, MAX_FUNCTION, MAX_CELLS, MAX_CELL = 450, 80, 15, 15
@@ -54,7 +54,7 @@ def test_every_module_says_what_it_is(root):
 
 def test_importing_medv_loads_neither_torch_nor_transformers():
     heavy = "{'torch', 'transformers', 'papermill', 'seaborn'}"
-    code = f"import sys, medv, medv.profiles, medv.reproduce; print(*{heavy} & set(sys.modules))"
+    code = f"import sys, medv, medv.profiles, medv.companion.reproduction.reproduce; print(*{heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 
@@ -77,9 +77,7 @@ def test_notebooks_are_short_clean_and_numbered(root):
             "has widget state": "widgets" in book["metadata"],
             "is not on kernel python3": book["metadata"].get("kernelspec", {}).get("name") != "python3",
             f"has more than {MAX_CELLS} cells": len(book["cells"]) > MAX_CELLS,
-            f"has a cell of over {MAX_CELL} lines": any(
-                len("".join(c["source"]).splitlines()) > MAX_CELL for c in code
-            ),
+            f"has a cell of over {MAX_CELL} lines": any(len("".join(c["source"]).splitlines()) > MAX_CELL for c in code),
             "has no title": not "".join(book["cells"][0]["source"]).startswith("# "),
             "has no number": not re.match(r"\d\d_[a-z0-9_]+\.ipynb", path.name),
         }
@@ -108,9 +106,7 @@ def test_the_readme_names_only_what_exists(root):
     text = (root / "README.md").read_text(encoding="utf-8")
     rows = [line for line in text.splitlines() if line.startswith("| `")]
     named = [
-        name
-        for row in rows
-        for name in re.findall(r"`([\w./-]+/[\w./-]*|\w+\.(?:py|md|toml|yml|ipynb))`", row.split("|")[1])
+        name for row in rows for name in re.findall(r"`([\w./-]+/[\w./-]*|\w+\.(?:py|md|toml|yml|ipynb))`", row.split("|")[1])
     ]
     links = [link for link in re.findall(r"\]\(([^)#\s]+)\)", text) if "://" not in link]
     assert named, "the README has no table of files (rows that begin with | `path`)"
@@ -122,10 +118,7 @@ def test_the_readme_offers_only_targets_and_profiles_that_exist(root):
     text = (root / "README.md").read_text(encoding="utf-8")
     makefile = (root / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
-    assert (
-        set(re.findall(r"\bmake ([a-z]+)\b", "\n".join(re.findall(r"`[^`]*`|^ *make .*$", text, re.MULTILINE))))
-        <= targets
-    )
+    assert set(re.findall(r"\bmake ([a-z]+)\b", "\n".join(re.findall(r"`[^`]*`|^ *make .*$", text, re.MULTILINE)))) <= targets
     assert set(re.findall(r"(?:PROFILE=|--profile )(\w+)", text)) <= set(PROFILES)
 
 
@@ -133,9 +126,7 @@ def test_make_lab_asks_nobody_for_news_updates_or_extensions(root):
     from jupyterlab.handlers.announcements import NeverCheckForUpdate
     from jupyterlab.labapp import LabApp
 
-    flags = re.findall(
-        r"--LabApp\.\S+", subprocess.run(["make", "-n", "lab"], cwd=root, capture_output=True, text=True).stdout
-    )
+    flags = re.findall(r"--LabApp\.\S+", subprocess.run(["make", "-n", "lab"], cwd=root, capture_output=True, text=True).stdout)
     app = LabApp()
     app.parse_command_line(flags)
     assert (app.news_url, app.check_for_updates_class, app.extension_manager) == (None, NeverCheckForUpdate, "readonly")

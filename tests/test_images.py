@@ -102,9 +102,7 @@ def test_broken_exif_does_not_hide_the_picture(tmp_path):
 
 def test_dicom_window_of_the_header_is_applied(tmp_path):
     hounsfield = np.array([[-1000, -160, 40, 240, 3000]], np.int16)
-    write_dicom(
-        tmp_path / "x.dcm", hounsfield + 1024, RescaleSlope=1, RescaleIntercept=-1024, WindowCenter=40, WindowWidth=400
-    )
+    write_dicom(tmp_path / "x.dcm", hounsfield + 1024, RescaleSlope=1, RescaleIntercept=-1024, WindowCenter=40, WindowWidth=400)
     seen = gray(open_image(tmp_path / "x.dcm"))[0]
     assert seen[0] == seen[1] == 0
     assert abs(seen[2] - 128) <= 1
@@ -206,9 +204,7 @@ def wide_png(path, width, height):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-    )
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
 
 
 @pytest.mark.parametrize(
@@ -251,11 +247,7 @@ def test_what_is_no_image_is_refused_in_one_sentence(tmp_path, name, content, wo
 
 
 def test_missing_files_and_folders_are_refused(tmp_path):
-    for path, words in (
-        (tmp_path / "no.png", "does not exist"),
-        (tmp_path, "is a folder"),
-        ("a\0b", "not a file name"),
-    ):
+    for path, words in ((tmp_path / "no.png", "does not exist"), (tmp_path, "is a folder"), ("a\0b", "not a file name")):
         with pytest.raises(ImageError, match=words):
             open_image(path)
 
@@ -295,8 +287,7 @@ def test_damaged_bytes_give_a_picture_or_an_image_error(tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["../x.png", "a/../../x.png", "/etc/hostname", "C:\\x.png", "..\\x.png", "\\\\host\\x", "", " ", "a\0b", "link"],
+    "name", ["../x.png", "a/../../x.png", "/etc/hostname", "C:\\x.png", "..\\x.png", "\\\\host\\x", "", " ", "a\0b", "link"]
 )
 def test_no_image_name_leads_out_of_its_folder(tmp_path, name):
     folder = tmp_path / "images"

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from medv.experiments.registry import EXHIBITS, Node, find_node, makers
-from medv.experiments.run import Run
+from medv.companion.figures import plots as figures
+from medv.companion.reproduction.exhibits import gathered, overview
+from medv.companion.reproduction.index import write_index
+from medv.companion.reproduction.registry import EXHIBITS, Node, find_node, makers
+from medv.companion.reproduction.run import Run
 from medv.profiles import get_profile
-from medv.report import figures
-from medv.report.exhibits import gathered, overview
-from medv.report.index import write_index
 
 
 @pytest.fixture

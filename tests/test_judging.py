@@ -99,17 +99,8 @@ def test_each_kind_of_trouble_that_stays_is_listed_with_its_reason(tmp_path):
     assert scores["overall"] == 50.0 and scores["counts"]["overall"] == 1
     reasons = {name: row["reason"] for name, row in zip(TROUBLE, rows, strict=False)}
     assert len(scores["unjudged"]) == len(TROUBLE) == len(reasons)
-    said = {
-        "rate": "429",
-        "error": "500",
-        "page": "502",
-        "cut": "broke",
-        "bomb": "compressed",
-        "giant": "1048576 bytes",
-    }
-    said |= dict.fromkeys(("slow", "headers", "drip", "forever"), "no whole reply in 3 s") | {
-        "hidden": "Provider returned"
-    }
+    said = {"rate": "429", "error": "500", "page": "502", "cut": "broke", "bomb": "compressed", "giant": "1048576 bytes"}
+    said |= dict.fromkeys(("slow", "headers", "drip", "forever"), "no whole reply in 3 s") | {"hidden": "Provider returned"}
     said |= dict.fromkeys(("garbage", "deep", "list", "none", "null", "flat"), "not a chat completion")
     assert {name: word for name, word in said.items() if word not in reasons[name]} == {}
     assert read_judgements(tmp_path / "j.jsonl").to_dict() == scores
@@ -120,10 +111,7 @@ TEXT = "8 7\n\nAssistant 2 is shorter."
 SPOKEN = {
     "plain": TEXT,
     "parts": [{"type": "text", "text": "8 7\n"}, {"type": "text", "text": "because"}],
-    "thinking part": [
-        {"type": "thinking", "thinking": [{"type": "text", "text": "1 2"}]},
-        {"type": "text", "text": TEXT},
-    ],
+    "thinking part": [{"type": "thinking", "thinking": [{"type": "text", "text": "1 2"}]}, {"type": "text", "text": TEXT}],
     "thought": f"<think>\n9 9\n</think>\n\n{TEXT}",
     "fence": f"```\n{TEXT}\n```",
     "label": "Assistant 1: 8, Assistant 2: 7",
@@ -132,15 +120,12 @@ SPOKEN = {
     "reasoning by its other name": completion(TEXT, reasoning="1 2", annotations=[]),
     "cut after the scores": completion("8 7\nAssistant 2 is", finish="length"),
     "without a finish": {"choices": [{"message": {"content": TEXT}}]},
-    "with more fields": completion(TEXT)
-    | {"error": None, "usage": None, "prompt_filter_results": [{}], "object": None},
+    "with more fields": completion(TEXT) | {"error": None, "usage": None, "prompt_filter_results": [{}], "object": None},
 }
 
 
 def test_each_dialect_of_a_judge_is_read(tmp_path):
-    with StubJudge(
-        lambda name, _: SPOKEN[name] if isinstance(SPOKEN[name], dict) else completion(SPOKEN[name])
-    ) as stub:
+    with StubJudge(lambda name, _: SPOKEN[name] if isinstance(SPOKEN[name], dict) else completion(SPOKEN[name])) as stub:
         scores, rows = run(stub, tmp_path, SPOKEN)
         assert scores["overall"] == 87.5 and scores["counts"]["overall"] == len(SPOKEN) and not scores["unjudged"]
         run(stub, tmp_path, SPOKEN)
@@ -172,9 +157,7 @@ def test_what_asking_again_cannot_mend_is_asked_once_and_listed_with_the_raw_tex
     with StubJudge(lambda name, _: UNREAD[name][0]) as stub:
         scores, rows = run(stub, tmp_path, UNREAD)
     assert set(stub.asked.values()) == {1} and len(stub.asked) == len(UNREAD) == len(scores["unjudged"])
-    assert not [
-        row["reason"] for row, (_, word) in zip(rows, UNREAD.values(), strict=True) if word not in row["reason"]
-    ]
+    assert not [row["reason"] for row, (_, word) in zip(rows, UNREAD.values(), strict=True) if word not in row["reason"]]
     assert rows[0]["result"] == "I like the second one."
 
 
@@ -201,9 +184,7 @@ FINAL = {
     "flat model": (404, {}, json.dumps({"object": "error", "message": "The model `x` does not exist.", "code": 404})),
     "no path": (404, {}, json.dumps({"detail": "Not Found"})),
     "method": (405, {}, ""),
-    "temperature": error(
-        400, "Unsupported value: 'temperature' does not support 0 with this model.", param="temperature"
-    ),
+    "temperature": error(400, "Unsupported value: 'temperature' does not support 0 with this model.", param="temperature"),
     "temperature in plain words": (400, {}, "temperature is deprecated for this model"),
     "elsewhere": (307, {"Location": "http://127.0.0.1:1/v1/chat/completions"}, ""),
     "page elsewhere": (302, {"Location": "/login"}, "<html>"),
@@ -359,17 +340,7 @@ def test_answers_that_are_missing_are_listed_and_answers_to_nothing_are_refused(
 def command(stub, folder, names, *options):
     """The command as the README has it."""
     questions, answers = files(folder, names)
-    line = [
-        "judge",
-        "--questions",
-        questions,
-        "--answers",
-        answers,
-        "--out",
-        folder / "j.jsonl",
-        "--judge-model",
-        "NAME",
-    ]
+    line = ["judge", "--questions", questions, "--answers", answers, "--out", folder / "j.jsonl", "--judge-model", "NAME"]
     return [str(part) for part in (*line, "--base-url", getattr(stub, "url", stub), *options)]
 
 
@@ -544,13 +515,7 @@ def test_an_address_that_is_none_or_holds_a_secret_is_refused(url):
 
 @pytest.mark.parametrize(
     "settings",
-    [
-        {"temperature": float("nan")},
-        {"temperature": -1.0},
-        {"timeout": float("inf")},
-        {"timeout": 0},
-        {"concurrency": 0},
-    ],
+    [{"temperature": float("nan")}, {"temperature": -1.0}, {"timeout": float("inf")}, {"timeout": 0}, {"concurrency": 0}],
 )
 def test_settings_that_make_no_sense_are_refused(settings):
     with pytest.raises(ValueError, match=r"temperature|timeout"):

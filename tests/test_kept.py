@@ -6,12 +6,12 @@ import pandas as pd
 import pytest
 
 from medv.artifacts import Manifest
-from medv.experiments.cache import FORCE_KEY, RESUME_KEY
-from medv.experiments.run import open_run
-from medv.experiments.stages import losses_of, training_time
-from medv.model.bundled import bundled
+from medv.checkpoints.bundled import bundled
+from medv.companion.figures import plots as figures
+from medv.companion.reproduction.cache import FORCE_KEY, RESUME_KEY
+from medv.companion.reproduction.run import open_run
+from medv.companion.studies.training_stages import losses_of, training_time
 from medv.profiles import get_profile
-from medv.report import figures
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +104,7 @@ def test_a_model_without_a_history_is_read_as_one_trained_elsewhere(tmp_path):
 
 
 def figures_of(folder):
-    from medv.report.lessons import stage_figure
+    from medv.companion.figures.lessons import stage_figure
 
     findings = pd.DataFrame([{"system": "a", "metric": "f1", "value": 5.0, "low": 4.0, "high": 6.0}])
     return stage_figure(losses_of(folder), findings, get_profile("smoke").name)

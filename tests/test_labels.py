@@ -6,13 +6,13 @@ import pandas as pd
 import pytest
 
 from medv.artifacts import Manifest
+from medv.checkpoints.bundled import bundled
+from medv.companion.figures import plots as figures
+from medv.companion.reproduction.labels import label
+from medv.companion.reproduction.run import open_run
 from medv.data.example import Example, Turn
-from medv.data.phantom_sets import description_set, vqa_set
-from medv.experiments.labels import label
-from medv.experiments.run import open_run
-from medv.model.bundled import bundled
+from medv.phantoms.sets import description_set, vqa_set
 from medv.profiles import PROFILES, get_profile
-from medv.report import figures
 
 PAPER = get_profile("paper")
 

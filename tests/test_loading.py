@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 from test_cli import SHORT, run, save_picture
 from transformers import AutoModelForImageTextToText, LlavaConfig, LlavaForConditionalGeneration
 
+from medv.checkpoints.adapters import with_adapters
+from medv.checkpoints.assembly import assemble
+from medv.checkpoints.bundled import bundled, load_model, save_projector
+from medv.checkpoints.loading import load_network, load_tokenizer
+from medv.companion.studies.initialization import ARMS, initial
 from medv.evaluation.runners import CheckpointRunner, availability
-from medv.experiments.initialization import ARMS, initial
-from medv.model.adapters import with_adapters
-from medv.model.assembly import assemble
-from medv.model.bundled import bundled, load_model, save_projector
-from medv.model.loading import load_network, load_tokenizer
 from medv.profiles import get_profile
 from medv.training.command import starting_point
 from medv.training.lora import LoraRecipe, attach_lora
@@ -180,9 +180,7 @@ def long_header(file):
     file.write_bytes((1 << 62).to_bytes(8, "little") + file.read_bytes()[8:])
 
 
-@pytest.mark.parametrize(
-    "damage", [truncate, long_header, lambda f: f.write_bytes(b""), lambda f: f.write_bytes(b"x" * 99)]
-)
+@pytest.mark.parametrize("damage", [truncate, long_header, lambda f: f.write_bytes(b""), lambda f: f.write_bytes(b"x" * 99)])
 def test_a_damaged_weight_file_is_one_sentence_at_the_command_line(tmp_path, folder, damage):
     damage(folder / "model.safetensors")
     save_picture(tmp_path / "a.png", "rgb")
@@ -265,9 +263,7 @@ def test_a_damaged_json_file_is_one_sentence(folder, file, text):
     refused(lambda: load_model(folder), ".")
 
 
-@pytest.mark.parametrize(
-    "name", ["config.json", "tokenizer.json", "model.safetensors", "chat_template.jinja", "x.index.json"]
-)
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors", "chat_template.jinja", "x.index.json"])
 @pytest.mark.parametrize("kind", ["a pipe", "a device"])
 def test_a_folder_with_a_file_that_never_ends_is_refused(folder, name, kind):
     (folder / name).unlink(missing_ok=True)
@@ -311,13 +307,7 @@ def test_shards_that_are_missing_or_elsewhere_are_refused(tmp_path, folder, kind
         save_file(both, folder / second, metadata={"format": "pt"})
     else:
         shutil.copy(bundled("tiny_model") / "model.safetensors", folder)
-    words = {
-        "missing": "lacks",
-        "no names": "weight_map",
-        "both": "holds both",
-        "pipe": "a pipe",
-        "twice": "in two files",
-    }
+    words = {"missing": "lacks", "no names": "weight_map", "both": "holds both", "pipe": "a pipe", "twice": "in two files"}
     refused(lambda: load_model(folder), words.get(kind, "outside its own folder"))
 
 
@@ -408,11 +398,7 @@ def test_a_checkpoint_of_another_kind_is_whole_and_finite_too(foreign, offline):
     load = lambda: load_network(AutoModelForImageTextToText, foreign, dtype="auto")  # noqa: E731
     assert isinstance(load(), LlavaForConditionalGeneration)
     kept = (foreign / "model.safetensors").read_bytes()
-    for how, words in (
-        (half, "asks for"),
-        (as_type(torch.int8), "as I8"),
-        (spoiled(float("nan"), "mlp"), "not finite"),
-    ):
+    for how, words in ((half, "asks for"), (as_type(torch.int8), "as I8"), (spoiled(float("nan"), "mlp"), "not finite")):
         change(foreign, how)
         refused(load, words)
         (foreign / "model.safetensors").write_bytes(kept)

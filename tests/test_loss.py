@@ -109,10 +109,7 @@ def test_the_cross_entropy_of_pieces_has_the_derivatives_of_its_definition(monke
     logits = torch.randn(7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     ids, scale = torch.arange(7) % 5, torch.linspace(-1, 2, 7)
     results = []
-    for make in (
-        loss_module._CrossEntropy.apply,
-        lambda a, b: torch.nn.functional.cross_entropy(a, b, reduction="none"),
-    ):
+    for make in (loss_module._CrossEntropy.apply, lambda a, b: torch.nn.functional.cross_entropy(a, b, reduction="none")):
         leaf = logits.clone().requires_grad_()
         losses = make(leaf * 1, ids)
         results.append((losses.detach().float(), torch.autograd.grad((losses * scale).sum(), leaf)[0].float()))

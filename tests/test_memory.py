@@ -8,8 +8,8 @@ import torch
 from tiny import examples, model, processor, special
 from typer.testing import CliRunner
 
+from medv.checkpoints.assembly import shape_config
 from medv.cli import app
-from medv.model.assembly import shape_config
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.profiles import PROFILES, get_profile
 from medv.training.command import plan_stage

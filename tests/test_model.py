@@ -6,12 +6,13 @@ from peft import PeftModel
 from tiny import examples, model, picture, processor, shape, special, tokenizer
 from transformers import AutoConfig, AutoModel, AutoProcessor, SiglipVisionModel
 
+from medv.checkpoints.assembly import assemble, new_processor, random_model
+from medv.checkpoints.bundled import load_model
 from medv.diffusion.sampler import SamplerConfig
-from medv.model.assembly import assemble, language_tower, new_processor, random_model
-from medv.model.bundled import load_model
 from medv.model.configuration import MedVConfig
 from medv.model.modeling import MedVForMaskedDiffusion, pool_patches
 from medv.model.processing import MedVProcessor
+from medv.model.twin import language_tower
 from medv.training.collate import Collator, Encoder
 from medv.training.lora import LoraRecipe, attach_lora, merge_lora
 

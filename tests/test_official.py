@@ -25,15 +25,11 @@ def network(rows: list[list[float]] | None = None, *, seed: int = 0):
 
 def peaks(tokens: list[int], sureness: list[float]) -> list[list[float]]:
     """Logits whose best token at each position is given, as sure as given."""
-    return [
-        [sure if token == k else 0.0 for k in range(VOCABULARY)] for token, sure in zip(tokens, sureness, strict=True)
-    ]
+    return [[sure if token == k else 0.0 for k in range(VOCABULARY)] for token, sure in zip(tokens, sureness, strict=True)]
 
 
 def run(denoise, prompt, config, **options):
-    return sample(
-        denoise, torch.tensor([prompt], dtype=torch.long), config, mask_token_id=MASK, fill_token_id=FILL, **options
-    )
+    return sample(denoise, torch.tensor([prompt], dtype=torch.long), config, mask_token_id=MASK, fill_token_id=FILL, **options)
 
 
 def text(output, row: int = 0) -> list[int]:
@@ -90,15 +86,12 @@ def test_unsure_tokens_are_written_last():
 @pytest.mark.parametrize("preset", [SamplerConfig.official, SamplerConfig.llada])
 @pytest.mark.parametrize("settings", [{"temperature": 0.8}, {"remasking": "random"}, {"cfg_scale": 1.5}])
 def test_a_seed_decides_everything(preset, settings):
-    once, again = (
-        run(network(), [1, 2], preset(**SMALL, **settings, suppress_tokens=(MASK,), seed=3)) for _ in range(2)
-    )
+    once, again = (run(network(), [1, 2], preset(**SMALL, **settings, suppress_tokens=(MASK,), seed=3)) for _ in range(2))
     assert once.sequences.equal(again.sequences)
     assert once.forwards == [16 if "cfg_scale" in settings else 8]
     if "cfg_scale" not in settings:
         others = [
-            run(network(), [1, 2], preset(**SMALL, **settings, suppress_tokens=(MASK,), seed=seed))
-            for seed in range(4, 9)
+            run(network(), [1, 2], preset(**SMALL, **settings, suppress_tokens=(MASK,), seed=seed)) for seed in range(4, 9)
         ]
         assert any(other.trace != once.trace for other in others)
 
@@ -106,9 +99,7 @@ def test_a_seed_decides_everything(preset, settings):
 def test_gumbel_noise_samples_the_softmax_at_the_temperature():
     logits, temperature = torch.tensor([0.0, 1.0, 2.0]), 0.7
     uniform = torch.rand(20000, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    drawn = (
-        add_gumbel_noise(logits.expand(20000, -1), temperature, uniform).argmax(dim=-1).bincount(minlength=3) / 20000
-    )
+    drawn = add_gumbel_noise(logits.expand(20000, -1), temperature, uniform).argmax(dim=-1).bincount(minlength=3) / 20000
     torch.testing.assert_close(drawn, (logits / temperature).softmax(dim=0), rtol=0, atol=0.015)
 
 

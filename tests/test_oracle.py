@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
-from medv.diffusion.oracle import MarkovText, blurred_evidence, word_chain
+from medv.companion.studies.markov import MarkovText, blurred_evidence, word_chain
+from medv.diffusion.config import SamplerConfig
 from medv.diffusion.sampler import sample
-from medv.diffusion.settings import SamplerConfig
 
 
 def chain(states: int, seed: int = 0) -> MarkovText:
@@ -137,8 +137,7 @@ def test_fewer_forwards_lose_likelihood_and_one_a_token_reaches_the_chain_s():
     text = word_chain(32)
     own = text.log_likelihood(text.draw(400, 32)) / 32
     found = [
-        text.log_likelihood(drawn(text, SamplerConfig(32, 32, steps, **AT_RANDOM), 60)).mean() / 32
-        for steps in (32, 8, 2)
+        text.log_likelihood(drawn(text, SamplerConfig(32, 32, steps, **AT_RANDOM), 60)).mean() / 32 for steps in (32, 8, 2)
     ]
     assert abs(found[0] - own.mean()) < 4 * own.std() / 60**0.5, "Z = L: within the error of the mean"
     assert found[0] > found[1] + 0.1 and found[1] > found[2] + 0.1

@@ -18,9 +18,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
+from medv.checkpoints.bundled import load_model
 from medv.cli import app
 from medv.data.chat import SpecialTokens
-from medv.model.bundled import load_model
 from medv.profiles import PAPER
 from medv.training.command import run_stage
 
@@ -75,13 +75,7 @@ def write_siglip(folder):
 
     vision = {"image_size": 384, "patch_size": 14, "hidden_size": WIDTH, "intermediate_size": 48}
     heads = {"num_hidden_layers": 3, "num_attention_heads": 2}
-    text = {
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "vocab_size": 64,
-    }
+    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 64}
     torch.manual_seed(1)
     SiglipModel(SiglipConfig(vision_config=vision | heads, text_config=text)).save_pretrained(folder)
 
@@ -92,23 +86,13 @@ def write_data(folder):
     for name, size in (("a.jpg", (60, 40)), ("b.jpg", (40, 90))):
         noise = np.random.default_rng(len(name)).integers(0, 255, (*size[::-1], 3), dtype=np.uint8)
         Image.fromarray(noise).save(folder / "images" / name)
-    said = [
-        ("human", "<image>\nWhat is shown?"),
-        ("gpt", "A chest X-ray."),
-        ("human", "Which side?"),
-        ("gpt", "The left."),
-    ]
+    said = [("human", "<image>\nWhat is shown?"), ("gpt", "A chest X-ray."), ("human", "Which side?"), ("gpt", "The left.")]
     talk = [{"from": who, "value": text} for who, text in said]
     rows = [{"id": str(i), "image": f"{name}.jpg", "conversations": talk} for i, name in enumerate("ab")]
-    (folder / "llava_med_alignment_500k.json").write_text(
-        json.dumps([row | {"conversations": talk[:2]} for row in rows])
-    )
+    (folder / "llava_med_alignment_500k.json").write_text(json.dumps([row | {"conversations": talk[:2]} for row in rows]))
     (folder / "llava_med_instruct_60k.json").write_text(json.dumps(rows))
     base = {"image_organ": "CHEST", "image_case_url": "", "question_rephrase": "NULL", "phrase_type": "freeform"}
-    questions = [
-        ("a", "Is there an effusion?", "yes", "CLOSED", "PRES"),
-        ("b", "Where is it?", "left lung", "OPEN", "POS"),
-    ]
+    questions = [("a", "Is there an effusion?", "yes", "CLOSED", "PRES"), ("b", "Where is it?", "left lung", "OPEN", "POS")]
     rad = [
         base
         | {
@@ -144,8 +128,8 @@ def converted(tmp_path_factory):
 
 
 def test_the_paper_profile_runs_end_to_end_on_its_own_formats(converted):
-    from medv.model.assembly import assemble, new_processor
-    from medv.model.released import image_settings
+    from medv.checkpoints.assembly import assemble, new_processor
+    from medv.checkpoints.released import image_settings
 
     root = converted
     model = assemble(root / "language", root / "vision", seed=0, **image_settings(IMAGES, 384))
@@ -162,9 +146,7 @@ def test_the_paper_profile_runs_end_to_end_on_its_own_formats(converted):
     answers = root / "answers.jsonl"
     medv("generate", "--data", "vqa_rad", "--questions", root / "data/testset.json", "--images", root / "data/images",
          "--model", root / "vqa", "--out", answers, *settings)  # fmt: skip
-    scores = json.loads(
-        medv("evaluate", "vqa", "--references", root / "data/testset.json", "--predictions", answers, "--json")
-    )
+    scores = json.loads(medv("evaluate", "vqa", "--references", root / "data/testset.json", "--predictions", answers, "--json"))
     assert scores["n_closed"] == scores["n_open"] == 1
     medv("convert", root / "vqa", root / "released", "--to", "lladav")
     medv("convert", root / "released", root / "again", "--vision", root / "siglip")

@@ -6,17 +6,9 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from medv.data.phantom_sets import (
-    alignment_set,
-    brief_set,
-    description_set,
-    general_set,
-    instruct_set,
-    text_set,
-    vqa_set,
-)
-from medv.data.questions import KINDS, ask, balanced_question, kinds_of, value_of
-from medv.data.scene import NORMAL, sample_scene
+from medv.phantoms.questions import KINDS, ask, balanced_question, kinds_of, value_of
+from medv.phantoms.scene import NORMAL, sample_scene
+from medv.phantoms.sets import alignment_set, brief_set, description_set, general_set, instruct_set, text_set, vqa_set
 
 
 def hard_vqa_set(split, n, **options):

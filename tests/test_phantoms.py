@@ -6,9 +6,9 @@ from functools import partial
 import numpy as np
 import pytest
 
-from medv.data import general
-from medv.data.phantoms import draw, phantom_image, phantom_scene
-from medv.data.scene import ACQUISITIONS, DOMAINS, FINDINGS, LEVELS, NORMAL, SIDES, SPLIT_SEEDS, Scene, sample_scene
+from medv.phantoms import general
+from medv.phantoms.pictures import draw, phantom_image, phantom_scene
+from medv.phantoms.scene import ACQUISITIONS, DOMAINS, FINDINGS, LEVELS, NORMAL, SIDES, SPLIT_SEEDS, Scene, sample_scene
 
 CASES = [(domain, finding) for domain in DOMAINS for finding in FINDINGS[domain]]
 RADIOLOGICAL = ("chest_xray", "ct", "mri")

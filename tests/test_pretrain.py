@@ -10,13 +10,13 @@ from safetensors import safe_open
 from transformers import AutoTokenizer
 
 import medv
-from medv.data.phantom_sets import vqa_set
+from medv.checkpoints.bundled import BUNDLED, bundled, load_model
+from medv.companion.towers.pretrain import PARTS, pretrain
 from medv.diffusion.sampler import SamplerConfig
 from medv.evaluation.answering import answer_examples
 from medv.evaluation.controls import blinded
-from medv.model.bundled import BUNDLED, bundled, load_model
+from medv.phantoms.sets import vqa_set
 from medv.profiles import get_profile
-from medv.training.pretrain import PARTS, pretrain
 
 SMOKE = get_profile("smoke")
 SMALL = replace(SMOKE, pretrain={**SMOKE.pretrain, "tower_images": 64, "texts": 300})

@@ -101,12 +101,7 @@ def test_save_and_load_keep_the_processor(tmp_path, system):
 
 
 def test_the_image_size_is_that_of_the_tower():
-    assert image_processor(384, [0.5] * 3, [0.5] * 3)(picture(0), return_tensors="pt")["pixel_values"].shape == (
-        1,
-        3,
-        384,
-        384,
-    )
+    assert image_processor(384, [0.5] * 3, [0.5] * 3)(picture(0), return_tensors="pt")["pixel_values"].shape == (1, 3, 384, 384)
 
 
 def test_official_prompts_lose_the_newline_after_the_image_and_stay_so_when_saved(tmp_path):

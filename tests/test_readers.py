@@ -15,9 +15,7 @@ from medv.data.rows import read_rows
 from medv.reading import DataError
 
 DATA = Path(os.environ.get("MEDV_SHARED", Path(__file__).parents[1] / "../shared")) / "data"
-needs_data = pytest.mark.skipif(
-    not DATA.is_dir(), reason=f"the published annotations are not at {DATA} (set MEDV_SHARED)"
-)
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the published annotations are not at {DATA} (set MEDV_SHARED)")
 
 
 def write(path, rows, *, lines=False):
@@ -126,14 +124,7 @@ def test_the_check_reports_what_is_odd(tmp_path):
     result = check_dataset("vqa_rad", tmp_path)
     assert not result.matches
     said = "\n".join(result.problems)
-    for words in (
-        "train: ",
-        "1 of 1 images are missing",
-        "1 rows repeat",
-        "several answers",
-        "1 ids",
-        "1 answers are empty",
-    ):
+    for words in ("train: ", "1 of 1 images are missing", "1 rows repeat", "several answers", "1 ids", "1 answers are empty"):
         assert words in said
     with pytest.raises(DataError, match="expected trainset"):
         check_dataset("vqa_rad", tmp_path / "images")
@@ -153,9 +144,7 @@ def test_vqa_rad_quirks_are_mended(tmp_path):
 @pytest.mark.parametrize("key", ["conversations", "conversatons"])
 @pytest.mark.parametrize("first", ["<image>\nWhat?", "What?\n<image>", "What?"])
 def test_llava_med_dialogues_lose_the_placeholder_wherever_it_stands(tmp_path, key, first):
-    path = write(
-        tmp_path / "llava_med_instruct_60k.json", [dialogue(first, "A lung.", "Which?", "Left\tright.", key=key)]
-    )
+    path = write(tmp_path / "llava_med_instruct_60k.json", [dialogue(first, "A lung.", "Which?", "Left\tright.", key=key)])
     (example,) = read_dataset("llava_med_instruct", tmp_path)
     assert [t.text for t in example.turns] == ["What?", "A lung.", "Which?", "Left\tright."]
     assert (example.id, example.image, example.meta["image"]) == ("p1", None, "p1.jpg")

@@ -77,9 +77,7 @@ ODD = ["pipe", "folder", "socket", "link to a device", "/dev/zero", "2 GiB", "lo
 
 @pytest.mark.parametrize("no_file", [*ODD, "/dev/tty", "/nonexistent/a"], indirect=True)
 @pytest.mark.parametrize(
-    "read",
-    [read_text, read_rows, read_predictions, read_answers, read_judgements, open_image],
-    ids=lambda read: read.__name__,
+    "read", [read_text, read_rows, read_predictions, read_answers, read_judgements, open_image], ids=lambda read: read.__name__
 )
 def test_what_is_no_file_is_refused_at_once_and_in_a_sentence(no_file, read):
     said = refusal(read, no_file)

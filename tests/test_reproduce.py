@@ -13,10 +13,10 @@ import nbformat
 import pytest
 from rich.console import Console
 
-from medv.experiments.reach import library_of
-from medv.experiments.registry import EXHIBITS, NODES, Node, chain_lengths, counterpart, makers, ordered, planned
+from medv.companion.reproduction.reach import library_of
+from medv.companion.reproduction.registry import EXHIBITS, NODES, Node, chain_lengths, counterpart, makers, ordered, planned
+from medv.companion.reproduction.reproduce import reproduce
 from medv.profiles import PROFILES
-from medv.reproduce import reproduce
 
 PARAMETERS = "profile = 'tiny'\nseed = 0\nout = None"
 SETUP = """
@@ -75,9 +75,7 @@ def drive(toys: Path, nodes=TOYS, **options) -> tuple[int, str, list[str]]:
 
 def test_a_run_is_ordered_then_cached_then_stale_with_a_reason(toys):
     code, printed, ran = drive(toys, jobs=2)
-    assert (code, sorted(ran)) == (0, ["alone", "first", "second"]) and ran.index("first") < ran.index("second"), (
-        printed
-    )
+    assert (code, sorted(ran)) == (0, ["alone", "first", "second"]) and ran.index("first") < ran.index("second"), printed
     page = (toys.parent / "run" / "index.html").read_text()
     assert "a &lt;b&gt;" in page and "a <b>" not in page
     assert all(name in page for name in EXHIBITS) and "not yet" in page
@@ -130,14 +128,11 @@ def test_a_failure_blocks_its_dependants_and_nobody_else(toys):
 def test_heavy_notebooks_share_the_machine_where_the_profile_says_so_and_never_with_one_that_compares_speeds(toys):
     body = "import os; note('+{0}'); {1}; note('-{0}'); artifact('threads/{0}', os.environ['OMP_NUM_THREADS'])"
     meet = (
-        "import time; end = time.time() + 60\n"
-        "while '+{}' not in (out / 'log.txt').read_text():\n    assert time.time() < end"
+        "import time; end = time.time() + 60\nwhile '+{}' not in (out / 'log.txt').read_text():\n    assert time.time() < end"
     )
     for name, other in (("one", "two"), ("two", "one"), ("speed", "speed")):
         write_notebook(toys, name, body.format(name, "pass").replace("; pass; ", f"\n{meet.format(other)}\n"))
-    one, two = (
-        Node(name, f"{name}.ipynb", "Trains", makes=(f"threads/{name}",), heavy=True) for name in ("one", "two")
-    )
+    one, two = (Node(name, f"{name}.ipynb", "Trains", makes=(f"threads/{name}",), heavy=True) for name in ("one", "two"))
     speed = Node("speed", "speed.ipynb", "Compares speeds", makes=("threads/speed",), alone=True)
     code, printed, ran = drive(toys, (one, two, speed), jobs=2)
     assert code == 0, printed
@@ -192,7 +187,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_reproduce import TOYS
-from medv.reproduce import reproduce
+from medv.companion.reproduction.reproduce import reproduce
 sys.exit(reproduce("smoke", out=Path(sys.argv[2]), nodes=TOYS, notebooks=sys.argv[3]))
 """
 
@@ -232,11 +227,7 @@ def test_a_killed_run_continues_where_it_was(toys):
 
 def test_every_exhibit_of_the_paper_is_made_or_planned():
     made = set(makers()) & set(EXHIBITS)
-    assert (
-        made | set(planned())
-        == set(EXHIBITS)
-        == {f"table{n}" for n in range(1, 9)} | {f"fig{n:02}" for n in range(1, 13)}
-    )
+    assert made | set(planned()) == set(EXHIBITS) == {f"table{n}" for n in range(1, 9)} | {f"fig{n:02}" for n in range(1, 13)}
     assert [counterpart(name) for name in ("table2", "fig03", "pareto")] == ["Table 2", "Figure 3", None]
     assert {node.name for node in ordered(only=["table2"])} == {"stage1", "stage2", "stage3"}
     assert len({node.notebook for node in NODES}) == len(NODES)
@@ -255,7 +246,7 @@ def test_a_graph_with_a_hole_a_double_or_a_circle_is_refused():
 
 def test_a_notebook_feels_only_the_library_that_it_imports(tmp_path):
     felt = library_of(
-        ["from medv.diffusion import loss\nimport numpy", "def later():\n    from medv.data.scene import Scene"]
+        ["from medv.diffusion import loss\nimport numpy", "def later():\n    from medv.phantoms.scene import Scene"]
     )
     assert {"__init__.py", "diffusion/__init__.py", "diffusion/loss.py", "data/scene.py"} <= set(felt)
     assert not [name for name in felt if name.startswith(("training/", "evaluation/", "report/", "paper/"))]

@@ -5,14 +5,14 @@ import pytest
 import torch
 from tiny import model, processor
 
-from medv.data.phantom_sets import description_set
-from medv.diffusion.oracle import word_chain
-from medv.diffusion.settings import SamplerConfig
-from medv.evaluation import sampler_quality as quality
-from medv.experiments.bench_sampler import PRESETS, BenchResult, Measurement
-from medv.experiments.fast_sampling import Sizes, on_front, oracle_strategies, quality_points, speed_table
+from medv.companion.bench.sampler import PRESETS, BenchResult, Measurement
+from medv.companion.figures import sampling
+from medv.companion.studies import sampler_quality as quality
+from medv.companion.studies.fast_sampling import Sizes, on_front, oracle_strategies, quality_points, speed_table
+from medv.companion.studies.markov import word_chain
+from medv.diffusion.config import SamplerConfig
+from medv.phantoms.sets import description_set
 from medv.profiles import get_profile
-from medv.report import sampling
 
 CONFIG = SamplerConfig(32, 16, 32)
 EQUAL = (quality.BASE, "fixed + veto", "adaptive", quality.OURS)

@@ -10,9 +10,10 @@ import torch
 from test_sampler import FILL, MASK, STOP, Table, confident
 from test_sampler import run as sampled
 
+from medv.companion.studies.markov import blurred_evidence, word_chain
 from medv.diffusion.caching import CACHES, cache_named
+from medv.diffusion.config import SamplerConfig
 from medv.diffusion.filters import DuplicateVeto, MinSpacing
-from medv.diffusion.oracle import blurred_evidence, word_chain
 from medv.diffusion.revision import ReMDM, RevealRemask, RevisionState, repeated
 from medv.diffusion.sampler import sample
 from medv.diffusion.schedules import (
@@ -28,7 +29,6 @@ from medv.diffusion.schedules import (
     pace,
     schedule_named,
 )
-from medv.diffusion.settings import SamplerConfig
 from medv.diffusion.trace import REMASK, Trace
 
 ALL = (
@@ -266,12 +266,8 @@ def test_the_budgeted_schedule_spends_where_a_block_is_harder_than_those_before(
 
 @pytest.mark.parametrize("schedule", [ThresholdSchedule(0.9), FactorSchedule(1.0), EntropyBoundSchedule(0.5)])
 def test_what_the_network_is_sure_of_takes_one_forward(schedule):
-    sure = sampled(
-        Table(confident([1, 2] * 8, [0.999] * 16)), gen_length=16, block_length=16, steps=16, schedule=schedule
-    )
-    unsure = sampled(
-        Table(confident([1, 2] * 8, [0.3] * 16)), gen_length=16, block_length=16, steps=16, schedule=schedule
-    )
+    sure = sampled(Table(confident([1, 2] * 8, [0.999] * 16)), gen_length=16, block_length=16, steps=16, schedule=schedule)
+    unsure = sampled(Table(confident([1, 2] * 8, [0.3] * 16)), gen_length=16, block_length=16, steps=16, schedule=schedule)
     assert sure.forwards == [1] and unsure.forwards == [16]
 
 
@@ -299,9 +295,7 @@ def test_spacing_keeps_the_best_and_drops_only_what_is_near_a_better_one(distanc
         state = drawn_state(seed, ties=ties)
         kept = MinSpacing(distance).keep(state) & state.candidates
         for row in range(ROWS):
-            order = sorted(
-                state.candidates[row].nonzero()[:, 0].tolist(), key=lambda i: (-float(state.score[row, i]), i)
-            )
+            order = sorted(state.candidates[row].nonzero()[:, 0].tolist(), key=lambda i: (-float(state.score[row, i]), i))
             expected = []
             for place in order:
                 if all(abs(place - other) >= distance for other in expected):
@@ -339,8 +333,7 @@ def test_an_unsure_repetition_is_never_written_beside_its_like(schedule, ties):
                     # its like is a worse one of the same forward that is sure
                     twins = [j for j in (i - 1, i + 1) if 0 <= j < PLACES and chosen[row, j]]
                     assert any(
-                        state.tokens[row, j] == state.tokens[row, i] and state.score[row, j] >= math.log(0.8)
-                        for j in twins
+                        state.tokens[row, j] == state.tokens[row, i] and state.score[row, j] >= math.log(0.8) for j in twins
                     )
     assert vetoed > 50, "the veto had something to do"
 
@@ -351,12 +344,7 @@ def test_of_two_equal_neighbors_the_better_is_written_and_the_other_asked_again(
     score = torch.tensor([0.5, 0.6, 0.2, 0.1, 0.7, 0.7, 0.05, 0.9]).log().expand(ROWS, -1)
     tokens = torch.tensor([1, 1, 1, 2, 3, 3, 4, 4]).expand(ROWS, -1)
     state = replace(
-        state,
-        score=score,
-        tokens=tokens,
-        open=everything,
-        candidates=everything,
-        masked=torch.ones_like(state.masked),
+        state, score=score, tokens=tokens, open=everything, candidates=everything, masked=torch.ones_like(state.masked)
     )
     kept = DuplicateVeto(0.85).keep(state)
     assert kept[0].tolist() == [False, True, False, True, True, False, False, True]

@@ -11,14 +11,15 @@ from tiny import SHAPE
 from typer.testing import CliRunner
 
 from medv import profiles
+from medv.checkpoints.bundled import load_model, untrained_projector
+from medv.checkpoints.towers import make_towers
 from medv.cli import app
-from medv.data.phantom_sets import instruct_set
-from medv.experiments import initialization, lora_study
-from medv.experiments.budget import Work, measure, work_of
-from medv.experiments.registry import NODES, nodes_for
-from medv.experiments.run import open_run
-from medv.model.bundled import load_model, untrained_projector
-from medv.model.towers import make_towers
+from medv.companion.reproduction.budget import Work, measure, work_of
+from medv.companion.reproduction.registry import NODES, nodes_for
+from medv.companion.reproduction.run import open_run
+from medv.companion.studies import initialization
+from medv.companion.studies import lora as lora_study
+from medv.phantoms.sets import instruct_set
 from medv.profiles import STAGES, SamplerSpec, get_profile
 from medv.training import command
 
@@ -80,9 +81,7 @@ def test_its_notebooks_run_on_fetched_towers(root, fetched, scaled):
     network = load_model(fetched / "models" / "stage1")[0]
     assert network.config.vision_config.model_type == "efficientnet" and network.config.feature_norm == "layer"
     names = run_cells("30", root, fetched)
-    assert {arm.name for arm in names["arms"]} == {"LLaDA-MedV", "random"} and names["plan"].seeds == names[
-        "run"
-    ].profile.seeds
+    assert {arm.name for arm in names["arms"]} == {"LLaDA-MedV", "random"} and names["plan"].seeds == names["run"].profile.seeds
     assert "not measured" in initialization.conclusion(names["table"])
     manifest = json.loads((fetched / "figures" / "table4.json").read_text())
     assert "without LLaDA-MedV V1 and LLaDA-MedV V2" in manifest["about"]["gaps"][0]
@@ -127,9 +126,7 @@ def test_time_is_counted_work_times_measured_seconds():
     more = replace(SMALL, evaluation_descriptions=2 * SMALL.evaluation_descriptions)
     works = {node.name: work_of(node.name, SMALL) for node in NODES}
     assert work_of("generation_settings", more).asked == 2 * works["generation_settings"].asked
-    assert works["quickstart"] == Work() and all(
-        works[stage].learned > 0 for stage in ("stage1", "stage2", "stage3", "lora")
-    )
+    assert works["quickstart"] == Work() and all(works[stage].learned > 0 for stage in ("stage1", "stage2", "stage3", "lora"))
     assert works["stage3"].learned == 3 * work_of("stage3", replace(SMALL, seeds=(0,))).learned
     recipe = SMALL.stages["instruct"]
     assert works["stage2"].learned == recipe.samples * recipe.epochs
@@ -138,7 +135,7 @@ def test_time_is_counted_work_times_measured_seconds():
 
 
 def test_a_dry_run_and_doctor_say_what_it_needs_and_how_long_it_takes(monkeypatch):
-    monkeypatch.setattr("medv.experiments.budget.measure", lambda profile: Work(1.0, 0.1, 0.01))
+    monkeypatch.setattr("medv.companion.reproduction.budget.measure", lambda profile: Work(1.0, 0.1, 0.01))
     told = CliRunner().invoke(app, ["reproduce", "--profile", "small", "--dry-run"])
     assert told.exit_code == 0 and "runs/small/towers" in told.stdout and "VQA-RAD" in told.stdout
     hours = SMALL.stages["instruct"].samples * SMALL.stages["instruct"].epochs / 3600

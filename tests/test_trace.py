@@ -16,16 +16,16 @@ from test_sampler import FILL, MASK, Table, confident
 from typer.testing import CliRunner
 
 from medv.cli import app
+from medv.companion.figures.trace_terminal import TerminalView
+from medv.companion.figures.traces import POLICY, trace_page, trace_targets, word_of, write_trace
 from medv.diffusion.caching import DualCache
+from medv.diffusion.config import SamplerConfig
 from medv.diffusion.filters import MinSpacing
 from medv.diffusion.official import sample as official_sample
 from medv.diffusion.revision import ReMDM, RevealRemask
 from medv.diffusion.sampler import sample, stream
 from medv.diffusion.schedules import BudgetedSchedule, ThresholdSchedule
-from medv.diffusion.settings import SamplerConfig
 from medv.diffusion.trace import COMMIT, REMASK, Event, Trace, drain
-from medv.report.trace_terminal import TerminalView
-from medv.report.traces import POLICY, trace_page, trace_targets, word_of, write_trace
 
 __all__ = ["model_dir"]  # a fixture
 
@@ -240,13 +240,7 @@ def test_a_browser_shows_the_words_and_runs_none_of_them(tmp_path):
 
 def test_the_page_can_be_used_by_keyboard_without_motion_and_in_the_dark():
     page = trace_page(played(), str, question="Q", answer="A")
-    for part in (
-        '<button id="play"',
-        '<input id="slider" type="range"',
-        "aria-label",
-        'role="status"',
-        ":focus-visible",
-    ):
+    for part in ('<button id="play"', '<input id="slider" type="range"', "aria-label", 'role="status"', ":focus-visible"):
         assert part in page
     for part in ("prefers-reduced-motion", "prefers-color-scheme: dark", "color-scheme: light dark"):
         assert part in page

@@ -14,8 +14,8 @@ from tiny import examples, model, picture, processor, special
 from transformers import AutoModel
 
 from medv.artifacts import fingerprint
+from medv.checkpoints.bundled import load_model
 from medv.data.example import Example, Turn
-from medv.model.bundled import load_model
 from medv.model.modeling import MedVForMaskedDiffusion, MedVModel
 from medv.profiles import StageRecipe
 from medv.training.collate import Collator, Encoder
@@ -120,9 +120,7 @@ def test_a_run_killed_while_it_saved_goes_on_from_the_checkpoint_before(whole, t
 # Options that change what a run costs and not what it learns.
 
 
-@pytest.mark.parametrize(
-    "option", [{"checkpointing": True}, {"cached_vision": True}, {"precision": "float32"}], ids=str
-)
+@pytest.mark.parametrize("option", [{"checkpointing": True}, {"cached_vision": True}, {"precision": "float32"}], ids=str)
 def test_an_option_of_cost_gives_the_same_weights(tmp_path, option):
     recipe = replace(RECIPE, epochs=0.8)
     plain, saving = train(tmp_path / "1", recipe), train(tmp_path / "2", replace(recipe, **option))
@@ -148,10 +146,7 @@ def test_frozen_towers_keep_no_graph():
     pixels = processor().pixels([picture(0)])
     assert not network.model.look(pixels).requires_grad and network.model.get_image_features(pixels).requires_grad
     batch = Collator(special(), padding="none")(
-        [
-            Encoder(processor(), loss_tokens="official", max_length=100)(examples(1)[0])
-            | {"noise": (0, 0, 0), "stratum": (0, 1)}
-        ]
+        [Encoder(processor(), loss_tokens="official", max_length=100)(examples(1)[0]) | {"noise": (0, 0, 0), "stratum": (0, 1)}]
     )
     network(**batch | {"t": torch.ones(1)}).loss.backward()
     assert {n for n, p in network.named_parameters() if p.grad is not None} == {
@@ -335,10 +330,7 @@ def test_batches_of_like_length_hold_every_example_once_and_less_padding():
     many = [question_of_length(i, int(n)) for i, n in enumerate(lengths)]
     padding = {}
     for order in ("shuffled", "by_length"):
-        ids = [
-            item["id"]
-            for item in iter_stream(TrainingStream(many, name_of, seed=0, batch_size=8, steps=45, order=order))
-        ]
+        ids = [item["id"] for item in iter_stream(TrainingStream(many, name_of, seed=0, batch_size=8, steps=45, order=order))]
         assert all(sorted(ids[i : i + 90], key=int) == [str(n) for n in range(90)] for i in range(0, 360, 90))
         sizes = lengths[[int(i) for i in ids]].reshape(-1, 8)
         padding[order] = (sizes.max(axis=1, keepdims=True) - sizes).mean()

@@ -11,19 +11,11 @@ from medv.data.readers import DataError, read_dataset, read_pathvqa, read_slake
 from medv.data.training_set import read_training_set
 
 DATA = Path(os.environ.get("MEDV_SHARED", Path(__file__).parents[1] / "../shared")) / "data"
-needs_data = pytest.mark.skipif(
-    not DATA.is_dir(), reason=f"the published annotations are not at {DATA} (set MEDV_SHARED)"
-)
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the published annotations are not at {DATA} (set MEDV_SHARED)")
 
 
 def rad(number: int, phrase: str = "freeform", **fields) -> dict:
-    row = {
-        "qid": number,
-        "image_name": "a.png",
-        "question": f"Is it {number}?",
-        "answer": "Yes",
-        "answer_type": "CLOSED",
-    }
+    row = {"qid": number, "image_name": "a.png", "question": f"Is it {number}?", "answer": "Yes", "answer_type": "CLOSED"}
     return {**row, "phrase_type": phrase, **fields}
 
 
@@ -147,8 +139,7 @@ def test_rows_that_say_they_are_of_another_split_are_refused(tmp_path, name, row
 
 @needs_data
 @pytest.mark.parametrize(
-    ("name", "file", "alias"),
-    [("vqa_rad", "testset.json", "trainset.json"), ("slake", "test.json", "train.json")],
+    ("name", "file", "alias"), [("vqa_rad", "testset.json", "trainset.json"), ("slake", "test.json", "train.json")]
 )
 def test_a_published_test_set_under_the_name_of_the_training_set_is_refused(tmp_path, name, file, alias):
     (tmp_path / alias).write_bytes((DATA / name / file).read_bytes())

@@ -13,12 +13,13 @@ import pytest
 import torch
 from tiny import model, processor, shape
 
-from medv.data.phantom_sets import description_set, vqa_set
-from medv.data.phantoms import phantom_scene
+from medv.companion.figures import lessons, tutorial
+from medv.companion.studies import sizes
+from medv.companion.studies import training_stages as stages
 from medv.diffusion.sampler import SamplerConfig
-from medv.experiments import stages
+from medv.phantoms.pictures import phantom_scene
+from medv.phantoms.sets import description_set, vqa_set
 from medv.profiles import SamplerSpec, get_profile
-from medv.report import lessons, sizes, tutorial
 
 NOTEBOOKS = sorted(path.name[:2] for path in (Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
@@ -68,9 +69,7 @@ def test_cells_have_names_of_their_own_and_only_the_parameters_are_tagged(root, 
     assert all(cell["cell_type"] in ("code", "markdown") and "".join(cell["source"]).strip() for cell in cells)
     assert not any(cell.get("outputs") or cell.get("execution_count") or cell.get("attachments") for cell in cells)
     assert not re.search(r"<(script|img|iframe|style|a)\b|\]\(http", "".join(texts)), "raw HTML, or a link that leaves"
-    assert all(
-        len(line) <= 15 for line in ["".join(cell["source"]).splitlines() for cell in cells if "outputs" in cell]
-    )
+    assert all(len(line) <= 15 for line in ["".join(cell["source"]).splitlines() for cell in cells if "outputs" in cell])
 
 
 def test_true_descriptions_score_far_above_the_same_texts_about_other_images():

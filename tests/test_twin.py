@@ -6,11 +6,11 @@ import pytest
 import torch
 from tiny import examples, model, processor
 
+from medv.checkpoints.bundled import bundled, load_model
+from medv.companion.studies import lengths
+from medv.diffusion.config import SamplerConfig
 from medv.diffusion.schedules import FixedSchedule
-from medv.diffusion.settings import SamplerConfig
 from medv.evaluation.answering import answer_examples
-from medv.experiments import lengths
-from medv.model.bundled import bundled, load_model
 from medv.model.twin import MedVForCausalLM, causal_twin
 from medv.profiles import get_profile
 from medv.training.collate import Collator, Encoder
@@ -85,9 +85,7 @@ def test_an_answer_is_the_most_probable_token_again_and_again(twin):
             break
     new = canvas[0, prompt["input_ids"].shape[1] :].tolist()
     kept = [token for token in new if token not in twin.config.stop_token_ids]
-    assert (
-        answer.text == processor().decode_response(kept) and answer.tokens == len(kept) and answer.forwards == len(new)
-    )
+    assert answer.text == processor().decode_response(kept) and answer.tokens == len(kept) and answer.forwards == len(new)
 
 
 def test_answers_do_not_depend_on_the_batch_and_a_length_can_be_forced(twin):

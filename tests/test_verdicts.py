@@ -8,18 +8,21 @@ import pandas as pd
 import pytest
 from tiny import model, processor
 
-from medv.data.phantom_sets import description_set
+from medv.companion.figures import plots as figures
+from medv.companion.figures.answers import setting_curves
+from medv.companion.reproduction.registry import Node
+from medv.companion.reproduction.run import Run
+from medv.companion.studies import adaptation, conversation, fast_sampling, generation
+from medv.companion.studies import initialization as init
+from medv.companion.studies import lora as lora_study
+from medv.companion.studies import repetition as repetition_study
+from medv.companion.studies import sampler_quality as quality
+from medv.companion.studies import training_stages as stages
 from medv.data.texts import Document
-from medv.diffusion.settings import SamplerConfig
-from medv.evaluation import sampler_quality as quality
-from medv.evaluation.verdicts import NOT_MEASURED, span, verdict
-from medv.experiments import adaptation, conversation, fast_sampling, generation, lora_study, repetition_study, stages
-from medv.experiments import initialization as init
-from medv.experiments.registry import Node
-from medv.experiments.run import Run
+from medv.diffusion.config import SamplerConfig
+from medv.intervals import NOT_MEASURED, span, verdict
+from medv.phantoms.sets import description_set
 from medv.profiles import get_profile
-from medv.report import figures
-from medv.report.answers import setting_curves
 
 SMOKE = get_profile("smoke")
 

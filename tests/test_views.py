@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 from tiny import QUESTIONS, shape, special, tokenizer
 
+from medv.checkpoints.assembly import new_processor, random_model, shape_config
+from medv.checkpoints.bundled import load_model
 from medv.data.example import Example, Turn
 from medv.diffusion.sampler import SamplerConfig
 from medv.evaluation.answering import answer_examples
-from medv.model.assembly import new_processor, random_model, shape_config
-from medv.model.bundled import load_model
 from medv.model.looks import Looks
 from medv.model.merging import merge_views
 from medv.model.modeling import MedVForMaskedDiffusion
@@ -42,9 +42,7 @@ every_mode = pytest.mark.parametrize("mode", MODES, ids=name_of)
 
 
 def plan(**changes) -> ViewPlan:
-    return ViewPlan(
-        **{"size": SIZE, "side": SIDE, "aspect": "anyres", "grid": GRID, "merge": "spatial_unpad"} | changes
-    )
+    return ViewPlan(**{"size": SIZE, "side": SIDE, "aspect": "anyres", "grid": GRID, "merge": "spatial_unpad"} | changes)
 
 
 def network(**options) -> MedVForMaskedDiffusion:
@@ -113,9 +111,7 @@ def test_rows_of_tokens_are_rounded_down():
     assert (slim.columns, slim.rows, slim.left, slim.height, slim.width) == (2, 3, 1, 12, 6)
 
 
-@pytest.mark.parametrize(
-    ("most", "side"), [(9, 12), (8, 12), (7, 10)]
-)  # 12 x 12 tokens are 1, 1.06 and 1.13 times too many
+@pytest.mark.parametrize(("most", "side"), [(9, 12), (8, 12), (7, 10)])  # 12 x 12 tokens are 1, 1.06 and 1.13 times too many
 def test_a_grid_is_shrunk_only_if_it_is_more_than_a_tenth_too_large(most, side):
     layout = plan(max_tiles=most).layout(500, 500)
     assert (layout.width, layout.height) == (side, side)
@@ -315,10 +311,7 @@ def test_the_settings_may_be_other_than_those_of_the_model(tmp_path):
         ({"image_aspect": "crop"}, "unknown image_aspect 'crop': use one of square, pad, anyres"),
         ({"patch_merge": "unpad"}, "unknown patch_merge 'unpad': use one of flat, spatial, spatial_unpad"),
         ({"image_aspect": "anyres"}, "'anyres' needs image_grid"),
-        (
-            {"image_aspect": "anyres", "image_grid": [[32, 40]]},
-            r"image_grid holds \[32, 40\]: .* multiples of the tower's 32",
-        ),
+        ({"image_aspect": "anyres", "image_grid": [[32, 40]]}, r"image_grid holds \[32, 40\]: .* multiples of the tower's 32"),
         ({"image_aspect": "anyres", "image_grid": [[0, 32]]}, r"image_grid holds \[0, 32\]"),
         ({"image_aspect": "anyres", "image_grid": [[32]]}, r"image_grid holds \[32\]"),
         ({"image_max_tiles": 0}, "image_max_tiles is 0: give a number from 1 to 1024, or None"),

@@ -12,15 +12,8 @@ from medv.data.readers import read_dataset
 from medv.data.rows import read_rows
 from medv.evaluation.controls import majority_answers, shuffled_images
 from medv.evaluation.normalize import normalize
-from medv.evaluation.vqa import (
-    Prediction,
-    Reference,
-    bootstrap_interval,
-    evaluate_vqa,
-    pair,
-    read_predictions,
-    read_references,
-)
+from medv.evaluation.vqa import Prediction, Reference, evaluate_vqa, pair, read_predictions, read_references
+from medv.intervals import bootstrap_interval
 from medv.reading import DataError
 
 DATA = Path(os.environ.get("MEDV_SHARED", Path(__file__).parents[1] / "../shared")) / "data"
@@ -157,9 +150,7 @@ def test_scores_lie_in_range_for_arbitrary_text():
     rng = np.random.default_rng(0)
     alphabet = [*"yesnoaYN ?,.-'\t\n:/\"1,0", "\u0130", "\ufffd", "\u4e2d", "\U0001f9e0", "\x00", "\u0301"]
     texts = ["".join(rng.choice(alphabet, size=rng.integers(0, 30))) for _ in range(400)]
-    texts += [
-        "".join(chr(c) for c in rng.integers(1, 0x10FFFF, size=12) if not 0xD800 <= c < 0xE000) for _ in range(100)
-    ]
+    texts += ["".join(chr(c) for c in rng.integers(1, 0x10FFFF, size=12) if not 0xD800 <= c < 0xE000) for _ in range(100)]
     references = [Reference(text, str(rng.choice(["OPEN", "CLOSED"]))) for text in texts]
     predictions = [texts[i] for i in rng.permutation(len(texts))]
     for variant in RUNS:
@@ -268,9 +259,7 @@ def test_prediction_files_may_say_text_or_answer(tmp_path):
 def test_answers_in_any_order_are_scored_by_their_ids(tmp_path, identity):
     rows = [rad_row(qid=1, question="A?"), rad_row(qid=2, question="B?", answer="no")]
     (tmp_path / "r.json").write_text(json.dumps(rows))
-    answers = (
-        f'{{"question_id": {identity}, "text": "no"}}\n{{"question_id": {identity.replace("2", "1")}, "text": "yes"}}\n'
-    )
+    answers = f'{{"question_id": {identity}, "text": "no"}}\n{{"question_id": {identity.replace("2", "1")}, "text": "yes"}}\n'
     (tmp_path / "p.jsonl").write_text(answers)
     references, texts = pair(read_references(tmp_path / "r.json"), read_predictions(tmp_path / "p.jsonl"))
     assert evaluate_vqa(references, texts).closed_accuracy == 100
@@ -289,9 +278,7 @@ def test_every_annotation_file_is_a_reference_file():
 
 
 def qa(number, question, answer, kind, image="a.jpg"):
-    return Example(
-        str(number), Path(image), (Turn("user", question), Turn("assistant", answer)), kind, {"image": image}
-    )
+    return Example(str(number), Path(image), (Turn("user", question), Turn("assistant", answer)), kind, {"image": image})
 
 
 def test_majority_answers_use_training_frequencies_only():
@@ -316,9 +303,7 @@ def test_shuffled_images_never_leave_an_example_its_own_picture():
     for seed in range(20):
         examples = [qa(n, "?", "-", "OPEN", f"{rng.integers(6)}.jpg") for n in range(40)]
         shuffled = shuffled_images(examples, seed)
-        assert all(
-            a.image != b.image and a.turns == b.turns and a.id == b.id for a, b in zip(examples, shuffled, strict=True)
-        )
+        assert all(a.image != b.image and a.turns == b.turns and a.id == b.id for a, b in zip(examples, shuffled, strict=True))
         assert sorted(e.image for e in shuffled) == sorted(e.image for e in examples)
         assert all(Path(e.meta["image"]) == e.image for e in shuffled)
         assert shuffled == shuffled_images(examples, seed) != shuffled_images(examples, seed + 1)

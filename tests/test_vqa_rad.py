@@ -15,27 +15,20 @@ import pytest
 import torch
 from tiny import examples, model, processor, special
 
+from medv.companion.studies import training_stages as stages
+from medv.companion.studies.trials import as_rows
+from medv.companion.studies.vqa_study import CONDITIONS, vqa_study
 from medv.data.example import Example, Turn
 from medv.data.question_texts import caption_examples, dialogue_examples
 from medv.diffusion.sampler import SamplerConfig
 from medv.evaluation.answering import answer_examples
 from medv.evaluation.controls import blinded, nearest_answers
-from medv.evaluation.study import CONDITIONS, vqa_study
 from medv.evaluation.vqa import Reference, evaluate_vqa
-from medv.experiments import stages
-from medv.experiments.trials import as_rows
 from medv.model.looks import Looks
 from medv.model.modeling import MedVModel
 from medv.profiles import StageRecipe, get_profile
 from medv.training.collate import Collator, Encoder
-from medv.training.examples import (
-    SEEN,
-    UNSEEN,
-    in_lower_case,
-    question_split,
-    stage_examples,
-    validation_split,
-)
+from medv.training.examples import SEEN, UNSEEN, in_lower_case, question_split, stage_examples, validation_split
 from medv.training.stages import freeze_except, train_stage
 
 DATA = Path(os.environ.get("MEDV_SHARED", Path(__file__).parents[1] / "../shared")) / "data/vqa_rad"
@@ -184,9 +177,7 @@ def test_the_projector_learns_as_much_faster_as_the_recipe_says(tmp_path):
         for name in ("model.projector.linear_1.weight", "model.language_model.layers.0.mlp.up_proj.weight"):
             moved[name, rate] = float((after[name] - model().state_dict()[name]).abs().max())
     projector, layer = ([moved[name, rate] for rate in (1.0, 5.0)] for name in dict.fromkeys(name for name, _ in moved))
-    assert projector[1] / projector[0] == pytest.approx(5, rel=0.05) and layer[1] / layer[0] == pytest.approx(
-        1, rel=0.05
-    )
+    assert projector[1] / projector[0] == pytest.approx(5, rel=0.05) and layer[1] / layer[0] == pytest.approx(1, rel=0.05)
 
 
 def test_dropped_channels_are_the_samples_own_and_only_while_training():
@@ -204,12 +195,7 @@ def test_dropped_channels_are_the_samples_own_and_only_while_training():
     halves = [item | {"vision_states": item["vision_states"].half()} for item in items]
     assert thin(halves)["vision_states"].dtype == torch.float16, "of the kind, and on the device, that the states have"
     with pytest.raises(ValueError, match="feature_dropout needs the tower's states"):
-        thin(
-            [
-                Encoder(processor(), loss_tokens="response", max_length=100)(shown[0])
-                | {"noise": (0, 0, 0), "stratum": (0, 1)}
-            ]
-        )
+        thin([Encoder(processor(), loss_tokens="response", max_length=100)(shown[0]) | {"noise": (0, 0, 0), "stratum": (0, 1)}])
 
 
 def test_a_part_that_the_model_lacks_is_refused():
@@ -258,8 +244,7 @@ def test_recorded_results_read_like_those_of_the_notebook(driver, tmp_path):
     items = vqa_study(model(), processor(), asked, asked, SamplerConfig(4, 4, 2), quiet=True).assign(test="t")
     trials = {f"real-{seed}": driver.Trial(seed=seed) for seed in (0, 1)}
     results = {
-        n: {"items": as_rows(items.assign(seed=t.seed)), "seconds": {"all": 2.0}, "losses": {}}
-        for n, t in trials.items()
+        n: {"items": as_rows(items.assign(seed=t.seed)), "seconds": {"all": 2.0}, "losses": {}} for n, t in trials.items()
     }
     arguments = SimpleNamespace(phase="final", out=tmp_path, jobs=1, adapted=None, recipe=["base"], steps=0)
     driver.gather(arguments, results, 3.0)

@@ -6,17 +6,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from medv.data.general import COUNTS, sample_shapes
-from medv.data.scene import DOMAINS, FINDINGS, NORMAL, sample_scene
-from medv.data.wording import (
-    MODALITY,
-    caption,
-    description,
-    shapes_caption,
-    shapes_description,
-    shapes_tags,
-    tags,
-)
+from medv.phantoms.general import COUNTS, sample_shapes
+from medv.phantoms.scene import DOMAINS, FINDINGS, NORMAL, sample_scene
+from medv.phantoms.wording import MODALITY, caption, description, shapes_caption, shapes_description, shapes_tags, tags
 
 SCENES = [sample_scene(seed) for seed in range(2000)]
 
@@ -58,9 +50,7 @@ def test_no_phrase_of_a_domain_dominates(descriptions):
     """At least four openings share the impressions of each domain."""
     for domain in DOMAINS:
         last = Counter(
-            text.rsplit(". ", 1)[1].split()[0]
-            for s, text in zip(SCENES, descriptions, strict=True)
-            if s.domain == domain
+            text.rsplit(". ", 1)[1].split()[0] for s, text in zip(SCENES, descriptions, strict=True) if s.domain == domain
         )
         assert len(last) >= 4 and max(last.values()) < 0.6 * sum(last.values()), (domain, last)
 
@@ -86,12 +76,7 @@ def test_every_finding_of_every_domain_has_its_words():
             for seed in range(20):
                 for text in (caption(scene, rng(seed)), description(scene, rng(seed))):
                     assert finding in text.lower() or finding == NORMAL
-                    assert (
-                        MODALITY[domain].split()[-1] in text
-                        or "radiograph" in text
-                        or "image" in text
-                        or "x-ray" in text
-                    )
+                    assert MODALITY[domain].split()[-1] in text or "radiograph" in text or "image" in text or "x-ray" in text
 
 
 def test_tags_are_the_facts_in_any_order():

@@ -7,13 +7,13 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
+from medv.checkpoints.assembly import new_processor, random_model, shape_config
+from medv.companion.towers.tokenizer import train_tokenizer
 from medv.data.chat import SpecialTokens
 from medv.data.example import Example, Turn
-from medv.model.assembly import new_processor, random_model, shape_config
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
 from medv.profiles import ModelShape
-from medv.training.tokenizer import train_tokenizer
 
 torch.set_num_threads(1)
 

@@ -16,14 +16,10 @@ def adapt(
     text: Annotated[
         str | None, typer.Option(help="A folder of .txt and .jsonl files, one such file, or the name of a data set.")
     ] = None,
-    self_text: Annotated[
-        bool, typer.Option("--self", help="Instead: text that the tower itself writes first.")
-    ] = False,
+    self_text: Annotated[bool, typer.Option("--self", help="Instead: text that the tower itself writes first.")] = False,
     self_tokens: Annotated[int, typer.Option(min=1, help="Tokens that it writes.")] = 2_000_000,
     self_batch: Annotated[int, typer.Option(min=1, help="Answers that it writes at once.")] = 64,
-    attention: Annotated[
-        str, typer.Option(help="at_once: to both sides from the first step; or annealed.")
-    ] = "at_once",
+    attention: Annotated[str, typer.Option(help="at_once: to both sides from the first step; or annealed.")] = "at_once",
     align: Annotated[
         bool, typer.Option("--align/--no-align", help="Draw all layers to those of the frozen causal tower.")
     ] = True,
@@ -36,13 +32,11 @@ def adapt(
     continuations: Annotated[int, typer.Option(min=0, help="Held-out openings continued before and after.")] = 20,
     seed: Annotated[int, typer.Option(help="Of order, noise and what is written.")] = 0,
     device: Annotated[str | None, typer.Option(help="cuda or cpu; default: the best there is.")] = None,
-    compiled: Annotated[
-        bool, typer.Option("--compile", help="Compile the layers first (a minute, and a compiler).")
-    ] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile the layers first (a minute, and a compiler).")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Continue a causal language tower as a masked-diffusion model on text; `medv assemble` takes the result."""
-    from medv.experiments.adaptation import adapt_on_text
+    from medv.companion.studies.adaptation import adapt_on_text
     from medv.model.devices import device_named
     from medv.training.adapt_batches import AdaptRecipe
     from medv.training.launch import TrainingStopped

@@ -38,7 +38,7 @@ def bench_sampler_command(
     as_json: AsJson = False,
 ) -> None:
     """Time, memory and forwards of every way to sample, on random weights, in one process."""
-    from medv.experiments.bench_sampler import PRESETS, bench_sampler
+    from medv.companion.bench.sampler import PRESETS, bench_sampler
 
     changes = {
         "vocab_size": vocab_size,
@@ -56,9 +56,7 @@ def bench_sampler_command(
         options["journal"].unlink(missing_ok=True)
 
 
-def _bench(
-    run: Callable, presets: dict, preset: str, changes: dict, threads: int | None, out, as_json: bool, **options
-):
+def _bench(run: Callable, presets: dict, preset: str, changes: dict, threads: int | None, out, as_json: bool, **options):
     """Run a benchmark on a changed preset; print it, and write it where asked."""
     from dataclasses import replace
 
@@ -104,7 +102,7 @@ def bench_loss_command(
     as_json: AsJson = False,
 ) -> None:
     """Time, memory and gradients of the loss against logits at every position."""
-    from medv.experiments.bench_loss import LOSS_PRESETS, bench_loss
+    from medv.companion.bench.loss import LOSS_PRESETS, bench_loss
 
     sizes = {"vocab_size": vocab_size, "hidden_size": hidden_size, "positions": positions, "masked": masked}
     changes = sizes | {"dtype": dtype}
@@ -126,9 +124,7 @@ def bench_training_command(
     as_json: AsJson = False,
 ) -> None:
     """Time and memory of a whole training step against the reference's way."""
-    from medv.experiments.bench_training import TRAINING_PRESETS, bench_training
+    from medv.companion.bench.training import TRAINING_PRESETS, bench_training
 
     changes = {"vocab_size": vocab_size, "hidden_size": hidden_size, "layers": layers}
-    _bench(
-        bench_training, TRAINING_PRESETS, preset, changes, threads, out, as_json, rows=rows, repeats=repeats, seed=seed
-    )
+    _bench(bench_training, TRAINING_PRESETS, preset, changes, threads, out, as_json, rows=rows, repeats=repeats, seed=seed)

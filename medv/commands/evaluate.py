@@ -16,9 +16,7 @@ evaluate_app = typer.Typer(no_args_is_help=True, help="Score predictions.")
 def evaluate_vqa_command(
     references: Annotated[Path, typer.Option(help="The official annotation file, as shipped.")],
     predictions: Annotated[Path, typer.Option(help="JSON lines with `text` or `answer`.")],
-    variant: Annotated[
-        str, typer.Option(help="batch (the published results) or gated (asks for a yes or no).")
-    ] = "batch",
+    variant: Annotated[str, typer.Option(help="batch (the published results) or gated (asks for a yes or no).")] = "batch",
     as_json: AsJson = False,
 ) -> None:
     """Closed accuracy and open recall, exactly as the official evaluation computes them, and stricter values beside them."""
@@ -31,9 +29,7 @@ def evaluate_vqa_command(
 @evaluate_app.command("judge")
 @in_words
 def evaluate_judge_command(
-    judgements: Annotated[
-        Path, typer.Option(help="JSON lines with question_id, type, domain and the judge's `result`.")
-    ],
+    judgements: Annotated[Path, typer.Option(help="JSON lines with question_id, type, domain and the judge's `result`.")],
     as_json: AsJson = False,
 ) -> None:
     """Relative scores of a file of judgements, overall, by question type and by domain; what cannot be read is listed."""
@@ -45,12 +41,8 @@ def evaluate_judge_command(
 @evaluate_app.command("text")
 @in_words
 def evaluate_text_command(
-    answers: Annotated[
-        Path, typer.Option(help="JSON lines with `text`, and `seconds`, `forwards`, `tokens` if known.")
-    ],
-    asked_words: Annotated[
-        int | None, typer.Option(min=1, help="The length asked for; default: the rows' own.")
-    ] = None,
+    answers: Annotated[Path, typer.Option(help="JSON lines with `text`, and `seconds`, `forwards`, `tokens` if known.")],
+    asked_words: Annotated[int | None, typer.Option(min=1, help="The length asked for; default: the rows' own.")] = None,
     marked: Annotated[bool, typer.Option("--marked", help="Also print each answer, its repeated spans in [].")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -74,12 +66,8 @@ def judge(
     concurrency: Annotated[int, typer.Option(min=1, help="Questions asked at once.")] = 4,
     attempts: Annotated[int, typer.Option(min=1, help="Of each question, before it is left unjudged.")] = 6,
     timeout: Annotated[float, typer.Option(help="Seconds for one request.")] = 120.0,
-    temperature: Annotated[
-        str, typer.Option(help="Of the judge; none leaves it out, for models that refuse it.")
-    ] = "0",
-    cache: Annotated[
-        Path | None, typer.Option(help="Folder of the replies; default: judge_cache beside --out.")
-    ] = None,
+    temperature: Annotated[str, typer.Option(help="Of the judge; none leaves it out, for models that refuse it.")] = "0",
+    cache: Annotated[Path | None, typer.Option(help="Folder of the replies; default: judge_cache beside --out.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Have answers judged; resumable. The key is read from MEDV_JUDGE_KEY or OPENAI_API_KEY and written nowhere."""

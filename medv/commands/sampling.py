@@ -11,14 +11,10 @@ BlockLength = Annotated[int | None, typer.Option(help="B, tokens of a block; def
 Steps = Annotated[int | None, typer.Option(help="Z, forwards over all blocks; default: the profile's.")]
 Temperature = Annotated[float, typer.Option(help="0 = the most probable token.")]
 Seed = Annotated[int, typer.Option(help="Of the random draws.")]
-ScheduleName = Annotated[
-    str, typer.Option("--schedule", help="linear, cosine, shift, threshold, factor, entropy or budgeted.")
-]
+ScheduleName = Annotated[str, typer.Option("--schedule", help="linear, cosine, shift, threshold, factor, entropy or budgeted.")]
 CacheName = Annotated[str, typer.Option("--cache", help="none, prefix or dual.")]
 Preset = Annotated[str, typer.Option(help="medv, or official: the reference's own sampler, one question at a time.")]
-Graphs = Annotated[
-    bool | None, typer.Option("--cuda-graphs/--no-cuda-graphs", help="Default: where the model is on one GPU.")
-]
+Graphs = Annotated[bool | None, typer.Option("--cuda-graphs/--no-cuda-graphs", help="Default: where the model is on one GPU.")]
 Device = Annotated[str | None, typer.Option(help="cuda, cuda:1, mps or cpu; default: the best there is.")]
 
 
@@ -35,8 +31,8 @@ def sampler_of(
 ):
     """The SamplerConfig of a command's options; `draws` are temperature and seed. ValueError for what cannot be."""
     from medv.diffusion.caching import cache_named
+    from medv.diffusion.config import SamplerConfig
     from medv.diffusion.schedules import schedule_named
-    from medv.diffusion.settings import SamplerConfig
 
     own = profile.describe
     given = (gen_length, block_length, steps)
@@ -44,7 +40,5 @@ def sampler_of(
     lengths = [default if value is None else value for value, default in zip(given, defaults, strict=True)]
     how = {"schedule": schedule_named(schedule), "cache": cache_named(cache)}
     if preset == "official" and (schedule, cache) == ("linear", "none"):
-        return SamplerConfig.official(
-            **dict(zip(("gen_length", "block_length", "steps"), lengths, strict=True)), **draws
-        )
+        return SamplerConfig.official(**dict(zip(("gen_length", "block_length", "steps"), lengths, strict=True)), **draws)
     return SamplerConfig(*lengths, preset=preset, **how, **draws)

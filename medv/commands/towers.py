@@ -27,7 +27,7 @@ def towers(
     from transformers.utils import logging
 
     from medv.artifacts import default_out
-    from medv.model.towers import make_towers
+    from medv.checkpoints.towers import make_towers
 
     logging.disable_progress_bar()
     out = out or default_out(profile) / "towers"
@@ -51,7 +51,7 @@ def assemble(
     from medv.ownership import check_new
 
     check_new(target, [language, vision, projector])
-    from medv.model.bundled import save_assembled
+    from medv.checkpoints.bundled import save_assembled
 
     options = {"image_pool": image_pool, "feature_norm": feature_norm, "seed": seed}
     note = save_assembled(language, vision, target, projector=projector, system=system, **options)

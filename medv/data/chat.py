@@ -62,9 +62,7 @@ class SpecialTokens:
         unknown = getattr(tokenizer, "unk_token_id", None)
         missing = [cls.STRINGS[name] for name, value in ids.items() if value is None or value == unknown]
         if missing:
-            raise ValueError(
-                f"the tokenizer has no token {', '.join(missing)}: a LLaDA tokenizer with {IMAGE_TOKEN} is needed"
-            )
+            raise ValueError(f"the tokenizer has no token {', '.join(missing)}: a LLaDA tokenizer with {IMAGE_TOKEN} is needed")
         return cls(**ids)
 
 
@@ -146,19 +144,13 @@ def prompt_text(turns: tuple[Turn, ...], *, system: str | None = None, image: bo
         messages[first] = ("user", f"{IMAGE_TOKEN}\n{messages[first][1]}")
     special = SpecialTokens.STRINGS
     parts = [
-        f"{special['start_header']}{role}{special['end_header']}\n\n{text}"
-        for role, text in [*messages, ("assistant", "")]
+        f"{special['start_header']}{role}{special['end_header']}\n\n{text}" for role, text in [*messages, ("assistant", "")]
     ]
     return special["start_of_text"] + special["end_of_turn"].join(parts)
 
 
 def encode_prompt(
-    tokenizer: Tokenizer,
-    turns: tuple[Turn, ...],
-    *,
-    system: str | None = None,
-    image_tokens: int = 0,
-    official: bool = False,
+    tokenizer: Tokenizer, turns: tuple[Turn, ...], *, system: str | None = None, image_tokens: int = 0, official: bool = False
 ) -> list[int]:
     """The ids of a dialogue up to where the assistant's next answer begins; it must end with a user turn.
 
@@ -170,11 +162,7 @@ def encode_prompt(
     special = SpecialTokens.of(tokenizer)
     if official:
         turns = tuple(replace(turn, text=turn.text.strip()) for turn in turns)
-    ids = [
-        token
-        for _, header, body in _messages(tokenizer, special, turns, system, image_tokens)
-        for token in header + body
-    ]
+    ids = [token for _, header, body in _messages(tokenizer, special, turns, system, image_tokens) for token in header + body]
     if official and image_tokens:
         del ids[ids.index(special.image) + image_tokens]
     return ids + _header(tokenizer, special, "assistant")

@@ -20,12 +20,7 @@ from medv.reading import DataError, visible
 
 _SHORT = {"validation": "val"}  # as the columns of Table 8 are called
 # Cells that the published data contradict: what the data hold, and why that is believed.
-MISPRINTS = {
-    ("pathvqa", "validation", "images"): (
-        832,
-        "the paper's cell is wrong: the published files hold 832",
-    ),
-}
+MISPRINTS = {("pathvqa", "validation", "images"): (832, "the paper's cell is wrong: the published files hold 832")}
 
 
 @dataclass(frozen=True)
@@ -117,9 +112,7 @@ def _counts(name: str, split: str, examples: Sequence[Example]) -> list[Count]:
     for quantity, value in counted.items():
         true, why = MISPRINTS.get((name, split, quantity), (None, ""))
         printed = paper.get(quantity)
-        cells.append(
-            Count(split, quantity, value, None if printed is None else int(printed), why if value == true else "")
-        )
+        cells.append(Count(split, quantity, value, None if printed is None else int(printed), why if value == true else ""))
     return cells
 
 

@@ -21,12 +21,7 @@ from pydicom import Dataset
 from pydicom.encaps import get_frame
 from pydicom.filereader import read_dataset
 from pydicom.pixels import apply_color_lut, get_decoder, pixel_array
-from pydicom.uid import (
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRLittleEndian,
-    JPEG2000TransferSyntaxes,
-    JPEGTransferSyntaxes,
-)
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, JPEG2000TransferSyntaxes, JPEGTransferSyntaxes
 
 from medv.data.images import DAMAGE, ImageError, check_size, gray_to_rgb, stretch
 
@@ -72,9 +67,7 @@ def _check_inflated(path: Path, stream: BinaryIO, most: int) -> None:
             size += len(engine.decompress(piece, _PIECE))
             piece = engine.unconsumed_tail or stream.read(_PIECE)
             if size > most:
-                raise ImageError(
-                    f"{path} inflates to more than {most} bytes: it is no picture, or save it uncompressed"
-                )
+                raise ImageError(f"{path} inflates to more than {most} bytes: it is no picture, or save it uncompressed")
     stream.seek(0)
 
 

@@ -154,9 +154,7 @@ def check_size(path: Path | str, width: int, height: int, max_side: int, max_pix
 def _open_picture(path: Path, stream: BinaryIO, max_side: int, max_pixels: int) -> Image.Image:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # our own limit is stricter than Pillow's warning; damaged EXIF is handled below
+            warnings.simplefilter("ignore")  # our own limit is stricter than Pillow's warning; damaged EXIF is handled below
             with Image.open(stream, formats=_FORMATS) as image:
                 check_size(path, *image.size, max_side, max_pixels)
                 image.load()

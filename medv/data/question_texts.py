@@ -9,7 +9,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from medv.data.example import Example, Turn
-from medv.data.phantom_sets import CAPTION_REQUESTS
+
+CAPTION_REQUESTS = (
+    "Describe the image briefly.",
+    "Give a short caption of the image.",
+    "What does the image show, in one sentence?",
+    "Summarize the image in one sentence.",
+)
 
 ORGANS = {"HEAD": "head", "CHEST": "chest", "ABD": "abdomen"}
 NAMED = {"MODALITY": "Modality", "PLANE": "Plane"}

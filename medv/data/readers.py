@@ -266,15 +266,11 @@ def _dialogue(row: Row) -> tuple[Turn, ...]:
     for index, message in enumerate(spoken):
         expected = ("human", "gpt")[index % 2]
         if message.get("from") != expected:
-            raise row.error(
-                f"message {index + 1} is from {found(message.get('from'))}, but should be from {expected!r}"
-            )
+            raise row.error(f"message {index + 1} is from {found(message.get('from'))}, but should be from {expected!r}")
         text = row.with_fields(message).text("value", empty=True)
         text = _without_image(row, text) if index == 0 else text
         if IMAGE_TOKEN in text:
-            raise row.error(
-                f"message {index + 1} has an {IMAGE_TOKEN} of its own: only the first may have one, at either end"
-            )
+            raise row.error(f"message {index + 1} has an {IMAGE_TOKEN} of its own: only the first may have one, at either end")
         turns.append(Turn("user" if index % 2 == 0 else "assistant", text))
     if len(turns) % 2:
         raise row.error("the dialogue ends with a question: every human message needs an answer")

@@ -48,9 +48,7 @@ def read_documents(source: str | Path) -> list[Document]:
     elif path.is_file():
         documents = list(_read_file(path))
     elif path.suffix in SUFFIXES or path.is_absolute():
-        raise FileNotFoundError(
-            f"{source} is not there: give a folder, a .txt or .jsonl file, or the name of a data set"
-        )
+        raise FileNotFoundError(f"{source} is not there: give a folder, a .txt or .jsonl file, or the name of a data set")
     else:
         documents = list(_of_rows(_hub_rows(str(source)), str(source)))
     documents = [document for document in documents if document.text.strip()]

@@ -38,9 +38,7 @@ def read_training_set(
     others = sorted({mark for mark in marks.values() if mark not in (None, "train")})
     if "test" in others or (others and "train" not in marks.values()):
         first = next(number for number, mark in marks.items() if mark == others[-1])
-        raise DataError(
-            f"{path} holds questions of the {others[-1]} split (id {first}): train on the training file alone"
-        )
+        raise DataError(f"{path} holds questions of the {others[-1]} split (id {first}): train on the training file alone")
     if name == "vqa_rad" and _numbers(examples) == _RAD_TEST:
         raise DataError(f"{path} holds the questions of VQA-RAD's test set: train on the training file")
     _check_beside(name, path, folder, examples, roots)
@@ -68,9 +66,7 @@ def _numbers(examples: Sequence[Example]) -> str:
     return hashlib.sha256(",".join(sorted(example.id for example in examples)).encode()).hexdigest()
 
 
-def _check_beside(
-    name: str, path: Path, folder: str | Path, examples: Sequence[Example], roots: Sequence[Path]
-) -> None:
+def _check_beside(name: str, path: Path, folder: str | Path, examples: Sequence[Example], roots: Sequence[Path]) -> None:
     """No question of the test file that lies beside the training file."""
     if "test" not in FILES[name]:
         return
@@ -81,9 +77,7 @@ def _check_beside(
         return
     asked = {_key(name, example) for example in read_dataset(name, beside, "test", roots=roots)}
     if shared := [example.id for example in examples if _key(name, example) in asked]:
-        raise DataError(
-            f"{path} and {beside} share {len(shared)} questions (id {shared[0]}): train on none of the test's"
-        )
+        raise DataError(f"{path} and {beside} share {len(shared)} questions (id {shared[0]}): train on none of the test's")
 
 
 def _key(name: str, example: Example) -> tuple[str, ...]:

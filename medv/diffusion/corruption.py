@@ -64,9 +64,7 @@ def corrupt(
     t [B]; u [B, L] the uniforms that decide. Raises ValueError where a mask already stands in `ids` as a target.
     """
     if (ids[targets] == mask_token_id).any():
-        raise ValueError(
-            f"the response already holds the mask token {mask_token_id}: clean text is needed to corrupt it"
-        )
+        raise ValueError(f"the response already holds the mask token {mask_token_id}: clean text is needed to corrupt it")
     p_mask = masking_probability(t, eps)  # [B]
     masked = (u < p_mask[:, None]) & targets  # [B, L]
     return Corruption(ids=ids.masked_fill(masked, mask_token_id), masked=masked, p_mask=p_mask)

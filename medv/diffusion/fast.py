@@ -15,11 +15,11 @@ from typing import Protocol
 import torch
 
 from medv.diffusion.confidence import compiled_best, log_confidence
+from medv.diffusion.config import SamplerConfig, SamplerOutput
 from medv.diffusion.corruption import noise_generator
 from medv.diffusion.ends import Ends
 from medv.diffusion.sampler import LEAST_DRAW
 from medv.diffusion.schedules import FixedSchedule, StepState, choose
-from medv.diffusion.settings import SamplerConfig, SamplerOutput
 from medv.diffusion.trace import Event, Events, Trace, drain
 
 
@@ -32,12 +32,7 @@ class RowDenoiser(Protocol):
     compiled: bool
 
     def __call__(
-        self,
-        canvas: torch.Tensor,
-        columns: slice,
-        *,
-        unconditional: bool = False,
-        positions: torch.Tensor | None = None,
+        self, canvas: torch.Tensor, columns: slice, *, unconditional: bool = False, positions: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Logits of the canvas [B, T] at the block `columns`, or at `positions` [B, K] in it. The caller overwrites them."""
 
@@ -236,9 +231,7 @@ def _advance(
         positions = positions.expand(len(batch.names), -1)  # [B', K]
     else:
         written = (~batch.masked[:, here]).byte()
-        positions = (
-            here.start + written.sort(dim=1, stable=True).indices[:, :left]
-        )  # [B', left], the open ones ascending
+        positions = here.start + written.sort(dim=1, stable=True).indices[:, :left]  # [B', left], the open ones ascending
         asked = width + positions
     active, entropy = batch.masked[:, here].any(dim=1) & batch.still_open, None  # [B']
     if _plain(call, here):

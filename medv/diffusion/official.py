@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from medv.diffusion.settings import Denoiser, SamplerConfig, SamplerOutput, transfer_counts
+from medv.diffusion.config import Denoiser, SamplerConfig, SamplerOutput, transfer_counts
 from medv.diffusion.trace import Commit, Trace
 
 # The uniform draws of a shape and a dtype.

@@ -14,10 +14,10 @@ import torch
 
 from medv.diffusion import official
 from medv.diffusion.confidence import log_confidence
+from medv.diffusion.config import Denoiser, SamplerConfig, SamplerOutput
 from medv.diffusion.corruption import noise_generator
 from medv.diffusion.revision import RevisionState
 from medv.diffusion.schedules import StepState, choose, top_positions, transfer_counts
-from medv.diffusion.settings import Denoiser, SamplerConfig, SamplerOutput
 from medv.diffusion.trace import REMASK, Event, Events, Trace, drain
 
 __all__ = ["Denoiser", "SamplerConfig", "SamplerOutput", "sample", "stream", "top_positions", "transfer_counts"]
@@ -107,9 +107,7 @@ def stream(
     )
 
 
-def _begin(
-    prompt: torch.Tensor, config: SamplerConfig, mask_token_id: int, generators: list[torch.Generator]
-) -> _State:
+def _begin(prompt: torch.Tensor, config: SamplerConfig, mask_token_id: int, generators: list[torch.Generator]) -> _State:
     response = prompt.new_full((len(prompt), config.gen_length), mask_token_id)
     return _State(
         canvas=torch.cat([prompt, response], dim=1),  # [B, P + L]
@@ -134,9 +132,7 @@ def _fill_block(denoise: Denoiser, state: _State, config: SamplerConfig, block: 
     while (active := state.masked[:, here].any(dim=1) & state.open_rows).any():  # [B]
         total = config.steps - config.blocks * kept - state.filling
         left = total - later if config.schedule.across_blocks else torch.full_like(total, own - kept - step)  # [B]
-        written = _advance(
-            denoise, state, config, here, width, active, (step, left, total, later * config.block_length)
-        )
+        written = _advance(denoise, state, config, here, width, active, (step, left, total, later * config.block_length))
         state.filling += active
         step += 1
         if revision:
@@ -250,9 +246,7 @@ def _uniform(state: _State, rows: torch.Tensor, shape: Sequence[int], dtype: tor
     return torch.stack(draws).to(state.canvas.device)
 
 
-def _commit(
-    state: _State, chosen: torch.Tensor, tokens: torch.Tensor, score: torch.Tensor, here: slice, width: int
-) -> None:
+def _commit(state: _State, chosen: torch.Tensor, tokens: torch.Tensor, score: torch.Tensor, here: slice, width: int) -> None:
     """Write the chosen tokens [B, K] into the canvas and note them in the trace."""
     block = state.canvas[:, width + here.start : width + here.stop]
     block[chosen] = tokens[chosen]
@@ -304,10 +298,7 @@ def _first_stop(response: torch.Tensor, masked: torch.Tensor, stop_tokens: Seque
 
 def _finished(response: torch.Tensor, masked: torch.Tensor, stop_tokens: Sequence[int]) -> torch.Tensor:
     """Rows [B] whose text is final: no mask is left before their first stop token (or before the end)."""
-    before = (
-        torch.arange(response.shape[1], device=response.device)[None]
-        < _first_stop(response, masked, stop_tokens)[:, None]
-    )
+    before = torch.arange(response.shape[1], device=response.device)[None] < _first_stop(response, masked, stop_tokens)[:, None]
     return ~(masked & before).any(dim=1)
 
 

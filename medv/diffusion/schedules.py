@@ -81,9 +81,7 @@ def _or_best(chosen: torch.Tensor, state: StepState) -> torch.Tensor:
 def top_positions(score: torch.Tensor, count: int | torch.Tensor) -> torch.Tensor:
     """Mark the `count` (one number, or one a row [B]) highest scores of each row [B, K] bool; of equals the leftmost."""
     order = score.sort(dim=1, descending=True, stable=True).indices
-    taken = (
-        torch.arange(score.shape[1], device=score.device)[None] < torch.as_tensor(count, device=score.device)[..., None]
-    )
+    taken = torch.arange(score.shape[1], device=score.device)[None] < torch.as_tensor(count, device=score.device)[..., None]
     return torch.zeros_like(score, dtype=torch.bool).scatter(1, order, taken.expand_as(order))
 
 
@@ -126,9 +124,7 @@ class FixedSchedule:
         if self.shape not in SHAPES:
             raise ValueError(f"unknown shape {self.shape!r}: use one of {', '.join(SHAPES)}")
         if not 0 < self.shift < math.inf:
-            raise ValueError(
-                f"shift is {self.shift}: it must be above 0, for example 3 (many first) or 1/3 (few first)"
-            )
+            raise ValueError(f"shift is {self.shift}: it must be above 0, for example 3 (many first) or 1/3 (few first)")
 
     def counts(self, masks: int, steps: int) -> list[int]:
         """The tokens of each forward when `masks` positions are filled in at most `steps`; no tensor is needed for it."""

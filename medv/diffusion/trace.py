@@ -1,7 +1,7 @@
 """What happened while a response was sampled: a sparse list of events, from which every canvas can be replayed.
 
 Streams yield the events of each forward as it happens; a `Trace` holds them all and is kept as JSON. It knows ids, and no
-words: pictures of a trace are made in `medv.report`.
+words: pictures of a trace are made in `medv.companion.figures`.
 """
 
 from collections.abc import Callable, Generator

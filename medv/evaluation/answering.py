@@ -105,11 +105,7 @@ def with_stop(config: SamplerConfig, processor: MedVProcessor) -> SamplerConfig:
 
 
 def check_length(
-    question: str,
-    picture: Image.Image | None,
-    model: MedVForMaskedDiffusion,
-    processor: MedVProcessor,
-    gen_length: int,
+    question: str, picture: Image.Image | None, model: MedVForMaskedDiffusion, processor: MedVProcessor, gen_length: int
 ) -> None:
     """Raises ValueError where prompt and answer together are longer than what the model reads."""
     prompt = processor.encode_turns((Turn("user", question.strip()),), image=picture)

@@ -42,9 +42,7 @@ def read_questions(path: Path, images: Path | ImageFolder, *, data: str | None =
     return examples
 
 
-def examine(
-    examples: Sequence[Example], runner: Runner, *, skip_corrupt: bool = False
-) -> tuple[list[Example], dict[str, str]]:
+def examine(examples: Sequence[Example], runner: Runner, *, skip_corrupt: bool = False) -> tuple[list[Example], dict[str, str]]:
     """The questions that can be answered, before anything is; and, with `skip_corrupt`, why others cannot, by id.
 
     Raises ImageError, without `skip_corrupt`, for the first image that cannot be read; ValueError for a question that is too

@@ -40,9 +40,7 @@ def majority_answers(train_examples: Sequence[Example], test_examples: Sequence[
     majority, lookup = [], []
     for example in test_examples:
         if example.answer_type not in by_type:
-            raise ValueError(
-                f"no training example has the answer type {example.answer_type!r} of question {example.id}"
-            )
+            raise ValueError(f"no training example has the answer type {example.answer_type!r} of question {example.id}")
         usual = _first(by_type[example.answer_type])
         key = _question_key(example)
         majority.append(spelling[usual])
@@ -58,10 +56,7 @@ def nearest_answers(train_examples: Sequence[Example], test_examples: Sequence[E
     """
     number: dict[str, int] = {}
     train, test = (
-        [
-            {number.setdefault(word, len(number)) for word in _WORD.findall(example.question.lower())}
-            for example in examples
-        ]
+        [{number.setdefault(word, len(number)) for word in _WORD.findall(example.question.lower())} for example in examples]
         for examples in (train_examples, test_examples)
     )
     known, asked = _incidence(train, len(number)), _incidence(test, len(number))
@@ -72,9 +67,7 @@ def nearest_answers(train_examples: Sequence[Example], test_examples: Sequence[E
     for example, row in zip(test_examples, near, strict=True):
         same = types == example.answer_type
         if not same.any():
-            raise ValueError(
-                f"no training example has the answer type {example.answer_type!r} of question {example.id}"
-            )
+            raise ValueError(f"no training example has the answer type {example.answer_type!r} of question {example.id}")
         answers.append(train_examples[int(np.where(same, row, -1).argmax())].answer)
     return answers
 
@@ -118,9 +111,7 @@ def shuffled_images(examples: Sequence[Example], seed: int) -> list[Example]:
         groups[_picture(example)].append(place)
     shift = max(map(len, groups.values()), default=0)
     if 2 * shift > len(examples):
-        raise ValueError(
-            f"one image belongs to {shift} of the {len(examples)} examples: too many to give each another's"
-        )
+        raise ValueError(f"one image belongs to {shift} of the {len(examples)} examples: too many to give each another's")
     rng = np.random.default_rng(seed)
     pictures = list(groups.values())
     # Examples of one picture stand together, so a turn by the largest group's size moves every example off its own picture.

@@ -43,8 +43,7 @@ _IMAGE = "\n<image>"
 _NUMBER, _OF_TEN = r"(-?[0-9]+(?:\.[0-9]+)?)", r" ?/ ?10"
 _FORMS = (r"(?:scores?:\s?)?{0} ?[,;|]? (?:and )?{0}", r"assistant 1:\s?{0} ?[,;]?\s?assistant 2:\s?{0}")
 _SCORES = re.compile(
-    "|".join(rf"(?:{form.format(number)})\.?" for form in _FORMS for number in (_NUMBER, _NUMBER + _OF_TEN)),
-    re.IGNORECASE,
+    "|".join(rf"(?:{form.format(number)})\.?" for form in _FORMS for number in (_NUMBER, _NUMBER + _OF_TEN)), re.IGNORECASE
 )
 _FENCE = re.compile(r"(?:```\w*)?")
 _THINKING = r"(?:think|thinking|thought|reasoning)>"
@@ -187,9 +186,7 @@ def collect(rows: Iterable[tuple[str, Mapping[str, Any] | str]]) -> JudgeScores:
         name = given or name
         try:
             if given is None:
-                raise ValueError(
-                    f"'question_id' is {found(row['question_id'])}, but an id is a string or a whole number"
-                )
+                raise ValueError(f"'question_id' is {found(row['question_id'])}, but an id is a string or a whole number")
             item = _judgement(name, row)
         except ValueError as error:
             unjudged.append(Unjudged(name, str(error)))

@@ -148,9 +148,7 @@ def _ids_missing(references: Sequence[Reference], predictions: Sequence[Predicti
         return ""
     lacking = [row.id for row in references if row.id not in given]
     extra = [row.id for row in predictions if row.id not in wanted]
-    parts = [
-        f"{len(ids)} {what} (first: {ids[0]})" for ids, what in ((lacking, "unanswered"), (extra, "unknown")) if ids
-    ]
+    parts = [f"{len(ids)} {what} (first: {ids[0]})" for ids, what in ((lacking, "unanswered"), (extra, "unknown")) if ids]
     return f" ({', '.join(parts)})" if parts else ""
 
 

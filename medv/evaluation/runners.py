@@ -16,16 +16,16 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, BatchFeature
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+from medv.checkpoints.bundled import load_model
+from medv.checkpoints.contents import contents
+from medv.checkpoints.loading import cached_folder, load_network, load_processor
+from medv.checkpoints.shards import read_object
 from medv.data.example import Example, picture_of
-from medv.diffusion.settings import SamplerConfig
+from medv.diffusion.config import SamplerConfig
 from medv.evaluation.answering import Answer, check_length, stream_answers
-from medv.model.bundled import load_model
-from medv.model.contents import contents
 from medv.model.devices import device_named, place
-from medv.model.loading import cached_folder, load_network, load_processor
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
-from medv.model.shards import read_object
 
 BASELINES = {
     "LLaMA": "meta-llama/Llama-3.2-11B-Vision-Instruct",
@@ -115,7 +115,7 @@ class CheckpointRunner:
 
     Greedy decoding of at most `max_new_tokens` (256 in the paper), one question at a time, so that no padding is involved.
     `system` is the system message, or None. Loading raises FileNotFoundError where the checkpoint is not on this machine, and
-    ValueError where it brings code of its own or its weights are not whole (see `medv.model.loading`).
+    ValueError where it brings code of its own or its weights are not whole (see `medv.checkpoints.loading`).
     """
 
     checkpoint: str
@@ -126,9 +126,7 @@ class CheckpointRunner:
 
     def __post_init__(self):
         if not 1 <= self.max_new_tokens <= LONGEST:
-            raise ValueError(
-                f"the answer has {self.max_new_tokens} tokens at most: give from 1 to {LONGEST} (--gen-length)"
-            )
+            raise ValueError(f"the answer has {self.max_new_tokens} tokens at most: give from 1 to {LONGEST} (--gen-length)")
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -78,12 +78,7 @@ def measure_texts(rows: Sequence[Mapping[str, Any]], *, asked_words: int | None 
     per_query = {f"{name}_per_query": mean(name) for name in ("words", "tokens", "seconds", "forwards")}
     seconds, count = per_query["seconds_per_query"], per_query["words_per_query"]
     per_query["seconds_per_word"] = seconds / count if seconds is not None and count else None
-    return {
-        "n": len(items),
-        **per_query,
-        "length_error": mean("length_error"),
-        **{name: mean(name) for name in REPETITION},
-    }
+    return {"n": len(items), **per_query, "length_error": mean("length_error"), **{name: mean(name) for name in REPETITION}}
 
 
 def read_answers(path: str | Path) -> list[Row]:

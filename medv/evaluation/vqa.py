@@ -17,6 +17,7 @@ import numpy as np
 
 from medv.evaluation.normalize import normalize
 from medv.evaluation.pairing import Prediction, Reference, pair, read_predictions, read_references
+from medv.intervals import bootstrap_interval
 
 __all__ = [
     "VARIANTS",
@@ -24,7 +25,6 @@ __all__ = [
     "Prediction",
     "Reference",
     "VQAScores",
-    "bootstrap_interval",
     "evaluate_vqa",
     "pair",
     "read_predictions",
@@ -35,12 +35,7 @@ __all__ = [
 VARIANTS = ("batch", "gated")
 _YES_NO = re.compile(r"\b(yes|no)\b")
 _CLOSED_METRICS = {"closed_accuracy": "hit", "closed_strict_accuracy": "strict_hit", "yes_and_no_share": "yes_and_no"}
-_OPEN_METRICS = {
-    "open_recall": "recall",
-    "open_precision": "precision",
-    "open_f1": "f1",
-    "open_set_recall": "set_recall",
-}
+_OPEN_METRICS = {"open_recall": "recall", "open_precision": "precision", "open_f1": "f1", "open_set_recall": "set_recall"}
 
 
 @dataclass(frozen=True)
@@ -105,9 +100,7 @@ def evaluate_vqa(references: Sequence[Reference], predictions: Sequence[str], *,
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}: choose 'batch' or 'gated'")
     if len(references) != len(predictions):
-        raise ValueError(
-            f"{len(references)} references but {len(predictions)} predictions: give one prediction for each"
-        )
+        raise ValueError(f"{len(references)} references but {len(predictions)} predictions: give one prediction for each")
     if not references:
         raise ValueError("there is nothing to score: no references were given")
     items = tuple(_score(r, p, variant) for r, p in zip(references, predictions, strict=True))
@@ -137,12 +130,7 @@ def _score(reference: Reference, prediction: str, variant: str) -> ItemScore:
     right, said = normalize(right), normalize(said)
     recall, precision, f1 = token_scores(right.split(), said.split())
     return ItemScore(
-        reference.id,
-        "OPEN",
-        recall=recall,
-        precision=precision,
-        f1=f1,
-        set_recall=_set_recall(right.split(), said.split()),
+        reference.id, "OPEN", recall=recall, precision=precision, f1=f1, set_recall=_set_recall(right.split(), said.split())
     )
 
 
@@ -171,18 +159,3 @@ def token_scores(reference: Sequence[str], prediction: Sequence[str]) -> tuple[f
 def _set_recall(reference: Sequence[str], prediction: Sequence[str]) -> float:
     wanted = set(reference)
     return len(wanted & set(prediction)) / len(wanted) if wanted else 0.0
-
-
-def bootstrap_interval(
-    values: Sequence[float], *, seed: int | Sequence[int], level: float = 0.95, resamples: int = 2000
-) -> tuple[float, float]:
-    """The percentile bootstrap interval of the mean of `values`, in their unit; the same seed gives the same interval."""
-    values = np.asarray(values, dtype=float)
-    if values.ndim != 1 or not values.size or not np.isfinite(values).all():
-        raise ValueError("a bootstrap needs a one-dimensional, non-empty list of finite values")
-    if not 0 < level < 1 or resamples < 1:
-        raise ValueError(f"level {level} must lie between 0 and 1, and resamples {resamples} must be at least 1")
-    rng = np.random.default_rng(seed)
-    means = [rng.choice(values, size=values.size).mean() for _ in range(resamples)]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)

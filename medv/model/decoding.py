@@ -86,9 +86,7 @@ class Decoder:
         hidden = model.get_input_embeddings()(prompt.new_full((1, 1), model.config.mask_token_id))
         self.streams = {False: _Stream(embeds), True: _Stream(hidden.expand_as(embeds))}
 
-    def begin(
-        self, prompt: torch.Tensor, attention_mask: torch.Tensor | None, image_features: torch.Tensor | None
-    ) -> None:
+    def begin(self, prompt: torch.Tensor, attention_mask: torch.Tensor | None, image_features: torch.Tensor | None) -> None:
         """Another call of the same shape, with padding if there was some: buffers and graphs are used again."""
         embeds, rope, mask = self._seen(prompt, attention_mask, image_features)
         for own, new in zip((self.streams[False].prompt, *self.rope), (embeds, *rope), strict=True):
@@ -147,12 +145,7 @@ class Decoder:
             stream.graphs = {}  # they hold the old addresses
 
     def __call__(
-        self,
-        canvas: torch.Tensor,
-        columns: slice,
-        *,
-        unconditional: bool = False,
-        positions: torch.Tensor | None = None,
+        self, canvas: torch.Tensor, columns: slice, *, unconditional: bool = False, positions: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Logits [B, K, V] of the block `columns` of the canvas [B, T], or of `positions` [B, K] (int64, within it) alone."""
         stream = self.streams[unconditional]
@@ -179,11 +172,7 @@ class Decoder:
         name = "wanted" if window.full else "columns"
         moving = getattr(window, name)
         place = torch.arange(moving.start, moving.stop, device=ids.device)
-        key = (
-            ids.shape[1],
-            window.given,
-            *((len(place),) if window.full else (window.wanted.start, window.wanted.stop)),
-        )
+        key = (ids.shape[1], window.given, *((len(place),) if window.full else (window.wanted.start, window.wanted.stop)))
 
         def forward(ids: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
             return self._logits(stream, ids, replace(window, **{name: place}))
@@ -241,9 +230,7 @@ class Decoder:
         after, inner = self._normed(layer.post_attention_layernorm, before, attention.o_proj(mixed.flatten(2)))
         return after, self._mlp(layer.mlp, inner)
 
-    def _normed(
-        self, norm: nn.Module, states: torch.Tensor, change: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _normed(self, norm: nn.Module, states: torch.Tensor, change: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """`states + change` and its norm."""
         if hasattr(norm, "_hf_hook"):  # its weight may be elsewhere until it is called
             states = states if change is None else states + change

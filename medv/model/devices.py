@@ -73,7 +73,5 @@ def spread(model: nn.Module, max_memory: dict[int | str, int | str] | None = Non
     split = model._no_split_modules
     plan = infer_auto_device_map(model, max_memory=max_memory, no_split_module_classes=split)
     if "disk" in plan.values():
-        raise ValueError(
-            "the model fits neither the GPUs nor the CPU's memory: use a smaller dtype or a larger machine"
-        )
+        raise ValueError("the model fits neither the GPUs nor the CPU's memory: use a smaller dtype or a larger machine")
     return dispatch_model(model, plan)

@@ -20,9 +20,7 @@ def merge_views(features: torch.Tensor, layouts: torch.Tensor, newline: torch.Te
     plans = [Layout(*row) for row in layouts.tolist()]
     wanted = sum(plan.views for plan in plans)
     if wanted != len(features):
-        raise ValueError(
-            f"the layouts are of {wanted} views but there are {len(features)}: let MedVProcessor build both"
-        )
+        raise ValueError(f"the layouts are of {wanted} views but there are {len(features)}: let MedVProcessor build both")
     if newline is None and any(plan.newline for plan in plans):
         raise ValueError(
             "the rows of an image are to end with a newline, but this model has no image_newline: use a processor whose "

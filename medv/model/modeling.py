@@ -17,12 +17,12 @@ from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput
 
 from medv.diffusion.caching import NO_CACHE
+from medv.diffusion.config import Denoiser, SamplerConfig, SamplerOutput
 from medv.diffusion.corruption import corrupt
 from medv.diffusion.fast import stream_fast
 from medv.diffusion.loss import masked_cross_entropy, token_weights
 from medv.diffusion.official import Uniform
 from medv.diffusion.sampler import stream
-from medv.diffusion.settings import Denoiser, SamplerConfig, SamplerOutput
 from medv.diffusion.trace import Events, drain
 from medv.model.configuration import MedVConfig
 from medv.model.decoding import decoder_for
@@ -173,10 +173,7 @@ class MedVModel(MedVPreTrainedModel):
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
             position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp_min(0)  # [B, T]: padding moves no token
         outputs = self.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            use_cache=False,
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
         )
         return outputs.last_hidden_state
 
@@ -231,9 +228,7 @@ class MedVForMaskedDiffusion(MedVPreTrainedModel):
         """
         images = (pixel_values, image_features, image_layouts)
         if labels is None:
-            hidden = self.model(
-                input_ids, attention_mask, *images, position_ids, inputs_embeds, vision_states
-            )  # [B, T, D]
+            hidden = self.model(input_ids, attention_mask, *images, position_ids, inputs_embeds, vision_states)  # [B, T, D]
             kept = hidden if logits_to_keep is None else hidden[:, logits_to_keep]
             return MedVOutput(logits=self.lm_head(kept), last_hidden_state=hidden)
         if (t is None) != (u is None):

@@ -7,9 +7,9 @@ the answer is a token like any other. "official" takes row by row without paddin
 import torch
 from torch import nn
 
+from medv.diffusion.config import Denoiser, SamplerConfig, SamplerOutput, join_outputs
 from medv.diffusion.official import Uniform
 from medv.diffusion.sampler import sample
-from medv.diffusion.settings import Denoiser, SamplerConfig, SamplerOutput, join_outputs
 
 
 def generate_preset(

@@ -104,16 +104,10 @@ class MedVProcessor(ProcessorMixin):
         """Prompt ids of a dialogue that ends with a user turn; an image takes the placeholders of its size."""
         image_tokens = 0 if image is None else self.view_plan.tokens(*as_picture(image).size)
         return encode_prompt(
-            self.tokenizer,
-            turns,
-            system=self.system_prompt,
-            image_tokens=image_tokens,
-            official=self.official_prompts,
+            self.tokenizer, turns, system=self.system_prompt, image_tokens=image_tokens, official=self.official_prompts
         )
 
-    def batch(
-        self, prompts: list[list[int]], images: list[Image.Image] | None, *, return_tensors: str = "pt"
-    ) -> BatchFeature:
+    def batch(self, prompts: list[list[int]], images: list[Image.Image] | None, *, return_tensors: str = "pt") -> BatchFeature:
         """Pad prompts on the left and add the pixels."""
         width = max(len(prompt) for prompt in prompts)
         pad = self.special.end_of_text

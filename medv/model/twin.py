@@ -12,13 +12,20 @@ from collections.abc import Generator
 import torch
 from huggingface_hub.dataclasses import strict
 from torch.nn.functional import cross_entropy
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, LlamaForCausalLM
 
-from medv.diffusion.settings import SamplerConfig, SamplerOutput
+from medv.diffusion.config import SamplerConfig, SamplerOutput
 from medv.diffusion.trace import Events, Trace
-from medv.model.assembly import language_tower
 from medv.model.configuration import MedVConfig
 from medv.model.modeling import IGNORED_LABEL, MedVForMaskedDiffusion, MedVOutput
+
+
+def language_tower(model: MedVForMaskedDiffusion) -> LlamaForCausalLM:
+    """The language tower of a model with its head, sharing the weights."""
+    with torch.device("meta"):
+        tower = LlamaForCausalLM(model.config.text_config)
+    tower.model, tower.lm_head = model.model.language_model, model.lm_head
+    return tower
 
 
 @strict
@@ -116,9 +123,7 @@ class MedVForCausalLM(MedVForMaskedDiffusion):
             suppress_tokens=[*settings.suppress_tokens, self.config.mask_token_id],
         )  # [B, at most gen_length]
         seconds = time.perf_counter() - started
-        sequences = torch.nn.functional.pad(
-            ids, (0, settings.gen_length - ids.shape[1]), value=self.config.fill_token_id
-        )
+        sequences = torch.nn.functional.pad(ids, (0, settings.gen_length - ids.shape[1]), value=self.config.fill_token_id)
         stops = torch.isin(sequences, torch.tensor(settings.stop_tokens, device=sequences.device))
         stops[:, ids.shape[1] :] = False
         found = stops.any(dim=1).tolist()

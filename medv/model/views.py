@@ -70,9 +70,7 @@ class ViewPlan:
         if self.merge not in MERGES:
             raise ValueError(f"unknown patch_merge {self.merge!r}: use one of {', '.join(MERGES)}")
         if self.max_tiles is not None and not 1 <= self.max_tiles <= MOST:
-            raise ValueError(
-                f"image_max_tiles is {self.max_tiles}: give a number from 1 to {MOST}, or None for no limit"
-            )
+            raise ValueError(f"image_max_tiles is {self.max_tiles}: give a number from 1 to {MOST}, or None for no limit")
         if self.aspect != "anyres":
             return
         if not self.grid:
@@ -85,9 +83,7 @@ class ViewPlan:
                     f"image_grid holds {list(pair)}: give [width, height] in multiples of the tower's {self.size} pixels"
                 )
             if (tiles := pair[0] // self.size * (pair[1] // self.size)) > MOST:
-                raise ValueError(
-                    f"image_grid holds {list(pair)}, {tiles} tiles of one image: give sizes of at most {MOST}"
-                )
+                raise ValueError(f"image_grid holds {list(pair)}, {tiles} tiles of one image: give sizes of at most {MOST}")
 
     def resolution(self, width: int, height: int) -> tuple[int, int]:
         """The size [width, height] of the grid that keeps most of the picture's pixels and, among equals, wastes least."""

@@ -25,11 +25,11 @@ from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from medv.artifacts import SPEED, atomic_file, fingerprint, write_json
+from medv.checkpoints.loading import in_words, load_network, load_tokenizer
+from medv.checkpoints.shards import read_object
 from medv.data.chat import SpecialTokens
 from medv.diffusion.corruption import corrupt, draw_noise
 from medv.diffusion.loss import CHUNK, masked_cross_entropy
-from medv.model.loading import in_words, load_network, load_tokenizer
-from medv.model.shards import read_object
 from medv.ownership import claim_folder
 from medv.training.adapt_batches import AdaptRecipe, Batch, Batches
 from medv.training.launch import TrainingStopped
@@ -105,9 +105,7 @@ class Adapter:
         for i, moments in self.optimizer.state_dict()["state"].items():
             kept |= {f"{name}.{i}": value for name, value in moments.items()}
         with atomic_file(file) as partial:
-            save_file(
-                {name: value.cpu().contiguous() for name, value in kept.items()}, partial, {"state": json.dumps(state)}
-            )
+            save_file({name: value.cpu().contiguous() for name, value in kept.items()}, partial, {"state": json.dumps(state)})
 
     @torch.no_grad()
     def load(self, file: Path) -> dict:
@@ -233,9 +231,7 @@ def check_tower(language: Path, tokenizer, recipe: AdaptRecipe) -> int:
     if not getattr(config, "is_causal", True):
         raise ValueError(f"{language} sees both directions already: give the causal tower that it came from")
     if mask >= config.vocab_size:
-        raise ValueError(
-            f"{language} has {config.vocab_size} embeddings and none for the mask, token {mask}: add a row"
-        )
+        raise ValueError(f"{language} has {config.vocab_size} embeddings and none for the mask, token {mask}: add a row")
     if recipe.length > config.max_position_embeddings:
         raise ValueError(
             f"rows of {recipe.length} tokens are longer than the {config.max_position_embeddings} positions of {language}"
@@ -287,9 +283,7 @@ class _Run:
                 if done not in telling:
                     continue
                 self._tell(done, sums / (done - since), time.perf_counter() - started, done - since)
-                bar.set_postfix(
-                    loss=self.history[-1]["loss"], tokens_per_second=round(self.measured[-1]["tokens_per_second"])
-                )
+                bar.set_postfix(loss=self.history[-1]["loss"], tokens_per_second=round(self.measured[-1]["tokens_per_second"]))
                 bar.update(done - since)
                 if done in looking:
                     self._evaluate(done)

@@ -83,12 +83,7 @@ class Collator:
     """
 
     def __init__(
-        self,
-        special: SpecialTokens,
-        *,
-        padding: str = "batch",
-        masked_turns: bool = False,
-        feature_dropout: float = 0.0,
+        self, special: SpecialTokens, *, padding: str = "batch", masked_turns: bool = False, feature_dropout: float = 0.0
     ):
         if not 0 <= feature_dropout < 1:
             raise ValueError(f"feature_dropout {feature_dropout} is no share: give a number from 0 to below 1")

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 from medv.artifacts import default_out
+from medv.checkpoints.assembly import assemble, new_processor
+from medv.checkpoints.bundled import bundled, fetched_towers, load_model
+from medv.checkpoints.loading import load_tokenizer
 from medv.data.example import Example
-from medv.model.assembly import assemble, new_processor
-from medv.model.bundled import bundled, fetched_towers, load_model
 from medv.model.devices import device_named, place
-from medv.model.loading import load_tokenizer
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
 from medv.ownership import reserve

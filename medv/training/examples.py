@@ -14,18 +14,14 @@ from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
-from medv.data import phantom_sets
 from medv.data.example import Example
 from medv.data.question_texts import caption_examples, dialogue_examples
 from medv.data.readers import read_dataset
 from medv.data.training_set import read_training_set
+from medv.phantoms import sets as phantom_sets
 from medv.profiles import STAGES, Profile
 
-PHANTOM_SETS = {
-    "align": phantom_sets.alignment_set,
-    "instruct": phantom_sets.instruct_set,
-    "vqa": phantom_sets.vqa_set,
-}
+PHANTOM_SETS = {"align": phantom_sets.alignment_set, "instruct": phantom_sets.instruct_set, "vqa": phantom_sets.vqa_set}
 PROTOCOLS = ("official", "image_disjoint", "validation")
 SEEN, UNSEEN = "seen images", "unseen images"
 VALIDATION_EXAMPLES = 64
@@ -88,12 +84,7 @@ def in_lower_case(questions: Sequence[Example]) -> list[Example]:
 
 
 def question_split(
-    data: str,
-    folder: str | Path,
-    protocol: str = "official",
-    *,
-    roots: Sequence[Path] = (),
-    skip_corrupt: bool = False,
+    data: str, folder: str | Path, protocol: str = "official", *, roots: Sequence[Path] = (), skip_corrupt: bool = False
 ) -> tuple[list[Example], dict[str, list[Example]]]:
     """Training questions and the lists to be asked, by name, under a protocol; raises ValueError for an unknown one."""
     if protocol not in PROTOCOLS:

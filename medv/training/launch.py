@@ -140,9 +140,7 @@ def stopping_in_words(going_on: Callable[[], str]) -> Iterator[None]:
         if disk_is_full(error):
             raise TrainingStopped(f"{who}the disk is full ({line}): free some space; {going_on()}") from error
         if _SHUT.search(str(error)):
-            raise TrainingStopped(
-                f"{who}nothing can be written ({line}): make the folder writable; {going_on()}"
-            ) from error
+            raise TrainingStopped(f"{who}nothing can be written ({line}): make the folder writable; {going_on()}") from error
         if processes() > 1 and _LOST.search(str(error)):
             raise TrainingStopped(f"{who}{lost}; {going_on()}") from error
         raise

@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig
 
 from medv import limits
-from medv.model.adapters import AdaptedModel
+from medv.checkpoints.adapters import AdaptedModel
 from medv.model.modeling import MedVForMaskedDiffusion
 
 LANGUAGE_LAYERS = r"model\.language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"

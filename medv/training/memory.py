@@ -63,9 +63,7 @@ class MemoryPlan:
         """The arithmetic in one line."""
         terms = " + ".join(f"{name} {value / GB:.2f}" for name, value in self.parts.items())
         zero = f", ZeRO-{self.zero}" if self.zero else ""
-        where = (
-            f"{self.gpus} device{'s' if self.gpus > 1 else ''}{zero}, {self.micro_batch} x {self.length} tokens each"
-        )
+        where = f"{self.gpus} device{'s' if self.gpus > 1 else ''}{zero}, {self.micro_batch} x {self.length} tokens each"
         return f"memory plan for {where}: {terms} = {self.total / GB:.2f} GB a device"
 
     def table(self, title: str) -> Table:
@@ -225,8 +223,7 @@ def check_memory(config: MedVConfig, recipe: StageRecipe, **options) -> MemoryPl
     if plan.fits:
         return plan
     raise ValueError(
-        f"this cannot fit: {plan.sentence()}, but there are {plan.capacity / GB:.2f} GB; "
-        + _mend(config, recipe, options)
+        f"this cannot fit: {plan.sentence()}, but there are {plan.capacity / GB:.2f} GB; " + _mend(config, recipe, options)
     )
 
 

@@ -17,16 +17,14 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from medv.artifacts import fingerprint, write_json, write_text
+from medv.checkpoints.assembly import token_ids
+from medv.checkpoints.loading import load_tokenizer
 from medv.data.chat import SpecialTokens
 from medv.data.prompts import PROMPTS
 from medv.data.texts import Document
-from medv.model.assembly import token_ids
-from medv.model.loading import load_tokenizer
 from medv.training.adapt import half_on, load_tower
 
-CANDIDATES = (
-    64  # the most probable tokens among which is drawn: to sort a whole vocabulary at each token takes too long
-)
+CANDIDATES = 64  # the most probable tokens among which is drawn: to sort a whole vocabulary at each token takes too long
 LOOK = 32  # tokens between two looks at whether all answers have ended
 
 
@@ -42,13 +40,7 @@ class Writing:
 
 
 def write_text_of(
-    language: Path,
-    folder: Path,
-    tokens: int,
-    writing: Writing,
-    *,
-    device: str | torch.device = "cpu",
-    quiet: bool = False,
+    language: Path, folder: Path, tokens: int, writing: Writing, *, device: str | torch.device = "cpu", quiet: bool = False
 ) -> dict:
     """Write files to `folder` until they hold `tokens` tokens of answers; returns files, tokens and tokens a second.
 
@@ -73,12 +65,7 @@ def write_text_of(
             written = sum(json.loads(line)["tokens"] for line in file.read_text(encoding="utf-8").split("\n") if line)
             total, number = total + written, number + 1
             bar.update(written)
-    return {
-        "files": number,
-        "tokens": total,
-        "tokens_per_second": fresh / seconds if seconds else None,
-        "seconds": seconds,
-    }
+    return {"files": number, "tokens": total, "tokens_per_second": fresh / seconds if seconds else None, "seconds": seconds}
 
 
 def by_length(tokenizer: PreTrainedTokenizerFast) -> list[list[tuple[str, list[int]]]]:

@@ -20,10 +20,10 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unse
 
 from medv import limits
 from medv.artifacts import SPEED, write_json
+from medv.checkpoints import contents as model_contents
+from medv.checkpoints.bundled import load_model, save_projector
 from medv.data import contents as data_contents
 from medv.data.example import Example
-from medv.model import contents as model_contents
-from medv.model.bundled import load_model, save_projector
 from medv.model.devices import device_named
 from medv.model.looks import Looks
 from medv.model.modeling import MedVForMaskedDiffusion
@@ -35,14 +35,7 @@ from medv.training.launch import deepspeed_config, join, processes, rank, stoppi
 from medv.training.lora import LoraRecipe, attach_lora, merge_lora
 from medv.training.meter import Meter, MeteredTrainer, totals, without_times
 from medv.training.stream import TrainingStream, ValidationStream
-from medv.training.trainer import (
-    Checkpoints,
-    OneDeviceArguments,
-    StageTrainer,
-    find_checkpoint,
-    going_on,
-    looking_always,
-)
+from medv.training.trainer import Checkpoints, OneDeviceArguments, StageTrainer, find_checkpoint, going_on, looking_always
 
 MADE_BY = "medv train"
 FINISHED = "training.json"  # written last
@@ -288,9 +281,7 @@ def _arguments(
     )
 
 
-def _save(
-    model, processor, recipe, out: Path, trainer: MeteredTrainer, facts: dict, base: dict[str, str] | None
-) -> None:
+def _save(model, processor, recipe, out: Path, trainer: MeteredTrainer, facts: dict, base: dict[str, str] | None) -> None:
     """Weights, processor, loss curves and recipe."""
     if base is not None and recipe.trains == ("projector",):
         save_projector(model, out, base)

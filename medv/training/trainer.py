@@ -198,9 +198,7 @@ def find_checkpoint(folder: Path, deepspeed: str | None, stream: TrainingStream)
     then, now = (facts["deepspeed"], facts["processes"]), (deepspeed, processes())
     # Without DeepSpeed every process holds everything, so that their number may change.
     if then != now and (then[0] or now[0]):
-        words = [
-            "{1} processes with {0}".format(*way) if way[0] else f"{way[1]} without DeepSpeed" for way in (then, now)
-        ]
+        words = ["{1} processes with {0}".format(*way) if way[0] else f"{way[1]} without DeepSpeed" for way in (then, now)]
         raise ValueError(f"{found} was written by {words[0]}, not {words[1]}: go on as the run began")
     return found
 

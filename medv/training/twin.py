@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from medv.artifacts import write_json
-from medv.model.assembly import assemble, new_processor
-from medv.model.bundled import bundled, load_model
-from medv.model.loading import load_tokenizer
+from medv.checkpoints.assembly import assemble, new_processor
+from medv.checkpoints.bundled import bundled, load_model
+from medv.checkpoints.loading import load_tokenizer
 from medv.model.twin import MedVForCausalLM, causal_twin
 from medv.profiles import Profile, StageRecipe
 from medv.training.examples import stage_examples
@@ -65,17 +65,13 @@ def obtain_twin(profile: Profile, out: Path, *, source: Path | None = None, seed
     started = time.perf_counter()
     if source is None and profile.towers != "bundled":
         out.mkdir(parents=True, exist_ok=True)
-        facts = {
-            "none": f"profile {profile.name} has no bundled tower to train a twin from: give notebook 13 a model as init"
-        }
+        facts = {"none": f"profile {profile.name} has no bundled tower to train a twin from: give notebook 13 a model as init"}
     elif source is None:
         facts = dict(train_twin(profile, out, seed=seed))
         facts["seconds"] = round(time.perf_counter() - started, 1)
     else:
         if not isinstance(load_model(source)[0], MedVForCausalLM):
-            raise ValueError(
-                f"{source} holds a diffusion model: a twin writes from left to right, give a MedVForCausalLM"
-            )
+            raise ValueError(f"{source} holds a diffusion model: a twin writes from left to right, give a MedVForCausalLM")
         shutil.copytree(source, out, dirs_exist_ok=True)
         facts = {"copied from": source.name}
     write_json(out / "twin.json", facts)

@@ -1,0 +1,1 @@
+"""Weights on disk: released, bundled or from packages; read, assembled, converted and identified."""

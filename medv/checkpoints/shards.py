@@ -1,0 +1,198 @@
+"""Safetensors checkpoints on disk, byte by byte: what a folder holds, and copying tensors under new names.
+
+Converting a checkpoint renames tensors and changes none, so their bytes are copied in small pieces: memory does not depend
+on the size of the checkpoint or of a tensor, and the copy is exact by construction. The format (eight bytes of header
+length, a JSON header, the data) is that of the safetensors library, which checks every file before it is read here. Knows
+no model.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from safetensors import SafetensorError, safe_open
+from tqdm.auto import tqdm
+
+from medv.reading import check_regular, read_json
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+PICKLED = (".bin", ".pt", ".pth")
+SHARD_BYTES = 2 << 30
+_PIECE = 8 << 20
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where one tensor lies: `nbytes` from `offset` of `file`; dtype in safetensors' words ("F32", "BF16")."""
+
+    file: Path
+    offset: int
+    nbytes: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def stored_tensors(source: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a safetensors file, or of a folder with one file or an index of shards, by its name.
+
+    Only headers are read. Raises FileNotFoundError for a missing shard, ValueError for a truncated or invalid one, for an
+    index that points out of its folder and for one that does not agree with its shards.
+    """
+    if source.is_file():
+        return _read_header(source)
+    index = source / INDEX
+    if index.is_file():
+        return _indexed(source, index)
+    files = [source / SINGLE] if (source / SINGLE).is_file() else sorted(source.glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{source} holds no safetensors file: give the folder of a checkpoint")
+    tensors: dict[str, StoredTensor] = {}
+    for file in files:
+        _add(tensors, _read_header(file), source)
+    return tensors
+
+
+def _add(tensors: dict[str, StoredTensor], found: Mapping[str, StoredTensor], folder: Path) -> None:
+    if twice := tensors.keys() & found.keys():
+        raise ValueError(f"{min(twice)} is in two files of {folder}: remove the one that does not belong there")
+    tensors |= found
+
+
+def pickles(folder: Path) -> list[Path]:
+    """The files in a folder that PyTorch pickled and that may hold weights; those of a trainer's state do not."""
+    found = (file for file in folder.iterdir() if file.suffix in PICKLED)
+    return sorted(file for file in found if not file.name.startswith(("training_args", "optimizer", "scheduler", "rng")))
+
+
+def copy_tensors(
+    target: Path, renamed: Mapping[str, StoredTensor], *, shard_bytes: int = SHARD_BYTES, quiet: bool = False
+) -> None:
+    """Write the tensors under their new names to the folder `target`, in shards of at most `shard_bytes` (or one tensor)."""
+    shards = _cut(renamed, shard_bytes)
+    width = len(shards)
+    names = [SINGLE] if width == 1 else [f"model-{i + 1:05d}-of-{width:05d}.safetensors" for i in range(width)]
+    total = sum(tensor.nbytes for tensor in renamed.values())
+    with tqdm(total=total, unit="B", unit_scale=True, desc="converting", disable=quiet) as progress:
+        for name, shard in zip(names, shards, strict=True):
+            _write_shard(target / name, shard, progress)
+    if width > 1:
+        weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (target / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file; raises ValueError where it is no regular file or holds anything else."""
+    value = read_json(file)
+    if not isinstance(value, dict):
+        raise ValueError(f"{file} holds no JSON object: make or download it again")
+    return value
+
+
+def _indexed(folder: Path, index: Path) -> dict[str, StoredTensor]:
+    weight_map = read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ValueError(f"{index} is not an index of shards: its weight_map does not give a file for each tensor")
+    shards = sorted(set(weight_map.values()))
+    outside = [name for name in shards if Path(name).name != name]
+    if outside:
+        raise ValueError(f"{index} points to {outside[0]!r}, outside its own folder: it is not to be trusted")
+    missing = [name for name in shards if not (folder / name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}, which its index names: download it again")
+    tensors: dict[str, StoredTensor] = {}
+    for shard in shards:
+        found = _read_header(folder / shard)
+        lost = [name for name, file in weight_map.items() if file == shard and name not in found]
+        if lost:
+            raise ValueError(f"{shard} lacks {_some(lost)}, which the index of {folder} says it holds")
+        _add(tensors, found, folder)
+    return tensors
+
+
+def _some(names: Sequence[str], at_most: int = 5) -> str:
+    rest = len(names) - at_most
+    return ", ".join(names[:at_most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _read_header(file: Path) -> dict[str, StoredTensor]:
+    check_regular(file)
+    try:
+        with safe_open(file, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is not a whole safetensors file ({error}): download it again") from None
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+    header.pop("__metadata__", None)
+    start = 8 + length
+    return {
+        name: StoredTensor(file, start + facts["data_offsets"][0], _length(facts), facts["dtype"], tuple(facts["shape"]))
+        for name, facts in header.items()
+    }
+
+
+def _length(facts: dict) -> int:
+    begin, end = facts["data_offsets"]
+    return end - begin
+
+
+def _cut(tensors: Mapping[str, StoredTensor], shard_bytes: int) -> list[dict[str, StoredTensor]]:
+    """The tensors, cut where a shard is full; those of wide numbers first, so that all lie aligned."""
+    tensors = dict(sorted(tensors.items(), key=lambda item: -(item[1].nbytes // max(prod(item[1].shape), 1))))
+    shards: list[dict[str, StoredTensor]] = [{}]
+    room = shard_bytes
+    for name, tensor in tensors.items():
+        if shards[-1] and tensor.nbytes > room:
+            shards.append({})
+            room = shard_bytes
+        shards[-1][name] = tensor
+        room -= tensor.nbytes
+    return shards
+
+
+def _write_shard(path: Path, tensors: Mapping[str, StoredTensor], progress: tqdm) -> None:
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors.items():
+        header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [end, end + tensor.nbytes]}
+        end += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the library wants the data aligned
+    with path.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            with tensor.file.open("rb") as source:
+                source.seek(tensor.offset)
+                _copy(source, stream, tensor.nbytes, progress)
+
+
+def _copy(source: BinaryIO, target: BinaryIO, count: int, progress: tqdm) -> None:
+    while count:
+        piece = source.read(min(_PIECE, count))
+        if not piece:
+            raise ValueError(f"{source.name} ended in the middle of a tensor: it was changed while it was read")
+        target.write(piece)
+        progress.update(len(piece))
+        count -= len(piece)
+
+
+def mismatches(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], unknown: Iterable[str] = ()
+) -> str | None:
+    """One sentence naming all missing, unexpected and mis-shaped tensors; None where there are none."""
+    missing = sorted(expected.keys() - found.keys())
+    unexpected = sorted([*(found.keys() - expected.keys()), *unknown])
+    shapes = [
+        f"{name} (is {list(found[name])}, should be {list(expected[name])})"
+        for name in sorted(expected.keys() & found.keys())
+        if tuple(found[name]) != tuple(expected[name])
+    ]
+    parts = [("missing", missing), ("unexpected", unexpected), ("of the wrong shape", shapes)]
+    said = [f"{len(names)} {what}: {', '.join(names)}" for what, names in parts if names]
+    return "; ".join(said) or None

@@ -1,0 +1,86 @@
+"""The paper's numbers beside what others have recorded: authors of a baseline, and the published annotation files.
+
+The facts stand here as constants, with their source, so that the comparison needs no file; those counted from annotation files
+are counted again by `medv.companion.audit.annotations` and `medv.companion.audit.gaming` where the files are given.
+"""
+
+from collections.abc import Iterator
+
+from medv.companion.audit.finding import DIFFERS, REMARK, Finding
+from medv.paper import table
+
+OURS = "LLaDA-MedV"
+ELSEWHERE = {"zero-shot": (28.23, 61.40, 39.17, 52.16), "VQA-RAD, 3064 training rows": (61.527, 84.1912)}
+"""Open and closed values of LLaVA-Med v1 that Microsoft's own notebook records (LLaVA-Med v1.0.0)."""
+IMAGES = 832
+"""Different images in the published validation split of PathVQA."""
+CEILINGS = {"vqa_rad": (254, 272), "slake": (355, 416), "pathvqa": (3391, 3391)}
+"""Closed test questions that the references themselves answer rightly in the gated variant, of all."""
+YES_NO = {"vqa_rad": (251, 272), "slake": (355, 416), "pathvqa": (3391, 3391)}
+"""Closed test questions that the answer "yes no" to every question answers rightly in either variant, of all."""
+
+
+def published_elsewhere() -> Iterator[Finding]:
+    """Tables 2 and 4: rows of LLaVA-Med beside what its authors recorded."""
+    row = table("table4").iloc[0, 5:].tolist()
+    recorded = ELSEWHERE["zero-shot"]
+    same = all(round(value, 2) == other for value, other in zip(recorded, row, strict=True))
+    yield Finding(
+        "published elsewhere",
+        "Table 4, LLaVA-Med, zero-shot VQA",
+        ", ".join(f"{value:.2f}" for value in row),
+        f"LLaVA-Med v1, recorded by its authors: {', '.join(f'{value:.2f}' for value in recorded)}",
+        REMARK,
+        f"The digits are {'the same' if same else 'not the same'}; Table 7 names another version, llava-med-v1.5-mistral-7B.",
+    )
+    printed = table("table2").set_index("model").loc["LLaVA-Med (From LLaVA)"].tolist()[:2]
+    recorded = ELSEWHERE["VQA-RAD, 3064 training rows"]
+    same = all(abs(value - other) < 0.0101 for value, other in zip(recorded, printed, strict=True))
+    yield Finding(
+        "published elsewhere",
+        "Table 2, LLaVA-Med, VQA-RAD",
+        " and ".join(f"{value:.2f}" for value in printed),
+        f"recorded by its authors for a training set of 3064 rows: {' and '.join(map(str, recorded))}; Table 8 gives 1797 rows",
+        REMARK,
+        f"The values {'agree' if same else 'do not agree'}, so the row and {OURS}'s may come from different training sets. "
+        "The further rows re-word test questions; `medv.companion.audit.annotations` counts them.",
+    )
+
+
+def validation_images() -> Iterator[Finding]:
+    """Table 8: images in the validation split of PathVQA."""
+    printed = int(table("table8").set_index("detail").at["images", "pathvqa_val"])
+    yield Finding(
+        "data set counts",
+        "Table 8, PathVQA, validation images",
+        str(printed),
+        f"{IMAGES} different images in the published file; {printed} is also the number for the test split",
+        DIFFERS,
+        "The cell and the published annotations have different numbers.",
+    )
+
+
+def gated_ceilings() -> Iterator[Finding]:
+    """Table 2: which of the two official variants of closed accuracy can give the printed values."""
+    row = table("table2").set_index("model").loc[OURS]
+    for name, (k, n) in CEILINGS.items():
+        printed, ceiling = row[f"{name}_closed_accuracy"], 100 * k / n
+        reading = "Both variants could give it."
+        if printed > ceiling:
+            reading = "Above what the references themselves reach in the gated variant: the other one gives such a value."
+        sums = f"references as answers, gated variant: {k} / {n} = {ceiling:.2f}; other variant 100"
+        yield Finding("metric variants", f"Table 2, {OURS}, {name} closed", f"{printed:.2f}", sums, REMARK, reading)
+
+
+def constant_answers() -> Iterator[Finding]:
+    """Table 2: what the answer "yes no" to every closed question scores."""
+    row = table("table2").set_index("model").loc[OURS]
+    for name, (k, n) in YES_NO.items():
+        yield Finding(
+            "gaming",
+            f"Table 2, {OURS}, {name} closed",
+            f"{row[f'{name}_closed_accuracy']:.2f}",
+            f'"yes no" to every question: {k} / {n} = {100 * k / n:.2f}',
+            REMARK,
+            "A property of the metric, which looks for the reference anywhere in the answer; no model is said to answer so.",
+        )

@@ -1,0 +1,1 @@
+"""Speed and memory beside the official algorithm, as ratios within one run."""

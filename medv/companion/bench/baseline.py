@@ -1,0 +1,73 @@
+"""What the official sampler does at each step, with all that it costs: the baseline that medv is measured against.
+
+`generate_with_embeds` of LLaDA-MedV (the file of LLaDA-V), written down from its behavior: the head on every row of the
+canvas, a float64 softmax of the whole vocabulary at every position of which one number a row is kept, a scan for the stop
+token position by position, one row at a time. On CUDA its float16 autocast casts bfloat16 weights anew at every forward; that
+is an option here, so that the rest can be seen without it. `medv.diffusion.official` is the one to read for which tokens it
+gives; this module is about time and memory, and knows greedy decoding without guidance alone.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from medv.diffusion.config import SamplerConfig
+from medv.diffusion.schedules import transfer_counts
+from medv.model.modeling import MedVForMaskedDiffusion
+
+
+@dataclass(frozen=True)
+class BaselineRun:
+    """written: (step, position, token) of every commit, positions in the response. forwards: how many were run."""
+
+    written: tuple[tuple[int, int, int], ...]
+    forwards: int
+
+
+@torch.inference_mode()
+def official_run(
+    model: MedVForMaskedDiffusion,
+    prompt: torch.Tensor,
+    config: SamplerConfig,
+    *,
+    forwards: int | None = None,
+    half: bool = False,
+) -> BaselineRun:
+    """Sample after a prompt [1, P] as the official code does; `forwards` ends early, `half` is its float16 autocast."""
+    own, width = model.config, prompt.shape[1]
+    canvas = torch.cat([prompt, prompt.new_full((1, config.gen_length), own.mask_token_id)], dim=1)
+    stop = torch.tensor(own.stop_token_ids[:1], device=prompt.device)
+    written, step, stopped = [], 0, False
+    for block in range(config.blocks):
+        end = width + (block + 1) * config.block_length
+        for count in transfer_counts(config.block_length, config.steps // config.blocks):
+            if count == 0 or step == forwards:
+                break
+            before = canvas.clone()
+            _step(model, canvas, end, count, half)
+            changed = (canvas != before)[0].nonzero()[:, 0].tolist()
+            written += [(step, column - width, int(canvas[0, column])) for column in changed]
+            step += 1
+            if not stopped:
+                for position in range(width, width + config.gen_length):
+                    if torch.all(canvas[0, position : position + 1] == stop):
+                        stopped = True
+                        break
+    return BaselineRun(tuple(written), step)
+
+
+def _step(model: MedVForMaskedDiffusion, canvas: torch.Tensor, end: int, count: int, half: bool) -> None:
+    """One forward over the canvas [1, T], and the `count` most confident predictions left of `end` written into it."""
+    own = model.config
+    masked = canvas == own.mask_token_id
+    with torch.autocast(canvas.device.type, dtype=torch.float16, enabled=half):
+        logits = model(canvas).logits.float()  # [1, T, V]
+    for never in own.suppress_token_ids:
+        logits[..., never].masked_fill_(masked, -torch.inf)
+    tokens = logits.argmax(dim=-1)
+    confidence = logits.to(torch.float64).softmax(dim=-1).gather(-1, tokens[..., None])[..., 0]  # [1, T]
+    confidence[:, end:] = -torch.inf
+    confidence = confidence.masked_fill(~masked, -torch.inf)
+    chosen = torch.zeros_like(masked)
+    chosen[0, confidence[0].topk(count).indices] = True
+    canvas[chosen] = tokens[chosen]

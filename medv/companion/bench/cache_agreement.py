@@ -1,0 +1,136 @@
+"""How far a cache leads from what is computed without one, against how often it is refreshed.
+
+Two questions. What is written: the share of tokens that a cached run and the exact one agree on, and the first forward that
+writes something else. What is predicted: the divergence KL(exact || cached) at the open positions while both look at the
+same canvas, that of the exact run, so that one early difference is not counted again at every later forward. It knows models
+and prompts; it draws no figure.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+import pandas as pd
+import torch
+
+from medv.data.example import Example, Turn, picture_of
+from medv.diffusion.caching import NO_CACHE, DualCache, PrefixCache
+from medv.diffusion.config import SamplerConfig, SamplerOutput
+from medv.diffusion.fast import sample_fast
+from medv.model.decoding import Decoder
+from medv.model.modeling import MedVForMaskedDiffusion
+from medv.model.processing import MedVProcessor
+
+INTERVALS = (1, 4, 8, 16, 32, None)
+KINDS = {"prefix": PrefixCache, "dual": DualCache}
+
+
+@dataclass(frozen=True)
+class CacheAgreement:
+    """One policy. interval: None refreshes at block starts alone. identity: the share of equal tokens, up to the longer
+    answer's end. same_answers: the share of equal answers. first_divergence: mean number of forwards before the first that
+    writes something else (all of them where none does). kl: mean over open positions and forwards, in nats. refreshes: the
+    share of forwards that were full ones.
+    """
+
+    kind: str
+    interval: int | None
+    identity: float
+    same_answers: float
+    first_divergence: float
+    kl: float
+    refreshes: float
+
+
+def cache_agreement(
+    model: MedVForMaskedDiffusion,
+    processor: MedVProcessor,
+    examples: Sequence[Example],
+    config: SamplerConfig,
+    *,
+    intervals: Sequence[int | None] = INTERVALS,
+    kinds: Sequence[str] = tuple(KINDS),
+) -> pd.DataFrame:
+    """One row for each kind of cache and refresh interval: the fields of `CacheAgreement`, on the first questions of the
+    examples as one batch.
+    """
+    images = [picture_of(example) for example in examples]
+    pairs = zip(examples, images, strict=True)
+    prompts = [processor.encode_turns((Turn("user", ex.question.strip()),), image=image) for ex, image in pairs]
+    inputs = processor.batch(prompts, images if images[0] is not None else None).to(model.device)
+    exact = model.generate(**inputs, config=replace(config, cache=NO_CACHE))
+    rows = []
+    for kind in kinds:
+        for interval in intervals:
+            cached = replace(config, cache=KINDS[kind](interval))
+            output = model.generate(**inputs, config=cached)
+            kl = prediction_divergence(model, inputs, cached)
+            rows.append(asdict(_compare(kind, interval, exact, output, kl)))
+    return pd.DataFrame(rows).astype({"interval": "Int64"})  # with a place for None
+
+
+def _compare(kind: str, interval: int | None, exact: SamplerOutput, cached: SamplerOutput, kl: float) -> CacheAgreement:
+    equal = exact.sequences == cached.sequences  # [B, L]; both hold the same fill after their ends
+    ends = torch.tensor([max(pair) for pair in zip(exact.lengths, cached.lengths, strict=True)], device=equal.device)
+    counted = torch.arange(equal.shape[1], device=equal.device)[None] < ends.clamp_min(1)[:, None]
+    forwards = len({commit.step for commit in cached.trace.commits})
+    return CacheAgreement(
+        kind=kind,
+        interval=interval,
+        identity=float((equal & counted).sum() / counted.sum()),
+        same_answers=float(equal.all(dim=1).float().mean()),
+        first_divergence=float(torch.tensor(first_divergences(exact, cached)).float().mean()),
+        kl=kl,
+        refreshes=cached.refreshes / forwards,
+    )
+
+
+def first_divergences(one: SamplerOutput, other: SamplerOutput) -> list[int]:
+    """For each row, the first forward at which the two write different tokens or places; the last plus one where none does."""
+    found = []
+    for row in range(len(one.lengths)):
+        mine, theirs = ({(c.step, c.position, c.token) for c in output.trace.of_row(row).commits} for output in (one, other))
+        last = max(step for step, _, _ in mine) + 1
+        found.append(min((step for step, _, _ in mine ^ theirs), default=last))
+    return found
+
+
+@torch.inference_mode()
+def prediction_divergence(model: MedVForMaskedDiffusion, inputs: dict, config: SamplerConfig) -> float:
+    """Mean KL(exact || cached) in nats at the open positions along the exact run, with the cache of `config`."""
+    features = None
+    if "pixel_values" in inputs:
+        features = model.model.get_image_features(inputs["pixel_values"], inputs.get("image_layouts"))
+    prompt, own = inputs["input_ids"], model.config
+    given = {"attention_mask": inputs["attention_mask"], "image_features": features}
+    both = _Both(*(Decoder(model, prompt, config.gen_length, cache=c, **given) for c in (NO_CACHE, config.cache)))
+    settings = model.settings(config)
+    sample_fast(both, prompt, settings, mask_token_id=own.mask_token_id, fill_token_id=own.fill_token_id)
+    return both.total / both.count
+
+
+class _Both:
+    """A denoiser that answers without a cache and notes how far the cached answer would have been from it."""
+
+    static, compiled = False, False
+
+    def __init__(self, exact: Decoder, cached: Decoder):
+        self.exact, self.cached = exact, cached
+        self.total, self.count = 0.0, 0
+
+    def __call__(
+        self, canvas: torch.Tensor, columns: slice, *, unconditional: bool = False, positions: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The exact logits."""
+        logits, other = (
+            decoder(canvas, columns, unconditional=unconditional, positions=positions) for decoder in (self.exact, self.cached)
+        )
+        p, q = logits.double().log_softmax(dim=-1), other.double().log_softmax(dim=-1)  # [B, K, V]
+        divergence = (p.exp() * (p - q)).sum(dim=-1)  # [B, K]
+        self.total += float(divergence.sum())
+        self.count += divergence.numel()
+        return logits
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Both go on with these rows."""
+        self.exact.keep(rows)
+        self.cached.keep(rows)

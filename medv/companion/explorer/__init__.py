@@ -1,0 +1,1 @@
+"""The interactive explorer: a session that remembers its runs, its views and its widgets."""

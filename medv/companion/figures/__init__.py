@@ -1,0 +1,1 @@
+"""Plots, tables and token pictures that several studies share."""

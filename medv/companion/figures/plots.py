@@ -1,0 +1,247 @@
+"""The look of every figure and the plots that the notebooks share.
+
+Frames in, matplotlib figures out: nothing here trains, samples or reads a file. Colors are the color-blind palette on an
+opaque white ground, so that a figure reads the same in print and on a dark screen. Saved files carry no date and no random
+ids: the same data gives the same bytes.
+"""
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from medv.artifacts import atomic_file
+from medv.companion.figures.tables import cells
+
+PALETTE = sns.color_palette("colorblind").as_hex()
+INK, MUTED = "#1b1b1b", "#5f6368"
+STYLE = {
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "figure.constrained_layout.use": True,
+    "font.family": "DejaVu Sans",
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.titleweight": "bold",
+    "axes.titlesize": 11,
+    "axes.labelsize": 10,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "svg.hashsalt": "medv",
+    "svg.fonttype": "path",
+}
+
+
+@contextmanager
+def theme() -> Iterator[None]:
+    """Draw inside this context to get the common look; the caller's own settings come back at the end."""
+    settings = sns.axes_style("whitegrid", {"grid.color": "#e3e3e3", "axes.edgecolor": "#8a8a8a"})
+    with mpl.rc_context({**settings, **STYLE, "axes.prop_cycle": mpl.cycler(color=PALETTE)}):
+        yield
+
+
+def new_figure(width: float = 7.0, height: float = 4.0, **subplots: Any) -> tuple[Figure, Any]:
+    """A figure (inches) and its axes, outside pyplot's list of open figures; `subplots` as in `Figure.subplots`."""
+    fig = Figure(figsize=(width, height), layout="constrained")
+    return fig, fig.subplots(**subplots)
+
+
+def footer(fig: Figure, text: str) -> None:
+    """Write a small grey line under the figure, wrapped to its width; a second call replaces the first."""
+    for old in [artist for artist in fig.texts if artist.get_gid() == "footer"]:
+        old.remove()
+    wrapped = textwrap.fill(text, max(40, int(fig.get_figwidth() * 15)))
+    fig.text(0.01, -0.01, wrapped, fontsize=7.5, color=MUTED, ha="left", va="top", gid="footer", in_layout=True)
+
+
+def save(fig: Figure, stem: str | Path, dpi: int = 160) -> tuple[Path, Path]:
+    """Write `stem`.png and `stem`.svg atomically, the same bytes for the same figure, and return both paths."""
+    stem = Path(stem)
+    png, svg = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".svg")
+    with mpl.rc_context({"svg.hashsalt": "medv", "svg.fonttype": "path"}):
+        with atomic_file(png) as partial:
+            fig.savefig(partial, format="png", dpi=dpi, bbox_inches="tight", facecolor="white", metadata={"Software": None})
+        with atomic_file(svg) as partial:
+            nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+            fig.savefig(partial, format="svg", bbox_inches="tight", facecolor="white", metadata=nothing)
+    return png, svg
+
+
+def _columns(frame: pd.DataFrame, *names: str) -> None:
+    missing = [name for name in names if name not in frame.columns]
+    if missing:
+        raise ValueError(f"the frame lacks {', '.join(missing)}: it has {', '.join(map(str, frame.columns))}")
+
+
+def loss_history(history: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Turn a Trainer's log (`history.json`) into a tidy frame: step, loss, split ("train" or "validation")."""
+    rows = []
+    for entry in history:
+        for key, split in (("loss", "train"), ("eval_loss", "validation")):
+            if key in entry:
+                rows.append({"step": int(entry["step"]), "loss": float(entry[key]), "split": split})
+    return pd.DataFrame(rows, columns=["step", "loss", "split"])
+
+
+def loss_curves(frame: pd.DataFrame, title: str = "", *, log: bool = False, ylabel: str = "loss") -> Figure:
+    """Loss against step, one line per split. `frame`: step, loss, split, and optionally run (one color each)."""
+    _columns(frame, "step", "loss", "split")
+    hue = "run" if "run" in frame.columns else "split"
+    with theme():
+        fig, ax = new_figure(6.5, 3.6)
+        sns.lineplot(frame, x="step", y="loss", hue=hue, style="split", ax=ax, palette=PALETTE[: frame[hue].nunique()], lw=1.8)
+        ax.set(title=title, xlabel="optimizer step", ylabel=ylabel, yscale="log" if log else "linear")
+        sns.despine(fig)
+    return fig
+
+
+def accuracy_bars(frame: pd.DataFrame, title: str = "", *, ylabel: str = "score (%)") -> Figure:
+    """Bars with confidence intervals: a model beside its controls.
+
+    `frame`: metric (a group of bars), system (a bar of the group), value, low, high (percent); low and high may be empty.
+    """
+    _columns(frame, "metric", "system", "value", "low", "high")
+    metrics, systems = list(dict.fromkeys(frame["metric"])), list(dict.fromkeys(frame["system"]))
+    width = 0.8 / len(systems)
+    with theme():
+        fig, ax = new_figure(1.8 + 2.6 * len(metrics), 3.8)
+        for place, system in enumerate(systems):
+            rows = frame[frame["system"] == system].set_index("metric").reindex(metrics)
+            at = np.arange(len(metrics)) + (place - (len(systems) - 1) / 2) * width
+            spread = np.nan_to_num(np.abs(rows[["low", "high"]].to_numpy(float).T - rows["value"].to_numpy(float)))
+            ax.bar(at, rows["value"], width * 0.92, label=system, color=PALETTE[place % len(PALETTE)])
+            ax.errorbar(at, rows["value"], yerr=spread, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
+            for x, value, up in zip(at, rows["value"], spread[1], strict=True):
+                if np.isfinite(value):
+                    ax.text(x, value + up + 1.5, f"{value:.0f}", ha="center", va="bottom", fontsize=8)
+        ax.set_xticks(range(len(metrics)), metrics)
+        ax.set(title=title, ylabel=ylabel, ylim=(0, 112))
+        ax.set_yticks(range(0, 101, 20))
+        ax.grid(False, axis="x")
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=min(4, len(systems)))
+        sns.despine(fig)
+    return fig
+
+
+def gallery(
+    images: Sequence[Any], captions: Sequence[str], title: str = "", *, columns: int = 5, wrap: int = 26, size: float = 1.9
+) -> Figure:
+    """A grid of images (PIL or H x W [x 3] arrays) with a wrapped caption under each."""
+    if not images or len(images) != len(captions):
+        raise ValueError(f"{len(images)} images but {len(captions)} captions: give one caption for each, and at least one")
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    texts = [textwrap.fill(caption, wrap) for caption in captions]
+    tall = max(text.count("\n") + 1 for text in texts) * 0.14 + 0.2
+    with theme():
+        fig, axes = new_figure(size * columns, (size + tall) * rows, nrows=rows, ncols=columns, squeeze=False)
+        for ax in axes.flat:
+            ax.set_axis_off()
+        for ax, image, text in zip(axes.flat, images, texts, strict=False):
+            pixels = np.asarray(image)
+            bounds = {"cmap": "gray", "vmin": 0, "vmax": 255 if pixels.dtype == np.uint8 else None}
+            ax.imshow(pixels, interpolation="nearest", **(bounds if pixels.ndim == 2 else {}))
+            ax.text(0.5, -0.04, text, transform=ax.transAxes, ha="center", va="top", fontsize=7.5)
+        if title:
+            fig.suptitle(title, fontsize=11, fontweight="bold")
+    return fig
+
+
+def masked_strip(rows: Sequence[tuple[str, Sequence[str], Sequence[bool]]], title: str = "") -> Figure:
+    """Tokens as boxes, masked ones dark: one line per state of a canvas.
+
+    `rows`: (label, tokens, masked) with the same number of tokens everywhere; a masked box hides its token.
+    """
+    counts = {len(tokens) for _, tokens, _ in rows} | {len(masked) for _, _, masked in rows}
+    if len(counts) != 1:
+        raise ValueError(f"the rows of a strip differ in length: {sorted(counts)}")
+    widths = np.array([max(len(tokens[i]) for _, tokens, _ in rows) + 1.4 for i in range(counts.pop())])
+    left = np.concatenate([[0.0], np.cumsum(widths)])
+    with theme():
+        fig, ax = new_figure(max(6.0, left[-1] * 0.085 + 1), 0.42 * len(rows) + 0.5)
+        for line, (_, tokens, masked) in enumerate(rows):
+            for x, width, token, hidden in zip(left, widths, tokens, masked, strict=False):
+                color = INK if hidden else "#dcebf7"
+                ax.barh(line, width - 0.3, left=x, height=0.78, color=color, edgecolor="none")
+                if not hidden:
+                    ax.text(
+                        x + (width - 0.3) / 2, line, token, ha="center", va="center", fontsize=7.5, family="DejaVu Sans Mono"
+                    )
+        ax.set_yticks(range(len(rows)), [label for label, _, _ in rows])
+        ax.set(ylim=(len(rows) - 0.4, -0.6), xlim=(0, left[-1]), xticks=[], title=title)
+        ax.grid(False)
+        ax.tick_params(length=0)
+        sns.despine(fig, left=True, bottom=True)
+    return fig
+
+
+def curve(frame: pd.DataFrame, x: str, y: str, title: str = "", *, hue: str | None = None, **axes: Any) -> Figure:
+    """A line per `hue` of `y` against `x`, with a band from the columns low and high if there are any.
+
+    `axes` as in `Axes.set` (xlabel, yscale, ylim ...). Used for t against the loss weight, and for sweeps.
+    """
+    _columns(frame, x, y, *([hue] if hue else []))
+    groups = [(None, frame)] if hue is None else list(frame.groupby(hue, sort=False))
+    with theme():
+        fig, ax = new_figure(6.0, 3.6)
+        for color, (name, rows) in zip(PALETTE * (1 + len(groups) // len(PALETTE)), groups, strict=False):
+            marker = "o" if len(rows) <= 20 else None
+            ax.plot(rows[x], rows[y], color=color, lw=1.8, marker=marker, ms=4, label=name if name is None else str(name))
+            if {"low", "high"} <= set(rows.columns):
+                ax.fill_between(rows[x], rows["low"], rows["high"], color=color, alpha=0.18, lw=0)
+        ax.set(**({"title": title, "xlabel": x, "ylabel": y} | axes))
+        if hue:
+            ax.legend(title=hue)
+        sns.despine(fig)
+    return fig
+
+
+def heatmap(frame: pd.DataFrame, title: str = "", *, label: str = "accuracy (%)", low: float = 0, high: float = 100) -> Figure:
+    """A labelled grid of numbers: rows are the index, columns the columns; empty cells stay white."""
+    with theme():
+        fig, ax = new_figure(2.2 + 0.9 * frame.shape[1], 1.2 + 0.42 * frame.shape[0])
+        bar = {"label": label}
+        sns.heatmap(frame.astype(float), ax=ax, annot=True, fmt=".0f", cmap="viridis", vmin=low, vmax=high, cbar_kws=bar, lw=1)
+        ax.set(title=title, xlabel=frame.columns.name or "", ylabel=frame.index.name or "")
+        ax.grid(False)  # else it shows in empty cells
+        ax.tick_params(length=0)
+        ax.set_xticks(ax.get_xticks(), ax.get_xticklabels(), rotation=25, ha="right")
+    return fig
+
+
+def table_figure(frame: pd.DataFrame, title: str = "", note: str = "", *, digits: int = 2, wrap: int = 28) -> Figure:
+    """The frame as a picture: ruled head, right-aligned numbers, long cells wrapped, `note` in small print below."""
+    if frame.empty:
+        raise ValueError("an empty table cannot be drawn: it has no rows")
+    body = [[textwrap.fill(text, wrap) for text in row] for row in cells(frame, digits)]
+    head = [textwrap.fill(str(name).replace("_", " "), 14) for name in frame.columns]
+    lines = [max(text.count("\n") + 1 for text in row) for row in [head, *body]]
+    widths = [max(max(map(len, text.split("\n"))) for text in column) + 2 for column in zip(head, *body, strict=True)]
+    right = np.cumsum(widths)
+    with theme():
+        fig, ax = new_figure(max(4.0, 0.075 * right[-1]), 0.19 * sum(lines) + 0.09 * len(lines) + 0.35)
+        ax.set(xlim=(0, right[-1]), ylim=(sum(lines) + 0.5 * len(lines), 0))
+        ax.set_axis_off()
+        y = 0.0
+        for number, (row, count) in enumerate(zip([head, *body], lines, strict=True)):
+            for text, start, end, name in zip(row, right - widths, right, frame.columns, strict=True):
+                numeric = pd.api.types.is_numeric_dtype(frame[name]) if frame.columns.is_unique else False
+                x, side = (end - 1, "right") if numeric else (start + 0.5, "left")
+                weight = "normal" if number else "bold"
+                ax.text(x, y + (count + 0.5) / 2, text, ha=side, va="center", fontsize=8, weight=weight)
+            y += count + 0.5
+            ax.axhline(y, color=INK, lw=0.3 if number else 1.0, alpha=1.0 if number == 0 else 0.35)
+        if title:
+            ax.set_title(textwrap.fill(title, max(40, int(right[-1]))), loc="left")
+        if note:
+            footer(fig, note)
+    return fig

@@ -1,0 +1,288 @@
+"""The small pictures and frames of the tutorials: phantoms in a grid, a canvas as it fills, masks at several times.
+
+Notebooks 00-02 call these and narrate. Everything here is for the eye: nothing is trained, and what is scored is scored
+elsewhere in the library.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from medv import paper
+from medv.companion.figures.plots import INK, MUTED, PALETTE, new_figure, theme
+from medv.data.check import MISPRINTS, check_dataset
+from medv.data.example import Example, Turn
+from medv.diffusion.corruption import corrupt, draw_noise
+from medv.diffusion.loss import NORMALIZATIONS
+from medv.diffusion.trace import Trace
+from medv.evaluation.controls import majority_answers
+from medv.evaluation.vqa import Reference, evaluate_vqa
+from medv.model.modeling import MedVForMaskedDiffusion
+from medv.model.processing import MedVProcessor
+from medv.phantoms.pictures import phantom_image, phantom_scene
+from medv.phantoms.questions import ask, kinds_of
+from medv.phantoms.scene import DOMAINS, FINDINGS, NORMAL, Scene
+from medv.phantoms.wording import caption
+from medv.training.collate import Collator, Encoder
+
+WRITTEN, FRESH = "#dcebf7", "#fbd9a6"
+
+
+# --- Pictures of the data (notebooks 00, 01) ---
+
+
+def phantom_gallery(size: int = 128) -> tuple[list, list[str], pd.DataFrame]:
+    """One test phantom of each domain and finding, its caption, and both as a frame with the facts; domain by domain."""
+    scenes = [
+        phantom_scene("test", index, domain=domain, finding=finding)
+        for index, domain in enumerate(DOMAINS)
+        for finding in (NORMAL, *FINDINGS[domain])
+    ]
+    captions = [caption(scene, np.random.default_rng([place, 0x9A11])) for place, scene in enumerate(scenes)]
+    facts = [dict(sorted(scene.facts())) | {"caption": said} for scene, said in zip(scenes, captions, strict=True)]
+    return [phantom_image(scene, size) for scene in scenes], captions, pd.DataFrame(facts)
+
+
+def questions_about(scene: Scene, *, image_size: int = 64, seed: int = 0) -> list[Example]:
+    """One question of every kind that the scene has an answer to, open and closed in turn, in the words of stage 3."""
+    rng = np.random.default_rng([seed, 0xA5C])
+    asked = [ask(scene, kind, ("open", "closed")[place % 2], rng) for place, kind in enumerate(kinds_of(scene))]
+    return [
+        Example(
+            f"tutorial/{place}",
+            partial(phantom_image, scene, image_size),
+            (Turn("user", question.text), Turn("assistant", question.answer)),
+            question.form.upper(),
+            {"scene": scene, "kind": question.kind},
+        )
+        for place, question in enumerate(asked)
+    ]
+
+
+def answer_table(examples: Sequence[Example], answers: Sequence[str]) -> pd.DataFrame:
+    """Question, the model's answer, the truth, and whether the metric of stage 3 calls it right (open: all words said)."""
+    items = evaluate_vqa([Reference.of(example) for example in examples], answers).items
+    right = [bool(item.strict_hit) if item.answer_type == "CLOSED" else item.set_recall == 1 for item in items]
+    rows = zip(examples, answers, right, strict=True)
+    return pd.DataFrame([{"question": e.question, "answer": a, "truth": e.answer, "right": r} for e, a, r in rows])
+
+
+def question_balance(train: Sequence[Example], test: Sequence[Example]) -> pd.DataFrame:
+    """What the question alone gives away, per kind: share of yes, and the score of the most frequent training answer to it.
+
+    Closed questions are scored by accuracy, open ones by recall, in percent.
+    """
+    blind = majority_answers(train, test).lookup
+    items = evaluate_vqa([Reference.of(example) for example in test], blind).items
+    rows = [
+        {
+            "kind": example.meta["kind"],
+            "form": example.answer_type.lower(),
+            "yes": float(example.answer == "yes") if example.answer_type == "CLOSED" else np.nan,
+            "blind": item.hit if item.answer_type == "CLOSED" else item.recall,
+        }
+        for example, item in zip(test, items, strict=True)
+    ]
+    frame = pd.DataFrame(rows)
+    frame = pd.concat([frame, frame.assign(kind="all")])
+    grouped = frame.groupby(["form", "kind"], sort=False)
+    table = grouped.agg(n=("blind", "size"), yes=("yes", "mean"), blind=("blind", "mean")).reset_index()
+    table[["yes", "blind"]] *= 100
+    return table.rename(columns={"yes": "answer is yes (%)", "blind": "question-only look-up (%)"})
+
+
+def table8(folders: Mapping[str, str | Path | None], phantoms: Mapping[str, Sequence[Example]]) -> pd.DataFrame:
+    """Table 8 as rows of (data, split): the paper's counts, ours where a folder was given, and what to know of the row.
+
+    `folders` maps vqa_rad, slake and pathvqa to a folder or None; `phantoms` maps a split to its questions.
+    """
+    published = paper.table("table8").set_index("detail")
+    quantities = list(published.index)
+    rows = []
+    for column in published.columns:
+        name, _, split = column.rpartition("_")
+        printed = {f"{quantity} (paper)": int(published.loc[quantity, column]) for quantity in quantities}
+        rows.append({"data": name, "split": split} | printed | _counted(name, split, folders.get(name), quantities))
+    for split, examples in phantoms.items():
+        closed = sum(example.answer_type == "CLOSED" for example in examples)
+        counts = (len({e.image.args for e in examples}), len(examples), closed, len(examples) - closed)
+        ours = {f"{q} (ours)": count for q, count in zip(quantities, counts, strict=True)}
+        rows.append({"data": "phantoms", "split": split} | ours | {"remark": "ours alone, one image per question"})
+    order = ["data", "split", *(f"{q} ({side})" for q in quantities for side in ("ours", "paper")), "remark"]
+    return pd.DataFrame(rows).reindex(columns=order).convert_dtypes()
+
+
+def _counted(name: str, split: str, folder: str | Path | None, quantities: Sequence[str]) -> dict:
+    long = {"val": "validation"}.get(split, split)
+    known = [f"{q}: {why}" for q in quantities if (why := MISPRINTS.get((name, long, q), (0, ""))[1])]
+    if folder is None:
+        return {"remark": "; ".join(["not counted in this run", *known])}
+    counts = [count for count in check_dataset(name, folder).counts if count.split == long]
+    ours = {f"{count.quantity} (ours)": count.counted for count in counts if count.quantity in quantities}
+    verdicts = {f"{count.quantity}: {count.note or count.verdict}" for count in counts if "mis" in count.verdict}
+    remark = "; ".join(sorted(verdicts)) or ("equal" if counts else "this split is not in the folder")
+    return ours | {"remark": remark}
+
+
+# --- A canvas (notebook 00) ---
+
+
+def canvas_states(
+    trace: Trace, processor: MedVProcessor, length: int, forwards: Sequence[int]
+) -> list[tuple[str, list[str], list[bool], list[bool]]]:
+    """The first `length` positions of the canvas after so many forwards: (label, tokens, masked, written since the last)."""
+    final = [_token(processor, token) for token in trace.replay(10**9)[:length]]
+    states, before = [], [True] * length
+    for number in forwards:
+        masked = [token == trace.mask_token_id for token in trace.replay(number - 1)[:length]]
+        fresh = [was and not now for was, now in zip(before, masked, strict=True)]
+        label = f"{number} forwards: {length - sum(masked)} of {length} tokens"
+        states.append((label, final, masked, fresh))
+        before = masked
+    return states
+
+
+def canvas_figure(
+    image, question: str, states: Sequence[tuple[str, list[str], list[bool], list[bool]]], *, width: int = 92
+) -> Figure:
+    """The image beside its canvas at several moments, as a strip: dark = masked, blue = written, orange = just written."""
+    places, lines = flow(states[0][1], width)
+    tall = lines + 1.4
+    with theme():
+        fig, (left, right) = new_figure(
+            11.5, max(2.6, 0.2 * tall * len(states)), ncols=2, gridspec_kw={"width_ratios": [1, 3.6]}
+        )
+        left.imshow(np.asarray(image), interpolation="nearest")
+        left.set_axis_off()
+        left.set_anchor("N")
+        left.set_title(question, fontsize=9, wrap=True)
+        for number, (label, tokens, masked, fresh) in enumerate(states):
+            top = number * tall
+            right.text(0, top + 0.1, label, fontsize=8, color=MUTED, va="bottom")
+            for (x, line), token, hidden, new in zip(places, tokens, masked, fresh, strict=True):
+                y, size = top + line + 0.65, len(token) + 0.5
+                right.barh(y, size, left=x, height=0.86, color=INK if hidden else FRESH if new else WRITTEN)
+                if not hidden:
+                    style = {"fontsize": 6.6, "family": "DejaVu Sans Mono", "parse_math": False}
+                    right.text(x + size / 2, y, token, ha="center", va="center", **style)
+        right.set(xlim=(0, width), ylim=(tall * len(states), -0.5))
+        right.set_axis_off()
+    return fig
+
+
+def flow(tokens: Sequence[str], width: int) -> tuple[list[tuple[float, int]], int]:
+    """Where each token stands: (left edge in characters, line), and the number of lines."""
+    places, x, line = [], 0.0, 0
+    for token in tokens:
+        if x and x + len(token) + 0.8 > width:
+            x, line = 0.0, line + 1
+        places.append((x, line))
+        x += len(token) + 0.8
+    return places, line + 1
+
+
+def _token(processor: MedVProcessor, token: int) -> str:
+    text = processor.tokenizer.decode([token]).strip()
+    return text if text and text.isprintable() else "·"
+
+
+def canvas_frame(states: Sequence[tuple[str, list[str], list[bool], list[bool]]]) -> pd.DataFrame:
+    """The strip as data: one row per state and position."""
+    return pd.DataFrame(
+        [
+            {"state": label, "position": place, "token": token, "masked": hidden, "just_written": new}
+            for label, tokens, masked, fresh in states
+            for place, (token, hidden, new) in enumerate(zip(tokens, masked, fresh, strict=True))
+        ]
+    )
+
+
+# --- Noise and loss (notebook 02) ---
+
+
+def corruption_rows(
+    processor: MedVProcessor, question: str, answer: str, times: Sequence[float], *, seed: int = 0
+) -> tuple[list[tuple[str, list[str], list[bool]]], pd.DataFrame]:
+    """One sentence at several times t, for `figures.masked_strip`: the question never masks, the answer by Eq. 1.
+
+    The uniforms are the same at all times, so a token that is hidden at t stays hidden at every later time.
+    """
+    prompt, response = (processor.tokenizer.encode(text, add_special_tokens=False) for text in (question, answer))
+    ids = torch.tensor([prompt + response])  # [1, T]
+    targets = torch.tensor([[False] * len(prompt) + [True] * len(response)])
+    _, u = draw_noise(seed, 0, [0], ids.shape[1])
+    tokens = [_token(processor, token) for token in ids[0].tolist()]
+    rows, table = [], []
+    for t in times:
+        noise = corrupt(ids, targets, torch.tensor([float(t)]), u, processor.special.mask)
+        masked = noise.masked[0].tolist()
+        rows.append((f"t = {t:g}", tokens, masked))
+        for place, (token, hidden) in enumerate(zip(tokens, masked, strict=True)):
+            part = "response" if place >= len(prompt) else "prompt"
+            table.append({"t": t, "position": place, "part": part, "token": token, "masked": hidden})
+    return rows, pd.DataFrame(table)
+
+
+@torch.inference_mode()
+def loss_noise(
+    model: MedVForMaskedDiffusion,
+    processor: MedVProcessor,
+    examples: Sequence[Example],
+    *,
+    draws: int,
+    normalizations: Sequence[str] = tuple(NORMALIZATIONS),
+    seed: int = 0,
+) -> pd.DataFrame:
+    """The loss of one fixed batch under `draws` draws of the noise: normalization, times ("iid", "stratified"), draw, loss.
+
+    The model is restored to the normalization that it came with.
+    """
+    encode = Encoder(processor, loss_tokens="response", max_length=8192)
+    collate = Collator(processor.special, padding="none")
+    items, own = [encode(example) for example in examples], model.config.loss_normalization
+    rows = []
+    for draw in range(draws):
+        for times in ("iid", "stratified"):
+            strata = [(k, len(items)) if times == "stratified" else (0, 1) for k in range(len(items))]
+            batch = collate([item | {"noise": (seed, draw, k), "stratum": strata[k]} for k, item in enumerate(items)])
+            for name in normalizations:
+                model.config.loss_normalization = name
+                loss = float(model(**{key: value.to(model.device) for key, value in batch.items()}).loss)
+                rows.append({"normalization": name, "times": times, "draw": draw, "loss": loss})
+    model.config.loss_normalization = own
+    return pd.DataFrame(rows)
+
+
+def loss_spread(noise: pd.DataFrame) -> pd.DataFrame:
+    """Mean and variance of `loss_noise` per normalization, and how many times smaller stratified times make the variance."""
+    table = noise.pivot_table(index="normalization", columns="times", values="loss", aggfunc=["mean", "var"], sort=False)
+    table.columns = [f"{'variance' if what == 'var' else what}, {times}" for what, times in table.columns]
+    table["variance ratio"] = table["variance, iid"] / table["variance, stratified"]
+    return table.reset_index()
+
+
+def loss_weights_figure(noise: pd.DataFrame, eps: float) -> tuple[Figure, pd.DataFrame]:
+    """Left: the weight 1 / p against t. Right: the losses of one batch under many draws, iid beside stratified times."""
+    t = np.linspace(0, 1, 201)
+    weight = 1 / ((1 - eps) * t + eps)
+    names = list(dict.fromkeys(noise["normalization"]))
+    with theme():
+        fig, (left, right) = new_figure(10.5, 3.6, ncols=2, gridspec_kw={"width_ratios": [1, 1.5]})
+        left.plot(t, weight, color=PALETTE[0], lw=1.8)
+        left.set(yscale="log", xlabel="time t", ylabel="weight 1 / p of a masked token", title="Few masks, large weight")
+        for place, (name, times) in enumerate((n, s) for n in names for s in ("iid", "stratified")):
+            losses = noise[(noise["normalization"] == name) & (noise["times"] == times)]["loss"]
+            color = PALETTE[1] if times == "iid" else PALETTE[2]
+            spread = np.linspace(-0.22, 0.22, len(losses))
+            label = f"{times} t" if place < 2 else None
+            right.scatter(place + spread, losses, s=10, color=color, alpha=0.7, lw=0, label=label)
+        right.set_xticks([2 * k + 0.5 for k in range(len(names))], names)
+        right.set(xlabel="normalization", ylabel="loss of the same batch", title="One batch, many draws of the noise")
+        right.legend()
+    curve = pd.DataFrame({"panel": "weight", "t": t, "weight": weight})
+    return fig, pd.concat([curve, noise.assign(panel="loss")], ignore_index=True)

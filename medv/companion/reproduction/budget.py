@@ -1,0 +1,166 @@
+"""How long the notebooks of a profile take on this machine: counted work times measured seconds, told before they run.
+
+Counted are examples learned from, forwards of one answer each, and pictures drawn; measured is one of each on a network of the
+profile's sizes with random weights, for it is the sizes that take time. A notebook without an entry takes minutes.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from medv.checkpoints.assembly import random_model
+from medv.companion.studies import adaptation, generation, initialization
+from medv.companion.studies import lora as lora_study
+from medv.companion.studies import repetition as repetition_study
+from medv.companion.studies.fast_sampling import ON_MODEL, Sizes
+from medv.data.chat import SpecialTokens
+from medv.data.example import load_image
+from medv.phantoms.sets import description_set
+from medv.profiles import Profile
+
+PROMPT, MANY = 64, 16
+FROZEN = 2 / 3  # of a training step, where the language tower's weights get no gradient
+
+
+@dataclass(frozen=True)
+class Work:
+    """learned: examples, each as often as it is seen; asked: forwards of an answer; drawn: pictures. Or seconds of one each."""
+
+    learned: float = 0.0
+    asked: float = 0.0
+    drawn: float = 0.0
+
+    def seconds(self, unit: "Work") -> float:
+        """How long this takes where one of each takes `unit`."""
+        return self.learned * unit.learned + self.asked * unit.asked + self.drawn * unit.drawn
+
+
+def work_of(notebook: str, profile: Profile) -> Work:
+    """The work of a notebook by its name in the registry, on phantoms; nothing for those that take minutes."""
+    count = _COUNTS.get(notebook)
+    return Work() if count is None else count(profile)
+
+
+def _stage1(profile: Profile) -> Work:
+    recipe, texts = profile.stages["align"], profile.evaluation_descriptions
+    return Work(FROZEN * recipe.samples * recipe.epochs, 2 * texts * 32, recipe.samples + texts)
+
+
+def _stage2(profile: Profile) -> Work:
+    recipe, texts = profile.stages["instruct"], profile.evaluation_descriptions
+    return Work(recipe.samples * recipe.epochs, 1.25 * texts * profile.describe.steps, recipe.samples + texts)
+
+
+def _stage3(profile: Profile) -> Work:
+    recipe, seeds, conditions = profile.stages["vqa"], len(profile.seeds), 2.5
+    asked = 2 * profile.evaluation_questions * profile.answer.steps * conditions
+    return Work(seeds * recipe.samples * recipe.epochs, seeds * asked, seeds * recipe.samples)
+
+
+def _lora(profile: Profile) -> Work:
+    plan, batch = lora_study.plan_of(profile), profile.stages["vqa"].batch_size
+    arms, start = len(plan.rates) * len(plan.seeds), plan.padded_steps * profile.stages["instruct"].batch_size
+    asked = arms * len(plan.sizes) * plan.questions * profile.answer.steps
+    return Work(start + arms * sum(plan.steps) * batch, asked, start + arms * (sum(plan.sizes) + plan.questions))
+
+
+def _initialization(profile: Profile) -> Work:
+    plan = initialization.plan_of(profile)
+    trials = len(plan.seeds) * (len(initialization.ARMS) if profile.towers == "bundled" else 2)
+    batch = plan.batch_size or profile.stages["instruct"].batch_size
+    learned = batch * (FROZEN * plan.align_steps + plan.instruct_steps)
+    asked = plan.descriptions * plan.describe.steps + plan.questions * plan.answer.steps
+    drawn = batch * (plan.align_steps + plan.instruct_steps) + plan.descriptions + plan.questions
+    return Work(trials * learned, trials * asked, trials * drawn)
+
+
+def _adaptation(profile: Profile) -> Work:
+    plan, row = adaptation.plan_of(profile), PROMPT + profile.model.image_tokens + 32
+    arms = len(adaptation.arms_of(plan.recipe)) * len(plan.seeds)
+    asked = arms * plan.openings * plan.write.steps + plan.self_tokens / (PROMPT + profile.describe.gen_length)
+    return Work(7 / 6 * arms * plan.recipe.tokens / row, asked)  # half of the arms also run a teacher
+
+
+def _conversation(profile: Profile) -> Work:
+    questions, systems = min(193, 2 * profile.evaluation_descriptions), 3
+    return Work(0, systems * questions * 256 / generation.divisor(profile), systems * questions)
+
+
+def _settings(profile: Profile) -> Work:
+    configs = generation.plain_configs(generation.table5_settings(profile)).values()
+    return _answered(profile, [config.steps for config in configs], 1.0)
+
+
+def _repetition(profile: Profile) -> Work:
+    sweep = repetition_study.sweep_settings(profile).drop_duplicates("setting")["steps"]
+    schedules = repetition_study.schedule_configs(profile)[0].values()
+    return _answered(profile, [*sweep, *(config.steps for config in schedules)], 1 / 3)
+
+
+def _answered(profile: Profile, steps: list[int], share: float) -> Work:
+    requests = len(profile.seeds) * max(2, round(share * profile.evaluation_descriptions))
+    return Work(0, requests * sum(steps), requests * len(steps))
+
+
+def _fast(profile: Profile) -> Work:
+    sizes, length = Sizes.of(profile), profile.describe.gen_length
+    asked = sizes.descriptions * len(ON_MODEL) * length * (1 / 8 + 1 / 4 + 1 / 2) + 8 * sizes.cached * length
+    return Work(0, asked, sizes.descriptions)
+
+
+_COUNTS: dict[str, Callable[[Profile], Work]] = {
+    "stage1": _stage1,
+    "stage2": _stage2,
+    "stage3": _stage3,
+    "lora": _lora,
+    "initialization": _initialization,
+    "adaptation": _adaptation,
+    "open_conversation": _conversation,
+    "length_control": _conversation,
+    "generation_settings": _settings,
+    "repetition": _repetition,
+    "fast_sampling": _fast,
+}
+
+
+def measure(profile: Profile) -> Work:
+    """Seconds of one of each on this machine: an example of a training step, a forward of one answer, a picture drawn and
+    looked at.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rows = MANY if device.type == "cuda" else 2
+    model = random_model(profile.model, SpecialTokens(*range(7)), seed=0).to(device).train()
+    model.model.vision_tower.requires_grad_(False)
+    size, length = profile.model.image_size, PROMPT + profile.model.image_tokens
+    ids = torch.full((rows, length + profile.describe.gen_length), 9, device=device)
+    pixels = torch.zeros(rows, 3, size, size, device=device)
+    example = description_set("test", 1, image_size=size)[0]
+    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+    def learn() -> None:
+        model(input_ids=ids[:, : length + 32], labels=ids[:, : length + 32]).loss.backward()
+
+    @torch.no_grad()
+    def ask() -> None:
+        model(input_ids=ids, logits_to_keep=slice(length, None))
+
+    @torch.no_grad()
+    def look() -> None:
+        model.model.look(pixels)
+
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+        learned, asked, looked = (_seconds(step, device) / rows for step in (learn, ask, look))
+    return Work(learned, asked, looked + _seconds(lambda: load_image(example), device))
+
+
+def _seconds(step: Callable[[], object], device: torch.device) -> float:
+    """Of the second call."""
+    for _ in range(2):
+        started = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        taken = time.perf_counter() - started
+    return taken

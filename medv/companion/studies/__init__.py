@@ -1,0 +1,1 @@
+"""One file per notebook or group of notebooks: settings, computation, table, figure and claims."""

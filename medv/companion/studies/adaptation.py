@@ -1,0 +1,304 @@
+"""From causal to diffusion (notebook 14): a tower adapted on text, what it writes before and after, and the 2 x 2 x 2 ablation
+of attention, alignment and weighting.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from medv.artifacts import write_json
+from medv.checkpoints.assembly import token_ids
+from medv.checkpoints.bundled import bundled
+from medv.checkpoints.loading import load_tokenizer
+from medv.companion.studies.trials import judged, run_trials
+from medv.companion.studies.vqa_study import sampler_config, summarize
+from medv.data.chat import SpecialTokens
+from medv.data.texts import Document, read_documents, split_documents
+from medv.diffusion.sampler import SamplerConfig, sample
+from medv.evaluation.repetition import repetition
+from medv.intervals import span
+from medv.model.devices import device_named
+from medv.phantoms.sets import text_set
+from medv.profiles import Profile, SamplerSpec
+from medv.training.adapt import adapt, half_on, held_out_losses, load_tower
+from medv.training.adapt_batches import ATTENTION, WEIGHTS, AdaptRecipe
+from medv.training.command import towers
+from medv.training.packing import pack
+from medv.training.self_text import Writing, write_text_of
+
+HELD_ROWS = 64
+OPENING = 24  # tokens of a text without a prompt that are given
+CONTINUE = SamplerConfig(gen_length=64, block_length=32, steps=64)
+
+
+def adapt_on_text(
+    language: Path,
+    out: Path,
+    recipe: AdaptRecipe,
+    *,
+    text: str | None = None,
+    writing: Writing | None = None,
+    self_tokens: int = 2_000_000,
+    continuations: int = 20,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    quiet: bool = False,
+    **options,
+) -> dict:
+    """Read `text` (or let the tower write `self_tokens` by `writing` into `<out>-text`), adapt the tower, and leave beside
+    it `continuations.json`: what it makes of held-out openings before and after. `options` are those of `adapt`. Returns the
+    facts of the adaptation.
+    """
+    if (text is None) == (writing is None):
+        raise ValueError("give either a text to adapt on or let the tower write its own, one of the two")
+    written = {}
+    if writing is not None:
+        text = out.with_name(f"{out.name}-text")
+        written = {"written": write_text_of(language, text, self_tokens, writing, device=device, quiet=quiet)}
+    documents, held_out = split_documents(read_documents(text))
+    tokenizer = load_tokenizer(language)
+    rows = pack(documents, tokenizer, recipe.length, seed=seed)
+    held_rows = pack(held_out, tokenizer, recipe.length, name="held-out part of the text")[:HELD_ROWS]
+    facts = adapt(language, rows, held_rows, recipe, out, seed=seed, device=device, quiet=quiet, **options)
+    if facts and continuations and not (out / "continuations.json").exists():
+        asked = held_out[:continuations]
+        towers = {"before": language, "after": out}
+        said = {name: continue_documents(folder, asked, device=device) for name, folder in towers.items()}
+        given = [{"prompt": document.prompt, "written": document.text} for document in asked]
+        answers = [dict(zip(said, pair, strict=True)) for pair in zip(*said.values(), strict=True)]
+        write_json(out / "continuations.json", [given | answer for given, answer in zip(given, answers, strict=True)])
+    return facts | written
+
+
+def continue_documents(
+    folder: Path, documents: Sequence[Document], *, device: str | torch.device = "cpu", config: SamplerConfig = CONTINUE
+) -> list[str]:
+    """How a tower, read as a diffusion model, goes on after the prompt of each document, or after its first words."""
+    tower = load_tower(folder, dtype=half_on(device), causal=False).to(device)
+    tokenizer = load_tokenizer(folder)
+    openings = [
+        tokenizer.encode(document.opening(), add_special_tokens=False)
+        if document.prompt
+        else tokenizer.encode(document.text, add_special_tokens=False)[:OPENING]
+        for document in documents
+    ]
+    return unmask(tower, tokenizer, openings, config)
+
+
+def unmask(
+    tower: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, openings: Sequence[Sequence[int]], config: SamplerConfig
+) -> list[str]:
+    """The text that a bidirectional tower unmasks after each opening (ids), all in one batch."""
+    known = token_ids(SpecialTokens.of(tokenizer))
+    fill, width = known["fill_token_id"], max(len(ids) for ids in openings)
+    prompt = torch.tensor([[fill] * (width - len(ids)) + list(ids) for ids in openings], device=tower.device)  # [B, P]
+    seen = torch.tensor([[0] * (width - len(ids)) + [1] * (len(ids) + config.gen_length) for ids in openings])
+    seen = seen.to(tower.device)  # [B, P + L]
+    positions = (seen.cumsum(dim=1) - 1).clamp_min(0)
+
+    def denoise(canvas: torch.Tensor, columns: slice, *, unconditional: bool = False) -> torch.Tensor:
+        states = tower.model(canvas, attention_mask=seen, position_ids=positions, use_cache=False).last_hidden_state
+        return tower.lm_head(states[:, columns])
+
+    config = replace(config, suppress_tokens=tuple(known["suppress_token_ids"]), stop_tokens=tuple(known["stop_token_ids"]))
+    output = sample(denoise, prompt, config, mask_token_id=known["mask_token_id"], fill_token_id=fill)
+    ids = [row[:length] for row, length in zip(output.sequences.tolist(), output.lengths, strict=True)]
+    return [text.strip() for text in tokenizer.batch_decode(ids)]
+
+
+# The ablation of notebook 14.
+
+FACTORS = {"attention": ("annealed", "at once"), "alignment": ("aligned", "not aligned"), "weights": ("1/t", "uniform")}
+"""The three choices; the effect of one is its first value minus its second."""
+METRICS = {"cross_entropy": "held-out masked cross-entropy (nats)", "adjacent_duplicates": "adjacent duplicates (%)"}
+
+
+@dataclass(frozen=True)
+class AdaptPlan:
+    """What each arm sees and is asked. Where no text is given, so many `documents` are drawn, or the tower writes so many
+    `self_tokens`.
+    """
+
+    recipe: AdaptRecipe
+    seeds: tuple[int, ...]
+    held_rows: int
+    openings: int
+    write: SamplerSpec
+    documents: int = 0
+    self_tokens: int = 0
+
+
+_TINY = AdaptRecipe(tokens=49_152, length=64, batch_size=4, learning_rate=2e-3)
+PLANS = {
+    "tiny": AdaptPlan(_TINY, (0, 1, 2), 32, 20, SamplerSpec(32, 32, 16), documents=4000),
+    "smoke": AdaptPlan(replace(_TINY, tokens=512), (0,), 4, 2, SamplerSpec(8, 8, 4), documents=200),
+    "small": AdaptPlan(
+        AdaptRecipe(tokens=2_000_000, batch_size=32), (0,), 64, 20, SamplerSpec(64, 32, 64), self_tokens=1_000_000
+    ),
+}
+"""Budgets by profile. In `tiny` 192 steps an arm, so that twenty-four runs fit into minutes; `small` needs a GPU."""
+
+
+def plan_of(profile: Profile) -> AdaptPlan:
+    """The budget of a profile; raises ValueError for one whose language tower never was causal."""
+    if profile.name not in PLANS:
+        raise ValueError(f"profile {profile.name} has no causal tower to adapt: use {', '.join(PLANS)}")
+    return PLANS[profile.name]
+
+
+@dataclass(frozen=True)
+class AdaptTrial:
+    """One arm, one seed."""
+
+    recipe: AdaptRecipe
+    seed: int
+    plan: AdaptPlan
+
+
+def tower_of(profile: Profile, language: str | None) -> Path:
+    """The causal tower: the given folder, the package's, or what `medv towers` fetched."""
+    if language:
+        return Path(language)
+    return bundled("twin_tower") if profile.towers == "bundled" else towers(profile)[0]
+
+
+def arms_of(recipe: AdaptRecipe) -> dict[str, AdaptRecipe]:
+    """The eight recipes by name: all choices of FACTORS, in the same words."""
+    arms = {}
+    for attention, align, weights in product(ATTENTION, (True, False), WEIGHTS):
+        words = (attention.replace("_", " "), FACTORS["alignment"][not align], weights)
+        arms[", ".join(words)] = replace(recipe, attention=attention, align=align, weights=weights)
+    return arms
+
+
+def documents_of(plan: AdaptPlan, tower: Path, text: str | None, folder: Path) -> tuple[list[Document], list[Document]]:
+    """The documents to learn from and those held out: of `text`, or drawn reports, or what the tower writes into
+    folder/self_text.
+    """
+    if text is None and plan.documents:
+        return tuple(
+            [Document(ex.answer, ex.turns[0].text) for ex in text_set(split, count, seed=1) if len(ex.turns) == 2]
+            for split, count in (("train", plan.documents), ("validation", 400))
+        )
+    if text is None:
+        text = folder / "self_text"
+        device = device_named()
+        write_text_of(tower, text, plan.self_tokens, Writing(512 if device.type == "cuda" else 16), device=device)
+    return split_documents(read_documents(text))
+
+
+def compare_recipes(
+    plan: AdaptPlan, folder: Path, tower: Path, train: Sequence, held_out: Sequence, *, quiet: bool = False
+) -> dict[str, Any]:
+    """Adapt by every arm with every seed; what `folder` holds is kept. Results by trial: `history`, `rows`, `texts`.
+
+    `rows`: the cross-entropy of each held-out row, mean over t; `texts`: what stands behind each opening.
+    """
+    tokenizer = load_tokenizer(tower)
+    device = device_named()
+    held_rows = pack(held_out, tokenizer, plan.recipe.length, name="held-out part of the text")[: plan.held_rows]
+    packed = {seed: pack(train, tokenizer, plan.recipe.length, seed=seed) for seed in plan.seeds}
+
+    def work(trial: AdaptTrial, scratch: Path) -> dict[str, Any]:
+        how = {"seed": trial.seed, "device": device, "checkpoints": False, "quiet": True}
+        adapt(tower, packed[trial.seed], held_rows, trial.recipe, scratch, **how)
+        return _examined(scratch, held_rows, held_out[: plan.openings], plan, device)
+
+    trials = {
+        f"{number}-seed{seed}": AdaptTrial(recipe, seed, plan)
+        for seed in plan.seeds
+        for number, recipe in enumerate(arms_of(plan.recipe).values())
+    }
+    return run_trials(folder, trials, work, quiet=quiet)
+
+
+def _examined(folder: Path, rows: torch.Tensor, openings: Sequence[Document], plan: AdaptPlan, device: torch.device) -> dict:
+    """What a trial leaves behind."""
+    tokenizer = load_tokenizer(folder)
+    network = load_tower(folder, dtype=half_on(device), causal=False).to(device)
+    losses = held_out_losses(network, rows, SpecialTokens.of(tokenizer).mask).mean(dim=1)  # [n]
+    texts = continue_documents(folder, openings, device=device, config=sampler_config(plan.write))
+    history = [row for row in json.loads((folder / "history.json").read_text(encoding="utf-8")) if "eval_loss" in row]
+    return {"history": history, "rows": losses.tolist(), "texts": texts}
+
+
+def items_of(plan: AdaptPlan, results: Mapping[str, Mapping]) -> pd.DataFrame:
+    """A row per arm, seed and held-out row or text: condition, the FACTORS, seed, id, and the METRICS, NaN where foreign."""
+    frames = []
+    for seed in plan.seeds:
+        for number, arm in enumerate(arms_of(plan.recipe)):
+            result = results[f"{number}-seed{seed}"]
+            rows = [{"id": f"row {i}", "cross_entropy": loss} for i, loss in enumerate(result["rows"])]
+            for i, text in enumerate(result["texts"]):
+                share = 100 * repetition(text.split())["adjacent_duplicates"]
+                rows.append({"id": f"text {i}", "adjacent_duplicates": share})
+            values = dict(zip(FACTORS, arm.split(", "), strict=True))
+            frames.append(pd.DataFrame(rows).assign(condition=arm, seed=seed, **values))
+    return pd.concat(frames, ignore_index=True)
+
+
+def curves_of(plan: AdaptPlan, results: Mapping[str, Mapping]) -> pd.DataFrame:
+    """Held-out cross-entropy against tokens seen, mean over seeds: arm, tokens, loss."""
+    rows = [
+        {"arm": arm, "tokens": row["tokens"], "loss": row["eval_loss"]}
+        for seed in plan.seeds
+        for number, arm in enumerate(arms_of(plan.recipe))
+        for row in results[f"{number}-seed{seed}"]["history"]
+    ]
+    return pd.DataFrame(rows).groupby(["arm", "tokens"], sort=False, as_index=False)["loss"].mean()
+
+
+def arm_table(items: pd.DataFrame, held_out: Sequence[Document]) -> pd.DataFrame:
+    """A row per arm, "mean [95 % interval]" of each metric, the best first; last what the held-out text itself has."""
+    summary, rows = summarize(items, metrics=list(METRICS)), []
+    for arm, part in summary.groupby("condition", sort=False):
+        cells = part.set_index("metric").reindex(list(METRICS))
+        row = dict(zip(FACTORS, arm.split(", "), strict=True)) | {"order": cells.loc["cross_entropy", "value"]}
+        for name, title in METRICS.items():
+            row[title] = span(*cells.loc[name, ["value", "low", "high"]], form=".2f")
+        rows.append(row | {"seeds": int(cells["seeds"].max())})
+    table = pd.DataFrame(rows).sort_values("order", kind="stable").drop(columns="order")
+    own = np.mean([100 * repetition(document.text.split())["adjacent_duplicates"] for document in held_out])
+    last = {"attention": "the text itself", METRICS["adjacent_duplicates"]: f"{own:.2f}"}
+    return pd.concat([table, pd.DataFrame([last])], ignore_index=True).fillna("")
+
+
+def effects(items: pd.DataFrame) -> pd.DataFrame:
+    """What each factor changes, mean over the four pairs of arms that differ in it alone: factor, metric, value, low, high,
+    n, seeds, verdict. Negative is better in both metrics.
+    """
+    frames = []
+    for factor, sides in FACTORS.items():
+        means = items.groupby([factor, "seed", "id"])[list(METRICS)].mean()
+        gap = (means.loc[sides[0]] - means.loc[sides[1]]).reset_index().assign(condition=factor)
+        frames.append(judged(gap, list(METRICS)).assign(factor=f"{sides[0]} minus {sides[1]}"))
+    table = pd.concat(frames, ignore_index=True)
+    return table[["factor", "metric", "value", "low", "high", "n", "seeds", "verdict"]]
+
+
+def conclusion(table: pd.DataFrame) -> str:
+    """A sentence for each effect, computed from `effects`."""
+    words = {"lower": "better", "higher": "worse"}
+    return "\n".join(
+        f"{row.factor}, {METRICS[row.metric]}: {words.get(row.verdict, row.verdict)}, "
+        f"{span(row.value, row.low, row.high, form='+.3f')}, {row.seeds} seed{'s' * (row.seeds > 1)}"
+        for row in table.itertuples()
+    )
+
+
+def sample_of(plan: AdaptPlan, results: Mapping[str, Mapping], held_out: Sequence[Document], count: int = 2) -> str:
+    """The first openings, and what every arm of the first seed makes of them, to read."""
+    said = []
+    for i, document in enumerate(held_out[:count]):
+        said += [f"asked: {document.prompt or document.text[:80]}", f"  {'the text itself':32} {document.text[:160]}"]
+        for number, arm in enumerate(arms_of(plan.recipe)):
+            said.append(f"  {arm:32} {results[f'{number}-seed{plan.seeds[0]}']['texts'][i] or '(nothing)'}")
+    return "\n".join(said)

@@ -1,0 +1,217 @@
+"""What notebook 20 asks: open questions and requests for descriptions, answered by several models and scored by their facts.
+
+The benchmark has the paper's proportions, 143 conversation questions to 50 descriptions. A conversation question asks for one
+or two facts, and its reference says which; the score is F1 of precision (of the facts that the answer states, how many are true
+of the image) and recall (of the facts that the reference states, how many the answer states too). It is called the findings
+score: no language model judges here, style counts nothing, and real images have none.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from medv import paper
+from medv.artifacts import read_jsonl
+from medv.companion.studies.generation import PLAIN, divisor, interval
+from medv.companion.studies.lengths import MAIN_BLOCK
+from medv.companion.studies.vqa_study import sampler_config
+from medv.data.example import Example
+from medv.diffusion.config import SamplerConfig
+from medv.evaluation import judge
+from medv.evaluation.benchmark import answer_file
+from medv.evaluation.runners import BASELINES, MedVRunner, availability
+from medv.intervals import NOT_MEASURED
+from medv.phantoms.facts import stated_facts
+from medv.phantoms.scene import DOMAINS
+from medv.phantoms.sets import description_set, instruct_set
+from medv.profiles import Profile
+
+CONVERSATIONS, DESCRIPTIONS = 143, 50
+GROUPS = ("conversation", "description", *DOMAINS, "overall")
+TWIN = "autoregressive twin"
+COLUMN = {"ct": "ct_scan"}
+"""Our domain -> the paper's column, where they differ."""
+
+
+def questions(profile: Profile) -> list[Example]:
+    """The benchmark on test phantoms: open questions from held-out dialogues, then descriptions.
+
+    At most 193, in the paper's proportion; a smaller profile takes fewer. A question is kept if its reference states a fact.
+    """
+    share = min(1.0, 2 * profile.evaluation_descriptions / (CONVERSATIONS + DESCRIPTIONS))
+    wanted, described = max(3, round(share * CONVERSATIONS)), max(2, round(share * DESCRIPTIONS))
+    size, found = profile.model.image_size, []
+    for example in instruct_set("test", 8 * wanted, image_size=size):
+        turns = example.turns[-2:]  # an answer may lean on the image alone: questions of a dialogue do not refer back
+        if example.meta["kind"] == "dialogue" and stated_facts(turns[1].text):
+            found.append(replace(example, turns=turns, meta={**example.meta, "type": "conversation"}))
+    descriptions = description_set("test", described, image_size=size)
+    return found[:wanted] + [replace(ex, meta={**ex.meta, "type": "description"}) for ex in descriptions]
+
+
+def findings_score(text: str, example: Example) -> float:
+    """The findings score of one answer, 0..100; NaN where nobody listed the facts of the image."""
+    if "scene" not in example.meta:
+        return np.nan
+    stated, wanted = stated_facts(text), stated_facts(example.answer)
+    precision = len(stated & example.meta["scene"].facts()) / max(len(stated), 1)
+    recall = len(stated & wanted) / max(len(wanted), 1)
+    return 200.0 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def systems(profile: Profile, models: Mapping[str, Path], twin: Path | None) -> dict[str, tuple[Path, bool]]:
+    """Who answers: name -> (model folder, whether questions get a short canvas). `models`: name -> diffusion model folder."""
+    chosen = {name: (folder, False) for name, folder in models.items()}
+    last = next(reversed(models))
+    chosen[f"{last}, canvas to fit"] = (models[last], True)
+    return chosen | ({} if twin is None else {TWIN: (twin, False)})
+
+
+def answer_all(
+    profile: Profile, chosen: Mapping[str, tuple[Path, bool]], asked: Sequence[Example], folder: Path
+) -> pd.DataFrame:
+    """Every system answers every question: system, id, type, domain, question, reference, text, score, words, seconds.
+
+    The canvas is that of the paper's main setting (L = 256, B = 64, Z = 256) over `divisor`; a system with a canvas to fit
+    gets a quarter of it for conversation. Answers that are there are kept.
+    """
+    length, block = 256 // divisor(profile), max(MAIN_BLOCK // divisor(profile), 1)
+    sizes, spec = {False: (length, block, length), True: (block, block, block)}, profile.describe
+    rows = []
+    runners = {model: MedVRunner(model, SamplerConfig(), profile.dtype) for model, _ in chosen.values()}
+    for place, (name, (model, fits)) in enumerate(chosen.items()):
+        for kind in ("conversation", "description"):
+            part = [example for example in asked if example.meta["type"] == kind]
+            out = folder / f"{place:02d}-{kind}.jsonl"
+            own = (PLAIN if name == TWIN else spec).sized(*sizes[fits and kind == "conversation"])
+            runner = replace(runners[model], config=sampler_config(own))
+            answer_file(part, runner, out, batch_size=spec.batch_size, quiet=True)
+            rows += [_row(name, example, answer) for example, answer in zip(part, read_jsonl(out), strict=True)]
+    return pd.DataFrame(rows)
+
+
+def _row(system: str, example: Example, answer: Mapping) -> dict:
+    return {
+        "system": system,
+        "id": f"{example.id}/{example.meta['type']}",
+        "type": example.meta["type"],
+        "domain": example.meta["scene"].domain,
+        "question": example.question,
+        "reference": example.answer,
+        "text": answer["text"],
+        "score": findings_score(answer["text"], example),
+        "words": len(answer["text"].split()),
+        "seconds": answer["seconds"],
+    }
+
+
+def wrong_image(items: pd.DataFrame, asked: Sequence[Example], system: str) -> pd.DataFrame:
+    """The answers of a system scored against other images' truth: each takes the answer to the next question of its type."""
+    part = items[items["system"] == system].copy()
+    by_id = {f"{example.id}/{example.meta['type']}": example for example in asked}
+    for _, group in part.groupby("type"):
+        part.loc[group.index, "text"] = np.roll(group["text"].to_numpy(), -1)
+    part["score"] = [findings_score(row.text, by_id[row.id]) for row in part.itertuples()]
+    return part.assign(system=f"{system}, answers of other images", words=np.nan, seconds=np.nan)
+
+
+def scores(items: pd.DataFrame) -> pd.DataFrame:
+    """Mean and 95 % bootstrap interval per system and group of GROUPS: system, group, value, low, high, n."""
+    rows = []
+    for system, part in items.groupby("system", sort=False):
+        for group in GROUPS:
+            mask = (part["type"] == group) | (part["domain"] == group) | (group == "overall")
+            values = part[mask]["score"].to_numpy(float)
+            if len(values):
+                value, low, high = interval([values])
+                row = {"system": system, "group": group, "value": value, "low": low, "high": high}
+                rows.append(row | {"n": int(np.isfinite(values).sum())})
+    return pd.DataFrame(rows)
+
+
+def judged_scores(files: Mapping[str, str | Path]) -> pd.DataFrame:
+    """Judge's scores of answers to the real benchmark, in the columns of `scores`. files: system -> a file of `medv judge`.
+
+    Questions without scores stand in no mean: n says how many do. Raises ValueError for a file in which nothing is judged.
+    """
+    names = {"detailed_description": "description", **{theirs: ours for ours, theirs in COLUMN.items()}}
+    rows = []
+    for system, file in files.items():
+        judged = judge.read_judgements(file)
+        if not judged.judged:
+            raise ValueError(f"{file} holds no judged answer of {system!r}: make it with `medv judge`")
+        for group in judge.GROUPS:
+            values = judged.relative(group)
+            if len(values):
+                value, low, high = interval([values])
+                group = names.get(group, group)
+                row = {"system": system, "group": group, "value": value, "low": low, "high": high}
+                rows.append(row | {"n": len(values)})
+    return pd.DataFrame(rows, columns=["system", "group", "value", "low", "high", "n"])
+
+
+def table1(items: pd.DataFrame, judged: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Table 1, ours above the paper's: "source" says whose row it is; a findings score and a judge's are different things.
+
+    judged: rows of `judged_scores`, answers to the real benchmark.
+    """
+    found = scores(items)
+    ours = _cells(found, "ours: findings score")
+    ours.insert(1, "words", items.groupby("system")["words"].mean().round(1))
+    if judged is not None:
+        counts = judged[judged["group"] == "overall"].set_index("system")["n"]
+        named = judged.assign(system=[f"{system}, n = {counts[system]}" for system in judged["system"]])
+        ours = pd.concat([ours, _cells(named, "ours: judge's score of real questions")])
+    counts = found[found["system"] == found["system"].iloc[0]].set_index("group")["n"].astype(str)
+    head = pd.DataFrame([{"source": "ours: questions", "system": "", **counts.to_dict()}])
+    printed = paper.table("table1").rename(columns={"model": "system", "ct_scan": "ct"})
+    printed = printed.assign(source="paper: GPT score", **{g: printed[g].map("{:.1f}".format) for g in GROUPS})
+    table = pd.concat([ours.reset_index(), head, printed], ignore_index=True)
+    return table[["source", "system", "words", *GROUPS]].rename(columns=COLUMN)
+
+
+def _cells(found: pd.DataFrame, source: str) -> pd.DataFrame:
+    """A row per system, in their order: source, and "value [low, high]" per group."""
+    said = [f"{r.value:.1f} [{r.low:.0f}, {r.high:.0f}]" if r.n else NOT_MEASURED for r in found.itertuples()]
+    cells = found.assign(cell=said)
+    wide = cells.pivot(index="system", columns="group", values="cell")
+    wide = wide.reindex(index=found["system"].unique(), columns=GROUPS)
+    wide.insert(0, "source", source)
+    return wide
+
+
+def table7() -> pd.DataFrame:
+    """Table 7 with the id of each checkpoint, where one is published under a known id, and whether it can be asked here."""
+    printed = paper.table("table7")
+    ids = printed["model"].map(BASELINES)
+    found = [availability(checkpoint if isinstance(checkpoint, str) else None) for checkpoint in ids]
+    return printed.assign(checkpoint=ids, **{"on this machine": found})
+
+
+def chosen_questions(asked: Sequence[Example], count: int = 4) -> list[Example]:
+    """The questions of Figures 2, 6, 7, 8: the first description of one domain, the first conversation question of the next.
+
+    A fixed rule, so that nothing is picked for its answer; where a domain has none, the first of that type is taken.
+    """
+    chosen = []
+    for place, domain in enumerate(DOMAINS[:count]):
+        kind = ("description", "conversation")[place % 2]
+        of_type = [example for example in asked if example.meta["type"] == kind]
+        chosen.append(next((ex for ex in of_type if ex.meta["scene"].domain == domain), of_type[0]))
+    return chosen
+
+
+def answers_to(items: pd.DataFrame, example: Example, names: Sequence[str]) -> pd.DataFrame:
+    """What some systems answer to one question, and the reference: name, id, question, text, score, words.
+
+    A system that says the same as one before it is left out.
+    """
+    part = items[items["id"] == f"{example.id}/{example.meta['type']}"].set_index("system").loc[list(names)].reset_index()
+    rows = part.drop_duplicates("text").rename(columns={"system": "name"})
+    rows = rows[["name", "id", "question", "text", "score", "words"]]
+    told = {"name": "reference", "text": example.answer, "score": findings_score(example.answer, example)}
+    told |= {"id": rows["id"].iloc[0], "question": example.question, "words": len(example.answer.split())}
+    return pd.concat([rows, pd.DataFrame([told])], ignore_index=True)

@@ -1,0 +1,191 @@
+"""What notebook 21 asks: who writes how much when asked for how much, and at what cost.
+
+A masked diffusion model is given its length, as the size of its canvas. An autoregressive model ends by itself; it can be asked
+for more in words, or kept from ending. Both are asked for the same lengths on the same requests: `medv.model.twin` is the
+autoregressive model of the same size, data and recipes. The paper's 200 words are divided by what all lengths are divided by.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from medv import paper
+from medv.companion.studies.generation import ask_all, cells, divisor, means, summarize
+from medv.companion.studies.vqa_study import sampler_config
+from medv.data.example import Example, Turn
+from medv.diffusion.config import SamplerConfig
+from medv.evaluation.runners import MedVRunner, Runner
+from medv.profiles import Profile
+
+PAPER_WORDS = 200
+MAIN_BLOCK = 64
+"""Block length of the paper's main setting."""
+DIFFUSION, TWIN = "diffusion", "twin"
+Requests = Mapping[int, Sequence[Example]]
+
+
+def _config(profile: Profile, length: int, block: int, steps: int) -> SamplerConfig:
+    """How the diffusion model is asked; the twin has a sampler of its own."""
+    return sampler_config(profile.describe.sized(length, block, steps))
+
+
+def asked_words(profile: Profile) -> int:
+    """The paper's 200 words in this profile's lengths."""
+    return PAPER_WORDS // divisor(profile)
+
+
+def asking_for_words(asked: Requests, words: int) -> dict[int, list[Example]]:
+    """The same requests, each followed by the wish for at least so many words."""
+    wish = f" Use at least {words} words."
+    return {seed: [replace(ex, turns=(Turn("user", ex.question + wish),)) for ex in group] for seed, group in asked.items()}
+
+
+def table3_runners(profile: Profile, model: MedVRunner, twin: MedVRunner | None) -> dict[str, Runner]:
+    """The rows of Table 3 by name: the twin by default and kept from ending, the diffusion model with ever fewer steps.
+
+    The twin asked in words is `asking_for_words` of the twin's default. Without a twin its rows are left out.
+    """
+    length, block = 256 // divisor(profile), max(MAIN_BLOCK // divisor(profile), 1)
+    runners: dict[str, Runner] = {}
+    if twin is not None:
+        runners[f"{TWIN}, default"] = replace(twin, config=SamplerConfig(length, length, length))
+        forced = SamplerConfig(length, length, length, min_length=length)
+        runners[f"{TWIN}, kept from ending"] = replace(twin, config=forced)
+    printed = paper.table("table3").dropna(subset="sampling_steps")
+    steps = [max(int(z) // divisor(profile), length // block) for z in printed["sampling_steps"]]
+    diffusion = {f"{DIFFUSION}, Z = {z}": replace(model, config=_config(profile, length, block, z)) for z in steps}
+    return runners | diffusion
+
+
+def length_runners(profile: Profile, model: MedVRunner, twin: MedVRunner | None) -> dict[str, Runner]:
+    """The same models asked for a quarter, a half and three quarters of the longest canvas, one token a forward."""
+    longest, block = 256 // divisor(profile), max(MAIN_BLOCK // divisor(profile), 1)
+    runners: dict[str, Runner] = {}
+    for length in (longest // 4, longest // 2, 3 * longest // 4):
+        fits = block if length % block == 0 else length
+        runners[f"{DIFFUSION}, {length} tokens"] = replace(model, config=_config(profile, length, fits, length))
+        if twin is None:
+            continue
+        runners[f"{TWIN}, at most {length} tokens"] = replace(twin, config=SamplerConfig(length, length, length))
+        forced = SamplerConfig(length, length, length, min_length=length)
+        runners[f"{TWIN}, exactly {length} tokens"] = replace(twin, config=forced)
+    return runners
+
+
+def ask_lengths(profile: Profile, model: Path, twin: Path | None, asked: Requests, folder: Path) -> pd.DataFrame:
+    """All answers of the notebook: rows as `medv.companion.studies.generation.ask_all`."""
+    both = [None if folder is None else MedVRunner(folder, SamplerConfig(), profile.dtype) for folder in (model, twin)]
+    words, main = asked_words(profile), table3_runners(profile, *both)
+    how = {"batch_size": profile.describe.batch_size}
+    frames = [ask_all(main, asked, folder / "table3", **how)]
+    if twin is not None:
+        default = {f"{TWIN}, asked for {words} words": main[f"{TWIN}, default"]}
+        frames.append(ask_all(default, asking_for_words(asked, words), folder / "words", **how))
+    frames.append(ask_all(length_runners(profile, *both), asked, folder / "lengths", **how))
+    return pd.concat(frames, ignore_index=True)
+
+
+def table3(items: pd.DataFrame, profile: Profile) -> pd.DataFrame:
+    """Table 3, ours beside the paper's row of the same place."""
+    summary = summarize(items)
+    names = [name for name in items["setting"].unique() if "tokens" not in name]
+    order = sorted(names, key=lambda name: (name.startswith(DIFFUSION), names.index(name)))
+    value, text = means(summary, ["words", "seconds", "forwards"]), cells(summary, ["words", "score"])
+    table = pd.DataFrame({"model": order})
+    table["s per query"] = value["seconds"][order].to_numpy()
+    table["words per query"] = text["words"][order].to_numpy()
+    table["s per word"] = (value["seconds"] / value["words"])[order].to_numpy()
+    table["forwards"] = value["forwards"][order].to_numpy()
+    table["facts, F1 (%)"] = text["score"][order].to_numpy()
+    table["n"] = [int((items["setting"] == name).sum()) for name in order]
+    printed = paper.table("table3")
+    kinds = ["default prompt", "asked", *[f"Z = {z:.0f}" for z in printed["sampling_steps"].dropna()]]
+    ours = [_place(name, profile, order) for name in order]
+    for column in ("seconds_per_query", "words_per_query", "seconds_per_word", "overall_score"):
+        found = dict(zip(kinds, printed[column], strict=True))
+        table[f"{column.replace('_', ' ')} (paper)"] = [found.get(place) for place in ours]
+    return table
+
+
+def _place(name: str, profile: Profile, order: Sequence[str]) -> str:
+    """Which row of the paper's table a row of ours stands beside."""
+    if name.endswith("default"):
+        return "default prompt"
+    if "asked for" in name:
+        return "asked"
+    return f"Z = {int(name.rpartition(' ')[2]) * divisor(profile)}" if name.startswith(DIFFUSION) else "none"
+
+
+def length_frame(items: pd.DataFrame, profile: Profile) -> pd.DataFrame:
+    """For Figure 4: asked tokens, model, metric, value, low, high. The longest canvas is that of Table 3 with Z = L."""
+    longest = 256 // divisor(profile)
+    same = {
+        f"{DIFFUSION}, Z = {longest}": f"{DIFFUSION}, {longest} tokens",
+        f"{TWIN}, default": f"{TWIN}, at most {longest} tokens",
+        f"{TWIN}, kept from ending": f"{TWIN}, exactly {longest} tokens",
+    }
+    rows = summarize(items.replace({"setting": same}), ["words", "seconds", "score"])
+    rows = rows[rows["setting"].str.endswith("tokens")].copy()
+    rows["asked"] = rows["setting"].str.extract(r"(\d+) tokens").astype(int)[0]
+    labels = {f"{DIFFUSION}, ": "diffusion", f"{TWIN}, at most ": "twin, may end", f"{TWIN}, exactly ": "twin, may not end"}
+    rows["model"] = [next(label for start, label in labels.items() if name.startswith(start)) for name in rows["setting"]]
+    return rows[["asked", "model", "metric", "value", "low", "high", "n", "seeds"]]
+
+
+def length_claims(profile: Profile, *, twin: bool = True) -> list[tuple[str, str, str, str, str]]:
+    """What the paper says of Table 3, for `check_effects`: (claim, metric, first, second, direction).
+
+    Without a `twin` the claims about an autoregressive model are left out.
+    """
+    longest, words = 256 // divisor(profile), asked_words(profile)
+    full, default = f"{DIFFUSION}, Z = {longest}", f"{TWIN}, default"
+    few = list(table3_runners(profile, MedVRunner(Path(), SamplerConfig()), None))[-1]
+    asked = "asking the autoregressive model for words adds a few"
+    compared = [
+        ("diffusion writes more words", "words", default, full, "rises"),
+        ("and takes more time", "seconds", default, full, "rises"),
+        ("and scores higher", "score", default, full, "rises"),
+        (asked, "words", default, f"{TWIN}, asked for {words} words", "rises"),
+    ]
+    own = [
+        ("fewer steps take less time", "seconds", full, few, "falls"),
+        ("fewer steps score lower", "score", full, few, "falls"),
+        ("fewer steps write more words", "words", full, few, "rises"),
+    ]
+    return [*compared, *own] if twin else own
+
+
+def twin_facts(folder: Path) -> dict:
+    """How the twin was trained, as its folder says; one trained elsewhere has nothing to say."""
+    if not (folder / "twin.json").is_file():
+        return {"given": "trained elsewhere"}
+    return json.loads((folder / "twin.json").read_text(encoding="utf-8"))
+
+
+def twin_table(folder: Path) -> pd.DataFrame:
+    """What training the twin took, a row per stage: steps, trainable parameters, last losses; or why there is no twin."""
+    facts = twin_facts(folder)
+    stages = [{"stage": name, **row} for name, row in facts.items() if isinstance(row, dict)]
+    note = pd.DataFrame([{"twin": text} for name, text in facts.items() if name in ("none", "copied from", "given")])
+    return pd.DataFrame(stages) if stages else note
+
+
+def loss_history(folder: Path) -> pd.DataFrame:
+    """The loss of a finished training against its steps, from its folder: step, loss, split."""
+    rows = json.loads((folder / "history.json").read_text(encoding="utf-8"))
+    splits = {"loss": "training", "eval_loss": "validation"}
+    found = [
+        {"step": row["step"], "loss": row[name], "split": split}
+        for row in rows
+        for name, split in splits.items()
+        if name in row
+    ]
+    return pd.DataFrame(found)
+
+
+def twin_in(folder: Path) -> Path | None:
+    """The folder, or None where its twin.json says that this profile has no twin."""
+    return None if "none" in twin_facts(folder) else folder

@@ -1,0 +1,224 @@
+"""The vision tower in the role of SigLIP2: a small SigLIP encoder trained on drawn images before any language.
+
+SigLIP2 learned from image-text pairs of the web. A tower of half a million parameters and minutes of one core cannot; it is
+told the attributes of the drawing instead (which domain, which finding, which side, ...), at every patch token, because
+patch tokens are what the language tower will read. That is supervision the real tower never had, and a reader of the tiny
+results should know it. Images come from the training split only.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import SiglipVisionConfig, SiglipVisionModel, Trainer
+
+from medv.checkpoints.assembly import vision_config
+from medv.model.modeling import pool_patches
+from medv.phantoms.general import ShapeScene, draw_shapes, sample_shapes
+from medv.phantoms.pictures import draw, phantom_scene
+from medv.phantoms.scene import NORMAL, Scene, split_seed
+from medv.profiles import ModelShape
+from medv.training.trainer import OneDeviceArguments
+
+UNKNOWN = -100
+ATTRIBUTES = ("domain", "finding", "side", "level", "size", "acquisition", "shape", "color", "count")
+
+LOCAL = ("finding", "side", "level", "size")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The values of each attribute, in a fixed order, learned from scenes."""
+
+    values: dict[str, tuple[str, ...]]
+
+    @classmethod
+    def of(cls, scenes: Sequence[Scene | ShapeScene]) -> "Labels":
+        """Every value that occurs."""
+        found = {name: sorted({str(_value(scene, name)) for scene in scenes} - {"None"}) for name in ATTRIBUTES}
+        return cls({name: tuple(values) for name, values in found.items()})
+
+    def encode(self, scene: Scene | ShapeScene) -> list[int]:
+        """Class indices of a scene, -100 where the attribute does not apply."""
+        pairs = ((self.values[name], str(_value(scene, name))) for name in ATTRIBUTES)
+        return [values.index(value) if value in values else UNKNOWN for values, value in pairs]
+
+
+def _value(scene: Scene | ShapeScene, name: str) -> str | int | None:
+    if name == "domain" and isinstance(scene, ShapeScene):
+        return "general"
+    return getattr(scene, name, None)
+
+
+def tower_scenes(split: str, count: int) -> list[Scene | ShapeScene]:
+    """`count` scenes of the tower's own range of a split; one in six is of the general family."""
+    start = 500_000_000
+    return [
+        sample_shapes(split_seed(split, start + i)) if i % 6 == 5 else phantom_scene(split, start + i) for i in range(count)
+    ]
+
+
+class SceneImages(Dataset):
+    """Drawn scenes with their labels, in order; a drawn image is kept as bytes.
+
+    `patches` [P] bool says which patches show the finding: those where the image differs from the same image drawn without.
+    """
+
+    def __init__(self, scenes: Sequence[Scene | ShapeScene], labels: Labels, image_size: int, patch_size: int):
+        self.scenes, self.labels, self.size, self.patch = scenes, labels, image_size, patch_size
+        self._picture = functools.lru_cache(maxsize=None)(self._draw)
+
+    def _draw(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """The picture [H, W, 3] and where the finding is [H, W], both uint8."""
+        scene = self.scenes[index]
+        if isinstance(scene, ShapeScene):
+            return draw_shapes(scene, self.size), np.zeros((self.size, self.size), np.uint8)
+        picture = draw(scene, self.size)
+        normal = replace(scene, finding=NORMAL, side=None, level=None, size=None)
+        change = np.abs(picture.astype(int) - draw(normal, self.size)).max(axis=-1) if scene.finding != NORMAL else 0
+        return picture, np.broadcast_to(change > 16, picture.shape[:2]).astype(np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> dict:
+        return self._item(index, *self._picture(index))
+
+    def _item(self, index: int, picture: np.ndarray, where: np.ndarray) -> dict:
+        labels = torch.tensor(self.labels.encode(self.scenes[index]))
+        side = self.size // self.patch
+        share = where.reshape(side, self.patch, side, self.patch).mean(axis=(1, 3)).reshape(-1)  # [P]
+        pixels = torch.from_numpy(picture).permute(2, 0, 1).float() / 127.5 - 1  # [3, H, W]
+        return {"pixel_values": pixels, "labels": labels, "patches": torch.from_numpy(share > 0.25)}
+
+
+class AugmentedImages(SceneImages):
+    """`draws` random scenes, each shifted by up to 4 pixels and changed a little in contrast and brightness.
+
+    What is drawn at a position depends on (seed, position) alone. Shifts are small beside the distance of a lesion from the
+    midlines, so every label stays true.
+    """
+
+    def __init__(self, scenes, labels, image_size: int, patch_size: int, *, draws: int, seed: int):
+        super().__init__(scenes, labels, image_size, patch_size)
+        self.draws, self.seed = draws, seed
+
+    def __len__(self) -> int:
+        return self.draws
+
+    def __getitem__(self, position: int) -> dict:
+        rng = np.random.default_rng([self.seed, position, 0xA06])
+        index = int(rng.integers(len(self.scenes)))
+        margin = self.size // 16
+        top, left = rng.integers(0, 2 * margin + 1, size=2)
+        rows = np.clip(np.arange(self.size) + top - margin, 0, self.size - 1)
+        columns = np.clip(np.arange(self.size) + left - margin, 0, self.size - 1)
+        picture, where = (plane[rows][:, columns] for plane in self._picture(index))
+        changed = (picture.astype(np.float32) - 127.5) * rng.uniform(0.85, 1.15) + 127.5 + rng.uniform(-12, 12)
+        return self._item(index, changed.clip(0, 255).astype(np.float32), where)
+
+
+class AttributeTower(nn.Module):
+    """A SigLIP encoder with linear heads: all attributes on every visual token and on their mean, and on each patch what
+    finding it shows, of which side, level and size, or none.
+    """
+
+    def __init__(self, config: SiglipVisionConfig, labels: Labels, image_pool: int):
+        super().__init__()
+        self.tower = SiglipVisionModel(config)
+        self.pool = image_pool
+        self.sizes = [len(labels.values[name]) for name in ATTRIBUTES]
+        self.heads = nn.Linear(config.hidden_size, sum(self.sizes))
+        self.patch_sizes = [len(labels.values[name]) + 1 for name in LOCAL]
+        self.patch_heads = nn.Linear(config.hidden_size, sum(self.patch_sizes))
+
+    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor, patches: torch.Tensor) -> dict[str, torch.Tensor]:
+        """pixel_values [B, 3, H, W], labels [B, A], patches [B, P] -> loss and the logits of the mean token [B, C]."""
+        tower = self.tower
+        states = tower.encoder(inputs_embeds=tower.embeddings(pixel_values)).last_hidden_state  # [B, P, D]
+        tokens = pool_patches(states, self.pool)  # [B, N, D]
+        pooled = self.heads(F.layer_norm(tokens.mean(dim=1), tokens.shape[-1:]))  # [B, C]
+        each = self.heads(F.layer_norm(tokens, tokens.shape[-1:]))  # [B, N, C]
+        local = self.patch_heads(F.layer_norm(states, states.shape[-1:]))  # [B, P, C']
+        loss = self._loss(pooled[:, None], labels) + self._loss(each, labels) + self._local_loss(local, labels, patches)
+        return {"loss": loss, "logits": pooled}
+
+    def _local_loss(self, logits: torch.Tensor, labels: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy of the patches, logits [B, P, C'], patches [B, P] bool; class 0 is "nothing here"."""
+        losses = []
+        for name, part in zip(LOCAL, logits.split(self.patch_sizes, dim=-1), strict=True):
+            target = torch.where(patches, labels[:, ATTRIBUTES.index(name), None] + 1, 0)  # [B, P]
+            # findings are rare among patches: without the weight a head would call every patch empty
+            weight = torch.ones(part.shape[-1], device=part.device)
+            weight[0] = 0.2
+            losses.append(F.cross_entropy(part.flatten(0, 1), target.flatten(), weight=weight))
+        return torch.stack(losses).mean()
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy over attributes and tokens; logits [B, n, C]."""
+        losses = [
+            F.cross_entropy(
+                part.flatten(0, 1), labels[:, i].repeat_interleave(part.shape[1]), ignore_index=UNKNOWN, reduction="sum"
+            )
+            / ((labels[:, i] != UNKNOWN).sum().clamp_min(1) * part.shape[1])
+            for i, part in enumerate(logits.split(self.sizes, dim=-1))
+        ]
+        losses[ATTRIBUTES.index("finding")] = 2 * losses[ATTRIBUTES.index("finding")]  # the one of many values
+        return torch.stack(losses).mean()
+
+    def accuracy(self, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+        """Share of right answers per attribute; logits [n, C], labels [n, A]."""
+        result = {}
+        for i, part in enumerate(logits.split(self.sizes, dim=-1)):
+            known = labels[:, i] != UNKNOWN
+            result[ATTRIBUTES[i]] = float((part.argmax(-1) == labels[:, i])[known].float().mean())
+        return result
+
+
+def train_tower(shape: ModelShape, out: Path, *, steps: int, seed: int, images: int = 36_000, quiet: bool = False) -> dict:
+    """Train the tower and save it to `out` (a SiglipVisionModel folder); returns its validation accuracy per attribute."""
+    scenes = tower_scenes("train", images)
+    labels = Labels.of(scenes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AttributeTower(vision_config(shape), labels, shape.image_pool)
+    args = OneDeviceArguments(
+        output_dir=str(out / "checkpoints"),
+        max_steps=steps,
+        per_device_train_batch_size=64,
+        learning_rate=1.5e-3,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.05,
+        weight_decay=0.01,
+        save_steps=max(1, steps // 4),
+        save_total_limit=1,
+        logging_steps=max(1, steps // 50),
+        report_to="none",
+        use_cpu=not torch.cuda.is_available(),
+        seed=seed,
+        disable_tqdm=quiet,
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+    )
+    held_out = SceneImages(tower_scenes("validation", 1200), labels, shape.image_size, shape.patch_size)
+    drawn = AugmentedImages(scenes, labels, shape.image_size, shape.patch_size, draws=steps * args.train_batch_size, seed=seed)
+    trainer = Trainer(model=model, args=args, train_dataset=drawn)
+    trainer.train(resume_from_checkpoint=_newest(out / "checkpoints"))
+    model.eval()
+    model.tower.save_pretrained(out)
+    with torch.inference_mode():
+        items = [held_out[i] for i in range(len(held_out))]
+        batch = {key: torch.stack([item[key] for item in items]).to(trainer.args.device) for key in items[0]}
+        return model.accuracy(model(**batch)["logits"].cpu(), batch["labels"].cpu())
+
+
+def _newest(folder: Path) -> str | None:
+    """The newest complete checkpoint. The Trainer writes its state last: a run killed while saving has none."""
+    complete = [state.parent for state in folder.glob("checkpoint-*/trainer_state.json") if state.stat().st_size]
+    return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None

@@ -1,0 +1,217 @@
+"""An offline judge of descriptions: which facts of a phantom does a text state, and how many of them are right?
+
+`stated_facts` reads free text, also the broken text of a half-trained model, into (attribute, value) pairs as in
+`Scene.facts`; `score_description` compares them with the truth. Precision falls with every invented or contradicting claim,
+recall with every fact left out; denied findings ("no pleural effusion") are no claims. This is a parser of the words of the
+phantoms and their common synonyms. It is not the GPT judge of the paper, knows no grammar beyond negation, does not judge
+style, and never says that a denial is wrong; on real reports its numbers mean nothing.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from medv.intervals import bootstrap_interval
+from medv.phantoms.scene import NORMAL, Scene
+
+_PATTERNS = {
+    ("domain", "chest_xray"): r"x-? ?rays?|radiographs?",
+    ("domain", "ct"): r"ct|computed tomography",
+    ("domain", "mri"): r"mri?|magnetic resonance",
+    ("domain", "histology"): r"histolog\w*|histopath\w*|microscop\w*|photomicro\w*",
+    ("domain", "gross"): r"gross|macroscop\w*",
+    ("finding", "pleural effusion"): r"(?:pleural )?effusions?",
+    ("finding", "pneumothorax"): r"pneumothora(?:x|ces)",
+    ("finding", "consolidation"): r"consolidat\w+",
+    ("finding", "nodule"): r"nodul\w+",
+    ("finding", "cyst"): r"cyst\w*",
+    ("finding", "calcification"): r"calcif\w+",
+    ("finding", "mass"): r"mass(?:es)?",
+    ("finding", "fluid collection"): r"(?:fluid )?collections?",
+    ("finding", "tumor"): r"tumou?rs?|neoplas\w+",
+    ("finding", "infarct"): r"infarct\w*",
+    ("finding", "hemorrhage"): r"ha?emorrhag\w+|bleed\w*",
+    ("finding", "edema"): r"o?edema\w*",
+    ("finding", "inflammation"): r"inflam\w+",
+    ("finding", "necrosis"): r"necro\w+",
+    ("finding", "carcinoma"): r"carcinomas?|carcinomatous",
+    ("finding", "fibrosis"): r"fibro\w+",
+    ("finding", "ulcer"): r"ulcer\w*",
+    ("side", "left"): r"left(?:-sided)?",
+    ("side", "right"): r"right(?:-sided)?",
+    ("level", "upper"): r"upper|superior",
+    ("level", "lower"): r"lower|inferior",
+    ("level", "anterior"): r"anterior(?:ly)?",
+    ("level", "posterior"): r"posterior(?:ly)?",
+    ("size", "small"): r"small|tiny|little|minor|minimal",
+    ("size", "large"): r"large|big|huge|massive|extensive|siz(?:e)?able",
+    ("acquisition", "upright"): r"upright|erect|standing",
+    ("acquisition", "portable"): r"portable|bedside|mobile",
+    ("acquisition", "contrast"): r"contrast(?:-enhanced)?|enhanced",
+    ("acquisition", "non-contrast"): r"noncontrast",
+    ("acquisition", "T1"): r"t1w?(?:-weighted)?",
+    ("acquisition", "T2"): r"t2w?(?:-weighted)?",
+    ("acquisition", "low power"): r"low[- ](?:power|magnification)",
+    ("acquisition", "high power"): r"high[- ](?:power|magnification)",
+    ("acquisition", "fresh"): r"fresh(?:ly)?",
+    ("acquisition", "fixed"): r"(?:formalin-)?(?:fixed|fixation)",
+}
+_FACTS = {fact: re.compile(rf"\b(?:{pattern})\b") for fact, pattern in _PATTERNS.items()}
+_OF_THE_LESION = ("side", "level", "size")
+
+# Word groups that would be misread: (what is written, what is read instead).
+_READINGS = (
+    (r"without (?:any |intravenous |iv )*contrast|non[- ]?contrast|no contrast|unenhanced", "noncontrast"),
+    (r"mass effect|in contrast|large (?:vessels?|airways?|bowel)|upper limits?", " "),
+    (r"n't\b", " not"),
+)
+_READINGS = tuple((re.compile(pattern), reading) for pattern, reading in _READINGS)
+# Where one claim ends and the next begins, whatever was denied before.
+_CLAIMS = re.compile(
+    r"[.;!?\n]+|,? \b(?:but|however|although|whereas|while|except)\b|,? and (?=there (?:is|are)\b)"
+    r"|, (?=(?:and |with )?(?:a|an|the|there|it|this)\b)"
+)
+_DENIAL = re.compile(r"\b(?:no|not|without|neither|nor|never|absence of|negative for|free of|lacks?|lacking)\b")
+_DENIAL_ENDS = re.compile(r"\b(?:on|in|of) this\b|\bshow(?:s|ing)\b")
+_DENIED = re.compile(
+    r"(?:\b(?:is|are|was|were|be) )?\b(?:absent|excluded|ruled out|"
+    r"not (?:\w+ )?(?:seen|identified|present|detected|visible|found|evident|demonstrated|noted|observed|shown))\b"
+)
+_VERB = re.compile(r"\b(?:is|are|was|were|shows?|showing|has)\b")
+# A remark on what is spared places nothing: "the right lung is clear".
+_SPARED = re.compile(r"\b(?:clear|normal|unremarkable|intact|spared|preserved|opposite|contralateral|remaining|other)\b")
+_WHOLE = (
+    r"(?:image|study|scan|x-ray|radiograph|film|ct|mri|slide|section|specimen|picture|examination|exam|it|this|abdomen|"
+    r"brain|field|lung|lungs|chest|tissue|appearance)"
+)
+_ALL_NORMAL = re.compile(
+    r"\b(?:no|without|without any|no evidence of(?: an| any)?)(?: (?:acute|focal|significant|definite|visible))*"
+    r" (?:abnormalit(?:y|ies)|lesions?|pathology)\b"
+    rf"|\b{_WHOLE}(?: (?:scan|image|slide))? (?:is|are|appears?|looks?|seems?)"
+    r"(?: (?:entirely|completely))? (?:normal|unremarkable)\b"
+    r"|\b(?:a|the|impression|conclusion|overall|of)\W+(?:normal|unremarkable)"
+    rf" (?:\w+ )?{_WHOLE}\b"
+    r"|\b(?:impression|conclusion|diagnosis)\W+(?:normal|unremarkable)\b"
+)
+
+
+@dataclass(frozen=True)
+class FindingScore:
+    """Shares of 0..1 and the facts behind them: `correct` is what is both stated and true."""
+
+    precision: float
+    recall: float
+    f1: float
+    correct: frozenset[tuple[str, str]]
+    stated: frozenset[tuple[str, str]]
+    true: frozenset[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class FindingScores:
+    """Means of many scores, 0..1, with percentile bootstrap intervals over the descriptions.
+
+    `by_attribute` is the recall of each attribute over the scenes that have it.
+    """
+
+    n: int
+    precision: float
+    recall: float
+    f1: float
+    intervals: dict[str, tuple[float, float]]
+    by_attribute: dict[str, float]
+    items: tuple[FindingScore, ...]
+
+
+def stated_facts(text: str) -> frozenset[tuple[str, str]]:
+    """The (attribute, value) pairs that a text claims, for example ("finding", "nodule"); denied ones are left out."""
+    text = re.sub(r"[\u2010-\u2015]", "-", text.lower()).replace("\u2019", "'")
+    for pattern, reading in _READINGS:
+        text = pattern.sub(reading, text)
+    return frozenset(fact for claim in _CLAIMS.split(text) for fact in _claimed(" ".join(claim.split())))
+
+
+def score_description(text: str, scene: Scene) -> FindingScore:
+    """Compare what a text states with the facts of its scene; a text that states nothing scores 0."""
+    stated, true = stated_facts(text), scene.facts()
+    correct = stated & true
+    precision = len(correct) / len(stated) if stated else 0.0
+    recall = len(correct) / len(true)
+    f1 = 2 * len(correct) / (len(stated) + len(true))
+    return FindingScore(precision, recall, f1, correct, stated, true)
+
+
+def score_descriptions(texts: Sequence[str], scenes: Sequence[Scene], *, seed: int = 0, resamples: int = 2000) -> FindingScores:
+    """Score `texts[i]` against `scenes[i]`; raises ValueError when their numbers differ or there are none."""
+    if len(texts) != len(scenes):
+        raise ValueError(f"{len(texts)} texts but {len(scenes)} scenes: give one text for each scene")
+    if not texts:
+        raise ValueError("there is nothing to score: no texts were given")
+    items = tuple(score_description(text, scene) for text, scene in zip(texts, scenes, strict=True))
+    values = {name: [getattr(item, name) for item in items] for name in ("precision", "recall", "f1")}
+    found: dict[str, list[bool]] = {}
+    for item in items:
+        for fact in item.true:
+            found.setdefault(fact[0], []).append(fact in item.correct)
+    return FindingScores(
+        n=len(items),
+        **{name: float(np.mean(numbers)) for name, numbers in values.items()},
+        intervals={name: bootstrap_interval(v, seed=seed, resamples=resamples) for name, v in values.items()},
+        by_attribute={name: float(np.mean(hits)) for name, hits in sorted(found.items())},
+        items=items,
+    )
+
+
+def fact_spans(text: str, scene: Scene) -> list[tuple[int, int, bool]]:
+    """Where a text states facts: (start, end, whether it is true of the scene), in order, for highlighting.
+
+    Some stated facts have no place of their own ("without contrast") and are not marked.
+    """
+    lower = text.lower() if len(text.lower()) == len(text) else text
+    edges = [0, *(edge for cut in _CLAIMS.finditer(lower) for edge in cut.span()), len(lower)]
+    true, spans = scene.facts(), set()
+    for start, end in zip(edges[::2], edges[1::2], strict=True):
+        claim = lower[start:end]
+        denied = _denied_spans(claim)
+        for fact in _claimed(claim):
+            for match in _FACTS.get(fact, _ALL_NORMAL).finditer(claim):
+                if fact not in _FACTS or not _inside(match.start(), denied):
+                    spans.add((start + match.start(), start + match.end(), fact in true))
+    return sorted(spans)
+
+
+def _claimed(claim: str) -> set[tuple[str, str]]:
+    """The facts of one claim, a piece of a sentence in lower case."""
+    denied = _denied_spans(claim)
+    facts = {
+        fact for fact, pattern in _FACTS.items() if any(not _inside(match.start(), denied) for match in pattern.finditer(claim))
+    }
+    if not any(name == "finding" for name, _ in facts) and _SPARED.search(claim):
+        facts = {fact for fact in facts if fact[0] not in _OF_THE_LESION}
+    if any(not _is_denial_denied(match, claim) for match in _ALL_NORMAL.finditer(claim)):
+        facts.add(("finding", NORMAL))
+    return facts
+
+
+def _denied_spans(claim: str) -> list[tuple[int, int]]:
+    """Where what is named is denied: after "no ...", and before "... are absent"."""
+    spans = []
+    for cue in _DENIAL.finditer(claim):
+        end = _DENIAL_ENDS.search(claim, cue.end())
+        spans.append((cue.end(), end.start() if end else len(claim)))
+    for cue in _DENIED.finditer(claim):
+        verbs = [verb.end() for verb in _VERB.finditer(claim, 0, cue.start())]
+        spans.append((verbs[-1] if verbs else 0, cue.start()))
+    return spans
+
+
+def _inside(position: int, spans: list[tuple[int, int]]) -> bool:
+    return any(start <= position < end for start, end in spans)
+
+
+def _is_denial_denied(match: re.Match, claim: str) -> bool:
+    """Whether "normal" is said of a part only, or denied itself: "the right lung is normal", "this is not a normal scan"."""
+    before = claim[: match.start()]
+    return bool(re.search(r"\b(?:not|left|right|other|opposite|remaining|rest|otherwise)\b", before))

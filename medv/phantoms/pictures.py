@@ -1,0 +1,33 @@
+"""Phantom images: a scene of medv.phantoms.scene drawn as pixels, in five domains, with numpy alone.
+
+The same scene gives the same picture on every machine and shows the same anatomy at every size; only grain is per pixel.
+Phantoms teach a tiny model where to look; they are drawings and stand for no patient.
+"""
+
+import numpy as np
+from PIL import Image
+
+from medv.phantoms.drawing import chest_xray, ct, gross, histology, mri
+from medv.phantoms.drawing.canvas import Canvas
+from medv.phantoms.scene import Scene, sample_scene, split_seed
+
+_DRAW = {"chest_xray": chest_xray.draw, "ct": ct.draw, "mri": mri.draw, "histology": histology.draw, "gross": gross.draw}
+
+
+def draw(scene: Scene, size: int = 64) -> np.ndarray:
+    """The picture of a scene, uint8 [size, size, 3]; raises ValueError for an unknown domain or a size below 8."""
+    if scene.domain not in _DRAW:
+        raise ValueError(f"unknown domain {scene.domain!r}: use one of {', '.join(_DRAW)}")
+    image = _DRAW[scene.domain](scene, Canvas(scene, size))
+    pixels = (np.clip(image, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
+    return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
+
+
+def phantom_image(scene: Scene, size: int = 64) -> Image.Image:
+    """`draw` as a PIL image; `functools.partial(phantom_image, scene, size)` pickles, so it serves as `Example.image`."""
+    return Image.fromarray(draw(scene, size))
+
+
+def phantom_scene(split: str, index: int, **wanted: str) -> Scene:
+    """The scene of image `index` of a split ("train", "validation", "test"); `wanted` as in `sample_scene`."""
+    return sample_scene(split_seed(split, index), **wanted)

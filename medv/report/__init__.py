@@ -1,1 +1,0 @@
-"""How results are shown: figures, tables and the index page."""
