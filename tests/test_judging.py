@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 from medv.cli import app
 from medv.evaluation.judge import read_judgements
-from medv.evaluation.judging import Endpoint, judge_file, key_from_environment
+from medv.evaluation.judge_client import Endpoint, key_from_environment
+from medv.evaluation.judging import judge_file
 from medv.reading import DataError
 
 PROXIES = "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"

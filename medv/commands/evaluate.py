@@ -20,7 +20,8 @@ def evaluate_vqa_command(
     as_json: AsJson = False,
 ) -> None:
     """Closed accuracy and open recall, exactly as the official evaluation computes them, and stricter values beside them."""
-    from medv.evaluation.vqa import evaluate_vqa, pair, read_predictions, read_references
+    from medv.evaluation.pairing import pair, read_predictions, read_references
+    from medv.evaluation.vqa import evaluate_vqa
 
     wanted, given = pair(read_references(references), read_predictions(predictions))
     print_mapping(f"VQA, {variant} variant (percent)", evaluate_vqa(wanted, given, variant=variant).to_dict(), as_json)
