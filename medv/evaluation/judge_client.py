@@ -50,13 +50,12 @@ Messages = Sequence[Mapping[str, str]]
 
 def key_from_environment() -> str | None:
     """The key that the environment holds, if any; raises ValueError for one that cannot be sent as a header."""
-    name = next((name for name in KEYS if os.environ.get(name, "").strip()), None)
-    if name is None:
-        return None
-    key = os.environ[name].strip()
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise ValueError(f"the key in {name} has characters that no key has: set it again")
-    return key
+    for name in KEYS:
+        if key := os.environ.get(name, "").strip():
+            if not key.isascii() or not key.isprintable() or " " in key:
+                raise ValueError(f"the key in {name} has characters that no key has: set it again")
+            return key
+    return None
 
 
 @dataclass(frozen=True)

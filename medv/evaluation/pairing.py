@@ -54,14 +54,14 @@ class Prediction:
     prompt: str | None = None
 
 
-def read_references(path: str | Path, *, language: str = "en") -> list[Reference]:
-    """The references of an annotation file as shipped: VQA-RAD, SLAKE (one language), PathVQA or LLaVA-Med's VQA files.
+def read_references(path: str | Path) -> list[Reference]:
+    """The references of an annotation file as shipped: VQA-RAD, SLAKE (English), PathVQA or LLaVA-Med's VQA files.
 
     All rows are kept, in file order. Raises DataError for a file of another kind.
     """
     fields = read_rows(path)[0]
     if "q_lang" in fields:
-        examples = read_slake(path, language=language)
+        examples = read_slake(path)
     elif "phrase_type" in fields:
         examples = read_vqa_rad(path, frame_rows=True)
     elif "sentf" in fields or {"id", "image", "question", "answer", "answer_type"} <= fields.keys():
@@ -73,7 +73,7 @@ def read_references(path: str | Path, *, language: str = "en") -> list[Reference
             f"{path} is no annotation file of VQA-RAD, SLAKE, PathVQA or LLaVA-Med VQA (its rows have {', '.join(fields)})"
         )
     if not examples:
-        raise DataError(f"{path} has no question in language {language!r}")
+        raise DataError(f"{path} has no question in language 'en'")
     return [Reference.of(example) for example in examples]
 
 

@@ -17,7 +17,6 @@ import numpy as np
 
 from medv.evaluation.normalize import normalize
 from medv.evaluation.pairing import Reference
-from medv.intervals import bootstrap_interval
 
 VARIANTS = ("batch", "gated")
 METRICS = {
@@ -74,12 +73,6 @@ class VQAScores:
             raise ValueError(f"unknown metric {metric!r}: choose from {', '.join(METRICS)}")
         found = (getattr(item, METRICS[metric]) for item in self.items)
         return np.array([100.0 * value for value in found if value is not None])
-
-    def intervals(self, *, seed: int, level: float = 0.95, resamples: int = 2000) -> dict[str, tuple[float, float]]:
-        """A bootstrap interval over questions, in percent, for every metric that has questions."""
-        values = {metric: self.values(metric) for metric in METRICS}
-        how = {"seed": seed, "level": level, "resamples": resamples}
-        return {metric: bootstrap_interval(part, **how) for metric, part in values.items() if len(part)}
 
 
 def evaluate_vqa(references: Sequence[Reference], predictions: Sequence[str], *, variant: str = "batch") -> VQAScores:
