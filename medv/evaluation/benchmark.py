@@ -48,11 +48,10 @@ def read_questions(path: Path, images: Path | ImageFolder, *, data: str | None =
 def examine(
     examples: Sequence[Example], answerer: Answerer | CheckpointAnswerer, config: SamplerConfig, *, skip_corrupt: bool = False
 ) -> tuple[list[Example], dict[str, str]]:
-    """Check every question before any is answered: those that can be answered, and, with `skip_corrupt`, why others cannot,
-    by id.
+    """The questions that can be answered, checked before any is; and, with `skip_corrupt`, the errors of other images by id.
 
-    Raises ImageError, without `skip_corrupt`, for the first image that cannot be read; ValueError for a question that is too
-    long for the model, or where no image can be read.
+    Raises ImageError, without `skip_corrupt`, for an image that cannot be read; ValueError for a question that is too long for
+    the model, or where no image can be read.
     """
     asked, skipped = [], {}
     look = lru_cache(maxsize=8)(open_image)  # several questions about one image stand together
@@ -77,16 +76,12 @@ def examine(
 
 
 def write_skipped(skipped: Mapping[str, str], out: Path) -> Path:
-    """List the questions that were left out, and why, as JSON lines beside the answers; returns where.
-
-    Raises ValueError where a file of that name holds anything else.
-    """
+    """List skipped questions and their errors as JSON lines beside the answers; raises ValueError over another file."""
     path = out.with_name(f"{out.name}.skipped")
     fields = ("question_id", "reason")
     if path.exists() and not all(isinstance(row, dict) and tuple(row) == fields for _, row in read_lines(path)):
         raise ValueError(f"{path} exists, and is no list of questions that were left out: move it away")
-    rows = [dict(zip(fields, item, strict=True)) for item in skipped.items()]
-    return write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return write_text(path, "".join(json.dumps(dict(zip(fields, item, strict=True))) + "\n" for item in skipped.items()))
 
 
 def answer_file(
@@ -101,11 +96,10 @@ def answer_file(
 ) -> int:
     """Answer what `out` does not hold yet, one JSON line an answer, in the order of the examples; returns how many there are.
 
-    A stopped run resumes question by question: a batch of which some answers are there is asked whole, so that no answer
-    depends on where the run stopped, and the missing ones are added. Under torchrun each process writes a file of its own
-    beside `out`, and the first one merges them. Raises ValueError, with nothing changed, where `out` is one of `inputs` or
-    holds anything but answers by the same settings and equal contents of model, questions and images, and where another
-    process works on it.
+    A batch of which some answers are there is asked whole, so that no answer depends on where a run stopped, and the missing
+    ones are added. Under torchrun each process writes a file beside `out`, and the first one merges them. Raises ValueError,
+    with nothing changed, where `out` is one of `inputs`, holds anything but answers by the same settings and equal contents of
+    model, questions and images, or another process works on it.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     out = out.resolve()  # a link stays one
@@ -139,12 +133,12 @@ def answer_file(
 
 
 def _parts(out: Path) -> list[Path]:
-    """The files of the processes of a shared run, also of one that was killed."""
+    """The files of the processes of a distributed run."""
     return sorted(out.parent.glob(f"{glob.escape(out.name)}.part*"))
 
 
 def _answers_there(out: Path, run: Run) -> dict[str, dict]:
-    """Answers by question id, from `out` and from the parts of a run that was killed."""
+    """Answers by question id, from `out` and from the parts of a killed run."""
     rows = [Row(row, path, "an answer") for path in (out, *_parts(out)) for row in owned_rows(path, run)]
     return {row.identity("question_id"): dict(row) for row in rows if row.answer() is not None}
 

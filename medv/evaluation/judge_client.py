@@ -144,14 +144,13 @@ class Judge:
                 f"the environment's proxy or certificate settings cannot be used ({error}): mend or unset ALL_PROXY, "
                 "HTTP_PROXY, HTTPS_PROXY, NO_PROXY or SSL_CERT_FILE"
             ) from None
-        without = {} if endpoint.key else {"Authorization": openai.Omit()}
         self.client = openai.AsyncOpenAI(
             api_key=endpoint.key or "none",
             base_url=endpoint.base_url,
             http_client=web,
             timeout=None,  # the clock in `_attempt` counts all parts of a request together
             max_retries=0,
-            default_headers={"Accept-Encoding": "identity", **without},
+            default_headers={"Accept-Encoding": "identity"},
         )
 
     async def ask(self, messages: Messages) -> str:
@@ -195,8 +194,9 @@ class Judge:
     async def _attempt(self, messages: Messages) -> str:
         try:
             async with asyncio.timeout(self.endpoint.timeout):
-                sent = self.client.chat.completions.with_raw_response.create(**self.endpoint.body(messages))
-                response = (await sent).http_response
+                headers = {} if self.endpoint.key else {"Authorization": openai.Omit()}
+                create = self.client.chat.completions.with_raw_response.create
+                response = (await create(**self.endpoint.body(messages), extra_headers=headers)).http_response
         except TimeoutError:
             raise Failure(f"no whole reply in {self.endpoint.timeout:g} s") from None
         except openai.APIStatusError as error:
