@@ -9,7 +9,7 @@ from test_model import training_batch
 from tiny import model
 
 from medv.checkpoints.bundled import bundled
-from medv.companion.figures.ablations import lora_figure
+from medv.companion.figures.studies import lora_figure
 from medv.companion.reproduction.run import open_run
 from medv.companion.studies import initialization as init
 from medv.companion.studies import lora as lora_study
