@@ -29,32 +29,11 @@ from transformers import (
 )
 
 from medv.artifacts import atomic_directory, write_json
+from medv.checkpoints import released, shards
 from medv.checkpoints.assembly import new_processor
 from medv.checkpoints.loading import OFFLINE, loading_errors
-from medv.checkpoints.released import (
-    language_config,
-    layout_of,
-    lladav_to_llada8b,
-    lladav_to_medv,
-    medv_config,
-    medv_to_lladav,
-    read_config,
-    released_config,
-    to_medv,
-    vision_config_of,
-    vision_tower_config,
-)
-from medv.checkpoints.shards import (
-    PICKLED,
-    SHARD_BYTES,
-    SINGLE,
-    StoredTensor,
-    copy_tensors,
-    mismatches,
-    pickles,
-    shapes,
-    stored_tensors,
-)
+from medv.checkpoints.released import lladav_to_medv, medv_to_lladav, read_config, to_medv
+from medv.checkpoints.shards import PICKLED, SHARD_BYTES, SINGLE, StoredTensor, mismatches, shapes
 from medv.data.example import IMAGE_TOKEN
 from medv.model.configuration import MedVConfig
 from medv.model.modeling import MedVForMaskedDiffusion
@@ -89,8 +68,10 @@ def convert(
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist: give a folder or file of weights")
     check_new(target, [source, vision])
-    pickled = source.suffix in PICKLED or (source.is_dir() and not list(source.glob("*.safetensors*")) and pickles(source))
-    tensors = {} if pickled else stored_tensors(source)
+    pickled = source.suffix in PICKLED or (
+        source.is_dir() and not list(source.glob("*.safetensors*")) and shards.pickles(source)
+    )
+    tensors = {} if pickled else shards.stored_tensors(source)
     if vision is not None and not (to in (None, "medv") and any(name.startswith("model.layers.") for name in tensors)):
         raise ValueError(
             f"--vision {vision} is for LLaDA-V's weights without their vision tower, and {source} is something else: convert "
@@ -104,7 +85,7 @@ def convert(
         config, renamed = _siglip_tower(source, tensors)
         _check(source, SiglipVisionModel, config, renamed)
     else:
-        layout = layout_of(tensors)
+        layout = released.layout_of(tensors)
         made = to = to or ("lladav" if layout == "medv" else "medv")
         if to == "projector":
             return _export_projector(tensors, layout, target)
@@ -123,15 +104,15 @@ def convert(
                 processor.official_prompts = True
         elif layout == "medv" and to == "lladav":
             _check(source, MedVForMaskedDiffusion, MedVConfig.from_dict(settings), tensors)
-            config = released_config(settings, to, _vocabulary(source, tensors))
+            config = released.released_config(settings, to, _vocabulary(source, tensors))
             renamed, _ = _renamed(tensors, medv_to_lladav)
         else:  # the language tower alone
             text, renamed = _language_part(source, settings, tensors, layout)
-            config = released_config(settings, to, text.vocab_size)
+            config = released.released_config(settings, to, text.vocab_size)
             if to == "llada8b":
-                renamed, _ = _renamed(renamed, lladav_to_llada8b)
+                renamed, _ = _renamed(renamed, released.lladav_to_llada8b)
     with atomic_directory(target) as folder:
-        copy_tensors(folder, renamed, shard_bytes=shard_bytes, quiet=quiet)
+        shards.copy_tensors(folder, renamed, shard_bytes=shard_bytes, quiet=quiet)
         if isinstance(config, dict):
             write_json(folder / "config.json", config)
         else:
@@ -173,14 +154,14 @@ def _language_part(
     medv, unknown = _renamed(tensors, lambda name: to_medv(name, layout))
     kept = {name: tensor for name, tensor in medv.items() if name.startswith(("model.language_model.", "lm_head."))}
     renamed, _ = _renamed(kept, medv_to_lladav)
-    config = language_config(settings.get("text_config", settings), _vocabulary(source, renamed))
+    config = released.language_config(settings.get("text_config", settings), _vocabulary(source, renamed))
     _check(source, LlamaForCausalLM, config, renamed, unknown)
     return config, renamed
 
 
 def _siglip_tower(source: Path, tensors: Tensors) -> tuple[SiglipVisionConfig, dict[str, StoredTensor]]:
     """The tower in a whole SigLIP without its last layer, head and text tower; a converted tower stays as it is."""
-    config = vision_tower_config(read_config(source))
+    config = released.vision_tower_config(read_config(source))
     if not any(name.startswith("vision_model.") for name in tensors):
         return config, dict(tensors)
     config.num_hidden_layers -= 1
@@ -195,10 +176,10 @@ def _whole_model(
     """A LLaDA-V checkpoint, with the tower in the folder `vision` where it has none of its own."""
     renamed, unknown = _renamed(tensors, lladav_to_medv)
     if vision is not None and not any(name.startswith("model.vision_tower.") for name in renamed):
-        _, tower = _siglip_tower(vision, stored_tensors(vision))
+        _, tower = _siglip_tower(vision, shards.stored_tensors(vision))
         renamed |= {f"model.vision_tower.{name}": tensor for name, tensor in tower.items()}
-    tower_config = vision_config_of(renamed, None if vision is None else read_config(vision))
-    config = medv_config(settings, tower_config, _vocabulary(source, renamed), tokenizer)
+    tower_config = released.vision_config_of(renamed, None if vision is None else read_config(vision))
+    config = released.medv_config(settings, tower_config, _vocabulary(source, renamed), tokenizer)
     _check(source, MedVForMaskedDiffusion, config, renamed, unknown)
     return config, renamed
 
