@@ -96,15 +96,16 @@ class MedVProcessor(ProcessorMixin):
             raise ValueError("the question is empty: ask something about the image")
         if pictures is not None and len(pictures) != len(questions):
             raise ValueError(f"{len(pictures)} images but {len(questions)} questions: give one image per question")
-        pairs = zip(questions, pictures or [None] * len(questions), strict=True)
-        prompts = [self.encode_turns((Turn("user", question.strip()),), image=picture) for question, picture in pairs]
+        prompts = []
+        for question, picture in zip(questions, pictures or [None] * len(questions), strict=True):
+            count = 0 if picture is None else self.view_plan.tokens(*picture.size)
+            prompts.append(self.encode_turns((Turn("user", question.strip()),), image_tokens=count))
         return self.batch(prompts, pictures, return_tensors=return_tensors)
 
-    def encode_turns(self, turns: tuple[Turn, ...], *, image: Image.Image | None) -> list[int]:
-        """Prompt ids of a dialogue that ends with a user turn, with the placeholders of its image."""
-        count = 0 if image is None else self.view_plan.tokens(*as_picture(image).size)
+    def encode_turns(self, turns: tuple[Turn, ...], *, image_tokens: int = 0) -> list[int]:
+        """Prompt ids of a dialogue that ends with a user turn, with `image_tokens` placeholders for an image."""
         how = {"system": self.system_prompt, "official": self.official_prompts}
-        return encode_prompt(self.tokenizer, turns, image_tokens=count, **how)
+        return encode_prompt(self.tokenizer, turns, image_tokens=image_tokens, **how)
 
     def batch(self, prompts: list[list[int]], images: list[Image.Image] | None, *, return_tensors: str = "pt") -> BatchFeature:
         """Pad prompts on the left and add the pixels."""

@@ -1,31 +1,35 @@
 """Which notebook makes which artifact, figure and table, and from what: the graph that `medv reproduce` walks.
 
 One `Node` per notebook; an edge runs from the maker of an artifact to whoever needs it. `EXHIBITS` lists every table and
-figure of the paper, so that what is not reproduced yet is seen to be missing. This module knows names only: it opens no file.
+figure of the paper, so that what is not reproduced yet is seen to be missing.
 """
 
+import ast
 from collections.abc import Iterable
 from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
-from importlib import import_module
-from pkgutil import iter_modules
+from pathlib import Path
 
 from medv.companion import studies
 from medv.companion.studies.node import Node
 from medv.profiles import Profile
 
 
-def _declared() -> tuple[Node, ...]:
-    """The nodes of all studies in the order of their notebooks.
+def declared(folders: Iterable[str] = studies.__path__) -> tuple[Node, ...]:
+    """The nodes of all studies, in the order of their notebooks.
 
-    The studies are not imported by statement: what one declares cannot change another notebook's results (see `reach`).
+    Read from the statement `NODES = (Node(...), ...)` of each file, without an import: the driver needs no torch, and what
+    one study declares cannot change the results of another (see `reach`).
     """
-    modules = [import_module(f"{studies.__name__}.{module.name}") for module in iter_modules(studies.__path__)]
-    nodes = [node for module in modules for node in getattr(module, "NODES", ())]
+    nodes: list[Node] = []
+    for path in (path for folder in folders for path in Path(folder).glob("*.py")):
+        for statement in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "NODES":
+                nodes += eval(compile(ast.Expression(statement.value), path, "eval"), {"Node": Node})
     return tuple(sorted(nodes, key=lambda node: node.notebook))
 
 
-NODES = _declared()
+NODES = declared()
 
 
 def nodes_for(profile: Profile) -> tuple[Node, ...]:
