@@ -91,22 +91,20 @@ class MedVForCausalLM(MedVForMaskedDiffusion):
             pad_token_id=self.config.fill_token_id,
             suppress_tokens=[*settings.suppress_tokens, self.config.mask_token_id],
         )  # [B, at most gen_length]
-        seconds = time.perf_counter() - started
-        sequences = torch.nn.functional.pad(ids, (0, settings.gen_length - ids.shape[1]), value=self.config.fill_token_id)
-        stops = torch.isin(sequences, torch.tensor(settings.stop_tokens, device=sequences.device))
-        stops[:, ids.shape[1] :] = False
-        found = stops.any(dim=1).tolist()
-        ends = [int(row.int().argmax()) if has else settings.gen_length for row, has in zip(stops, found, strict=True)]
-        for row, end in enumerate(ends):
-            sequences[row, end:] = self.config.fill_token_id
+        seconds, length = time.perf_counter() - started, settings.gen_length
+        stops = torch.isin(ids, torch.tensor(settings.stop_tokens, device=ids.device))
+        found = stops.any(dim=1)
+        ends = torch.where(found, stops.int().argmax(dim=1), length)  # [B]
+        written = torch.arange(length, device=ids.device) < ends[:, None]  # [B, L]
+        sequences = torch.nn.functional.pad(ids, (0, length - ids.shape[1])).where(written, self.config.fill_token_id)
         yield from ()
         return SamplerOutput(
             sequences=sequences,
-            lengths=ends,
-            forwards=[min(end + 1, settings.gen_length) for end in ends],
+            lengths=ends.tolist(),
+            forwards=(ends + 1).clamp_max(length).tolist(),
             seconds=seconds,
-            finish_reason=["stop" if has else "length" for has in found],
-            trace=Trace((), settings.gen_length, self.config.mask_token_id),
+            finish_reason=["stop" if has else "length" for has in found.tolist()],
+            trace=Trace((), length, self.config.mask_token_id),
         )
 
     def acceleration(self, config: SamplerConfig, graphs: bool | None = None) -> dict[str, bool]:
