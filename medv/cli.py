@@ -90,8 +90,7 @@ def ask(
     as_json: AsJson = False,
 ) -> None:
     """Answer a question about one image."""
-    from medv.companion.figures.trace_terminal import TerminalView
-    from medv.companion.figures.traces import trace_targets, word_of, write_trace
+    from medv.companion.figures.traces import TerminalView, trace_targets, word_of, write_trace
     from medv.data.images import open_image
 
     config = sampling.config()
