@@ -18,3 +18,14 @@ ROOT = Path(__file__).resolve().parent.parent
 def root() -> Path:
     """The root of the source tree."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory) -> Path:
+    """The folder of a small model with random weights; to be read only."""
+    import tiny
+
+    folder = tmp_path_factory.mktemp("model")
+    tiny.model().save_pretrained(folder)
+    tiny.processor().save_pretrained(folder)
+    return folder

@@ -8,7 +8,6 @@ import time
 import numpy as np
 import pydicom
 import pytest
-import tiny
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
@@ -18,14 +17,6 @@ from medv.cli import app
 from medv.phantoms.pictures import phantom_image, phantom_scene
 
 SHORT = ("--gen-length", "4", "--block-length", "4", "--steps", "4")
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tiny.model().save_pretrained(folder)
-    tiny.processor().save_pretrained(folder)
-    return folder
 
 
 def run(*arguments):
