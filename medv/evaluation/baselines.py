@@ -113,5 +113,5 @@ def availability(checkpoint: str | None) -> str:
     except ValueError as error:
         return f"not available: {error}"
     if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        return f"not available: transformers knows no image-text model of the type {kind!r}"
+        return f"not available: transformers has no image-text model of the type {kind!r}"
     return "on this machine"

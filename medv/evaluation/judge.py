@@ -104,7 +104,7 @@ def _after_thinking(reply: str) -> str:
         return reply
     thought, *rest = _THOUGHT.split(reply)
     if len(rest) > 1 or not (_THINKS.match(thought) or _SCORES.fullmatch(thought.strip().split("\n")[0]) is None):
-        raise ValueError("where its thinking ends cannot be told: its first line is unknown")
+        raise ValueError("the end of its thinking is unclear: its first line is unknown")
     return rest[0]
 
 
