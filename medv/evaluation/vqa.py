@@ -108,7 +108,7 @@ def _score(reference: Reference, prediction: str, variant: str) -> ItemScore:
     # The official token scores normalize a second time, which matters only for texts with more than 32 full stops.
     wanted, given = normalize(right).split(), normalize(predicted).split()
     recall, precision, f1 = token_scores(wanted, given)
-    set_recall = len({*wanted} & {*given}) / len({*wanted}) if wanted else 0.0
+    set_recall = len(set(wanted) & set(given)) / len(set(wanted)) if wanted else 0.0
     return ItemScore(reference.id, "OPEN", recall=recall, precision=precision, f1=f1, set_recall=set_recall)
 
 
