@@ -1,12 +1,10 @@
 """LLaDA-MedV in transformers' own parts: features of a vision tower, a two-layer projector, a Llama that sees both directions.
 
 `forward` holds the training loss of Eq. 4 (corruption included), so that distributed wrappers see one call; only the
-masked positions reach the output head. `generate` is Algorithm 1 of the paper through `medv.diffusion.fast`. There is no
-shift: the logits at position i predict token i. This module knows no files, no tokenizer and no training loop.
+masked positions reach the output head; `generate` and `stream` are in `medv.model.generation`. There is no shift: the
+logits at position i predict token i. This module knows no files, no tokenizer and no training loop.
 """
 
-import dataclasses
-from collections.abc import Generator
 from dataclasses import dataclass
 
 import torch
@@ -16,19 +14,11 @@ from transformers import AutoModel, PreTrainedModel, initialization
 from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput
 
-from medv.diffusion.caching import NO_CACHE
-from medv.diffusion.config import Denoiser, SamplerConfig, SamplerOutput
 from medv.diffusion.corruption import corrupt
-from medv.diffusion.fast import stream_fast
 from medv.diffusion.loss import masked_cross_entropy, token_weights
-from medv.diffusion.official import Uniform
-from medv.diffusion.sampler import stream
-from medv.diffusion.trace import Events, drain
 from medv.model.configuration import MedVConfig
-from medv.model.decoding import decoder_for
-from medv.model.devices import can_compile, computes_on
+from medv.model.generation import DiffusionGeneration
 from medv.model.merging import merge_views, pool_patches
-from medv.model.presets import generate_preset
 from medv.model.vision import feature_width, grid_features
 
 IGNORED_LABEL = -100
@@ -178,7 +168,7 @@ class MedVModel(MedVPreTrainedModel):
         return outputs.last_hidden_state
 
 
-class MedVForMaskedDiffusion(MedVPreTrainedModel):
+class MedVForMaskedDiffusion(MedVPreTrainedModel, DiffusionGeneration):
     """LLaDA-MedV: answers about an image by unmasking."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
@@ -252,126 +242,6 @@ class MedVForMaskedDiffusion(MedVPreTrainedModel):
         weights = token_weights(noise.masked, targets, noise.p_mask, self.config.loss_normalization)
         loss = masked_cross_entropy(hidden[noise.masked], self.lm_head, labels[noise.masked], weights)
         return MedVOutput(loss=loss, masked=noise.masked, last_hidden_state=hidden)
-
-    @torch.inference_mode()
-    def generate(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        image_layouts: torch.Tensor | None = None,
-        *,
-        config: SamplerConfig,
-        image_features: torch.Tensor | None = None,
-        row_indices: list[int] | None = None,
-        uniform: Uniform | None = None,
-        reference: bool = False,
-        graphs: bool = False,
-        compiled: bool = False,
-    ) -> SamplerOutput:
-        """Answer left-padded prompts [B, P]; the images are looked at once, or not at all given their image_features.
-
-        `medv.diffusion.sampler.sample` says what is computed. With `reference` that plain loop over `forward` computes it;
-        otherwise `medv.diffusion.fast` gives the same tokens sooner (with a revision, the plain loop over a `Decoder`).
-        `graphs` replays forwards as CUDA graphs, and `compiled` fuses what lies between
-        the matrix products (see `medv.model.decoding`). `uniform` gives the random draws of
-        the presets of `SamplerConfig` (see `medv.diffusion.official`), which are always computed plainly.
-        """
-        given = (input_ids, attention_mask, pixel_values, image_layouts)
-        how = {"image_features": image_features, "row_indices": row_indices, "uniform": uniform}
-        how |= {"graphs": graphs, "compiled": compiled}
-        return drain(self.stream(*given, config=config, reference=reference, tell=False, **how))
-
-    @torch.inference_mode()
-    def stream(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        image_layouts: torch.Tensor | None = None,
-        *,
-        config: SamplerConfig,
-        image_features: torch.Tensor | None = None,
-        row_indices: list[int] | None = None,
-        uniform: Uniform | None = None,
-        reference: bool = False,
-        graphs: bool = False,
-        compiled: bool = False,
-        tell: bool = True,
-    ) -> Generator[Events, None, SamplerOutput]:
-        """`generate` as it happens: yields the events of each forward (`medv.diffusion.trace`) and returns its output.
-
-        The presets yield once. Without `tell` the events may come empty, so that no forward makes the host wait for a GPU.
-        """
-        if attention_mask is not None and not attention_mask[:, -1].all():
-            raise ValueError("a prompt is padded on its right: pad prompts on the left, as MedVProcessor does")
-        if reference and config.cache != NO_CACHE:
-            raise ValueError(f"the reference has no cache, but the configuration asks for {config.cache}: leave it out")
-        if pixel_values is not None:
-            image_features = self.model.get_image_features(pixel_values, image_layouts)
-        if config.preset != "medv":
-            suppressed = _first_given(config.suppress_tokens, self.config.suppress_token_ids)
-            settings = dataclasses.replace(config, suppress_tokens=suppressed)
-            output = generate_preset(self, input_ids, attention_mask, image_features, settings, uniform)
-            yield output.trace.events
-            return output
-        own, settings = self.config, self.settings(config)
-        ids = {"mask_token_id": own.mask_token_id, "fill_token_id": own.fill_token_id, "row_indices": row_indices}
-        if reference:
-            plain = self._plain_denoiser(input_ids, attention_mask, image_features)
-            return (yield from stream(plain, input_ids, settings, **ids))
-        seen = {"attention_mask": attention_mask, "image_features": image_features, "cache": config.cache}
-        with decoder_for(self, input_ids, config.gen_length, graphs=graphs, compiled=compiled, **seen) as decoder:
-            if config.revision is None:
-                output = yield from stream_fast(decoder, input_ids, settings, tell=tell, **ids)
-            else:
-                output = yield from stream(decoder, input_ids, settings, **ids)
-            return dataclasses.replace(output, refreshes=decoder.refreshes)
-
-    def acceleration(self, config: SamplerConfig, graphs: bool | None = None) -> dict[str, bool]:
-        """What `generate` is told of `graphs` and `compiled`; None: both where they can be, which is on one GPU and without a
-        preset, the second where there is a compiler too.
-
-        Raises ValueError where graphs are asked for and cannot be.
-        """
-        could = (
-            computes_on(self.get_input_embeddings()).type == "cuda"
-            and not hasattr(self, "hf_device_map")
-            and config.preset == "medv"
-        )
-        if graphs and not could:
-            raise ValueError("CUDA graphs need a model on one CUDA device and no preset: leave them off")
-        graphs = could if graphs is None else graphs
-        return {"graphs": graphs, "compiled": graphs and can_compile()}
-
-    def settings(self, config: SamplerConfig) -> SamplerConfig:
-        """The configuration with the model's own suppressed and stop tokens where it leaves them open."""
-        own = self.config
-        # A placeholder in the answer would ask for one more visual token than there are.
-        suppressed = (*_first_given(config.suppress_tokens, own.suppress_token_ids), own.image_token_id)
-        stops = tuple(_first_given(config.stop_tokens, own.stop_token_ids))
-        return dataclasses.replace(config, suppress_tokens=suppressed, stop_tokens=stops)
-
-    def _plain_denoiser(
-        self, prompt: torch.Tensor, attention_mask: torch.Tensor | None, features: torch.Tensor | None
-    ) -> Denoiser:
-        """`forward` over the whole canvas each time: what every faster way has to give."""
-        width = prompt.shape[1]
-
-        def denoise(canvas: torch.Tensor, columns: slice, *, unconditional: bool = False) -> torch.Tensor:
-            ids, seen, mask = canvas, features, None
-            if unconditional:
-                ids, seen = canvas.clone(), None
-                ids[:, :width] = self.config.mask_token_id
-            if attention_mask is not None and not attention_mask.all():
-                mask = torch.nn.functional.pad(attention_mask, (0, canvas.shape[1] - width), value=1)  # [B, T]
-            return self(ids, mask, image_features=seen, logits_to_keep=columns).logits
-
-        return denoise
-
-
-def _first_given(asked: tuple[int, ...] | None, default: list[int] | tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(default) if asked is None else asked
 
 
 AutoModel.register(MedVConfig, MedVForMaskedDiffusion)

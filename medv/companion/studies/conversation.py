@@ -17,6 +17,7 @@ from medv import paper
 from medv.artifacts import read_jsonl
 from medv.companion.studies.generation import PLAIN, divisor, interval
 from medv.companion.studies.lengths import MAIN_BLOCK
+from medv.companion.studies.node import Node
 from medv.companion.studies.vqa_study import sampler_config
 from medv.data.example import Example
 from medv.diffusion.config import SamplerConfig
@@ -28,6 +29,18 @@ from medv.phantoms.facts import stated_facts
 from medv.phantoms.scene import DOMAINS
 from medv.phantoms.sets import description_set, instruct_set
 from medv.profiles import Profile
+
+NODES = (
+    Node(
+        "open_conversation",
+        "20_open_conversation.ipynb",
+        "Open conversation, and the baseline models",
+        needs=("models/stage1", "models/stage2", "models/twin"),
+        makes=("answers/open_conversation",),
+        results=("table1", "table7", "fig01", "fig02", "fig06", "fig07", "fig08"),
+        heavy=True,
+    ),
+)
 
 CONVERSATIONS, DESCRIPTIONS = 143, 50
 GROUPS = ("conversation", "description", *DOMAINS, "overall")

@@ -15,6 +15,7 @@ import pandas as pd
 
 from medv import paper
 from medv.artifacts import read_jsonl
+from medv.companion.studies.node import Node
 from medv.companion.studies.vqa_study import sampler_config
 from medv.data.example import Example
 from medv.data.readers import read_dataset
@@ -26,6 +27,18 @@ from medv.intervals import NOT_MEASURED, span, verdict
 from medv.phantoms.facts import score_description
 from medv.phantoms.sets import description_set
 from medv.profiles import Profile, SamplerSpec
+
+NODES = (
+    Node(
+        "generation_settings",
+        "32_generation_settings.ipynb",
+        "Generation length, steps and block length",
+        needs=("models/stage2",),
+        makes=("answers/generation_settings",),
+        results=("table5", "fig09", "fig11", "fig12"),
+        heavy=True,
+    ),
+)
 
 SCORES = ("score", "precision", "recall")
 REPETITIONS = ("adjacent_duplicates", "repeated_share", "rep_2", "rep_4", "distinct_1")

@@ -18,6 +18,7 @@ from medv.checkpoints.assembly import assemble, new_processor
 from medv.checkpoints.bundled import bundled, load_model
 from medv.checkpoints.loading import load_tokenizer
 from medv.companion.figures.tables import compare
+from medv.companion.studies.node import Node
 from medv.companion.studies.training_stages import Network
 from medv.companion.studies.trials import as_rows, difference_rows, judged, run_trials
 from medv.companion.studies.vqa_study import sampler_config, summarize, vqa_study
@@ -32,6 +33,17 @@ from medv.profiles import Profile, SamplerSpec
 from medv.training.command import towers as training_towers
 from medv.training.examples import PHANTOM_SETS
 from medv.training.stages import train_stage
+
+NODES = (
+    Node(
+        "initialization",
+        "30_initialization.ipynb",
+        "What the initial weights contribute",
+        makes=("trials/initialization",),
+        results=("table4", "initialization"),
+        heavy=True,
+    ),
+)
 
 METRICS = {
     "findings_f1": "findings F1 (%)",

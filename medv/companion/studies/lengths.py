@@ -14,11 +14,27 @@ import pandas as pd
 
 from medv import paper
 from medv.companion.studies.generation import ask_all, cells, divisor, means, summarize
+from medv.companion.studies.node import Node
 from medv.companion.studies.vqa_study import sampler_config
 from medv.data.example import Example, Turn
 from medv.diffusion.config import SamplerConfig
 from medv.evaluation.runners import MedVRunner, Runner
 from medv.profiles import Profile
+
+NODES = (
+    Node(
+        "twin", "13_autoregressive_twin.ipynb", "The autoregressive twin", makes=("models/twin",), results=("twin",), heavy=True
+    ),
+    Node(
+        "length_control",
+        "21_length_control.ipynb",
+        "Length control: how long, and at what cost",
+        needs=("models/stage2", "models/twin"),
+        makes=("answers/length_control",),
+        results=("table3", "fig04"),
+        heavy=True,
+    ),
+)
 
 PAPER_WORDS = 200
 MAIN_BLOCK = 64

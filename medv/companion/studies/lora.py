@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 
 from medv.checkpoints.bundled import load_model
+from medv.companion.studies.node import Node
 from medv.companion.studies.training_stages import SENTENCE, Network
 from medv.companion.studies.trials import as_rows, difference_rows, judged, run_trials
 from medv.companion.studies.vqa_study import sampler_config, summarize, vqa_study
@@ -28,6 +29,18 @@ from medv.training.command import run_stage
 from medv.training.lora import LoraRecipe, attach_lora
 from medv.training.stages import freeze_except
 from medv.training.stream import TrainingStream
+
+NODES = (
+    Node(
+        "lora",
+        "31_lora_vs_full.ipynb",
+        "LoRA or full fine-tuning",
+        needs=("models/stage2",),
+        makes=("trials/lora_vs_full",),
+        results=("lora_vs_full", "table_lora_vs_full"),
+        heavy=True,
+    ),
+)
 
 FULL, LORA, ALL_RANKS = "full", "LoRA", "LoRA, all ranks"
 SCORES = ["closed_accuracy", "open_recall", "score"]

@@ -17,6 +17,7 @@ import pandas as pd
 from medv.artifacts import write_json
 from medv.checkpoints.bundled import load_model
 from medv.companion.figures.plots import loss_history
+from medv.companion.studies.node import Node
 from medv.companion.studies.vqa_study import CONDITIONS, METRICS, sampler_config, summarize, vqa_study
 from medv.data.example import Example
 from medv.data.training_set import check_pictures
@@ -32,6 +33,35 @@ from medv.phantoms.sets import vqa_set
 from medv.profiles import Profile, SamplerSpec
 from medv.training.command import run_stage
 from medv.training.examples import question_split, stage_examples
+
+NODES = (
+    Node(
+        "stage1",
+        "10_stage1_alignment.ipynb",
+        "Stage 1: align the projector",
+        makes=("models/stage1",),
+        results=("stage1",),
+        heavy=True,
+    ),
+    Node(
+        "stage2",
+        "11_stage2_instruction.ipynb",
+        "Stage 2: tune on instructions",
+        needs=("models/stage1",),
+        makes=("models/stage2",),
+        results=("stage2",),
+        heavy=True,
+    ),
+    Node(
+        "stage3",
+        "12_stage3_vqa.ipynb",
+        "Stage 3: tune on visual question answering",
+        needs=("models/stage2",),
+        makes=("models/stage3",),
+        results=("table2", "fig03", "vqa_controls", "vqa_kinds"),
+        heavy=True,
+    ),
+)
 
 Network = tuple[MedVForMaskedDiffusion, MedVProcessor]
 WRONG = "{}, wrong image"

@@ -1,0 +1,44 @@
+"""The examples of CONTRIBUTING.md run as they are printed."""
+
+import re
+from dataclasses import replace
+
+import pytest
+import tiny
+
+from medv import SamplerConfig
+from medv.diffusion.schedules import SCHEDULES
+
+
+@pytest.fixture
+def example(root):
+    """The namespace of the code under a heading of CONTRIBUTING.md, after it was executed."""
+
+    def run(heading):
+        text = (root / "CONTRIBUTING.md").read_text(encoding="utf-8")
+        section = text.split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
+        names = {"__name__": "contributing"}
+        exec(compile("\n".join(re.findall(r"```python\n(.*?)```", section, re.DOTALL)), "CONTRIBUTING.md", "exec"), names)
+        return names
+
+    return run
+
+
+def test_a_schedule_is_a_class_and_a_line_and_writes_from_left_to_right(example, monkeypatch):
+    monkeypatch.setitem(SCHEDULES, "left_to_right", None)  # restores the registry at the end
+    names = example("A new schedule or filter")
+    assert SCHEDULES["left_to_right"] == names["LeftToRight"]()
+    network = tiny.model()
+    inputs = tiny.processor()(text="What is shown?", return_tensors="pt")
+    config = SamplerConfig(8, 8, 4, schedule=names["LeftToRight"](), stop_tokens=())
+    events = network.generate(**inputs, config=config).trace.events
+    assert [event.position for event in events] == list(range(8)) and max(event.step for event in events) == 3
+
+
+def test_a_filter_defers_what_it_does_not_keep(example):
+    names = example("A new schedule or filter")
+    network, inputs = tiny.model(), tiny.processor()(text="What is shown?", return_tensors="pt")
+    plain = SamplerConfig(8, 8, 2, stop_tokens=())
+    strict = replace(plain, filters=(names["ConfidenceFloor"](1.0),))
+    events = [network.generate(**inputs, config=config).trace.events for config in (plain, strict)]
+    assert [sum(event.step == 0 for event in of_run) for of_run in events] == [4, 1]
