@@ -29,8 +29,8 @@ from medv.data.chat import SpecialTokens
 from medv.diffusion.corruption import corrupt, draw_noise, noise_generator
 from medv.diffusion.loss import CHUNK, masked_cross_entropy, token_weights
 from medv.ownership import claim_folder
-from medv.training.launch import TrainingStopped
 from medv.training.costs import peak_bytes
+from medv.training.launch import TrainingStopped
 from medv.training.stream import TrainingStream
 
 ATTENTION = ("at_once", "annealed")
