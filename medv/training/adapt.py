@@ -298,7 +298,17 @@ def adapt(
     """
     finished, checkpoint = out / "training.json", out / "checkpoint.pt"
     tokenizer = load_tokenizer(language)
-    mask = _check_tower(language, tokenizer, recipe)
+    kind, mask = read_object(language / "config.json").get("model_type"), SpecialTokens.of(tokenizer).mask
+    if kind != "llama":
+        raise ValueError(f"{language} is a {kind} model: a causal Llama is needed")
+    with in_words(language):
+        config = LlamaConfig.from_pretrained(language, local_files_only=True)
+    if not getattr(config, "is_causal", True):
+        raise ValueError(f"{language} sees both directions already: give the causal tower that it came from")
+    if mask >= config.vocab_size:
+        raise ValueError(f"{language} has {config.vocab_size} embeddings and none for the mask, token {mask}: add a row")
+    if recipe.length > (positions := config.max_position_embeddings):
+        raise ValueError(f"rows of {recipe.length} tokens are longer than the {positions} positions of {language}")
     data = [hashlib.sha256(rows.numpy().tobytes()).hexdigest() for rows in (train, held_out)]
     run = {"recipe": asdict(recipe), "seed": seed, "text": fingerprint(data), "start": fingerprint(language)}
     with claim_folder(out, {"made_by": "medv train adapt"} | run, inputs=[language]):
@@ -332,24 +342,6 @@ def adapt(
         write_json(finished, facts)
         checkpoint.unlink(missing_ok=True)
     return facts
-
-
-def _check_tower(language: Path, tokenizer, recipe: AdaptRecipe) -> int:
-    """The id of the mask token; a ValueError where the tower cannot be adapted by this recipe."""
-    kind, mask = read_object(language / "config.json").get("model_type"), SpecialTokens.of(tokenizer).mask
-    if kind != "llama":
-        raise ValueError(f"{language} is a {kind} model: a causal Llama is needed")
-    with in_words(language):
-        config = LlamaConfig.from_pretrained(language, local_files_only=True)
-    if not getattr(config, "is_causal", True):
-        raise ValueError(f"{language} sees both directions already: give the causal tower that it came from")
-    if mask >= config.vocab_size:
-        raise ValueError(f"{language} has {config.vocab_size} embeddings and none for the mask, token {mask}: add a row")
-    if recipe.length > config.max_position_embeddings:
-        raise ValueError(
-            f"rows of {recipe.length} tokens are longer than the {config.max_position_embeddings} positions of {language}"
-        )
-    return mask
 
 
 def _train(

@@ -92,8 +92,8 @@ def bytes_per_parameter(*, half: bool) -> tuple[int, int, int]:
 class StagePlan:
     """Bytes on each GPU and on disk, seconds of computing, and what they are for. zero: 0 is no DeepSpeed.
 
-    capacity: bytes of one GPU, None where not known. checkpoint, result: bytes on disk. seconds: for `examples` examples of
-    `tokens` tokens each, at a share `mfu` of the peak of the cards.
+    parts: bytes on each GPU by name. capacity: bytes of one GPU, None where not known. checkpoint, result: bytes on disk.
+    seconds: for `examples` examples of `tokens` tokens each, at a share `mfu` of the peak of the cards.
     """
 
     gpus: int
@@ -101,12 +101,7 @@ class StagePlan:
     micro_batch: int
     length: int
     trainable: int
-    weights: float
-    gradients: float
-    optimizer: float
-    activations: float
-    logits: float
-    reserve: float
+    parts: dict[str, float]
     capacity: float | None
     card: str
     mfu: float
@@ -115,12 +110,6 @@ class StagePlan:
     checkpoint: float
     result: float
     seconds: float
-
-    @property
-    def parts(self) -> dict[str, float]:
-        """The summands of the total, in bytes."""
-        names = ("weights", "gradients", "optimizer", "activations", "logits", "reserve")
-        return {name: getattr(self, name) for name in names}
 
     @property
     def total(self) -> float:
@@ -165,8 +154,9 @@ class StagePlan:
 
     def to_dict(self) -> dict:
         """A JSON-able copy with the sums."""
+        copy = asdict(self)
         sums = {"total": self.total, "fits": self.fits, "disk": self.disk, "hours": self.seconds / 3600}
-        return asdict(self) | sums
+        return copy | copy.pop("parts") | sums
 
 
 def plan_stage(
@@ -220,6 +210,15 @@ def plan_stage(
     layer = number * inner * (11 * text.hidden_size + 4 * text.intermediate_size)
     inputs, layers = number * inner * text.hidden_size, text.num_hidden_layers
     logits = min(CHUNK, inner) * text.vocab_size + (largest if model.lm_head.weight.requires_grad else 0)
+    parts = {
+        # under ZeRO-3 the largest matrix and the next are gathered for use
+        "weights": held * total / gpus + 2 * held * largest if zero == 3 else held * total,
+        "gradients": gradient * trainable / (gpus if zero >= 2 else 1),
+        "optimizer": states * trainable / (gpus if zero >= 1 else 1),
+        "activations": inputs * layers + layer if recipe.checkpointing else layer * layers,
+        "logits": number * logits,
+        "reserve": RESERVE if capacity is None or capacity > 8 * GB else 0.0,
+    }
 
     alone = recipe.trains == ("projector",)
     tokens = min(views * config.image_tokens + TEXT, longest)
@@ -232,13 +231,7 @@ def plan_stage(
         micro_batch=micro_batch,
         length=length or longest,
         trainable=trainable,
-        # under ZeRO-3 the largest matrix and the next are gathered for use
-        weights=held * total / gpus + 2 * held * largest if zero == 3 else held * total,
-        gradients=gradient * trainable / (gpus if zero >= 2 else 1),
-        optimizer=states * trainable / (gpus if zero >= 1 else 1),
-        activations=inputs * layers + layer if recipe.checkpointing else layer * layers,
-        logits=number * logits,
-        reserve=RESERVE if capacity is None or capacity > 8 * GB else 0.0,
+        parts=parts,
         capacity=capacity,
         card=card,
         mfu=mfu,

@@ -58,11 +58,8 @@ class Meter:
         # Sums stay on the batch's device: a GPU is synchronized only when the row is written.
         self.padding = self.padding + (behind - 1).clamp_min(0).sum()  # the first one ends the answer
         self.masked = self.masked + masked.sum()
-        self.flops += self._flops(len(ids), ids.shape[1], 0, len(batch.get("pixel_values", ())))
-
-    def _flops(self, rows: int, length: int, masked: int, views: int) -> float:
-        sizes = {"rows": rows, "length": length, "masked": masked, "views": views}
-        return training_flops(self.config, **sizes, language_learns=self.language_learns)
+        sizes = {"rows": len(ids), "length": ids.shape[1], "masked": 0, "views": len(batch.get("pixel_values", ()))}
+        self.flops += training_flops(self.config, **sizes, language_learns=self.language_learns)
 
     def close(self, step: int, processes: int = 1) -> None:
         """Write a row up to `step` and begin the next; all processes are taken to be as fast as this one."""
@@ -73,7 +70,8 @@ class Meter:
             row |= {"tokens_per_second": processes * self.tokens / seconds}
             row |= {"samples_per_second": processes * self.samples / seconds}
             row |= {"data_wait_seconds": self.waited, "padding_share": int(self.padding) / self.tokens}
-            flops = self.flops + self._flops(0, 0, int(self.masked), 0)
+            head = {"rows": 0, "length": 0, "masked": int(self.masked)}
+            flops = self.flops + training_flops(self.config, **head, language_learns=self.language_learns)
             self.rows.append(row | {"peak_bytes": peak_bytes(), "mfu": mfu(flops, seconds)})
         self.tokens = self.padding = self.masked = self.samples = 0
         self.flops = self.waited = 0.0
