@@ -199,11 +199,11 @@ def test_the_meter_counts_tokens_and_the_padding_behind_answers():
     items = [encode(example) | {"noise": (0, 0, i), "stratum": (0, 1)} for i, example in enumerate(examples(4))]
     batch = Collator(special(), padding="none")(items)
     meter = Meter(model().config, special().end_of_text, language_learns=True)
-    meter.count(batch, waited=0.5)
+    meter.count(batch, masked=3, waited=0.5)
     ended = sum(item["input_ids"][-1] == special().end_of_text for item in items)
     pads = batch["input_ids"].numel() - sum(len(item["input_ids"]) for item in items)
     assert pads > 0 and abs(int(meter.padding) - pads) <= 4 - ended
-    meter.close(step=1, processes=2)
+    meter.close_row(step=1, processes=2)
     (row,) = meter.rows
     assert row["tokens_per_second"] == pytest.approx(2 * batch["input_ids"].numel() / row["seconds"])
     assert row["data_wait_seconds"] == 0.5 and meter.tokens == 0

@@ -103,6 +103,7 @@ def train_stage(
         facts = {"seed": options.seed, "lora": run["lora"], "trainable_parameters": trainable_parameters(network)}
         encode = Encoder(processor, loss_tokens=recipe.loss_tokens, max_length=recipe.max_length, looks=looks)
         steps = training_steps(recipe, len(examples))
+        language_learns = "language_model" in recipe.trains and not lora
         stream = TrainingStream(
             examples,
             encode,
@@ -114,10 +115,8 @@ def train_stage(
             skip_corrupt=options.skip_corrupt,
         )
         trainer = StageTrainer(
-            normalization=recipe.normalization,
-            projector_rate=recipe.projector_rate,
-            how_to_resume=lambda: how_to_resume(saved),
-            meter=Meter(model.config, processor.special.end_of_text, "language_model" in recipe.trains and not lora),
+            recipe=recipe,
+            meter=Meter(model.config, processor.special.end_of_text, language_learns=language_learns),
             model=network,
             args=_arguments(recipe, saved, steps, options, evaluate=bool(validation)),
             train_dataset=stream,

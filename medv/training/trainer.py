@@ -9,9 +9,8 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from medv.artifacts import write_json
 from medv.diffusion.corruption import masking_probability
 from medv.model.configuration import MedVConfig
 from medv.model.modeling import IGNORED_LABEL, MedVForMaskedDiffusion
+from medv.profiles import StageRecipe
 from medv.training.costs import mfu, peak_bytes, training_flops
 from medv.training.launch import TrainingStopped, processes, rank
 from medv.training.stream import TrainingStream
@@ -31,51 +31,40 @@ from medv.training.stream import TrainingStream
 COMPLETE = "complete.json"
 
 
-@dataclass
 class Meter:
     """Counts of this process between two rows of the log; `rows` holds what was logged."""
 
-    config: MedVConfig
-    pad: int
-    language_learns: bool
-    rows: list[dict] = field(default_factory=list)
-    tokens: int = 0
-    padding: torch.Tensor | int = 0
-    masked: torch.Tensor | int = 0
-    samples: int = 0
-    flops: float = 0.0
-    waited: float = 0.0
-    since: float = field(default_factory=time.perf_counter)
+    def __init__(self, config: MedVConfig, pad: int, *, language_learns: bool):
+        self.config, self.pad, self.language_learns = config, pad, language_learns
+        self.rows: list[dict] = []
+        self._begin_row()
 
-    def count(self, batch: dict[str, torch.Tensor], waited: float) -> None:
-        """Count a micro-batch that took so many seconds to come."""
-        ids, labels = batch["input_ids"], batch["labels"]
+    def _begin_row(self) -> None:
+        self.tokens = self.samples = self.padding = 0
+        self.flops = self.waited = 0.0
+        self.since = time.perf_counter()
+
+    def count(self, batch: dict[str, torch.Tensor], *, masked: int, waited: float) -> None:
+        """Count a micro-batch with so many masked tokens that took so many seconds to come."""
+        ids = batch["input_ids"]
         behind = (ids == self.pad).flip(1).cumprod(dim=1).sum(dim=1)  # [B]: the run of pads at the end of each row
-        masked = (batch["u"] < masking_probability(batch["t"], self.config.noise_eps)[:, None]) & (labels >= 0)
         self.waited += waited
         self.samples += len(ids)
         self.tokens += ids.numel()
-        # Sums stay on the batch's device: a GPU is synchronized only when the row is written.
-        self.padding = self.padding + (behind - 1).clamp_min(0).sum()  # the first one ends the answer
-        self.masked = self.masked + masked.sum()
-        sizes = {"rows": len(ids), "length": ids.shape[1], "masked": 0, "views": len(batch.get("pixel_values", ()))}
+        self.padding += int((behind - 1).clamp_min(0).sum())  # the first one ends the answer
+        sizes = {"rows": len(ids), "length": ids.shape[1], "masked": masked, "views": len(batch.get("pixel_values", ()))}
         self.flops += training_flops(self.config, **sizes, language_learns=self.language_learns)
 
-    def close(self, step: int, processes: int = 1) -> None:
+    def close_row(self, step: int, processes: int = 1) -> None:
         """Write a row up to `step` and begin the next; all processes are taken to be as fast as this one."""
-        now = time.perf_counter()
-        seconds = now - self.since
+        seconds = time.perf_counter() - self.since
         if self.tokens:
             row = {"step": step, "seconds": seconds}
             row |= {"tokens_per_second": processes * self.tokens / seconds}
             row |= {"samples_per_second": processes * self.samples / seconds}
-            row |= {"data_wait_seconds": self.waited, "padding_share": int(self.padding) / self.tokens}
-            head = {"rows": 0, "length": 0, "masked": int(self.masked)}
-            flops = self.flops + training_flops(self.config, **head, language_learns=self.language_learns)
-            self.rows.append(row | {"peak_bytes": peak_bytes(), "mfu": mfu(flops, seconds)})
-        self.tokens = self.padding = self.masked = self.samples = 0
-        self.flops = self.waited = 0.0
-        self.since = now
+            row |= {"data_wait_seconds": self.waited, "padding_share": self.padding / self.tokens}
+            self.rows.append(row | {"peak_bytes": peak_bytes(), "mfu": mfu(self.flops, seconds)})
+        self._begin_row()
 
 
 class OneDeviceArguments(TrainingArguments):
@@ -88,28 +77,22 @@ class OneDeviceArguments(TrainingArguments):
 
 
 class StageTrainer(Trainer):
-    """A Trainer over a `TrainingStream` with a `Collator`; `normalization` is that of the model's loss.
+    """A Trainer over a `TrainingStream` with a `Collator`, for the normalization and rates of a recipe."""
 
-    `how_to_resume()` ends the message of a run that stops. The projector learns `projector_rate` times as fast as the rest.
-    """
-
-    def __init__(
-        self, *, normalization: str, how_to_resume: Callable[[], str], meter: Meter, projector_rate: float = 1.0, **options
-    ):
+    def __init__(self, *, recipe: StageRecipe, meter: Meter, **options):
         super().__init__(**options)
-        self.normalization, self.how_to_resume = normalization, how_to_resume
-        self.meter, self.projector_rate = meter, projector_rate
+        self.recipe, self.meter = recipe, meter
 
     def create_optimizer(self, model=None):
         """The Trainer's optimizer, with groups of their own for the projector where its rate differs."""
         optimizer = super().create_optimizer(model)
-        if self.projector_rate != 1:
+        if self.recipe.projector_rate != 1:
             projector = {id(p) for name, p in self.model.named_parameters() if "projector." in name}
             for group in list(optimizer.param_groups):
                 apart = [p for p in group["params"] if id(p) in projector]
                 group["params"] = [p for p in group["params"] if id(p) not in projector]
                 if apart:
-                    optimizer.add_param_group(group | {"params": apart, "lr": group["lr"] * self.projector_rate})
+                    optimizer.add_param_group(group | {"params": apart, "lr": group["lr"] * self.recipe.projector_rate})
         return optimizer
 
     def get_train_dataloader(self):
@@ -136,25 +119,20 @@ class StageTrainer(Trainer):
             raise TrainingStopped("")
         wide = int(state[:, 1].max()) if self.data_collator.padding == "batch" else None
         batches = [self.data_collator(items, width=wide) for items in drawn]
-        shares = [1.0] * len(batches)
-        if self.normalization in ("token", "masked"):  # the divisor is a count over the global batch
-            counts = torch.stack([self._count(batch) for batch in batches])  # [micro-batches]
-            total = int(gather(counts.sum()[None].to(device)).sum())
-            shares = [int(count) * len(batches) * processes() / max(total, 1) for count in counts]
-        for batch, share in zip(batches, shares, strict=True):
-            batch["share"] = share
-        waited = time.perf_counter() - started
+        targets, masked, shares = [], [], [1.0] * len(batches)
         for batch in batches:
-            self.meter.count(batch, waited / len(batches))
+            own = batch["labels"] != IGNORED_LABEL
+            p_mask = masking_probability(batch["t"], eps=self.meter.config.noise_eps)
+            targets.append(int(own.sum()))
+            masked.append(int(((batch["u"] < p_mask[:, None]) & own).sum()))
+        if counts := {"token": targets, "masked": masked}.get(self.recipe.normalization):  # divisors over the global batch
+            total = int(gather(torch.tensor([sum(counts)], device=device)).sum())
+            shares = [count * len(batches) * processes() / max(total, 1) for count in counts]
+        waited = (time.perf_counter() - started) / len(batches)
+        for batch, share, count in zip(batches, shares, masked, strict=True):
+            batch["share"] = share
+            self.meter.count(batch, masked=count, waited=waited)
         return batches, None
-
-    def _count(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The divisor that the loss of this micro-batch uses: its target tokens, or the masked ones."""
-        targets = batch["labels"] != IGNORED_LABEL
-        if self.normalization == "token":
-            return targets.sum()
-        p_mask = masking_probability(batch["t"], eps=self.model.config.noise_eps)
-        return ((batch["u"] < p_mask[:, None]) & targets).sum()
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The model's loss; in training its share of the global batch, and a stop where it is not finite on any process.
@@ -184,14 +162,14 @@ class StageTrainer(Trainer):
         names = self.train_dataset.names(step)[:8]
         raise TrainingStopped(
             f"the {what} is {value} at step {step + 1}: lower the learning rate, or look at the examples of this batch "
-            f"({', '.join(names)}); {self.how_to_resume()}"
+            f"({', '.join(names)}); {how_to_resume(Path(self.args.output_dir))}"
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, and close the row of the meter with that of the loss; validation time belongs to no row."""
         super().log(logs, start_time)
         if "loss" in logs:
-            self.meter.close(self.state.global_step, self.args.world_size)
+            self.meter.close_row(self.state.global_step, self.args.world_size)
         elif "eval_loss" in logs:
             self.meter.since = time.perf_counter()
 
