@@ -154,9 +154,8 @@ class StagePlan:
 
     def to_dict(self) -> dict:
         """A JSON-able copy with the sums."""
-        copy = asdict(self)
-        sums = {"total": self.total, "fits": self.fits, "disk": self.disk, "hours": self.seconds / 3600}
-        return copy | copy.pop("parts") | sums
+        fields = {name: value for name, value in asdict(self).items() if name != "parts"}
+        return fields | self.parts | {"total": self.total, "fits": self.fits, "disk": self.disk, "hours": self.seconds / 3600}
 
 
 def plan_stage(

@@ -55,7 +55,7 @@ from medv.training.trainer import (
 
 MADE_BY = "medv train"
 FINISHED = "training.json"  # written last
-PLAIN = RunOptions()
+DEFAULTS = RunOptions()
 ZERO_STAGES = {None: 0, "zero2": 2, "zero3": 3}
 
 
@@ -65,7 +65,7 @@ def train_stage(
     recipe: StageRecipe,
     examples: Sequence[Example],
     out: Path,
-    options: RunOptions = PLAIN,
+    options: RunOptions = DEFAULTS,
     *,
     validation: Sequence[Example] = (),
     base: dict[str, str] | None = None,
@@ -156,7 +156,7 @@ def train_stages(
     processor: MedVProcessor,
     stages: Mapping[str, tuple[StageRecipe, Sequence[Example], Sequence[Example]]],
     out: Path,
-    options: RunOptions = PLAIN,
+    options: RunOptions = DEFAULTS,
 ) -> MedVForMaskedDiffusion:
     """Run stages, given by name as (recipe, training examples, validation examples), one after another into `out`/name.
 
@@ -279,7 +279,7 @@ def run_stage(
     stage: str,
     profile: Profile,
     out: Path,
-    options: RunOptions = PLAIN,
+    options: RunOptions = DEFAULTS,
     *,
     data: TrainingData = PHANTOMS,
     init: Path | None = None,
@@ -322,7 +322,7 @@ def plan_run(
     processor: MedVProcessor,
     recipe: StageRecipe,
     examples: Sequence[Example],
-    options: RunOptions = PLAIN,
+    options: RunOptions = DEFAULTS,
 ) -> StagePlan:
     """The plan on this machine's devices at the longest of the examples; a ValueError where it cannot fit."""
     if not examples:
