@@ -244,20 +244,14 @@ def summary(out: Path) -> dict:
 
 
 def starting_point(
-    profile: Profile,
-    init: Path | None,
-    *,
-    seed: int,
-    dtype: torch.dtype = torch.float32,
-    device: str | None = None,
-    folder: Path | None = None,
+    profile: Profile, init: Path | None, *, seed: int, dtype: torch.dtype = torch.float32, device: str | None = None
 ) -> tuple[MedVForMaskedDiffusion, MedVProcessor]:
     """The model to train and its processor: from the folder `init` (in `dtype`), or the profile's `towers` with a new
-    projector; on the device as `load_model` puts it. `folder` is that of `towers`.
+    projector; on the device as `load_model` puts it.
     """
     if init is not None:
         return load_model(init, dtype=dtype, device=device)
-    language, vision = towers(profile, folder)
+    language, vision = towers(profile)
     model = place(assemble(language, vision, seed=seed, **profile.model.sight), device)
     return model, new_processor(load_tokenizer(language), model.config, system=profile.system)
 
