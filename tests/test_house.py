@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from medv.companion.reproduction.cache import Workshop, check_parameters, parameter_names
-from medv.companion.reproduction.registry import NODES, ordered
+from medv.companion.reproduction.cache import Workshop, parameter_names
+from medv.companion.reproduction.registry import all_nodes
 from medv.profiles import PROFILES, get_profile
 
 MAX_FILE, MAX_FUNCTION, MAX_CELLS, MAX_CELL = 450, 80, 15, 15
@@ -61,9 +61,9 @@ def test_importing_medv_loads_neither_torch_nor_transformers():
 
 def test_the_declared_notebooks_are_the_ones_there_and_take_their_parameters(root, tmp_path):
     shop = Workshop(root / "notebooks", tmp_path, get_profile("tiny"), 0)
-    assert {node.notebook for node in ordered()} == {path.name for path in notebooks(root)}
-    for node in NODES:
-        check_parameters(node, shop)
+    assert {node.notebook for node in all_nodes()} == {path.name for path in notebooks(root)}
+    for node in all_nodes():
+        shop.check_parameters(node)
         assert {"profile", "seed", "out"} <= set(parameter_names(shop.notebooks / node.notebook))
 
 
@@ -122,7 +122,7 @@ def test_pyproject_declares_what_is_imported_and_nothing_else(root):
     assert not {name: files for name, files in used.items() if name not in everything}
     # Declared for what they run: commands, the kernel, plugins of pytest.
     run = {"ipykernel", "voila", "ruff", "import-linter", "pytest-timeout", "pytest-xdist", "playwright"}
-    assert everything - set(used) - {"jinja2"} == run
+    assert everything - set(used) == run
     core = [path for path in sources(root) if "companion" not in path.parts]
     assert set(imports(core, whole=False)) <= declared[""], "the library needs more than the plain install brings"
 
