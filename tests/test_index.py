@@ -40,7 +40,9 @@ def page_of(run):
 
 
 def card(page, name):
-    return next(part for part in re.findall(r"<(?:a|div) class='card.*?</(?:a|div)>", page, re.DOTALL) if f"<b>{name}</b>" in part)
+    return next(
+        part for part in re.findall(r"<(?:a|div) class='card.*?</(?:a|div)>", page, re.DOTALL) if f"<b>{name}</b>" in part
+    )
 
 
 def test_the_page_needs_nothing_but_itself(run):
