@@ -1,4 +1,4 @@
-"""What all tests share: no network, and the root of the source tree."""
+"""What all tests share: no network, untouched global generators, the root of the source tree and a model folder."""
 
 import os
 from pathlib import Path
@@ -8,9 +8,6 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-# Test functions that tests/test_reference.py imports; without this their failed comparisons would not be explained.
-pytest.register_assert_rewrite("reference_images", "reference_text", "reference_weights")
-
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -18,3 +15,14 @@ ROOT = Path(__file__).resolve().parent.parent
 def root() -> Path:
     """The root of the source tree."""
     return ROOT
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    """A folder with the small test model."""
+    import tiny
+
+    folder = tmp_path_factory.mktemp("model")
+    tiny.model().save_pretrained(folder)
+    tiny.processor().save_pretrained(folder)
+    return folder

@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 import pytest
-from test_model import training_batch
-from tiny import model
+from tiny import model, training_batch
 
 from medv.checkpoints.bundled import bundled
 from medv.companion.figures.ablations import lora_figure

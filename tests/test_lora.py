@@ -5,10 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from command import SHORT, run, save_picture
 from safetensors import safe_open
-from test_cli import SHORT, run, save_picture
-from test_model import adapted, training_batch
-from tiny import examples, model, processor, shape, special
+from tiny import adapted, examples, model, processor, shape, special, training_batch
 
 from medv.checkpoints.adapters import AdaptedModel
 from medv.checkpoints.assembly import new_processor, random_model

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from peft import PeftModel
-from tiny import examples, model, picture, processor, shape, special, tokenizer
+from tiny import adapted, model, picture, processor, shape, special, tokenizer, training_batch
 from transformers import AutoConfig, AutoModel, AutoProcessor, SiglipVisionModel
 
 from medv.checkpoints.assembly import assemble, new_processor, random_model
@@ -13,7 +13,6 @@ from medv.model.configuration import MedVConfig
 from medv.model.modeling import MedVForMaskedDiffusion, pool_patches
 from medv.model.processing import MedVProcessor
 from medv.model.twin import language_tower
-from medv.training.collate import Collator, Encoder
 from medv.training.lora import LoraRecipe, attach_lora, merge_lora
 
 PADDINGS = ("left", "right", "none")
@@ -29,12 +28,6 @@ def text_row(length: int, width: int, padding: str, pad: int = 1) -> tuple[torch
     pair = [(fill, ids), (torch.zeros_like(fill), seen)]
     ids, mask = (torch.cat(parts if padding == "left" else parts[::-1])[None] for parts in pair)
     return ids, mask
-
-
-def training_batch(count: int = 3) -> dict[str, torch.Tensor]:
-    encode = Encoder(processor(), loss_tokens="response", max_length=200)
-    items = [encode(e) | {"noise": (0, 0, i), "stratum": (i, count)} for i, e in enumerate(examples(count))]
-    return Collator(special(), padding="none")(items)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -255,16 +248,6 @@ def test_gradient_checkpointing_reaches_the_projector_when_all_else_is_frozen():
     checkpointed = gradients(network, batch)
     assert plain.keys() == checkpointed.keys() and len(plain) == 4
     assert all(torch.allclose(checkpointed[name], grad, rtol=1e-5, atol=1e-7) for name, grad in plain.items())
-
-
-def adapted(seed: int = 0) -> PeftModel:
-    """A model with adapters that are not zero."""
-    network = attach_lora(model(seed=seed), LoraRecipe(rank=4, alpha=8))
-    generator = torch.Generator().manual_seed(0)
-    for name, parameter in network.named_parameters():
-        if "lora_B" in name:
-            parameter.data.normal_(0, 0.05, generator=generator)
-    return network
 
 
 def test_lora_touches_the_language_layers_and_the_projector_only():

@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
+from command import SHORT, run, save_picture
 from rich.console import Console
-from test_cli import SHORT, model_dir, run, save_picture
 from test_sampler import FILL, MASK, Table, confident
 from typer.testing import CliRunner
 
@@ -26,8 +26,6 @@ from medv.diffusion.revision import ReMDM, RevealRemask
 from medv.diffusion.sampler import sample, stream
 from medv.diffusion.schedules import BudgetedSchedule, ThresholdSchedule
 from medv.diffusion.trace import COMMIT, REMASK, Event, Trace, drain
-
-__all__ = ["model_dir"]  # a fixture
 
 BASE = SamplerConfig(gen_length=16, block_length=8, steps=16)
 CONFIGS = (
