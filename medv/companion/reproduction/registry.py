@@ -4,12 +4,12 @@ One `Node` per notebook, declared in the study that it shows; an edge runs from 
 `EXHIBITS` lists every table and figure of the paper.
 """
 
+import ast
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
-from importlib import import_module
-from pkgutil import iter_modules
+from pathlib import Path
 
 from medv.companion import studies
 from medv.companion.studies.node import Node
@@ -52,11 +52,14 @@ def counterpart(result: str) -> str | None:
 def all_nodes() -> tuple[Node, ...]:
     """The nodes of all studies in the order of their notebooks.
 
-    The studies are imported here, when the graph is needed: they load torch, and what one declares cannot change the results
-    of another's notebook (see `medv.companion.reproduction.cache`).
+    Only the declarations (`NODES = (Node(...), ...)`, of literals) are evaluated: importing every study takes seconds, and what
+    one declares must not affect the notebook of another (see `medv.companion.reproduction.cache`).
     """
-    modules = [import_module(f"{studies.__name__}.{module.name}") for module in iter_modules(studies.__path__)]
-    nodes = [node for module in modules for node in getattr(module, "NODES", ())]
+    nodes: list[Node] = []
+    for file in Path(studies.__file__).parent.glob("*.py"):
+        for statement in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "NODES":
+                nodes += eval(compile(ast.Expression(statement.value), str(file), "eval"), {"Node": Node})
     return tuple(sorted(nodes, key=lambda node: node.notebook))
 
 
