@@ -11,6 +11,22 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture
+def untouched_generators():
+    """medv draws from generators of its own: after a test torch's and numpy's global ones are as before.
+
+    Used by whole modules (`pytestmark`), except where a Trainer seeds the global generators.
+    """
+    import numpy as np
+    import torch
+
+    before = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002 (the legacy state is what is checked)
+    yield
+    state = np.random.get_state()  # noqa: NPY002
+    assert torch.get_rng_state().equal(before[0]), "the test changed torch's global generator"
+    assert (state[1] == before[1][1]).all() and state[2] == before[1][2], "the test changed numpy's global generator"
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The root of the source tree."""

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import itertools
 import json
 import re
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import ROOT
 
 from medv.companion.reproduction.cache import Workshop, parameter_names
 from medv.companion.reproduction.registry import all_nodes
@@ -67,23 +69,43 @@ def test_the_declared_notebooks_are_the_ones_there_and_take_their_parameters(roo
         assert {"profile", "seed", "out"} <= set(parameter_names(shop.notebooks / node.notebook))
 
 
-def test_notebooks_are_short_clean_and_numbered(root):
-    wrong = []
-    for path in notebooks(root):
-        book = json.loads(path.read_text(encoding="utf-8"))
-        code = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
-        checks = {
-            "has stored outputs": any(cell.get("outputs") or cell.get("execution_count") for cell in code),
-            "has widget state": "widgets" in book["metadata"],
-            "is not on kernel python3": book["metadata"].get("kernelspec", {}).get("name") != "python3",
-            f"has more than {MAX_CELLS} cells": len(book["cells"]) > MAX_CELLS,
-            f"has a cell of over {MAX_CELL} lines": any(len("".join(c["source"]).splitlines()) > MAX_CELL for c in code),
-            "has a source that is no list of lines": not all(isinstance(cell["source"], list) for cell in book["cells"]),
-            "has no title": not "".join(book["cells"][0]["source"]).startswith("# "),
-            "has no number": not re.match(r"\d\d_[a-z0-9_]+\.ipynb", path.name),
-        }
-        wrong += [f"{path.name} {what}" for what, is_so in checks.items() if is_so]
-    assert not wrong
+@pytest.fixture(params=sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.name[:2])
+def notebook(request):
+    """The path of a notebook, its cells, and the texts of its Markdown cells."""
+    cells = json.loads(request.param.read_text(encoding="utf-8"))["cells"]
+    return request.param, cells, ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+
+
+def test_a_notebook_is_short_clean_and_numbered(notebook):
+    path, cells, texts = notebook
+    book, code = json.loads(path.read_text(encoding="utf-8")), [cell for cell in cells if cell["cell_type"] == "code"]
+    assert re.match(r"\d\d_[a-z0-9_]+\.ipynb", path.name) and book["nbformat"] == 4
+    assert book["metadata"]["kernelspec"]["name"] == "python3" and "widgets" not in book["metadata"]
+    assert len(cells) <= MAX_CELLS and all(len("".join(cell["source"]).splitlines()) <= MAX_CELL for cell in code)
+    assert all(isinstance(cell["source"], list) and "".join(cell["source"]).strip() for cell in cells), "no list of lines"
+    assert not any(cell.get("outputs") or cell.get("execution_count") or cell.get("attachments") for cell in cells)
+    assert len({cell["id"] for cell in cells}) == len(cells) and len(code) + len(texts) == len(cells)
+    tagged = [cell for cell in cells if cell["metadata"].get("tags")]
+    assert [cell["metadata"] for cell in tagged] == [{"tags": ["parameters"]}] and cells.index(tagged[0]) == 1
+    assert not re.search(r"<(script|img|iframe|style|a)\b|\]\(http", "".join(texts)), "raw HTML, or a link that leaves"
+
+
+def test_a_notebook_opens_with_its_question_and_ends_with_what_to_try(notebook):
+    _, _, texts = notebook
+    for promised in ("**The question.**", "**The paper's claim.**", "**What it cannot show:**", "**Running time.**"):
+        assert promised in texts[0]
+    assert texts[0].startswith("# ") and re.search(r"## .*[Tt]ry next", texts[-1]) and "$$" in "".join(texts)
+
+
+def test_headings_are_in_order_links_resolve_and_no_path_is_absolute(notebook):
+    path, cells, texts = notebook
+    levels = [len(found[1]) for text in texts for line in text.splitlines() if (found := re.match(r"(#+) ", line))]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", "".join(texts)):
+        assert (path.parent / link).exists(), f"{path.name} links to {link}"
+    code = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    assert not re.search(r"""["'](/|~/|[A-Z]:\\)\w""", code)
 
 
 def test_conda_takes_every_version_from_pyproject(root):

@@ -111,11 +111,6 @@ def test_a_preset_tells_everything_at_once(network, preset):
     assert seen == [output.trace.events] and len(seen[0]) == 8
 
 
-def test_an_unknown_option_of_a_stream_is_refused(network):
-    with pytest.raises(TypeError, match="max_new_tokens"):
-        next(network.stream(**prompts(), config=BASE, max_new_tokens=3))
-
-
 # The trace itself.
 
 
