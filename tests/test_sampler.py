@@ -84,14 +84,14 @@ def test_an_uneven_schedule_commits_the_remainder_first():
 
 
 def test_with_as_many_steps_as_tokens_each_forward_commits_one():
-    denoise = Table(torch.randn(12, 10))
+    denoise = Table(torch.randn(12, 10, generator=torch.Generator().manual_seed(0)))
     output = run(denoise, gen_length=12, block_length=4, steps=12)
     assert [c.step for c in output.trace.commits] == list(range(12))
     assert output.forwards == [12] == [len(denoise.canvases)]
 
 
 def test_no_more_forwards_than_tokens():
-    denoise = Table(torch.randn(4, 10))
+    denoise = Table(torch.randn(4, 10, generator=torch.Generator().manual_seed(0)))
     assert run(denoise, gen_length=4, block_length=4, steps=16).forwards == [4]
 
 
@@ -224,7 +224,7 @@ def test_suppressed_tokens_never_appear(temperature, cfg_scale):
 
 
 def test_the_logits_of_the_denoiser_are_not_written_to():
-    logits = torch.randn(4, 10)
+    logits = torch.randn(4, 10, generator=torch.Generator().manual_seed(0))
     before = logits.clone()
     run(Table(logits), gen_length=4, block_length=4, steps=4, suppress_tokens=(0, MASK))
     assert logits.equal(before)
