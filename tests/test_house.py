@@ -175,6 +175,13 @@ def test_the_readme_names_only_what_exists(root):
     assert not missing
 
 
+def test_the_reading_order_of_the_readme_is_five_files_that_exist_and_are_short(root):
+    section = (root / "README.md").read_text(encoding="utf-8").split("## Read in this order\n")[1].split("\n## ")[0]
+    files = [root / name for name in re.findall(r"^\d+\. `([^`]+)`", section, re.MULTILINE)]
+    assert len(files) == 5
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files) <= 750
+
+
 def test_the_readme_offers_only_targets_and_profiles_that_exist(root):
     text = (root / "README.md").read_text(encoding="utf-8")
     makefile = (root / "Makefile").read_text()
