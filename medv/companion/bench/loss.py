@@ -71,9 +71,9 @@ class LossBench(Report):
         rows = []
         for case in self.cases:
             full = {"case": "head learns" if case.head_learns else "head frozen", "loss": "full logits"}
-            full |= {"seconds": f"{case.full_seconds:.3f}", "less": "", "memory": megabytes(case.full_bytes)}
-            own = {"case": "", "loss": "medv", "seconds": f"{case.seconds:.3f}", "less": times(case.time_ratio)}
-            own |= {"memory": megabytes(case.bytes), "of all": times(case.whole_memory_ratio)}
+            full |= {"seconds": f"{case.full_seconds:.3f}", "faster": "", "memory": megabytes(case.full_bytes)}
+            own = {"case": "", "loss": "medv", "seconds": f"{case.seconds:.3f}", "faster": times(case.time_ratio)}
+            own |= {"memory": megabytes(case.bytes), "less": times(case.whole_memory_ratio)}
             own |= {"less*": times(case.memory_ratio), "error": f"{case.gradient_error:.1e}"}
             rows += [dict.fromkeys(own, "") | full, own]
         caption = "* without the gradient of the head's weights, which both hold; error: of the gradients"

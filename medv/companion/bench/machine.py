@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from medv import __version__
 from medv.artifacts import versions
 
 TIMING = "wall clock between synchronizations of the device after a warm-up, the median of the repeats"
@@ -58,8 +57,7 @@ def times(ratio: float | None, digits: int = 1) -> str:
 
 def machine(device: torch.device) -> dict:
     """Name, memory in bytes, versions and the method of timing, JSON-able."""
-    known = versions() | {"torch": torch.__version__, "medv": __version__}
-    facts = {"device": device_name(device), "timing": TIMING, "versions": known}
+    facts = {"device": device_name(device), "timing": TIMING, "versions": versions()}
     if device.type != "cuda":
         return facts
     free, total = torch.cuda.mem_get_info(device)

@@ -63,9 +63,9 @@ class TrainingBench(Report):
             {
                 "step": m.name,
                 "seconds": f"{m.seconds:.3f}",
-                "less": times(m.time_ratio, 2),
+                "faster": times(m.time_ratio, 2),
                 "memory": megabytes(m.bytes),
-                "less ": times(m.memory_ratio),
+                "less": times(m.memory_ratio),
                 "share": f"{100 * m.utilization:.0f} %",
                 "MFU": "" if m.mfu is None else f"{100 * m.mfu:.0f} %",
                 "loss": f"{m.loss:.5f}",
