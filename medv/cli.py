@@ -134,7 +134,7 @@ def ask(
 
 def _view(wanted: bool, gen_length: int, word):
     """A picture of the canvas that follows the sampling, or nothing where nobody would see it."""
-    from medv.companion.figures.trace_terminal import TerminalView
+    from medv.companion.figures.traces import TerminalView
 
     return TerminalView(console, gen_length, word) if wanted and console.is_terminal else nullcontext()
 

@@ -8,7 +8,7 @@ import torch
 from command import SHORT, run, save_picture
 from peft import PeftModel
 from safetensors import safe_open
-from tiny import adapted, examples, model, processor, shape, special, training_batch
+from tiny import examples, gradients, model, processor, shape, special, training_batch
 
 from medv.checkpoints.adapters import AdaptedModel
 from medv.checkpoints.assembly import new_processor, random_model
@@ -41,6 +41,16 @@ def train_adapters(folder, *, options=TILES, **more):
     return base, train_stage(network, reader, RECIPE, examples(10), out, lora=lora, quiet=True, **more), out
 
 
+def adapted(seed: int = 0) -> PeftModel:
+    """A model with adapters that are not zero."""
+    network = attach_lora(model(seed=seed), LoraRecipe(rank=4, alpha=8))
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in network.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0, 0.05, generator=generator)
+    return network
+
+
 def test_lora_touches_the_language_layers_and_the_projector_only():
     network = adapted().train()
     trainable = {name for name, p in network.named_parameters() if p.requires_grad}
@@ -49,8 +59,9 @@ def test_lora_touches_the_language_layers_and_the_projector_only():
     assert len(adapters) == 2 * 7 * 2, "seven linear maps in each of two layers, A and B"
     assert all(".projector.modules_to_save." in name for name in trainable - adapters)
     assert len(trainable - adapters) == 4
-    network(**training_batch()).loss.backward()
-    assert {name for name, p in network.named_parameters() if p.grad is not None} == trainable
+    found = gradients(network, training_batch())
+    assert set(found) == trainable, "the vision tower gets no gradient"
+    assert any("lora_A" in name for name, grad in found.items() if grad.abs().sum() > 0)
 
 
 def test_a_new_adapter_changes_nothing():
@@ -74,16 +85,6 @@ def test_merged_equals_unmerged_and_the_merged_model_is_plain(tmp_path):
         torch.testing.assert_close(reloaded(ids, mask, pixels).logits, unmerged, **close)
     assert type(merged) is MedVForMaskedDiffusion
     assert merged.state_dict().keys() == model().state_dict().keys()
-
-
-def test_the_vision_tower_has_no_adapter_and_gets_no_gradient():
-    network = adapted().train()
-    network(**training_batch()).loss.backward()
-    tower = {name: p for name, p in network.named_parameters() if ".vision_tower." in name}
-    assert len(tower) > 20 and not [name for name in tower if "lora_" in name or "modules_to_save" in name]
-    assert not [name for name, p in tower.items() if p.requires_grad or p.grad is not None]
-    learned = {name for name, p in network.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-    assert any("lora_A" in name for name in learned) and any("projector.modules_to_save" in name for name in learned)
 
 
 def test_the_targets_of_the_released_shape_are_the_seven_maps_of_each_language_layer():

@@ -1,8 +1,8 @@
-"""The network: it sees both directions, padding is invisible, it loads like any transformers model."""
+"""The network: it sees both directions, padding is invisible, and it loads like any transformers model."""
 
 import pytest
 import torch
-from tiny import model, picture, processor, shape, special, tokenizer, training_batch
+from tiny import gradients, model, picture, processor, shape, special, tokenizer, training_batch
 from transformers import AutoConfig, AutoModel, AutoProcessor, SiglipVisionModel
 
 from medv.checkpoints.assembly import assemble, new_processor, random_model
@@ -217,12 +217,6 @@ def test_the_default_token_ids_are_those_of_the_release():
 
 
 # Training switches.
-
-
-def gradients(network, batch) -> dict[str, torch.Tensor]:
-    network.zero_grad()
-    network(**batch).loss.backward()
-    return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
 
 
 def test_gradient_checkpointing_gives_the_same_gradients():

@@ -4,7 +4,6 @@ from dataclasses import replace
 from functools import cache
 
 import torch
-from peft import PeftModel
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
@@ -16,7 +15,6 @@ from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
 from medv.profiles import ModelShape
 from medv.training.collate import Collator, Encoder
-from medv.training.lora import LoraRecipe, attach_lora
 
 torch.set_num_threads(1)
 
@@ -90,17 +88,14 @@ def examples(count: int = 8) -> list[Example]:
 
 
 def training_batch(count: int = 3) -> dict[str, torch.Tensor]:
-    """Examples as the trainer batches them, with noise."""
+    """A training batch of these examples, unpadded."""
     encode = Encoder(processor(), loss_tokens="response", max_length=200)
     items = [encode(e) | {"noise": (0, 0, i), "stratum": (i, count)} for i, e in enumerate(examples(count))]
     return Collator(special(), padding="none")(items)
 
 
-def adapted(seed: int = 0) -> PeftModel:
-    """A model with adapters that are not zero."""
-    network = attach_lora(model(seed=seed), LoraRecipe(rank=4, alpha=8))
-    generator = torch.Generator().manual_seed(0)
-    for name, parameter in network.named_parameters():
-        if "lora_B" in name:
-            parameter.data.normal_(0, 0.05, generator=generator)
-    return network
+def gradients(network, batch) -> dict[str, torch.Tensor]:
+    """The gradients of the loss of a batch."""
+    network.zero_grad()
+    network(**batch).loss.backward()
+    return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
