@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import nbformat
 import pytest
 from rich.console import Console
 
-from medv.companion.reproduction.cache import library_of
+from medv.companion.reproduction.cache import code_cells, library_of
 from medv.companion.reproduction.registry import EXHIBITS, Node, all_nodes, chain_lengths, counterpart, makers, ordered
 from medv.companion.reproduction.reproduce import reproduce
 from medv.profiles import PROFILES
@@ -61,6 +62,21 @@ def toys(tmp_path):
     for name, body in BODIES.items():
         write_notebook(folder, name, body)
     return folder
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Notebooks run in this process, without a kernel: for tests of what runs and when."""
+
+    def execute(source, executed, parameters, **_options):
+        names = {}
+        for number, cell in enumerate(code_cells(source)):
+            exec(cell["source"], names)
+            names |= {} if number else parameters
+        executed.parent.mkdir(exist_ok=True)
+        shutil.copyfile(source, executed)
+
+    monkeypatch.setattr("medv.companion.reproduction.execute.execute", execute)
 
 
 def drive(toys: Path, nodes=TOYS, **options) -> tuple[int, str, list[str]]:
@@ -154,7 +170,7 @@ def test_the_longest_chain_of_notebooks_is_begun_first():
     assert chain_lengths(TOYS) == {"first": 2, "second": 1, "alone": 1}
 
 
-def test_a_last_notebook_runs_after_all_others_even_failed_ones_and_again_when_a_result_changes(toys):
+def test_a_last_notebook_runs_after_all_others_even_failed_ones_and_again_when_a_result_changes(toys, in_process):
     last = Node("last", "last.ipynb", "Reads what there is", results=("summary",), last=True)
     nodes = (last, *TOYS)
     write_notebook(toys, "last", "note('last'); result('summary')")
@@ -170,7 +186,7 @@ def test_a_last_notebook_runs_after_all_others_even_failed_ones_and_again_when_a
     assert drive(toys, nodes)[2] == []
 
 
-def test_only_takes_a_figure_with_what_it_needs(toys):
+def test_only_takes_a_figure_with_what_it_needs(toys, in_process):
     code, _, ran = drive(toys, only=["fig03"])
     assert (code, ran) == (0, ["first", "second"])
     with pytest.raises(ValueError, match="not reproduced yet"):
@@ -259,7 +275,7 @@ def test_a_notebook_feels_only_the_library_that_it_imports(tmp_path):
     assert not {"cli.py", "companion/reproduction/registry.py"} & set(everything)
 
 
-def test_a_folder_of_others_is_refused_and_stays_but_what_was_made_by_hand_goes_on(toys):
+def test_a_folder_of_others_is_refused_and_stays_but_what_was_made_by_hand_goes_on(toys, in_process):
     out = toys.parent / "run"
     (out / "notebooks").mkdir(parents=True)
     (out / "notebooks" / "alone.ipynb").write_text("my own")
