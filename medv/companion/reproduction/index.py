@@ -8,12 +8,12 @@ full ones.
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from medv.artifacts import git_commit, machine, write_text
 from medv.companion.figures.tables import to_html
 from medv.companion.reproduction.exhibits import TEMPLATES, beside, is_made, manifest_of, numbers_of, picture
-from medv.companion.studies.node import Node
+from medv.companion.reproduction.reproduce import Progress
 
 CARD = 260
 """Width in pixels of the picture on a card."""
@@ -22,16 +22,7 @@ ROWS = 100
 WORDS = {"waiting": "not run", "stale": "out of date"}
 
 
-class Standing(Protocol):
-    """The state of a notebook (see `medv.companion.reproduction.reproduce.Progress`)."""
-
-    node: Node
-    status: str
-    note: str
-    seconds: float | None
-
-
-def write_index(out: Path, profile: str, seed: int, items: Sequence[Standing], exhibits: dict[str, str]) -> Path:
+def write_index(out: Path, profile: str, seed: int, items: Sequence[Progress], exhibits: dict[str, str]) -> Path:
     """Write `index.html` into the run folder `out` and return its path.
 
     `items`: every notebook in order; `exhibits`: name and title of each table and figure of the paper.
@@ -54,7 +45,7 @@ def write_index(out: Path, profile: str, seed: int, items: Sequence[Standing], e
     return write_text(out / "index.html", page.strip() + "\n")
 
 
-def _result(out: Path, name: str, title: str, item: Standing | None) -> dict[str, Any]:
+def _result(out: Path, name: str, title: str, item: Progress | None) -> dict[str, Any]:
     """One table or figure for the template; `shown`: whether it was made by one of the notebooks."""
     result = {"name": name, "title": title, "item": item, "shown": item is not None and is_made(out, name)}
     if not result["shown"]:
