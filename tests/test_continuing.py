@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from damaged import tree
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -43,10 +44,6 @@ SIZES = ("--gen-length", "4", "--block-length", "4", "--steps", "4")
 
 def run(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def tree(folder: Path) -> dict:
-    return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
 
 
 def refused(folder: Path, said: str, *arguments) -> None:

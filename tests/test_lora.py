@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from command import SHORT, run, save_picture
 from peft import PeftModel
 from safetensors import safe_open
-from test_cli import SHORT, run, save_picture
 from tiny import examples, gradients, model, processor, shape, special, training_batch
 
 from medv.checkpoints.adapters import AdaptedModel

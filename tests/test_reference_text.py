@@ -13,7 +13,7 @@ from functools import cache
 import pytest
 import torch
 from PIL import Image
-from reference import FOLDER
+from reference import FOLDER, needs_reference
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import special, tokenizer
@@ -27,6 +27,8 @@ from medv.diffusion.official import add_gumbel_noise
 from medv.model.configuration import MedVConfig
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.training.collate import Collator
+
+pytestmark = needs_reference
 
 IMAGE_PLACEHOLDER = -200  # in the reference's ids
 COLUMN_STRIDE = 997  # of the stored logits
