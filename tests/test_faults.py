@@ -56,10 +56,8 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from damaged import as_type, change, edit, files, half, resized, spoiled, tree
 from stub_judge import StubJudge
-from test_continuing import tree
-from test_judging import files
-from test_loading import as_type, change, edit, half, resized, spoiled
 from typer.testing import CliRunner
 
 from medv.checkpoints.bundled import bundled

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +14,8 @@ import nbformat
 import pytest
 from rich.console import Console
 
-from medv.companion.reproduction.reach import library_of
-from medv.companion.reproduction.registry import EXHIBITS, NODES, Node, chain_lengths, counterpart, makers, ordered, planned
+from medv.companion.reproduction.cache import code_cells, library_of
+from medv.companion.reproduction.registry import EXHIBITS, Node, all_nodes, chain_lengths, counterpart, makers, ordered
 from medv.companion.reproduction.reproduce import reproduce
 from medv.profiles import PROFILES
 
@@ -61,6 +62,21 @@ def toys(tmp_path):
     for name, body in BODIES.items():
         write_notebook(folder, name, body)
     return folder
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Notebooks run in this process, without a kernel: for tests of what runs and when."""
+
+    def execute(source, executed, parameters, **_options):
+        names = {}
+        for number, cell in enumerate(code_cells(source)):
+            exec(cell["source"], names)
+            names |= {} if number else parameters
+        executed.parent.mkdir(exist_ok=True)
+        shutil.copyfile(source, executed)
+
+    monkeypatch.setattr("medv.companion.reproduction.execute.execute", execute)
 
 
 def drive(toys: Path, nodes=TOYS, **options) -> tuple[int, str, list[str]]:
@@ -149,12 +165,12 @@ def test_only_the_profiles_of_small_models_let_heavy_notebooks_share():
 
 
 def test_the_longest_chain_of_notebooks_is_begun_first():
-    lengths = chain_lengths(NODES)
+    lengths = chain_lengths(all_nodes())
     assert max(lengths, key=lengths.get) == "stage1" and lengths["stage3"] == 1
     assert chain_lengths(TOYS) == {"first": 2, "second": 1, "alone": 1}
 
 
-def test_a_last_notebook_runs_after_all_others_even_failed_ones_and_again_when_a_result_changes(toys):
+def test_a_last_notebook_runs_after_all_others_even_failed_ones_and_again_when_a_result_changes(toys, in_process):
     last = Node("last", "last.ipynb", "Reads what there is", results=("summary",), last=True)
     nodes = (last, *TOYS)
     write_notebook(toys, "last", "note('last'); result('summary')")
@@ -170,7 +186,7 @@ def test_a_last_notebook_runs_after_all_others_even_failed_ones_and_again_when_a
     assert drive(toys, nodes)[2] == []
 
 
-def test_only_takes_a_figure_with_what_it_needs(toys):
+def test_only_takes_a_figure_with_what_it_needs(toys, in_process):
     code, _, ran = drive(toys, only=["fig03"])
     assert (code, ran) == (0, ["first", "second"])
     with pytest.raises(ValueError, match="not reproduced yet"):
@@ -225,12 +241,12 @@ def test_a_killed_run_continues_where_it_was(toys):
     assert code == 0 and ran == ["second"], printed
 
 
-def test_every_exhibit_of_the_paper_is_made_or_planned():
-    made = set(makers()) & set(EXHIBITS)
-    assert made | set(planned()) == set(EXHIBITS) == {f"table{n}" for n in range(1, 9)} | {f"fig{n:02}" for n in range(1, 13)}
+def test_every_exhibit_of_the_paper_is_made():
+    nodes = all_nodes()
+    assert set(EXHIBITS) == {f"table{n}" for n in range(1, 9)} | {f"fig{n:02}" for n in range(1, 13)} <= set(makers(nodes))
     assert [counterpart(name) for name in ("table2", "fig03", "pareto")] == ["Table 2", "Figure 3", None]
-    assert {node.name for node in ordered(only=["table2"])} == {"stage1", "stage2", "stage3"}
-    assert len({node.notebook for node in NODES}) == len(NODES)
+    assert {node.name for node in ordered(nodes, only=["table2"])} == {"stage1", "stage2", "stage3"}
+    assert len({node.notebook for node in nodes}) == len(nodes)
 
 
 def test_a_graph_with_a_hole_a_double_or_a_circle_is_refused():
@@ -248,15 +264,18 @@ def test_a_notebook_feels_only_the_library_that_it_imports(tmp_path):
     felt = library_of(
         ["from medv.diffusion import loss\nimport numpy", "def later():\n    from medv.phantoms.scene import Scene"]
     )
-    assert {"__init__.py", "diffusion/__init__.py", "diffusion/loss.py", "data/scene.py"} <= set(felt)
-    assert not [name for name in felt if name.startswith(("training/", "evaluation/", "report/", "paper/"))]
+    assert {"__init__.py", "diffusion/__init__.py", "diffusion/loss.py", "phantoms/scene.py"} <= set(felt)
+    assert not [name for name in felt if name.startswith(("training/", "evaluation/", "companion/", "paper/"))]
     assert "paper/tables/table2.csv" in library_of(["import medv.paper"])
+    opened = library_of(["from medv.companion.reproduction.run import open_run"])
+    assert "companion/studies/node.py" in opened and "companion/studies/lora.py" not in opened
     everything = library_of(["from medv import MedVConfig"])
     assert everything == library_of(["!medv doctor"]) and "training/stages.py" in everything
-    assert "experiments/run.py" in everything and not {"cli.py", "experiments/registry.py"} & set(everything)
+    assert "companion/reproduction/run.py" in everything
+    assert not {"cli.py", "companion/reproduction/registry.py"} & set(everything)
 
 
-def test_a_folder_of_others_is_refused_and_stays_but_what_was_made_by_hand_goes_on(toys):
+def test_a_folder_of_others_is_refused_and_stays_but_what_was_made_by_hand_goes_on(toys, in_process):
     out = toys.parent / "run"
     (out / "notebooks").mkdir(parents=True)
     (out / "notebooks" / "alone.ipynb").write_text("my own")
