@@ -15,19 +15,6 @@ from medv.evaluation.repetition import repeated_spans, repetition
 AMOUNTS = ("tokens", "seconds", "forwards", "asked_words", "gen_length")
 
 
-def words(text: str) -> list[str]:
-    """The words of a text."""
-    return text.split()
-
-
-def answer_text(row: Mapping[str, Any]) -> str:
-    """The text of one answer, `text` or `answer`; raises ValueError for a row without one."""
-    text = next((row[key] for key in ("text", "answer") if row.get(key) is not None), None)
-    if not isinstance(text, str):
-        raise ValueError(f"the answer to question {row.get('question_id', row.get('id', '?'))} has no 'text'")
-    return text
-
-
 def measure_answer(row: Mapping[str, Any], *, asked_words: int | None = None) -> dict[str, Any]:
     """The measures of one answer: `text` (or `answer`), and, if it has them, `seconds`, `forwards`, `tokens` and the asked
     length: `asked_words` (words) or else `gen_length` (tokens, also inside a dict `settings`).
@@ -35,7 +22,10 @@ def measure_answer(row: Mapping[str, Any], *, asked_words: int | None = None) ->
     length_error: |length - asked| / asked in percent, in the unit asked for; repeated_share: percent of the words that stand
     in repeated spans. A value that the row lacks is None. Raises ValueError for a row without a text.
     """
-    lower = [word.lower() for word in words(answer_text(row))]
+    text = next((row[key] for key in ("text", "answer") if row.get(key) is not None), None)
+    if not isinstance(text, str):
+        raise ValueError(f"the answer to question {row.get('question_id', row.get('id', '?'))} has no 'text'")
+    lower = [word.lower() for word in text.split()]
     settings = row["settings"] if isinstance(row.get("settings"), Mapping) else {}
     asked, length = asked_words or row.get("asked_words"), len(lower)
     if not asked:
