@@ -217,7 +217,8 @@ def test_a_killed_command_goes_on_bit_for_bit(causal, tmp_path):
     command += ["--batch-size", "4", "--tokens", str(200 * 4 * 32), "--continuations", "0", "--device", "cpu"]
     assert run_command(*command, "--out", tmp_path / "whole").exit_code == 0
     process = [sys.executable, "-m", "medv", *command, "--out", tmp_path / "cut"]
-    begun = subprocess.Popen(process, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # as here: the order of sums depends on it
+    begun = subprocess.Popen(process, env=one_thread, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     checkpoint, deadline = tmp_path / "cut" / "checkpoint.safetensors", time.monotonic() + 300
     while not checkpoint.exists() and begun.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -79,7 +79,8 @@ def test_two_processes_give_the_answers_of_one_in_order(questions, model_dir, al
 def test_a_run_killed_at_any_answer_goes_on_to_the_same_file(model_dir, questions, alone, tmp_path):
     out = tmp_path / "answers.jsonl"
     line = [sys.executable, "-m", "medv.cli", "generate", *command(questions, model_dir, out)]
-    process = subprocess.Popen(line, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(line, env=one_thread, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     while process.poll() is None and (not out.exists() or out.read_bytes().count(b"\n") < 3):
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
