@@ -27,10 +27,8 @@ from medv.data.texts import Document, read_documents, split_documents
 from medv.diffusion.corruption import noise_generator
 from medv.diffusion.sampler import SamplerConfig
 from medv.model.twin import language_tower
-from medv.training.adapt import Adapter, adapt, distance, held_out_losses, load_tower
-from medv.training.adapt_batches import AdaptRecipe, Batches, opened_attention
-from medv.training.packing import ENDS, pack
-from medv.training.self_text import Writing, continue_ids, write_text_of
+from medv.training.adapt import Adapter, AdaptRecipe, Batches, adapt, distance, held_out_losses, load_tower, opened_attention
+from medv.training.text import ENDS, Writing, continue_ids, pack, write_text_of
 
 RECIPE = AdaptRecipe(tokens=10 * 4 * 32, length=32, batch_size=4, learning_rate=3e-3)
 CPU = torch.device("cpu")
@@ -174,7 +172,7 @@ def test_the_loss_falls_and_the_result_is_a_bidirectional_language_tower(causal,
         not LlamaForCausalLM.from_pretrained(whole).config.is_causal and str(causal) not in (whole / "config.json").read_text()
     )
     assert AutoTokenizer.from_pretrained(whole).get_vocab() == tokenizer().get_vocab()
-    assert (whole / "LICENSE").exists() and not (whole / "checkpoint.safetensors").exists()
+    assert (whole / "LICENSE").exists() and not (whole / "checkpoint.pt").exists()
 
 
 def test_layers_learn_and_embeddings_and_head_do_not(causal, whole):
@@ -219,7 +217,7 @@ def test_a_killed_command_goes_on_bit_for_bit(causal, tmp_path):
     process = [sys.executable, "-m", "medv", *command, "--out", tmp_path / "cut"]
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # as here: the order of sums depends on it
     begun = subprocess.Popen(process, env=one_thread, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    checkpoint, deadline = tmp_path / "cut" / "checkpoint.safetensors", time.monotonic() + 300
+    checkpoint, deadline = tmp_path / "cut" / "checkpoint.pt", time.monotonic() + 300
     while not checkpoint.exists() and begun.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     os.kill(begun.pid, signal.SIGKILL)

@@ -34,13 +34,7 @@ COUNT = 11
 
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("questions")
-    rows = []
-    for number, example in enumerate(tiny.examples(COUNT)):
-        example.image().save(folder / f"{number}.png")
-        rows.append(json.dumps({"question_id": f"q{number}", "image": f"{number}.png", "text": example.question}))
-    (folder / "questions.jsonl").write_text("\n".join(rows) + "\n")
-    return folder
+    return tiny.question_folder(tmp_path_factory.mktemp("questions"), COUNT)
 
 
 def command(questions, model_dir, out, *more):

@@ -23,8 +23,8 @@ from medv.checkpoints.loading import load_network, load_tokenizer
 from medv.companion.studies.initialization import ARMS, initial
 from medv.evaluation.baselines import CheckpointAnswerer, availability
 from medv.profiles import get_profile
-from medv.training.command import starting_point
 from medv.training.lora import LoraRecipe, attach_lora
+from medv.training.stages import starting_point
 from medv.training.twin import obtain_twin
 
 CODE = "import pathlib; pathlib.Path('ran').touch()\nclass Own: pass\n"

@@ -39,6 +39,7 @@ from medv.data.chat import SpecialTokens
 from medv.model.processing import image_processor
 from medv.model.vision import grid_features, view_flops
 from medv.profiles import StageRecipe, get_profile
+from medv.training.launch import RunOptions
 from medv.training.stages import train_stage
 
 PARTS = ("language_tower", "vision_tower")
@@ -245,7 +246,7 @@ def test_training_never_moves_the_vision_tower_nor_its_statistics(made, tmp_path
     model, processor = assembled(made)
     before = {name: value.clone() for name, value in model.model.vision_tower.state_dict().items()}
     recipe = StageRecipe(("projector", "language_model"), 0, 1, 2, 1e-3, padding="none")
-    train_stage(model.train(), processor, recipe, examples(4), tmp_path, quiet=True)
+    train_stage(model.train(), processor, recipe, examples(4), tmp_path, RunOptions(quiet=True))
     assert model.training and not any(part.training for part in model.model.vision_tower.modules())
     after = model.model.vision_tower.state_dict()
     assert all(value.equal(after[name]) for name, value in before.items())

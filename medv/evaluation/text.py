@@ -33,7 +33,7 @@ def measure_answer(row: Mapping[str, Any], *, asked_words: int | None = None) ->
     length: `asked_words` (words) or else `gen_length` (tokens, also inside a dict `settings`).
 
     length_error: |length - asked| / asked in percent, in the unit asked for; repeated_share: percent of the words that stand
-    in repeated spans. What the row lacks is None. Raises ValueError for a row without a text.
+    in repeated spans. A value that the row lacks is None. Raises ValueError for a row without a text.
     """
     lower = [word.lower() for word in words(answer_text(row))]
     settings = row["settings"] if isinstance(row.get("settings"), Mapping) else {}

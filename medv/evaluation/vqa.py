@@ -98,17 +98,17 @@ def evaluate_vqa(references: Sequence[Reference], predictions: Sequence[str], *,
 def _score(reference: Reference, prediction: str, variant: str) -> ItemScore:
     if not isinstance(prediction, str):
         raise ValueError(f"the prediction for question {reference.id} is {prediction!r}: it must be a string")
-    right, said = normalize(reference.answer), normalize(prediction)
+    right, predicted = normalize(reference.answer), normalize(prediction)
     if reference.answer_type == "CLOSED":
-        spoken = _YES_NO.findall(said)
-        strict = right == said if right not in ("yes", "no") else spoken[:1] == [right]
-        hit = right in said and (variant == "batch" or "yes" in said or "no" in said)
-        scores = {"hit": float(hit), "strict_hit": float(strict), "yes_and_no": float(set(spoken) == {"yes", "no"})}
+        yes_no = _YES_NO.findall(predicted)
+        strict = right == predicted if right not in ("yes", "no") else yes_no[:1] == [right]
+        hit = right in predicted and (variant == "batch" or "yes" in predicted or "no" in predicted)
+        scores = {"hit": float(hit), "strict_hit": float(strict), "yes_and_no": float(set(yes_no) == {"yes", "no"})}
         return ItemScore(reference.id, "CLOSED", **scores)
     # The official token scores normalize a second time, which matters only for texts with more than 32 full stops.
-    wanted, given = normalize(right).split(), normalize(said).split()
+    wanted, given = normalize(right).split(), normalize(predicted).split()
     recall, precision, f1 = token_scores(wanted, given)
-    set_recall = len({*wanted} & {*given}) / len({*wanted}) if wanted else 0.0
+    set_recall = len(set(wanted) & set(given)) / len(set(wanted)) if wanted else 0.0
     return ItemScore(reference.id, "OPEN", recall=recall, precision=precision, f1=f1, set_recall=set_recall)
 
 

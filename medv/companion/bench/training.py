@@ -15,7 +15,7 @@ from medv.companion.bench.sampler import BenchShape, random_network
 from medv.diffusion.corruption import corrupt, draw_noise
 from medv.diffusion.loss import full_cross_entropy, token_weights
 from medv.model.modeling import IGNORED_LABEL, MedVForMaskedDiffusion
-from medv.training.meter import mfu, training_flops
+from medv.training.costs import mfu, training_flops
 
 TRAINING_PRESETS = {
     "cpu": BenchShape(512, 1536, 4, 8, prompt_length=844, gen_length=256),
