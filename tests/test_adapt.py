@@ -208,6 +208,7 @@ def test_a_folder_of_another_run_is_refused(causal, rows, tmp_path):
         run(causal, rows.flip(0), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_killed_command_goes_on_bit_for_bit(causal, tmp_path):
     text = tmp_path / "text.jsonl"
     text.write_text("".join(json.dumps({"text": f"on the left, small {i % 7} mass " * 9}) + "\n" for i in range(40)))

@@ -62,6 +62,7 @@ def test_every_answer_says_its_settings_forwards_and_seconds(alone):
         assert row["settings"]["gen_length"] == 8 and row["settings"]["temperature"] == 0.5
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_answers_of_one_in_order(questions, model_dir, alone, tmp_path):
     out = tmp_path / "answers.jsonl"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "medv.cli"]
@@ -70,6 +71,7 @@ def test_two_processes_give_the_answers_of_one_in_order(questions, model_dir, al
     assert told(out) == told(alone) and list(tmp_path.iterdir()) == [out]
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_answer_goes_on_to_the_same_file(model_dir, questions, alone, tmp_path):
     out = tmp_path / "answers.jsonl"
     line = [sys.executable, "-m", "medv.cli", "generate", *command(questions, model_dir, out)]
