@@ -215,10 +215,7 @@ def generate(
         mend = f"fetch it first, for example with `hf download {checkpoint}`"
         raise ValueError(f"{checkpoint}: {found}; {'--model takes ours' if Path(checkpoint).is_dir() else mend}")
     wanted = read_questions(questions, ImageFolder(images, tuple(image_root or ())), data=data)
-    if checkpoint is None:
-        answerer = sampling.answerer(model)
-    else:
-        answerer = CheckpointAnswerer.load(checkpoint, device=sampling.device)
+    answerer = sampling.answerer(model) if model else CheckpointAnswerer.load(checkpoint, device=sampling.device)
     wanted, skipped = examine(wanted, answerer, config, skip_corrupt=skip_corrupt)
     count = answer_file(wanted, answerer, config, out, batch_size=batch_size, inputs=[questions])
     if skipped and os.environ.get("RANK", "0") == "0":
