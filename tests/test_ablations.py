@@ -8,7 +8,7 @@ import pytest
 from tiny import model, training_batch
 
 from medv.checkpoints.bundled import bundled
-from medv.companion.figures.ablations import lora_figure
+from medv.companion.figures.studies import lora_figure
 from medv.companion.reproduction.run import open_run
 from medv.companion.studies import initialization as init
 from medv.companion.studies import lora as lora_study
