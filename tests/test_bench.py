@@ -63,7 +63,9 @@ def test_the_command_prints_json_and_a_table(tmp_path):
     printed = json.loads(done.stdout)
     assert printed == json.loads((tmp_path / "x.json").read_text())
     assert printed["measurements"][0]["measured_forwards"] == 2
-    assert "ratio" in CliRunner().invoke(app, ["bench", "sampler", *options]).stdout
+    shown = CliRunner().invoke(app, ["bench", "sampler", *options]).stdout
+    assert "ratio" in shown and "official algorithm" in shown and "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
     assert CliRunner().invoke(app, ["bench", "sampler", "--preset", "tpu"]).exit_code == 2
 
 
@@ -130,5 +132,6 @@ def test_the_benchmarks_of_training_print_json_and_a_table(tmp_path, what, sizes
     assert done.exit_code == 0, done.output
     printed = json.loads(done.stdout)
     assert printed == json.loads(file.read_text()) and printed[key] and printed["device"]
-    assert "medv" in CliRunner().invoke(app, ["bench", what, "--repeats", "1", *options]).stdout
+    shown = CliRunner().invoke(app, ["bench", what, "--repeats", "1", *options]).stdout
+    assert "medv" in shown and "…" not in shown and max(map(len, shown.splitlines())) <= 80
     assert CliRunner().invoke(app, ["bench", what, "--preset", "tpu"]).exit_code == 2
