@@ -6,8 +6,7 @@ import random
 import pytest
 from command import run
 
-from medv.evaluation.repetition import mark_repeats, repeated_parts, repeated_spans
-from medv.evaluation.text import measure_answer, measure_texts
+from medv.evaluation.text import mark_repeats, measure_answer, measure_texts, repeated_parts, repeated_spans
 
 
 def test_seconds_per_word_are_seconds_per_query_over_words_per_query():
