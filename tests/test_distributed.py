@@ -21,6 +21,8 @@ from medv.training.launch import RunOptions, deepspeed_config, join
 from medv.training.stages import ZERO_STAGES, run_stage
 from medv.training.trainer import COMPLETE, last_checkpoint
 
+pytestmark = pytest.mark.slow
+
 TOPOLOGIES = {
     "two processes": {},
     "two processes with accumulation": {"accumulation": 2},

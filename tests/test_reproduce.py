@@ -113,6 +113,7 @@ def test_a_run_is_ordered_then_cached_then_stale_with_a_reason(toys):
     assert ran == [] and "changed by something else" in printed and "needs first, which will run" in printed
 
 
+@pytest.mark.slow
 def test_a_changed_parameter_is_shown_old_to_new(toys):
     write_notebook(toys, "alone", BODIES["alone"], PARAMETERS + "\nsteps: int = 1")
     steps = [[dataclasses.replace(ALONE, parameters={"steps": count})] for count in (64, 128)]
@@ -123,6 +124,7 @@ def test_a_changed_parameter_is_shown_old_to_new(toys):
     assert "steps = 64" in (toys.parent / "run" / "notebooks" / "alone.ipynb").read_text()
 
 
+@pytest.mark.slow
 def test_a_failure_blocks_its_dependants_and_nobody_else(toys):
     write_notebook(toys, "first", "note('first')\nraise ValueError('no [weights] today')")
     code, printed, ran = drive(toys)
@@ -141,6 +143,7 @@ def test_a_failure_blocks_its_dependants_and_nobody_else(toys):
     assert (code, ran) == (0, ["first", "second"]) and not (notebooks / "first.failed.ipynb").exists()
 
 
+@pytest.mark.slow
 def test_heavy_notebooks_share_the_machine_where_the_profile_says_so_and_never_with_one_that_compares_speeds(toys):
     body = "import os; note('+{0}'); {1}; note('-{0}'); artifact('threads/{0}', os.environ['OMP_NUM_THREADS'])"
     meet = (
@@ -216,6 +219,7 @@ def alive(pid: int) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_where_it_was(toys):
     out = toys.parent / "run"
     slow = "import os, time; note('second'); artifact('half', str(os.getpid())); time.sleep(600)"

@@ -14,6 +14,7 @@ from medv.artifacts import git_commit, machine, write_text
 from medv.companion.figures.tables import to_html
 from medv.companion.reproduction.exhibits import TEMPLATES, beside, is_made, manifest_of, numbers_of, picture
 from medv.companion.reproduction.reproduce import Progress
+from medv.profiles import PAPER, get_profile
 
 CARD = 260
 """Width in pixels of the picture on a card."""
@@ -33,6 +34,7 @@ def write_index(out: Path, profile: str, seed: int, items: Sequence[Progress], e
     there = [result["item"].status in ("done", "cached") for result in papers if result["shown"]]
     page = TEMPLATES.get_template("index.html.jinja").render(
         profile=profile,
+        small=get_profile(profile).model != PAPER.model,
         facts=f"profile {profile} · seed {seed} · {machine()} · commit {(git_commit() or 'unknown')[:12]}",
         papers=papers,
         own=own,

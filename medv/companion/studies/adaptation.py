@@ -24,7 +24,7 @@ from medv.companion.studies.vqa_study import sampler_config, summarize
 from medv.data.chat import SpecialTokens
 from medv.data.texts import Document, read_documents, split_documents
 from medv.diffusion.sampler import SamplerConfig, sample
-from medv.evaluation.repetition import repetition
+from medv.evaluation.text import repetition
 from medv.intervals import span
 from medv.model.devices import device_named
 from medv.phantoms.sets import text_set

@@ -23,7 +23,7 @@ from medv.companion.studies.trials import as_rows, difference_rows, judged, run_
 from medv.companion.studies.vqa_study import sampler_config, summarize, vqa_study
 from medv.data.example import Example
 from medv.evaluation.answering import Answerer
-from medv.evaluation.repetition import repetition
+from medv.evaluation.text import repetition
 from medv.intervals import NOT_MEASURED, span
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.phantoms.facts import score_descriptions
