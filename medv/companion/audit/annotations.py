@@ -1,7 +1,6 @@
-"""The part of the paper's audit that needs the published files: annotations, recorded answers, a file of judgements.
+"""The checks of the paper that need the published files: annotations, recorded answers, a file of judgements.
 
-As in `audit.paper`, every finding carries its arithmetic. A file that is not there yields no finding, and nothing is
-downloaded.
+Every finding carries its arithmetic. A file that is not there yields no finding, and nothing is downloaded.
 """
 
 import re
@@ -9,9 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from math import sqrt
 from pathlib import Path
 
-from medv.companion.audit.finding import AGREES, DIFFERS, REMARK, Finding
-from medv.companion.audit.paper import OURS, counts_that_give
-from medv.data.example import Example
+from medv.companion.audit.findings import OURS, REMARK, Finding, agreement, ceiling_reading, counts_that_give
+from medv.companion.audit.recorded import printed_closed
 from medv.data.readers import find_file, read_dataset, read_vqa_rad
 from medv.evaluation.judge import read_judgements
 from medv.evaluation.text import answer_text, read_answers, words
@@ -38,20 +36,16 @@ def annotation_findings(folders: Mapping[str, str | Path | None]) -> list[Findin
 def gate(name: str, folder: Path) -> Iterator[Finding]:
     """The two official variants of closed accuracy, on answers that are the references."""
     references = [Reference.of(example) for example in read_dataset(name, folder, "test")]
-    scores = {v: evaluate_vqa(references, [r.answer for r in references], variant=v) for v in ("batch", "gated")}
-    n, printed = scores["batch"].n_closed, table("table2").set_index("model").at[OURS, f"{name}_closed_accuracy"]
-    ceilings = {variant: score.closed_accuracy for variant, score in scores.items()}
-    above = printed > ceilings["gated"]
+    scores = {v: evaluate_vqa(references, [r.answer for r in references], variant=v) for v in ("gated", "batch")}
+    n, printed = scores["batch"].n_closed, printed_closed(name)
+    sums = [f"{v} {round(s.closed_accuracy * n / 100)} / {n} = {s.closed_accuracy:.2f}" for v, s in scores.items()]
     yield Finding(
         "metric variants",
         f"Table 2, {OURS}, {name} closed, counted from the files",
         f"{printed:.2f}",
-        f"references as answers: gated {round(ceilings['gated'] * n / 100)} / {n} = {ceilings['gated']:.2f}, "
-        f"batch {round(ceilings['batch'] * n / 100)} / {n} = {ceilings['batch']:.2f}",
+        f"references as answers: {', '.join(sums)}",
         REMARK,
-        "Above what the references themselves reach in the gated variant: the other one gives such a value."
-        if above
-        else "Both variants could give it.",
+        ceiling_reading(printed, scores["gated"].closed_accuracy),
     )
 
 
@@ -61,8 +55,8 @@ def shared_answers(folder: Path) -> Iterator[Finding]:
     path = find_file("vqa_rad", folder, "train")
     for frames in (False, True):
         train = read_vqa_rad(path, frame_rows=frames)
-        known = {_image_and_answer(example) for example in train}
-        shared = sum(_image_and_answer(example) in known for example in test)
+        known = {(example.meta["image"], example.answer.strip().lower()) for example in train}
+        shared = sum((example.meta["image"], example.answer.strip().lower()) in known for example in test)
         yield Finding(
             "shared answers",
             f"Table 8, VQA-RAD, {len(train)} training rows {'with' if frames else 'without'} re-worded test questions",
@@ -73,13 +67,9 @@ def shared_answers(folder: Path) -> Iterator[Finding]:
         )
 
 
-def _image_and_answer(example: Example) -> tuple[str, str]:
-    return example.meta["image"], example.answer.strip().lower()
-
-
 def repeated_rows(folder: Path) -> Iterator[Finding]:
     """PathVQA: the closed count with and without repeated rows, against the printed accuracy."""
-    printed = table("table2").set_index("model").at[OURS, "pathvqa_closed_accuracy"]
+    printed = printed_closed("pathvqa")
     for drop in (False, True):
         rows = read_dataset("pathvqa", folder, "test", drop_duplicates=drop)
         n = sum(example.answer_type == "CLOSED" for example in rows)
@@ -90,7 +80,7 @@ def repeated_rows(folder: Path) -> Iterator[Finding]:
             f"Table 2, {OURS}, PathVQA closed, {len(rows)} test rows {'without' if drop else 'with'} repeated ones",
             f"{printed:.2f}",
             sums,
-            AGREES if found else DIFFERS,
+            agreement(bool(found)),
             "A whole count gives it." if found else "No count of right answers gives it.",
         )
 
@@ -104,13 +94,13 @@ def validation_images(folder: Path) -> Iterator[Finding]:
         "Table 8, PathVQA, validation images, counted from the files",
         str(printed),
         f"{counted} different images in the file",
-        AGREES if counted == printed else DIFFERS,
+        agreement(counted == printed),
         "Counted from the published annotations; the test split has 858.",
     )
 
 
 def judge_scatter(folder: Path) -> Iterator[Finding]:
-    """qa50: how far the mean of judged questions scatters, and what a ratio of means would give."""
+    """qa50: the standard error of the mean of judged questions, and the ratio of means instead of the mean of ratios."""
     if not (folder / JUDGED).exists():
         return
     scores = read_judgements(folder / JUDGED)

@@ -1,15 +1,14 @@
-"""The paper's numbers beside what others have recorded: authors of a baseline, and the published annotation files.
+"""The paper's numbers beside those that others recorded: the authors of a baseline, and the published annotation files.
 
-The facts stand here as constants, with their source, so that the comparison needs no file; those counted from annotation files
-are counted again by `medv.companion.audit.annotations` and `medv.companion.audit.gaming` where the files are given.
+The facts are constants here, with their source, so that the comparison needs no file; `medv.companion.audit.annotations` and
+`medv.companion.audit.gaming` count those of the annotation files again where the files are given.
 """
 
 from collections.abc import Iterator
 
-from medv.companion.audit.finding import DIFFERS, REMARK, Finding
+from medv.companion.audit.findings import DIFFERS, OURS, REMARK, Finding, ceiling_reading
 from medv.paper import table
 
-OURS = "LLaDA-MedV"
 ELSEWHERE = {"zero-shot": (28.23, 61.40, 39.17, 52.16), "VQA-RAD, 3064 training rows": (61.527, 84.1912)}
 """Open and closed values of LLaVA-Med v1 that Microsoft's own notebook records (LLaVA-Med v1.0.0)."""
 IMAGES = 832
@@ -21,7 +20,7 @@ YES_NO = {"vqa_rad": (251, 272), "slake": (355, 416), "pathvqa": (3391, 3391)}
 
 
 def published_elsewhere() -> Iterator[Finding]:
-    """Tables 2 and 4: rows of LLaVA-Med beside what its authors recorded."""
+    """Tables 2 and 4: rows of LLaVA-Med beside those that its authors recorded."""
     row = table("table4").iloc[0, 5:].tolist()
     recorded = ELSEWHERE["zero-shot"]
     same = all(round(value, 2) == other for value, other in zip(recorded, row, strict=True))
@@ -62,25 +61,21 @@ def validation_images() -> Iterator[Finding]:
 
 def gated_ceilings() -> Iterator[Finding]:
     """Table 2: which of the two official variants of closed accuracy can give the printed values."""
-    row = table("table2").set_index("model").loc[OURS]
     for name, (k, n) in CEILINGS.items():
-        printed, ceiling = row[f"{name}_closed_accuracy"], 100 * k / n
-        reading = "Both variants could give it."
-        if printed > ceiling:
-            reading = "Above what the references themselves reach in the gated variant: the other one gives such a value."
+        printed, ceiling = printed_closed(name), 100 * k / n
         sums = f"references as answers, gated variant: {k} / {n} = {ceiling:.2f}; other variant 100"
-        yield Finding("metric variants", f"Table 2, {OURS}, {name} closed", f"{printed:.2f}", sums, REMARK, reading)
+        where, reading = f"Table 2, {OURS}, {name} closed", ceiling_reading(printed, ceiling)
+        yield Finding("metric variants", where, f"{printed:.2f}", sums, REMARK, reading)
 
 
 def constant_answers() -> Iterator[Finding]:
-    """Table 2: what the answer "yes no" to every closed question scores."""
-    row = table("table2").set_index("model").loc[OURS]
+    """Table 2: the score of the answer "yes no" to every closed question."""
+    reading = "A property of the metric, which looks for the reference anywhere in the answer; no model is said to answer so."
     for name, (k, n) in YES_NO.items():
-        yield Finding(
-            "gaming",
-            f"Table 2, {OURS}, {name} closed",
-            f"{row[f'{name}_closed_accuracy']:.2f}",
-            f'"yes no" to every question: {k} / {n} = {100 * k / n:.2f}',
-            REMARK,
-            "A property of the metric, which looks for the reference anywhere in the answer; no model is said to answer so.",
-        )
+        sums = f'"yes no" to every question: {k} / {n} = {100 * k / n:.2f}'
+        yield Finding("gaming", f"Table 2, {OURS}, {name} closed", f"{printed_closed(name):.2f}", sums, REMARK, reading)
+
+
+def printed_closed(data: str) -> float:
+    """The closed accuracy (percent) of LLaDA-MedV in Table 2."""
+    return table("table2").set_index("model").at[OURS, f"{data}_closed_accuracy"]
