@@ -75,7 +75,7 @@ def test_a_sweep_asks_every_z_once_and_a_dragged_z_shows_the_kept_answer(explore
     for steps in (2, 16, 4, 8):
         explorer.drag.value = steps
         kept = explorer.session.found(explorer.picture, "What is shown?", replace(SETTING, steps=steps))
-        assert explorer.outcome is kept and kept.answer.forwards <= steps == explorer.steps.value
+        assert explorer.outcome is kept and kept.answer.forwards <= steps == explorer.fields["steps"].value
         assert f"Z = {steps} " in explorer.text.value and f"of {kept.frames}:" in explorer.canvas.value
         seen.add(explorer.chart.value)
     assert len(seen) == 4, "the ring on the chart follows"
@@ -137,13 +137,14 @@ def test_words_of_models_questions_and_files_are_never_markup(network):
     ],
 )
 def test_what_cannot_be_asked_is_refused_in_words(explorer, field, value, words):
-    getattr(explorer, field).value = value
+    fields = explorer.fields | {"question": explorer.question}
+    fields[field].value = value
     explorer.answer()
     explorer.wait()
     assert words in explorer.message.value and "medv-error" in explorer.message.value
     assert explorer.outcome is None and not explorer.answer_button.disabled
-    explorer.question.value, explorer.gen_length.value = "What is shown?", 16
-    explorer.block_length.value = explorer.steps.value = 8
+    explorer.question.value, fields["gen_length"].value = "What is shown?", 16
+    fields["block_length"].value = fields["steps"].value = 8
     explorer.answer()
     explorer.wait()
     assert "1 run in" in explorer.message.value
@@ -202,7 +203,7 @@ def test_a_pinned_answer_stays_beside_the_next(explorer):
     explorer.wait()
     first = explorer.outcome
     explorer.pin()
-    explorer.steps.value = 2
+    explorer.fields["steps"].value = 2
     explorer.answer()
     explorer.wait()
     assert explorer.pinned is first and "Z = 2 " in explorer.text.value and "Z = 16 " in explorer.pinned_text.value
