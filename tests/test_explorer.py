@@ -69,7 +69,7 @@ def test_a_sweep_asks_every_z_once_and_a_dragged_z_shows_the_kept_answer(explore
     explorer.sweep()
     explorer.wait()
     assert explorer.drag.options == (2, 4, 8, 16) and not explorer.drag.disabled
-    assert len(explorer.session.history()) == 4
+    assert len(explorer.session.outcomes) == 4
     monkeypatch.setattr(explorer.session.answerer.model, "stream", None)  # a dragged Z asks the model nothing
     seen = set()
     for steps in (2, 16, 4, 8):
@@ -81,7 +81,7 @@ def test_a_sweep_asks_every_z_once_and_a_dragged_z_shows_the_kept_answer(explore
     assert len(seen) == 4, "the ring on the chart follows"
     explorer.sweep()
     explorer.wait()
-    assert len(explorer.session.history()) == 4
+    assert len(explorer.session.outcomes) == 4
 
 
 def test_the_canvas_of_every_frame_is_the_replay_of_the_trace(network):
@@ -185,7 +185,7 @@ def test_a_run_can_be_cancelled_and_what_was_finished_stays(explorer, monkeypatc
     go.set()
     explorer.wait()
     assert "cancelled: 1 finished run is kept" in explorer.message.value
-    assert len(explorer.session.history()) == 1 and not explorer.answer_button.disabled
+    assert len(explorer.session.outcomes) == 1 and not explorer.answer_button.disabled
 
 
 def test_a_run_that_dies_says_why(explorer, monkeypatch):
@@ -221,7 +221,7 @@ def test_another_picture_or_setting_has_runs_of_its_own(explorer):
     assert explorer.drag.disabled
     explorer.answer()
     explorer.wait()
-    assert len(explorer.session.history()) == 5 and explorer.outcome.picture == "phantom 2"
+    assert len(explorer.session.outcomes) == 5 and explorer.outcome.picture == "phantom 2"
     explorer.choose(0)
     assert explorer.drag.options == (2, 4, 8, 16) and explorer.outcome.picture == "phantom 1"
     assert explorer.chart.value.count("<polyline") == 2 * 4
@@ -242,7 +242,7 @@ def test_a_cancelled_run_leaves_nothing_behind(network):
 
     with pytest.raises(Cancelled):
         session.ask(picture(), "What is shown?", SETTING, on_step=stop)
-    assert session.outcomes == {} and session.history().empty
+    assert session.outcomes == {}
 
 
 def test_a_sweep_is_told_from_its_numbers():

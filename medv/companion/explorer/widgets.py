@@ -273,8 +273,7 @@ class Explorer(widgets.VBox):
 
     def _kept(self) -> dict[int, Outcome]:
         """The runs of these fields at any Z, by Z."""
-        kept = self.session.known(self.picture, self.question.value, self.setting())
-        return {outcome.setting.steps: outcome for outcome in kept}
+        return self.session.known(self.picture, self.question.value, self.setting())
 
     def _offer(self) -> None:
         """Let Z be dragged over the runs that are kept for these fields, and show the run at this Z if there is one."""
