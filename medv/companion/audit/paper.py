@@ -48,23 +48,14 @@ def weighted_means() -> Iterator[Finding]:
         if max(abs(mean - row["overall"]) for mean in (by_type, by_domain)) < 0.0015:
             agree.append(row["model"])
             continue
-        terms = " + ".join(f"{counts[name]} x {row[name]:.3f}" for name in TYPES)
-        yield Finding(
-            "weighted means",
-            f"Table 1, {row['model']}, overall",
-            f"{row['overall']:.3f}",
-            f"by type ({terms}) / 193 = {by_type:.3f}; by domain {by_domain:.3f}",
-            DIFFERS,
-            "The overall score lies below both means that its own row allows; the two also differ from each other.",
-        )
-    yield Finding(
-        "weighted means",
-        f"Table 1, {len(agree)} other rows, overall",
-        "one score per row",
-        "mean over 193 questions, once by type (143, 50) and once by domain (37, 38, 44, 34, 40)",
-        AGREES,
-        f"Both means equal the printed score within 0.001 for {', '.join(agree)}.",
-    )
+        where, terms = f"Table 1, {row['model']}, overall", " + ".join(f"{counts[name]} x {row[name]:.3f}" for name in TYPES)
+        sums = f"by type ({terms}) / 193 = {by_type:.3f}; by domain {by_domain:.3f}"
+        reading = "The overall score lies below both means that its own row allows; the two also differ from each other."
+        yield Finding("weighted means", where, f"{row['overall']:.3f}", sums, DIFFERS, reading)
+    where = f"Table 1, {len(agree)} other rows, overall"
+    sums = "mean over 193 questions, once by type (143, 50) and once by domain (37, 38, 44, 34, 40)"
+    reading = f"Both means equal the printed score within 0.001 for {', '.join(agree)}."
+    yield Finding("weighted means", where, "one score per row", sums, AGREES, reading)
 
 
 def gains() -> Iterator[Finding]:
@@ -74,26 +65,16 @@ def gains() -> Iterator[Finding]:
     for name, printed in GAINS.items():
         other = rows.at[name, "overall"]
         points = ours - other
-        yield Finding(
-            "gains",
-            f"Text, gain over {name}",
-            f"{printed} %",
-            f"{ours:.3f} - {other:.3f} = {points:.3f} points; / {other:.3f} = {100 * points / other:.2f} %",
-            REMARK,
-            "The printed number is the difference in points of the score; the relative gain is the second number.",
-        )
+        sums = f"{ours:.3f} - {other:.3f} = {points:.3f} points; / {other:.3f} = {100 * points / other:.2f} %"
+        reading = "The printed number is the difference in points of the score; the relative gain is the second number."
+        yield Finding("gains", f"Text, gain over {name}", f"{printed} %", sums, REMARK, reading)
     columns = [*TYPES, *DOMAINS]
     for name in ("LLaVA-Med", "MedVLM-R1"):
         lower = [column for column in columns if rows.at[OURS, column] < rows.at[name, column]]
         terms = ", ".join(f"{column} {rows.at[OURS, column]:.3f} < {rows.at[name, column]:.3f}" for column in lower)
-        yield Finding(
-            "gains",
-            f"Section 5.2, against {name}",
-            '"across nearly all subjects"',
-            f"higher in {len(columns) - len(lower)} of {len(columns)} columns; lower: {terms or 'none'}",
-            REMARK,
-            "How many columns are higher, counted; the table gives no intervals.",
-        )
+        sums = f"higher in {len(columns) - len(lower)} of {len(columns)} columns; lower: {terms or 'none'}"
+        reading = "How many columns are higher, counted; the table gives no intervals."
+        yield Finding("gains", f"Section 5.2, against {name}", '"across nearly all subjects"', sums, REMARK, reading)
 
 
 def closed_counts() -> Iterator[Finding]:
@@ -119,15 +100,13 @@ def closed_counts() -> Iterator[Finding]:
                 where = f"Table {name[-1]}, {OURS}, {column}"
                 yield Finding("closed counts", where, f"{percent:.2f}", sums, agreement(fit == "fits"), reading)
     for fit, cells in others.items():
-        yield Finding(
-            "closed counts",
-            f"Tables 2 and 4, {len(cells)} cells of other models",
-            "closed accuracy, percent",
-            "; ".join(cells),
-            AGREES if fit == "fits" else REMARK,
+        where = f"Tables 2 and 4, {len(cells)} cells of other models"
+        verdict = AGREES if fit == "fits" else REMARK
+        reading = (
             f"Each {fit} as a count over the questions of Table 8. The cells are taken over from other work, in part with "
-            "other test sets.",
         )
+        reading += "other test sets."
+        yield Finding("closed counts", where, "closed accuracy, percent", "; ".join(cells), verdict, reading)
 
 
 def _closed_questions(data: str) -> int:
@@ -163,14 +142,10 @@ def margins_in_questions() -> Iterator[Finding]:
             continue
         second = max(known, key=known.get)
         low, high = wilson(k, n)
-        yield Finding(
-            "margins",
-            f"Table 2, {column}, {OURS} and {second}",
-            f"{rows.at[OURS, column]:.2f} and {rows.at[second, column]:.2f}",
-            f"{k} - {known[second]} = {k - known[second]} of {n} questions; 95 % of {k} / {n}: {low:.1f} to {high:.1f}",
-            REMARK,
-            "The lead in questions, beside the interval of one accuracy (Wilson); the table gives no intervals.",
-        )
+        printed = f"{rows.at[OURS, column]:.2f} and {rows.at[second, column]:.2f}"
+        sums = f"{k} - {known[second]} = {k - known[second]} of {n} questions; 95 % of {k} / {n}: {low:.1f} to {high:.1f}"
+        reading = "The lead in questions, beside the interval of one accuracy (Wilson); the table gives no intervals."
+        yield Finding("margins", f"Table 2, {column}, {OURS} and {second}", printed, sums, REMARK, reading)
 
 
 def words_and_seconds() -> Iterator[Finding]:
@@ -179,35 +154,23 @@ def words_and_seconds() -> Iterator[Finding]:
     words = rows["words_per_query"]
     totals = [round(value * 193) for value in words]
     whole = all(abs(total / 193 - value) < 0.00051 for total, value in zip(totals[:-1], words, strict=False))
-    yield Finding(
-        "words per query",
-        "Table 3, W/Q",
-        ", ".join(f"{value:g}" for value in words),
-        f"x 193 = {', '.join(map(str, totals))} words",
-        agreement(whole),
-        "Each is a whole number of words over the 193 questions. The table does not say what counts as a word.",
-    )
+    printed, sums = ", ".join(f"{value:g}" for value in words), f"x 193 = {', '.join(map(str, totals))} words"
+    reading = "Each is a whole number of words over the 193 questions. The table does not say what counts as a word."
+    yield Finding("words per query", "Table 3, W/Q", printed, sums, agreement(whole), reading)
     for row in rows.to_dict("records"):
         ratio = row["seconds_per_query"] / row["words_per_query"]
         label = row["model"] if pd.isna(row["sampling_steps"]) else f"{row['model']}, Z = {row['sampling_steps']:.0f}"
-        yield Finding(
-            "seconds per word",
-            f"Table 3, {label} ({row['note']})",
-            f"{row['seconds_per_word']:.3f}",
-            f"{row['seconds_per_query']:.3f} / {row['words_per_query']:.3f} = {ratio:.4f}",
-            agreement(abs(ratio - row["seconds_per_word"]) <= 0.00051),
-            "T/W is T/Q over W/Q.",
-        )
+        where, printed = f"Table 3, {label} ({row['note']})", f"{row['seconds_per_word']:.3f}"
+        sums = f"{row['seconds_per_query']:.3f} / {row['words_per_query']:.3f} = {ratio:.4f}"
+        verdict = agreement(abs(ratio - row["seconds_per_word"]) <= 0.00051)
+        yield Finding("seconds per word", where, printed, sums, verdict, "T/W is T/Q over W/Q.")
     slow, fast = rows.iloc[2], rows.iloc[0]
     word, query = (slow[name] / fast[name] for name in ("seconds_per_word", "seconds_per_query"))
-    yield Finding(
-        "seconds per word",
-        "Section 6.1, cost of LLaDA-MedV",
-        f"{fast['seconds_per_word']:.3f} to {slow['seconds_per_word']:.3f} s per word",
-        f"per word {word:.1f} times; per query {slow['seconds_per_query']} / {fast['seconds_per_query']} = {query:.1f} times",
-        REMARK,
-        "The text gives the ratio per word; per query, where a longer answer also takes longer, it is larger.",
-    )
+    printed = f"{fast['seconds_per_word']:.3f} to {slow['seconds_per_word']:.3f} s per word"
+    seconds = f"{slow['seconds_per_query']} / {fast['seconds_per_query']}"
+    sums = f"per word {word:.1f} times; per query {seconds} = {query:.1f} times"
+    reading = "The text gives the ratio per word; per query, where a longer answer also takes longer, it is larger."
+    yield Finding("seconds per word", "Section 6.1, cost of LLaDA-MedV", printed, sums, REMARK, reading)
 
 
 def seconds_per_step() -> Iterator[Finding]:
@@ -215,75 +178,50 @@ def seconds_per_step() -> Iterator[Finding]:
     rows = table("table3").dropna(subset=["sampling_steps"])
     pairs = list(zip(rows["seconds_per_query"], rows["sampling_steps"], strict=True))
     (first_t, first_z), (last_t, last_z) = pairs[0], pairs[-1]
-    yield Finding(
-        "seconds per step",
-        "Table 3, T/Q against Z",
-        f"Z from {first_z:.0f} to {last_z:.0f}",
-        "; ".join(f"{t:.3f} / {z:.0f} = {t / z:.3f} s" for t, z in pairs),
-        REMARK,
-        f"A step costs {last_t / last_z / (first_t / first_z):.1f} times as much at Z = 16 as at Z = 256, on a canvas of the "
-        "same length. The number of network calls really made is not printed, so what the time went into cannot be settled.",
-    )
+    printed = f"Z from {first_z:.0f} to {last_z:.0f}"
+    sums = "; ".join(f"{t:.3f} / {z:.0f} = {t / z:.3f} s" for t, z in pairs)
+    ratio = last_t / last_z / (first_t / first_z)
+    reading = f"A step costs {ratio:.1f} times as much at Z = 16 as at Z = 256, on a canvas of the same length. "
+    reading += "The number of network calls really made is not printed, so what the time went into cannot be settled."
+    yield Finding("seconds per step", "Table 3, T/Q against Z", printed, sums, REMARK, reading)
 
 
 def table5_settings() -> Iterator[Finding]:
     """Table 5: steps per block are Z B / L, and a setting that stands twice has one score."""
     rows = table("table5")
     given = rows["sampling_steps"] * rows["block_length"] / rows["generation_length"]
-    yield Finding(
-        "settings",
-        "Table 5, steps per block",
-        ", ".join(map(str, rows["steps_per_block"])),
-        f"Z x B / L = {', '.join(f'{value:g}' for value in given)}",
-        agreement((given == rows["steps_per_block"]).all()),
-        "Z counts steps over all blocks.",
-    )
+    printed, sums = ", ".join(map(str, rows["steps_per_block"])), f"Z x B / L = {', '.join(f'{value:g}' for value in given)}"
+    verdict = agreement((given == rows["steps_per_block"]).all())
+    yield Finding("settings", "Table 5, steps per block", printed, sums, verdict, "Z counts steps over all blocks.")
     for key, part in rows.groupby(["generation_length", "block_length", "sampling_steps"], sort=False):
         if len(part) > 1:
             scores = part["overall_score"].tolist()
-            yield Finding(
-                "settings",
-                f"Table 5, groups {' and '.join(part['group'])}, L, B, Z = {', '.join(map(str, key))}",
-                " and ".join(f"{score:.3f}" for score in scores),
-                f"difference {abs(scores[0] - scores[1]):.3f}",
-                agreement(scores[0] == scores[1]),
-                "The same setting in two groups has one score.",
-            )
+            where = f"Table 5, groups {' and '.join(part['group'])}, L, B, Z = {', '.join(map(str, key))}"
+            printed, sums = " and ".join(f"{score:.3f}" for score in scores), f"difference {abs(scores[0] - scores[1]):.3f}"
+            reading = "The same setting in two groups has one score."
+            yield Finding("settings", where, printed, sums, agreement(scores[0] == scores[1]), reading)
     scores = rows[rows["group"] == "C"]["overall_score"]
     low, high = scores.min(), scores.max()
-    yield Finding(
-        "settings",
-        "Table 5, group C (block length)",
-        f"{low:.3f} to {high:.3f}",
-        f"{high:.3f} - {low:.3f} = {high - low:.3f} points over four block lengths",
-        REMARK,
-        "The whole effect of the block length. The table gives no intervals; how far the mean of 193 judged questions "
-        "scatters can be measured on any file of judgements.",
-    )
+    sums = f"{high:.3f} - {low:.3f} = {high - low:.3f} points over four block lengths"
+    reading = "The whole effect of the block length. The table gives no intervals; how far the mean of 193 judged questions "
+    reading += "scatters can be measured on any file of judgements."
+    yield Finding("settings", "Table 5, group C (block length)", f"{low:.3f} to {high:.3f}", sums, REMARK, reading)
 
 
 def dataset_counts() -> Iterator[Finding]:
     """Table 8 and appendix A.3: do closed and open add up, and do the splits add up to the totals of the text?"""
     rows = table("table8").set_index("detail").astype(int)
-    yield Finding(
-        "data set counts",
-        "Table 8, closed + open = QA pairs",
-        ", ".join(map(str, rows.loc["qa_pairs"])),
-        ", ".join(f"{rows.at['closed_form', name]} + {rows.at['open_form', name]}" for name in rows.columns),
-        agreement((rows.loc["closed_form"] + rows.loc["open_form"] == rows.loc["qa_pairs"]).all()),
-        "In every split.",
-    )
+    pairs, closed, open_ = rows.loc["qa_pairs"], rows.loc["closed_form"], rows.loc["open_form"]
+    sums = ", ".join(f"{closed[name]} + {open_[name]}" for name in rows.columns)
+    verdict = agreement((closed + open_ == pairs).all())
+    where = "Table 8, closed + open = QA pairs"
+    yield Finding("data set counts", where, ", ".join(map(str, pairs)), sums, verdict, "In every split.")
     for label, (data, row, total) in TOTALS.items():
         parts = [int(rows.at[row, name]) for name in rows.columns if name.startswith(data)]
         same = sum(parts) == total
-        yield Finding(
-            "data set counts",
-            f"Appendix A.3 and Table 8, {label}",
-            f"{total} in the text",
-            f"{' + '.join(map(str, parts))} = {sum(parts)}",
-            agreement(same),
-            "The splits add up to the text." if same else "The splits of the table do not add up to the text.",
-        )
+        where, sums = f"Appendix A.3 and Table 8, {label}", f"{' + '.join(map(str, parts))} = {sum(parts)}"
+        reading = "The splits add up to the text." if same else "The splits of the table do not add up to the text."
+        yield Finding("data set counts", where, f"{total} in the text", sums, agreement(same), reading)
 
 
 def equal_cells() -> Iterator[Finding]:

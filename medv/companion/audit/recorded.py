@@ -24,39 +24,29 @@ def published_elsewhere() -> Iterator[Finding]:
     row = table("table4").iloc[0, 5:].tolist()
     recorded = ELSEWHERE["zero-shot"]
     same = all(round(value, 2) == other for value, other in zip(recorded, row, strict=True))
-    yield Finding(
-        "published elsewhere",
-        "Table 4, LLaVA-Med, zero-shot VQA",
-        ", ".join(f"{value:.2f}" for value in row),
-        f"LLaVA-Med v1, recorded by its authors: {', '.join(f'{value:.2f}' for value in recorded)}",
-        REMARK,
-        f"The digits are {'the same' if same else 'not the same'}; Table 7 names another version, llava-med-v1.5-mistral-7B.",
-    )
+    printed, sums = (", ".join(f"{value:.2f}" for value in values) for values in (row, recorded))
+    sums = f"LLaVA-Med v1, recorded by its authors: {sums}"
+    digits = "the same" if same else "not the same"
+    reading = f"The digits are {digits}; Table 7 names another version, llava-med-v1.5-mistral-7B."
+    yield Finding("published elsewhere", "Table 4, LLaVA-Med, zero-shot VQA", printed, sums, REMARK, reading)
     printed = table("table2").set_index("model").loc["LLaVA-Med (From LLaVA)"].tolist()[:2]
     recorded = ELSEWHERE["VQA-RAD, 3064 training rows"]
     same = all(abs(value - other) < 0.0101 for value, other in zip(recorded, printed, strict=True))
-    yield Finding(
-        "published elsewhere",
-        "Table 2, LLaVA-Med, VQA-RAD",
-        " and ".join(f"{value:.2f}" for value in printed),
-        f"recorded by its authors for a training set of 3064 rows: {' and '.join(map(str, recorded))}; Table 8 gives 1797 rows",
-        REMARK,
-        f"The values {'agree' if same else 'do not agree'}, so the row and {OURS}'s may come from different training sets. "
-        "The further rows re-word test questions; `medv.companion.audit.annotations` counts them.",
-    )
+    values = " and ".join(map(str, recorded))
+    sums = f"recorded by its authors for a training set of 3064 rows: {values}; Table 8 gives 1797 rows"
+    agree = "agree" if same else "do not agree"
+    reading = f"The values {agree}, so the row and {OURS}'s may come from different training sets. "
+    reading += "The further rows re-word test questions; `medv.companion.audit.annotations` counts them."
+    printed = " and ".join(f"{value:.2f}" for value in printed)
+    yield Finding("published elsewhere", "Table 2, LLaVA-Med, VQA-RAD", printed, sums, REMARK, reading)
 
 
 def validation_images() -> Iterator[Finding]:
     """Table 8: images in the validation split of PathVQA."""
     printed = int(table("table8").set_index("detail").at["images", "pathvqa_val"])
-    yield Finding(
-        "data set counts",
-        "Table 8, PathVQA, validation images",
-        str(printed),
-        f"{IMAGES} different images in the published file; {printed} is also the number for the test split",
-        DIFFERS,
-        "The cell and the published annotations have different numbers.",
-    )
+    sums = f"{IMAGES} different images in the published file; {printed} is also the number for the test split"
+    reading = "The cell and the published annotations have different numbers."
+    yield Finding("data set counts", "Table 8, PathVQA, validation images", str(printed), sums, DIFFERS, reading)
 
 
 def gated_ceilings() -> Iterator[Finding]:

@@ -113,10 +113,8 @@ def aspect_modes(picture: Image.Image, plan: ViewPlan) -> Still:
         layout = now.layout(width, height)
         tiles = f"base view and {layout.columns} x {layout.rows} tiles" if layout.columns else "one view"
         status = f"{width} x {height} pixels, {mode.value}: {tiles}, {now.tokens(width, height):,} visual tokens"
-        views = [view.resize((plan.size, plan.size)) for view in now.views(asked)]
-        images = [
-            (image, base64.b64encode(png(image, side)).decode()) for image, side in [(asked, 150), *((v, 84) for v in views)]
-        ]
+        sizes = [(asked, 150), *((view.resize((plan.size, plan.size)), 84) for view in now.views(asked))]
+        images = [(image, base64.b64encode(png(image, side)).decode()) for image, side in sizes]
         shown.value = str(HTML.views(status, images))
 
     mode.observe(show, "value")

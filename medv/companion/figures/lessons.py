@@ -1,4 +1,4 @@
-"""Computations and frames of the tutorials (notebooks 00, 01, 02, 12): phantoms, questions, counts, masks, noise of the loss."""
+"""Computations of the tutorials (notebooks 00, 01, 02, 12): phantoms, questions, counts, masks, the noise of the loss."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -96,12 +96,20 @@ def table8(folders: Mapping[str, str | Path | None], phantoms: Mapping[str, Sequ
     `folders` maps vqa_rad, slake and pathvqa to a folder or None; `phantoms` maps a split to its questions.
     """
     published = paper.table("table8").set_index("detail")
-    quantities = list(published.index)
-    rows = []
+    quantities, rows = list(published.index), []
     for column in published.columns:
         name, _, split = column.rpartition("_")
-        printed = {f"{quantity} (paper)": int(published.loc[quantity, column]) for quantity in quantities}
-        rows.append({"data": name, "split": split} | printed | _counted(name, split, folders.get(name), quantities))
+        row = {"data": name, "split": split} | {f"{q} (paper)": int(published.at[q, column]) for q in quantities}
+        split = {"val": "validation"}.get(split, split)
+        if folders.get(name) is None:
+            known = [f"{q}: {why}" for q in quantities if (why := MISPRINTS.get((name, split, q), (0, ""))[1])]
+            rows.append(row | {"remark": "; ".join(["not counted in this run", *known])})
+            continue
+        counts = [count for count in check_dataset(name, folders[name]).counts if count.split == split]
+        row |= {f"{count.quantity} (ours)": count.counted for count in counts if count.quantity in quantities}
+        verdicts = {f"{count.quantity}: {count.note or count.verdict}" for count in counts if "mis" in count.verdict}
+        remark = "; ".join(sorted(verdicts)) or ("equal" if counts else "this split is not in the folder")
+        rows.append(row | {"remark": remark})
     for split, examples in phantoms.items():
         closed = sum(example.answer_type == "CLOSED" for example in examples)
         counts = (len({e.image.args for e in examples}), len(examples), closed, len(examples) - closed)
@@ -109,18 +117,6 @@ def table8(folders: Mapping[str, str | Path | None], phantoms: Mapping[str, Sequ
         rows.append({"data": "phantoms", "split": split} | ours | {"remark": "ours alone, one image per question"})
     order = ["data", "split", *(f"{q} ({side})" for q in quantities for side in ("ours", "paper")), "remark"]
     return pd.DataFrame(rows).reindex(columns=order).convert_dtypes()
-
-
-def _counted(name: str, split: str, folder: str | Path | None, quantities: Sequence[str]) -> dict:
-    long = {"val": "validation"}.get(split, split)
-    known = [f"{q}: {why}" for q in quantities if (why := MISPRINTS.get((name, long, q), (0, ""))[1])]
-    if folder is None:
-        return {"remark": "; ".join(["not counted in this run", *known])}
-    counts = [count for count in check_dataset(name, folder).counts if count.split == long]
-    ours = {f"{count.quantity} (ours)": count.counted for count in counts if count.quantity in quantities}
-    verdicts = {f"{count.quantity}: {count.note or count.verdict}" for count in counts if "mis" in count.verdict}
-    remark = "; ".join(sorted(verdicts)) or ("equal" if counts else "this split is not in the folder")
-    return ours | {"remark": remark}
 
 
 # --- Noise and loss (notebook 02) ---
@@ -215,9 +211,8 @@ def loss_weights_figure(noise: pd.DataFrame, eps: float) -> tuple[Figure, pd.Dat
 
 def control_bars(summary: pd.DataFrame, test: str) -> pd.DataFrame:
     """Rows of `figures.plots.accuracy_bars` for one test set, from `medv.companion.studies.training_stages.scores`."""
-    rows = summary[(summary["test"] == test) & summary["metric"].isin(METRIC_NAMES)]
-    rows = rows.sort_values("metric", kind="stable", key=lambda column: column.map(list(METRIC_NAMES).index))
-    return rows.assign(metric=rows["metric"].map(METRIC_NAMES)).rename(columns={"condition": "system"})
+    rows = summary[summary["test"] == test].rename(columns={"condition": "system"})
+    return pd.concat([rows[rows["metric"] == metric].assign(metric=name) for metric, name in METRIC_NAMES.items()])
 
 
 def chosen_answers(items: pd.DataFrame, test: str, *, condition: str = "after stage 3", count: int = 10) -> pd.DataFrame:

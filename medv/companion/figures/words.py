@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from medv.companion.figures.plots import INK, MUTED, new_figure, theme
+from medv.companion.figures.plots import INK, MUTED, draw_image, new_figure, theme
 from medv.data.example import Example, picture_of
 from medv.diffusion.trace import Trace
 from medv.evaluation.repetition import repeated_parts
@@ -141,8 +141,7 @@ def canvas_figure(image, question: str, states: Sequence[State]) -> Figure:
     with theme():
         tall = max(2.6, strips_height(strips, CANVAS_COLUMNS))
         fig, (left, right) = new_figure(11.5, tall, ncols=2, gridspec_kw={"width_ratios": [1, 3.6]})
-        left.imshow(np.asarray(image), interpolation="nearest")
-        left.set_axis_off()
+        draw_image(left, image)
         left.set_anchor("N")
         left.set_title(question, fontsize=9, wrap=True, parse_math=False)
         draw_strips(right, strips, CANVAS_COLUMNS)
@@ -210,9 +209,7 @@ def compared_answers(rows: pd.DataFrame, example: Example, title: str) -> Figure
         legend = REPEATED if scene is None else f"{FACTS}   {REPEATED}"
         fig.text(0.01, 1 - 0.45 / tall, legend, fontsize=7.5, color=MUTED, **head)
         if picture is not None:
-            shown = fig.add_axes((0.01, (inches - 1.55) / tall, 1.5 / width, 1.5 / tall))
-            shown.imshow(np.asarray(picture), interpolation="nearest")
-            shown.set_axis_off()
+            draw_image(fig.add_axes((0.01, (inches - 1.55) / tall, 1.5 / width, 1.5 / tall)), picture)
     return fig
 
 
