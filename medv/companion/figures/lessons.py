@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from medv import paper
 from medv.companion.figures.plots import PALETTE, new_figure, theme
-from medv.companion.figures.words import token_text
+from medv.companion.figures.words import tokens_of
 from medv.data.check import MISPRINTS, check_dataset
 from medv.data.example import Example, Turn
 from medv.diffusion.corruption import corrupt, draw_noise
@@ -63,11 +63,9 @@ def questions_about(scene: Scene, *, image_size: int = 64, seed: int = 0) -> lis
 def answer_table(examples: Sequence[Example], answers: Sequence[str]) -> pd.DataFrame:
     """Question, the model's answer, the truth, and whether the metric of stage 3 calls it right (open: all words said)."""
     items = evaluate_vqa([Reference.of(example) for example in examples], answers).items
-    rows = []
-    for example, answer, item in zip(examples, answers, items, strict=True):
-        right = bool(item.strict_hit) if item.answer_type == "CLOSED" else item.set_recall == 1
-        rows.append({"question": example.question, "answer": answer, "truth": example.answer, "right": right})
-    return pd.DataFrame(rows)
+    right = [bool(item.strict_hit) if item.answer_type == "CLOSED" else item.set_recall == 1 for item in items]
+    questions, truths = [example.question for example in examples], [example.answer for example in examples]
+    return pd.DataFrame({"question": questions, "answer": answers, "truth": truths, "right": right})
 
 
 def question_balance(train: Sequence[Example], test: Sequence[Example]) -> pd.DataFrame:
@@ -143,13 +141,12 @@ def corruption_rows(
 ) -> tuple[list[tuple[str, list[str], list[bool]]], pd.DataFrame]:
     """`masked_answer` as rows of `figures.words.masked_strip`, and as a frame: t, position, part, token, masked."""
     ids, width, masked = masked_answer(processor, question, answer, times, seed=seed)
-    tokens = [token_text(processor, token) for token in ids]
-    table = [
-        {"t": t, "position": place, "part": "response" if place >= width else "prompt", "token": token, "masked": hidden}
-        for t, row in zip(times, masked, strict=True)
-        for place, (token, hidden) in enumerate(zip(tokens, row, strict=True))
-    ]
-    return [(f"t = {t:g}", tokens, row) for t, row in zip(times, masked, strict=True)], pd.DataFrame(table)
+    tokens = tokens_of(processor, ids)
+    parts = ["prompt"] * width + ["response"] * (len(ids) - width)
+    shared = {"position": range(len(ids)), "part": parts, "token": tokens}
+    frames = [pd.DataFrame({"t": float(t)} | shared | {"masked": row}) for t, row in zip(times, masked, strict=True)]
+    rows = [(f"t = {t:g}", tokens, row) for t, row in zip(times, masked, strict=True)]
+    return rows, pd.concat(frames, ignore_index=True)
 
 
 @torch.inference_mode()
