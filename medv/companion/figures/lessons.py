@@ -17,7 +17,8 @@ from medv.data.example import Example, Turn
 from medv.diffusion.corruption import corrupt, draw_noise
 from medv.diffusion.loss import NORMALIZATIONS
 from medv.evaluation.controls import majority_answers
-from medv.evaluation.vqa import Reference, evaluate_vqa
+from medv.evaluation.pairing import Reference
+from medv.evaluation.vqa import evaluate_vqa
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
 from medv.phantoms.pictures import phantom_image, phantom_scene
