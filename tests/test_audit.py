@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from medv.companion.audit import paper as audit
-from medv.companion.audit import recorded
 from medv.companion.audit.annotations import annotation_findings
 from medv.companion.audit.findings import AGREES, DIFFERS, counts_that_give, findings_frame
 from medv.companion.audit.gaming import TRUTH, game_findings, game_vqa, inflation
@@ -120,9 +119,9 @@ def test_the_published_files_give_the_known_counts():
     sums = " | ".join(finding.arithmetic for finding in found)
     for known in ("254 / 272 = 93.38", "355 / 416 = 85.34", "no k / 3391", "3199 / 3362 = 95.1517", "832 different"):
         assert known in sums
-    for known in (f"{k} / {n} =" for k, n in recorded.CEILINGS.values()):
+    for known in (f"{k} / {n} =" for k, n in audit.CEILINGS.values()):
         assert known in sums
-    assert f"{recorded.IMAGES} different" in sums
+    assert f"{audit.IMAGES} different" in sums
     for known in ("2 of 179", "104 of 179", "46.214", "44.431", "9417 / 193 = 48.793"):
         assert known in sums
 
@@ -134,7 +133,7 @@ def test_the_answer_yes_no_scores_what_is_recorded_on_the_published_sets(name):
 
     train, test = (read_dataset(name, DATA / name, split) for split in ("train", "test"))
     scores = game_vqa(name, train, test).set_index("answer to every question")
-    k, n = recorded.YES_NO[name]
+    k, n = audit.YES_NO[name]
     assert scores.at['"yes no"', "closed accuracy"] == scores.at['"yes no"', "closed, gated"] == pytest.approx(100 * k / n)
     assert scores.at['"yes no"', "n closed"] == n
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from math import sqrt
 from pathlib import Path
 
-from medv.companion.audit.findings import OURS, REMARK, Finding, agreement, ceiling_reading, counts_that_give
-from medv.companion.audit.recorded import printed_closed
+from medv.companion.audit.findings import OURS, REMARK, Finding, agreement, counts_that_give
+from medv.companion.audit.paper import ceiling_reading, printed_closed
 from medv.data.readers import find_file, read_dataset, read_vqa_rad
 from medv.evaluation.judge import read_judgements
 from medv.evaluation.pairing import Reference

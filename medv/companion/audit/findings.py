@@ -7,8 +7,6 @@ import pandas as pd
 
 AGREES, DIFFERS, REMARK = "agrees", "differs", "remark"
 OURS = "LLaDA-MedV"
-CLOSED = ("vqa_rad", "slake", "pathvqa")
-"""Data sets whose closed accuracy Table 2 prints."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +40,3 @@ def counts_that_give(percent: float, n: int, *, places: int = 2) -> list[int]:
     nearest = round(percent * n / 100)
     half = 0.5 * 10**-places + 1e-9
     return [k for k in range(max(0, nearest - 2), min(n, nearest + 2) + 1) if abs(100 * k / n - percent) <= half]
-
-
-def ceiling_reading(printed: float, ceiling: float) -> str:
-    """What the gated ceiling says about a printed closed accuracy (percent)."""
-    if printed > ceiling:
-        return "Above what the references themselves reach in the gated variant: the other one gives such a value."
-    return "Both variants could give it."
