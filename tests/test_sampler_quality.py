@@ -7,8 +7,8 @@ from tiny import model, processor
 
 from medv.companion.bench.sampler import PRESETS, BenchResult, Measurement
 from medv.companion.figures import sampling
-from medv.companion.studies import sampler_quality as quality
-from medv.companion.studies.fast_sampling import Sizes, on_front, oracle_strategies, quality_points, speed_table
+from medv.companion.studies import fast_sampling as quality
+from medv.companion.studies.fast_sampling import on_front, oracle_strategies, quality_points, speed_table
 from medv.companion.studies.markov import word_chain
 from medv.diffusion.config import SamplerConfig
 from medv.phantoms.sets import description_set
@@ -107,5 +107,5 @@ def test_the_speed_table_tells_what_was_timed_and_what_is_not_known():
 
 
 def test_a_notebook_for_the_tests_measures_less():
-    smoke, tiny = (Sizes.of(get_profile(name)) for name in ("smoke", "tiny"))
+    smoke, tiny = (get_profile(name).fast for name in ("smoke", "tiny"))
     assert smoke.texts < tiny.texts and smoke.descriptions < tiny.descriptions

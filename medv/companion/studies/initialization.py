@@ -1,8 +1,8 @@
-"""What the initial weights contribute (notebook 30, Table 4): four starts, then the same stage 2, and with stage 1 or without.
+"""The contribution of the initial weights (notebook 30, Table 4): four starts, the same stage 2, with or without stage 1.
 
 The paper's model starts from LLaDA, its variants V1 and V2 from LLaDA-V, without and with alignment. Here the bundled text
-tower has the role of LLaDA and the bundled model of colored shapes that of LLaDA-V; random weights, which the paper has not,
-show what any start is worth. All arms share the vision tower, the examples of a seed and the number of steps.
+tower has the role of LLaDA and the bundled model of colored shapes that of LLaDA-V; random weights are our own baseline. All
+arms share the vision tower, the examples of a seed and the number of steps.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,16 +19,18 @@ from medv.checkpoints.bundled import bundled
 from medv.checkpoints.loading import load_tokenizer
 from medv.companion.figures.tables import compare
 from medv.companion.studies.node import Node
-from medv.companion.studies.trials import as_rows, difference_rows, judged, run_trials
-from medv.companion.studies.vqa_study import sampler_config, summarize, vqa_study
+from medv.companion.studies.summaries import differences as paired
+from medv.companion.studies.summaries import summarize
+from medv.companion.studies.trials import as_rows, run_trials
+from medv.companion.studies.vqa_study import sampler_config, vqa_study
 from medv.data.example import Example
 from medv.evaluation.answering import Answerer
 from medv.evaluation.repetition import repetition
-from medv.intervals import NOT_MEASURED, span
+from medv.intervals import NOT_MEASURED, Estimate
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.phantoms.facts import score_descriptions
 from medv.phantoms.sets import description_set, vqa_set
-from medv.profiles import Profile, SamplerSpec
+from medv.profiles import InitPlan, Profile
 from medv.training.command import towers as training_towers
 from medv.training.examples import PHANTOM_SETS
 from medv.training.stages import train_stage
@@ -74,28 +76,6 @@ BASE = ARMS[0].name
 
 
 @dataclass(frozen=True)
-class InitPlan:
-    """Optimizer steps of stages 1 and 2, and how much is asked afterwards. batch_size: of a step, 0 = the recipes'."""
-
-    align_steps: int
-    instruct_steps: int
-    seeds: tuple[int, ...]
-    descriptions: int
-    questions: int
-    describe: SamplerSpec
-    answer: SamplerSpec
-    batch_size: int = 0
-
-
-PLANS = {
-    "tiny": InitPlan(40, 90, (0, 1, 2), 32, 160, SamplerSpec(72, 24, 36), SamplerSpec(16, 16, 8), batch_size=8),
-    "smoke": InitPlan(1, 1, (0, 1), 2, 8, SamplerSpec(16, 8, 4), SamplerSpec(8, 8, 4)),
-    "small": InitPlan(100, 400, (0, 1, 2), 32, 200, SamplerSpec(96, 32, 48), SamplerSpec(16, 16, 8), batch_size=16),
-}
-"""Budgets by profile. In `tiny` far below a full stage 2, so that twelve trainings fit into minutes."""
-
-
-@dataclass(frozen=True)
 class InitTrial:
     """One arm, one seed."""
 
@@ -137,15 +117,8 @@ def arms_of(parts: Mapping[str, Path]) -> tuple[Arm, ...]:
     return tuple(arm for arm in ARMS if arm.weights != "general" or "general" in parts)
 
 
-def plan_of(profile: Profile) -> InitPlan:
-    """The plan of a profile, with no more seeds than the profile has on this machine."""
-    plan = PLANS[profile.name]
-    plan = replace(plan, describe=plan.describe.like(profile.describe), answer=plan.answer.like(profile.answer))
-    return plan if profile.towers == "bundled" else replace(plan, seeds=profile.seeds)
-
-
 def gaps(arms: Sequence[Arm]) -> list[str]:
-    """What is missing, in words."""
+    """The arms that are left out, as gaps of the result."""
     left = [arm.name for arm in ARMS if arm not in arms]
     return [f"no general vision-language model of this size: without {' and '.join(left)}"] if left else []
 
@@ -180,10 +153,7 @@ def tune(start: Answerer, arm: Arm, plan: InitPlan, profile: Profile, folder: Pa
 
 
 def examine(answerer: Answerer, plan: InitPlan, profile: Profile, *, seed: int) -> pd.DataFrame:
-    """What a model says: one row per description and question, with `text`, `id` and those of METRICS that it has.
-
-    Repetition is counted over words.
-    """
+    """One row per description and question: id, text and those of METRICS that apply; repetition is counted over words."""
     size = profile.model.image_size
     asked = description_set("test", plan.descriptions, image_size=size)
     how = {"batch_size": plan.describe.batch_size, "quiet": True}
@@ -224,8 +194,8 @@ def compare_starts(
 
 
 def summary_of(items: pd.DataFrame) -> pd.DataFrame:
-    """Mean and 95 % interval of each arm and metric over seeds and texts, as `studies.vqa_study.summarize` gives them."""
-    return summarize(items, metrics=list(METRICS))
+    """`summarize` of each arm and metric over seeds and texts."""
+    return summarize(items, list(METRICS))
 
 
 def table4(summary: pd.DataFrame) -> pd.DataFrame:
@@ -233,7 +203,7 @@ def table4(summary: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for arm in _among(summary):
         part = summary[summary["condition"] == arm.name].set_index("metric").reindex(list(METRICS))
-        cells = {title: span(*part.loc[name, ["value", "low", "high"]]) for name, title in METRICS.items()}
+        cells = {title: Estimate.of(part.loc[name]).cell() for name, title in METRICS.items()}
         about = {"model": arm.name, "start": arm.about, "aligned": arm.aligned}
         rows.append(about | cells | {"seeds": int(part["seeds"].max())})
     published = paper.table("table4").drop(columns="stage3")
@@ -243,16 +213,13 @@ def table4(summary: pd.DataFrame) -> pd.DataFrame:
 
 def differences(items: pd.DataFrame) -> pd.DataFrame:
     """Each arm minus the first, paired by seed and text: arm, metric, value, low, high, n, seeds, verdict."""
-    frames = []
-    for arm in _among(items)[1:]:
-        rows = difference_rows(items, arm.name, BASE, list(METRICS))
-        frames.append(judged(rows, list(METRICS)).assign(arm=arm.name))
+    frames = [paired(items, arm.name, BASE, list(METRICS)).assign(arm=arm.name) for arm in _among(items)[1:]]
     table = pd.concat(frames, ignore_index=True)
     return table[["arm", "metric", "value", "low", "high", "n", "seeds", "verdict"]]
 
 
 def conclusion(table: pd.DataFrame) -> str:
-    """Which of the paper's two effects appear, computed from `differences`: V1 and V2 score lower, and repeat more."""
+    """Whether the paper's two effects appear in `differences`: V1 and V2 score lower, and repeat more."""
     lines = []
     effects = {"findings_f1": ("lower", "scores lower"), "adjacent_duplicates": ("higher", "repeats more")}
     for metric, (wanted, words) in effects.items():
@@ -260,7 +227,7 @@ def conclusion(table: pd.DataFrame) -> str:
             row = table[(table["arm"] == arm) & (table["metric"] == metric)].iloc[0]
             said = {wanted: "appears", NOT_MEASURED: NOT_MEASURED}
             said = said.get(row["verdict"], f"does not appear ({row['verdict']})")
-            points = span(row["value"], row["low"], row["high"], form="+.1f")
+            points = Estimate.of(row).cell("+.1f")
             lines.append(f"{arm} {words} than {BASE}, as in the paper: {said}; difference in points {points}")
     return "\n".join(lines) or "neither V1 nor V2 is among the arms: the paper's two effects are not measured"
 

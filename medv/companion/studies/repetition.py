@@ -1,22 +1,22 @@
-"""What notebook 33 asks: when does a text repeat itself, and does another schedule help at the same number of forwards?
+"""Repetition (notebook 33): its dependence on steps, length and schedule, at equal numbers of forwards.
 
 Section 6.4 of the paper reports repetition by eye, worse for long answers with few steps, and leaves adaptive step allocation
-and remasking open. Here both are sweeps over the same images; the rows are those of `studies.generation.ask_all`. A
-schedule that may spend fewer forwards than allowed would win or lose by its cost, so that only those are compared which spend
-what they are given; what was spent is checked and shown.
+and remasking open. Here both are sweeps over the same images, in rows of `generation.ask_all`. Only schedules that spend all
+their forwards are compared; the forwards spent are shown.
 """
 
 from collections.abc import Mapping
 
 import pandas as pd
 
-from medv.companion.studies.generation import change, divisor, name_of, summarize
+from medv.companion.studies.generation import METRICS, canvas_of, name_of
 from medv.companion.studies.node import Node
+from medv.companion.studies.summaries import change, direction, means, summarize_answers
 from medv.diffusion.config import SamplerConfig
 from medv.diffusion.filters import DuplicateVeto
 from medv.diffusion.revision import RevealRemask
-from medv.diffusion.schedules import BudgetedSchedule, FixedSchedule
-from medv.intervals import NOT_MEASURED, span
+from medv.diffusion.schedules import SCHEDULES, FixedSchedule
+from medv.intervals import NOT_MEASURED
 from medv.profiles import Profile
 
 NODES = (
@@ -41,7 +41,7 @@ def sweep_settings(profile: Profile) -> pd.DataFrame:
 
     Columns: sweep ("steps" or "block"), gen_length, block_length, steps, tokens_per_step, setting.
     """
-    longest = 256 // divisor(profile)
+    longest, _ = canvas_of(profile)
     rows = []
     for length in (longest // 4, longest // 2, longest):
         for share in SHARES:
@@ -58,15 +58,15 @@ def schedule_configs(profile: Profile) -> tuple[dict[str, SamplerConfig], list[i
 
     Names are "schedule, Z forwards"; "linear" is Algorithm 1. All fill one block, with L / 8 and L / 4 forwards.
     """
-    longest = 256 // divisor(profile)
+    longest, _ = canvas_of(profile)
     ways = {
         "linear": {},
-        "cosine": {"schedule": FixedSchedule("cosine")},
+        "cosine": {"schedule": SCHEDULES["cosine"]},
         "few first (shift 1/3)": {"schedule": FixedSchedule("shift", 1 / 3)},
-        "budgeted by entropy": {"schedule": BudgetedSchedule()},
+        "budgeted by entropy": {"schedule": SCHEDULES["budgeted"]},
         "linear, duplicate veto": {"filters": (DuplicateVeto(),)},
         "linear, remask repeats": {"revision": RevealRemask(tokens=2)},
-        "budgeted, duplicate veto": {"schedule": BudgetedSchedule(), "filters": (DuplicateVeto(),)},
+        "budgeted, duplicate veto": {"schedule": SCHEDULES["budgeted"], "filters": (DuplicateVeto(),)},
     }
     budgets = [max(longest // 8, 2), max(longest // 4, 2)]
     configs = {
@@ -93,8 +93,7 @@ def steps_claims(settings: pd.DataFrame) -> list[tuple[str, str, str, str, str]]
 
 def schedule_table(items: pd.DataFrame, budgets: list[int]) -> pd.DataFrame:
     """Each schedule against the linear one at the same forwards: means, and the paired change of score and repetition."""
-    summary = summarize(items)
-    value = summary.pivot(index="setting", columns="metric", values="value")
+    value = means(summarize_answers(items, METRICS), METRICS)
     rows = []
     for budget in budgets:
         base = f"linear, {budget} forwards"
@@ -103,14 +102,9 @@ def schedule_table(items: pd.DataFrame, budgets: list[int]) -> pd.DataFrame:
             for metric in ("score", "repeated_share", "adjacent_duplicates"):
                 label = {"score": "facts, F1"}.get(metric, metric.replace("_", " "))
                 row[label] = round(value.loc[name, metric], 1)
-                row[f"{label}, against linear"] = "" if name == base else _said(items, metric, base, name)
+                row[f"{label}, against linear"] = "" if name == base else change(items, metric, base, name).cell("+.1f")
             rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _said(items: pd.DataFrame, metric: str, base: str, name: str) -> str:
-    found = change(items, metric, base, name)
-    return span(found["change"], found["low"], found["high"], form="+.1f")
 
 
 def schedule_verdict(items: pd.DataFrame, budgets: list[int]) -> str:
@@ -129,8 +123,8 @@ def schedule_verdict(items: pd.DataFrame, budgets: list[int]) -> str:
             better = [
                 name.removesuffix(f", {budget} forwards")
                 for name in spent.index.drop(base)
-                if change(part, metric, base, name)["verdict"] == "falls"
-                and change(part, "score", base, name)["verdict"] != "falls"
+                if direction(change(part, metric, base, name)) == "falls"
+                and direction(change(part, "score", base, name)) != "falls"
             ]
             said.append(f"  fewer {words} than linear: {'; '.join(better) or 'none'}")
     return "\n".join(said)

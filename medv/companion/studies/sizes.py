@@ -53,7 +53,7 @@ def parameter_counts(shapes: Mapping[str, ModelShape]) -> pd.DataFrame:
 def recipe_table(profile: Profile) -> pd.DataFrame:
     """Table 6: the recipes of this profile beside the paper's; "vqa" is the paper's VQA-RAD column."""
     model = profile.model
-    released = profile.name == "paper"
+    released = profile.towers == "given"
     rows = {
         "vision_tower": "siglip2-so400m-patch14-384" if released else _VISION[model.vision].format(model),
         "language_tower": "LLaDA-8B-Instruct"

@@ -6,7 +6,7 @@ from dataclasses import asdict
 import numpy as np
 import pandas as pd
 
-from medv.intervals import NOT_MEASURED, Estimate, own_items, shared_items
+from medv.intervals import NOT_MEASURED, RESAMPLES, Estimate, bootstrap, own_items, shared_items
 
 
 def estimates(found: Mapping[tuple, Estimate], names: Sequence[str]) -> pd.DataFrame:
@@ -28,6 +28,14 @@ def summarize(items: pd.DataFrame, metrics: Sequence[str], *, by: str = "conditi
             if not grid.empty:
                 found[name, metric] = shared_items(grid.to_numpy())
     return estimates(found, (by, "metric"))
+
+
+def summarize_scores(
+    items: pd.DataFrame, by: Sequence[str] = ("system", "metric"), *, resamples: int = RESAMPLES
+) -> pd.DataFrame:
+    """Means of the column `score`: the columns `by`, value, low, high, n."""
+    groups = items.groupby(list(by), sort=False)["score"]
+    return estimates({key: bootstrap(scores, resamples=resamples) for key, scores in groups}, by).drop(columns="seeds")
 
 
 def grid_of(values: pd.Series, seeds: pd.Series | pd.Index) -> np.ndarray:
@@ -88,7 +96,7 @@ def with_verdicts(gap: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
 
 
 def cells(summary: pd.DataFrame, metrics: Sequence[str], *, by: str = "setting", form: str = ".1f") -> pd.DataFrame:
-    """A row per setting in their order, a column "value [low, high]" per metric."""
+    """A row per setting, a column "value [low, high]" per metric."""
     short = summary[summary["metric"].isin(metrics)]
     short = short.assign(cell=[Estimate.of(row).cell(form) for row in short.itertuples()])
     return short.pivot(index=by, columns="metric", values="cell").reindex(columns=list(metrics))
