@@ -18,14 +18,15 @@ from medv.profiles import Profile
 def declared(folders: Iterable[str] = studies.__path__) -> tuple[Node, ...]:
     """The nodes of all studies, in the order of their notebooks.
 
-    Read from the statement `NODES = (Node(...), ...)` of each file, without an import: the driver needs no torch, and what
-    one study declares cannot change the results of another (see `reach`).
+    Read from the statement `NODE = Node(...)` or `NODES = (Node(...), ...)` of each file, without an import: the driver needs
+    no torch, and what one study declares cannot change the results of another (see `reach`).
     """
     nodes: list[Node] = []
     for path in (path for folder in folders for path in Path(folder).glob("*.py")):
         for statement in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "NODES":
-                nodes += eval(compile(ast.Expression(statement.value), path, "eval"), {"Node": Node})
+            if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) in ("NODE", "NODES"):
+                found = eval(compile(ast.Expression(statement.value), path, "eval"), {"Node": Node})
+                nodes += [found] if isinstance(found, Node) else found
     return tuple(sorted(nodes, key=lambda node: node.notebook))
 
 

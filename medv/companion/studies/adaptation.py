@@ -36,15 +36,13 @@ from medv.training.command import towers
 from medv.training.packing import pack
 from medv.training.self_text import Writing, write_text_of
 
-NODES = (
-    Node(
-        "adaptation",
-        "14_from_causal_to_diffusion.ipynb",
-        "From causal to diffusion",
-        makes=("trials/adaptation",),
-        results=("adaptation", "table_adaptation"),
-        heavy=True,
-    ),
+NODE = Node(
+    "adaptation",
+    "14_from_causal_to_diffusion.ipynb",
+    "From causal to diffusion",
+    makes=("trials/adaptation",),
+    results=("adaptation", "table_adaptation"),
+    heavy=True,
 )
 
 HELD_ROWS = 64

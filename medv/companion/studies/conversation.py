@@ -29,16 +29,14 @@ from medv.phantoms.scene import DOMAINS
 from medv.phantoms.sets import description_set, instruct_set
 from medv.profiles import Profile
 
-NODES = (
-    Node(
-        "open_conversation",
-        "20_open_conversation.ipynb",
-        "Open conversation, and the baseline models",
-        needs=("models/stage1", "models/stage2", "models/twin"),
-        makes=("answers/open_conversation",),
-        results=("table1", "table7", "fig01", "fig02", "fig06", "fig07", "fig08"),
-        heavy=True,
-    ),
+NODE = Node(
+    "open_conversation",
+    "20_open_conversation.ipynb",
+    "Open conversation, and the baseline models",
+    needs=("models/stage1", "models/stage2", "models/twin"),
+    makes=("answers/open_conversation",),
+    results=("table1", "table7", "fig01", "fig02", "fig06", "fig07", "fig08"),
+    heavy=True,
 )
 
 CONVERSATIONS, DESCRIPTIONS = 143, 50

@@ -6,7 +6,8 @@ are kept per text, so that strategies are compared on the same prompts. Section 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,42 +22,27 @@ from medv.data.example import Example
 from medv.diffusion import schedules
 from medv.diffusion.config import SamplerConfig
 from medv.diffusion.filters import DuplicateVeto, MinSpacing
-from medv.diffusion.revision import ReMDM, RevealRemask, Revision
+from medv.diffusion.revision import ReMDM, RevealRemask
 from medv.diffusion.sampler import sample
-from medv.diffusion.schedules import LINEAR, Filter, FixedSchedule, Schedule
+from medv.diffusion.schedules import FixedSchedule, Schedule
 from medv.evaluation.answering import Answerer
 from medv.evaluation.repetition import distinct_n, repetition
 from medv.intervals import NOT_MEASURED, Estimate, bootstrap
 from medv.phantoms.facts import score_description
 
-NODES = (
-    Node(
-        "fast_sampling",
-        "40_fast_sampling.ipynb",
-        "Sampling: speed and quality against forwards",
-        needs=("models/stage2",),
-        results=("pareto", "cache_agreement", "sampler_speed"),
-        alone=True,
-    ),
+NODE = Node(
+    "fast_sampling",
+    "40_fast_sampling.ipynb",
+    "Sampling: speed and quality against forwards",
+    needs=("models/stage2",),
+    results=("pareto", "cache_agreement", "sampler_speed"),
+    alone=True,
 )
 
 BASE, OURS, TEXT = "fixed", "adaptive + veto", "the text itself"
 RESAMPLES = 1000
 HALVED = ("adjacent_duplicates", "longest_run")
 """The measures of repetition that the adaptive schedule with the veto is to halve."""
-
-
-@dataclass(frozen=True)
-class Strategy:
-    """A schedule with filters and a revision."""
-
-    schedule: Schedule = LINEAR
-    filters: tuple[Filter, ...] = ()
-    revision: Revision | None = None
-
-    def applied(self, config: SamplerConfig, steps: int) -> SamplerConfig:
-        """The configuration with this strategy and `steps` forwards."""
-        return replace(config, steps=steps, schedule=self.schedule, filters=self.filters, revision=self.revision)
 
 
 _NAMES = {"linear": BASE, "shift": "shift 3", "threshold": "threshold 0.9", "factor": "factor 1"}
@@ -66,32 +52,29 @@ for _name, _schedule in schedules.SCHEDULES.items():
     SCHEDULES[_NAMES.get(_name, _name)] = _schedule
     if _name == "shift":
         SCHEDULES["shift 1/3"] = FixedSchedule("shift", 1 / 3)
-FILTERS: dict[str, tuple[Filter, ...]] = {
-    "veto": (DuplicateVeto(),),
-    "spacing": (MinSpacing(2),),
-    "spacing + veto": (MinSpacing(2), DuplicateVeto()),
-}
-REVISIONS: dict[str, Revision] = {"remask": RevealRemask(), "ReMDM": ReMDM()}
+FILTERS = {"veto": (DuplicateVeto(),), "spacing": (MinSpacing(2),), "spacing + veto": (MinSpacing(2), DuplicateVeto())}
+REVISIONS = {"remask": RevealRemask(), "ReMDM": ReMDM()}
+Strategy = dict[str, Any]
+"""schedule, filters and revision, as options of `SamplerConfig`."""
 ON_MODEL = (BASE, f"{BASE} + veto", "threshold 0.9", "adaptive", OURS)
 """The strategies that the trained model is asked with; all of them take too long for a notebook."""
 
 
 def strategies() -> dict[str, Strategy]:
-    """By name: every schedule bare, with the veto, and with spacing and veto; fixed and adaptive with all else too."""
-    found = {name: Strategy(schedule) for name, schedule in SCHEDULES.items()}
+    """By name: every schedule bare, with the veto, and with spacing and veto; fixed and adaptive also with the others."""
+    found = {name: {"schedule": schedule} for name, schedule in SCHEDULES.items()}
     for name, schedule in SCHEDULES.items():
         for filters in FILTERS if name in (BASE, "adaptive") else ("veto", "spacing + veto"):
-            found[f"{name} + {filters}"] = Strategy(schedule, FILTERS[filters])
+            found[f"{name} + {filters}"] = {"schedule": schedule, "filters": FILTERS[filters]}
     for name in (BASE, f"{BASE} + veto", OURS, f"{OURS.replace('veto', 'spacing + veto')}"):
         for again, revision in REVISIONS.items():
-            found[f"{name} + {again}"] = replace(found[name], revision=revision)
+            found[f"{name} + {again}"] = found[name] | {"revision": revision}
     return found
 
 
 def chosen(names: Iterable[str]) -> dict[str, Strategy]:
     """These strategies; raises ValueError for an unknown name."""
-    known = strategies()
-    names = list(names)
+    known, names = strategies(), list(names)
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"unknown strategy {', '.join(unknown)}: use {', '.join(known)}")
     return {name: known[name] for name in names}
@@ -124,50 +107,33 @@ def oracle_quality(
 
     Each seed is a chain of its own with `texts` texts; units are texts, for `bigram_distance` groups of so many texts.
     log_likelihood: of the chain, nats a token. bigram_distance: total variation between the bigrams of a group and those of
-    the chain; a group as small as this is at some distance in any case, which is what `TEXT`, the true texts, shows.
-    token_accuracy: share of the true tokens, percent. Steps of `TEXT` are 0.
+    the chain; the true texts, `TEXT` (0 steps), show what a group of this size has anyway. token_accuracy: percent.
     """
-    frames = []
+    frames, empty = [], torch.zeros(texts, 0, dtype=torch.long)
     bar = tqdm(total=len(seeds) * len(known) * len(steps), desc="oracle", unit="run", disable=quiet)
     for seed in seeds:
         source = word_chain(seed=seed)
         truth = source.draw(texts, config.gen_length, seed=seed)
         denoise = source.denoiser(blurred_evidence(source, truth, block_length=config.block_length, seed=seed))
-        frames.append(_oracle_items(TEXT, 0, source, truth, truth, [0] * texts, seed, group))
+        written = [(TEXT, 0, truth, [0] * texts)]
         for name, strategy in known.items():
             for budget in steps:
-                own = replace(strategy.applied(config, budget), stop_tokens=(), seed=seed)
-                empty = torch.zeros(texts, 0, dtype=torch.long)
+                own = replace(config, steps=budget, stop_tokens=(), seed=seed, **strategy)
                 output = sample(denoise, empty, own, mask_token_id=source.mask_token_id, fill_token_id=0)
-                written = (output.sequences, truth, output.forwards)
-                frames.append(_oracle_items(name, budget, source, *written, seed, group))
+                written.append((name, budget, output.sequences, output.forwards))
                 bar.update()
+        for name, budget, tokens, forwards in written:
+            likelihood = (source.log_likelihood(tokens) / tokens.shape[1]).tolist()
+            hits = (100 * (tokens == truth).double().mean(dim=1)).tolist()
+            scores = [
+                _repetition(row) | {"log_likelihood": likely, "token_accuracy": hit, "forwards": count}
+                for row, likely, hit, count in zip(tokens.tolist(), likelihood, hits, forwards, strict=True)
+            ]
+            distances = [{"bigram_distance": bigram_distance(source, part)} for part in tokens.split(group)]
+            for kind, own in {f"{seed}/": scores, f"{seed}/group ": distances}.items():
+                frames.append(_items(name, budget, [f"{kind}{number}" for number in range(len(own))], own))
     bar.close()
     return pd.concat(frames, ignore_index=True)
-
-
-def _oracle_items(
-    name: str,
-    budget: int,
-    source: MarkovText,
-    tokens: torch.Tensor,
-    truth: torch.Tensor,
-    forwards: Sequence[int],
-    seed: int,
-    group: int,
-) -> pd.DataFrame:
-    scores = [_repetition(row) for row in tokens.tolist()]
-    likelihood = (source.log_likelihood(tokens) / tokens.shape[1]).tolist()
-    hits = (100 * (tokens == truth).double().mean(dim=1)).tolist()
-    for row, score in enumerate(scores):
-        score |= {"log_likelihood": likelihood[row], "token_accuracy": hits[row], "forwards": forwards[row]}
-    distances = [{"bigram_distance": bigram_distance(source, part)} for part in tokens.split(group)]
-    return pd.concat(
-        [
-            _items(name, budget, [f"{seed}/{row}" for row in range(len(scores))], scores),
-            _items(name, budget, [f"{seed}/group {row}" for row in range(len(distances))], distances),
-        ]
-    )
 
 
 def bigram_distance(source: MarkovText, tokens: torch.Tensor) -> float:
@@ -191,26 +157,24 @@ def model_quality(
 ) -> pd.DataFrame:
     """Descriptions of phantoms: strategy, steps, unit (the example's id), metric, score; f1, precision and recall in percent.
 
-    `TEXT` are the reference descriptions. Repetition is counted in tokens of the text. Facts are counted where an example has
-    a scene; else the three are NaN.
+    `TEXT` are the reference descriptions. Repetition is counted in tokens. Without a scene the facts are NaN.
     """
-    scenes = [example.meta.get("scene") for example in examples]
-    ids = [example.id for example in examples]
     bar = tqdm(total=len(known) * len(steps), desc="descriptions", unit="run", disable=quiet)
 
     def judged(name: str, budget: int, texts: Sequence[str], forwards: Sequence[int]) -> pd.DataFrame:
         scores = []
-        for text, scene, count in zip(texts, scenes, forwards, strict=True):
+        for text, example, count in zip(texts, examples, forwards, strict=True):
+            scene = example.meta.get("scene")
             score = _repetition(answerer.processor.tokenizer.encode(text, add_special_tokens=False))
             fact = None if scene is None else score_description(text, scene)
             score |= {name: 100 * getattr(fact, name) if fact else np.nan for name in ("f1", "precision", "recall")}
             scores.append(score | {"forwards": count})
-        return _items(name, budget, ids, scores)
+        return _items(name, budget, [example.id for example in examples], scores)
 
     frames = [judged(TEXT, 0, [example.answer for example in examples], [0] * len(examples))]
     for name, strategy in known.items():
         for budget in steps:
-            own = strategy.applied(config, budget)
+            own = replace(config, steps=budget, **strategy)
             answers = answerer.answer(examples, own, batch_size=batch_size, quiet=True)
             frames.append(judged(name, budget, [a.text for a in answers], [a.forwards for a in answers]))
             bar.update()
@@ -299,10 +263,10 @@ def beside(summary: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
 
 
 def quality_points(judged: Mapping[str, tuple[pd.DataFrame, str]]) -> pd.DataFrame:
-    """The means of several judges with their forwards, to be drawn: one row a judge, strategy, budget and metric.
+    """The means of several judges with their forwards, for the figure: a row per judge, strategy, budget and metric.
 
-    judged: for each judge its summary (`summarize_quality`) and the metric of  Columns: judge, strategy, steps,
-    metric, value, low, high, n, forwards (what was used of the budget), front (of quality: `front`).
+    judged: for each judge its summary (`summarize_quality`) and its metric of quality. Columns: judge, strategy, steps,
+    metric, value, low, high, n, forwards (used of the budget), front.
     """
     parts = []
     for judge, (summary, metric) in judged.items():
@@ -327,22 +291,19 @@ def on_front(points: pd.DataFrame, metrics: Sequence[str]) -> str:
 
 
 def speed_table(result: BenchResult) -> pd.DataFrame:
-    """The measurements with their units in the names; of `forwards`, `timed` were run and the seconds scaled to all.
-
-    Memory is left to `medv bench sampler`: in a process that has held much before, what a row takes is hardly seen.
+    """The measurements with units; of `forwards`, `timed` were run and the seconds scaled to all. No memory, which is hard to
+    see in a process that has held much before.
     """
-    return pd.DataFrame(
-        [
-            {
-                "sampler": m.name,
-                "seconds": m.seconds,
-                "tokens/s": m.tokens_per_second,
-                "ratio": m.ratio,
-                "forwards": m.forwards,
-                "timed": m.forwards if m.measured_forwards is None else m.measured_forwards,
-                "full forwards": m.forwards if not m.refreshes else m.refreshes,
-                "same commits (%)": None if m.agreement is None else 100 * m.agreement,
-            }
-            for m in result.measurements
-        ]
-    )
+    rows = []
+    for m in result.measurements:
+        row = {
+            "sampler": m.name,
+            "seconds": m.seconds,
+            "tokens/s": m.tokens_per_second,
+            "ratio": m.ratio,
+            "forwards": m.forwards,
+        }
+        row["timed"] = m.forwards if m.measured_forwards is None else m.measured_forwards
+        row["full forwards"] = m.refreshes or m.forwards
+        rows.append(row | {"same commits (%)": None if m.agreement is None else 100 * m.agreement})
+    return pd.DataFrame(rows)

@@ -26,16 +26,14 @@ from medv.phantoms.facts import score_description
 from medv.phantoms.sets import description_set
 from medv.profiles import Profile, SamplerSpec
 
-NODES = (
-    Node(
-        "generation_settings",
-        "32_generation_settings.ipynb",
-        "Generation length, steps and block length",
-        needs=("models/stage2",),
-        makes=("answers/generation_settings",),
-        results=("table5", "fig09", "fig11", "fig12"),
-        heavy=True,
-    ),
+NODE = Node(
+    "generation_settings",
+    "32_generation_settings.ipynb",
+    "Generation length, steps and block length",
+    needs=("models/stage2",),
+    makes=("answers/generation_settings",),
+    results=("table5", "fig09", "fig11", "fig12"),
+    heavy=True,
 )
 
 SCORES = ("score", "precision", "recall")

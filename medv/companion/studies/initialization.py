@@ -35,15 +35,13 @@ from medv.training.command import towers as training_towers
 from medv.training.examples import PHANTOM_SETS
 from medv.training.stages import train_stage
 
-NODES = (
-    Node(
-        "initialization",
-        "30_initialization.ipynb",
-        "What the initial weights contribute",
-        makes=("trials/initialization",),
-        results=("table4", "initialization"),
-        heavy=True,
-    ),
+NODE = Node(
+    "initialization",
+    "30_initialization.ipynb",
+    "What the initial weights contribute",
+    makes=("trials/initialization",),
+    results=("table4", "initialization"),
+    heavy=True,
 )
 
 METRICS = {

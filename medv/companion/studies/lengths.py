@@ -21,16 +21,14 @@ from medv.diffusion.config import SamplerConfig
 from medv.evaluation.answering import Answerer
 from medv.profiles import Profile
 
-NODES = (
-    Node(
-        "length_control",
-        "21_length_control.ipynb",
-        "Length control: how long, and at what cost",
-        needs=("models/stage2", "models/twin"),
-        makes=("answers/length_control",),
-        results=("table3", "fig04"),
-        heavy=True,
-    ),
+NODE = Node(
+    "length_control",
+    "21_length_control.ipynb",
+    "Length control: how long, and at what cost",
+    needs=("models/stage2", "models/twin"),
+    makes=("answers/length_control",),
+    results=("table3", "fig04"),
+    heavy=True,
 )
 
 PAPER_WORDS = 200

@@ -32,16 +32,14 @@ from medv.training.lora import LoraRecipe, attach_lora
 from medv.training.stages import freeze_except
 from medv.training.stream import TrainingStream
 
-NODES = (
-    Node(
-        "lora",
-        "31_lora_vs_full.ipynb",
-        "LoRA or full fine-tuning",
-        needs=("models/stage2",),
-        makes=("trials/lora_vs_full",),
-        results=("lora_vs_full", "table_lora_vs_full"),
-        heavy=True,
-    ),
+NODE = Node(
+    "lora",
+    "31_lora_vs_full.ipynb",
+    "LoRA or full fine-tuning",
+    needs=("models/stage2",),
+    makes=("trials/lora_vs_full",),
+    results=("lora_vs_full", "table_lora_vs_full"),
+    heavy=True,
 )
 
 FULL, LORA, ALL_RANKS = "full", "LoRA", "LoRA, all ranks"

@@ -19,16 +19,14 @@ from medv.diffusion.schedules import SCHEDULES, FixedSchedule
 from medv.intervals import NOT_MEASURED
 from medv.profiles import Profile
 
-NODES = (
-    Node(
-        "repetition",
-        "33_repetition.ipynb",
-        "Repetition, and what steps, length and schedule do to it",
-        needs=("models/stage2",),
-        makes=("answers/repetition",),
-        results=("fig05", "fig10", "schedules"),
-        heavy=True,
-    ),
+NODE = Node(
+    "repetition",
+    "33_repetition.ipynb",
+    "Repetition, and what steps, length and schedule do to it",
+    needs=("models/stage2",),
+    makes=("answers/repetition",),
+    results=("fig05", "fig10", "schedules"),
+    heavy=True,
 )
 
 SHARES = (8, 4, 2, 1)

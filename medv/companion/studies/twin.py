@@ -7,10 +7,8 @@ import pandas as pd
 
 from medv.companion.studies.node import Node
 
-NODES = (
-    Node(
-        "twin", "13_autoregressive_twin.ipynb", "The autoregressive twin", makes=("models/twin",), results=("twin",), heavy=True
-    ),
+NODE = Node(
+    "twin", "13_autoregressive_twin.ipynb", "The autoregressive twin", makes=("models/twin",), results=("twin",), heavy=True
 )
 
 
