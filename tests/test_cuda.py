@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from medv.cli import app
-from medv.companion.figures.tutorial import loss_noise
+from medv.companion.figures.lessons import loss_noise
 from medv.companion.studies.sizes import reach
 from medv.diffusion.caching import DualCache, NoCache, PrefixCache
 from medv.diffusion.config import SamplerConfig

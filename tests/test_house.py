@@ -17,6 +17,7 @@ from medv.companion.reproduction.registry import NODES, ordered
 from medv.profiles import PROFILES, get_profile
 
 MAX_FILE, MAX_FUNCTION, MAX_CELLS, MAX_CELL = 450, 80, 15, 15
+MAX_LIBRARY, MAX_TOTAL = 10_500, 20_500  # lines of medv without phantoms and companion, and of all of it
 
 
 def sources(root):
@@ -32,7 +33,7 @@ def test_a_module_imports_only_from_floors_below(root):
     assert done.returncode == 0 and "0 broken" in done.stdout, done.stdout + done.stderr
 
 
-def test_no_library_file_is_longer_than_400_lines(root):
+def test_no_library_file_is_longer_than_450_lines(root):
     long = {path.name: n for path in sources(root) if (n := len(path.read_text().splitlines())) > MAX_FILE}
     assert not long
 
@@ -57,6 +58,29 @@ def test_importing_medv_loads_neither_torch_nor_transformers():
     code = f"import sys, medv, medv.profiles, medv.companion.reproduction.reproduce; print(*{heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_importing_the_model_loads_no_other_room_above_it():
+    code = """
+import importlib, pkgutil, sys
+import medv.model
+for module in pkgutil.iter_modules(medv.model.__path__, "medv.model."):
+    importlib.import_module(module.name)
+print(*{".".join(name.split(".")[:2]) for name in sys.modules if name.startswith("medv.")})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    above = {f"medv.{room}" for room in ("companion", "phantoms", "training", "evaluation", "checkpoints", "commands", "cli")}
+    assert "medv.model" in done.stdout.split() and not above & set(done.stdout.split())
+
+
+def test_the_rooms_keep_their_sizes(root):
+    lines = {path.relative_to(root / "medv"): len(path.read_text().splitlines()) for path in sources(root)}
+    rooms = dict.fromkeys({path.parts[0] for path in lines}, 0)
+    for path, count in lines.items():
+        rooms[path.parts[0]] += count
+    assert rooms["diffusion"] <= 1_900 and rooms["model"] <= 2_000
+    library = sum(count for room, count in rooms.items() if room not in ("phantoms", "companion"))
+    assert library <= MAX_LIBRARY and sum(rooms.values()) <= MAX_TOTAL, rooms
 
 
 def test_the_declared_notebooks_are_the_ones_there_and_take_their_parameters(root, tmp_path):

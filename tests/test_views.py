@@ -14,10 +14,9 @@ from medv.data.example import Example, Turn
 from medv.diffusion.sampler import SamplerConfig
 from medv.evaluation.answering import Answerer
 from medv.model.looks import Looks
-from medv.model.merging import merge_views
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
-from medv.model.views import ASPECTS, MERGES, ViewPlan
+from medv.model.views import ASPECTS, MERGES, ViewPlan, merge_views
 from medv.training.collate import Collator, Encoder
 from medv.training.stages import freeze_except
 

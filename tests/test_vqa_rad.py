@@ -23,7 +23,8 @@ from medv.data.question_texts import caption_examples, dialogue_examples
 from medv.diffusion.sampler import SamplerConfig
 from medv.evaluation.answering import Answerer
 from medv.evaluation.controls import blinded, nearest_answers
-from medv.evaluation.vqa import Reference, evaluate_vqa
+from medv.evaluation.pairing import Reference
+from medv.evaluation.vqa import evaluate_vqa
 from medv.model.looks import Looks
 from medv.model.modeling import MedVModel
 from medv.profiles import StageRecipe, get_profile

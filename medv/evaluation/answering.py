@@ -67,30 +67,25 @@ class Answerer:
         device: str | torch.device | None = None,
         graphs: bool | None = None,
     ) -> "Answerer":
-        """Load a folder once, as `load_model` does; dtype may be a name ("bfloat16"), device None is the best there is.
-
-        Raises ValueError for a device that is not here, before anything is read, and what `load_model` raises.
-        """
-        device_named(device)
+        """Load a folder as `load_model` does; dtype may be a name ("bfloat16"), device None is the best available."""
+        device_named(device)  # raises ValueError before the weights are read
         dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         return cls(*load_model(Path(folder), dtype=dtype, device=device), name=str(folder), graphs=graphs)
 
     @cached_property
     def contents(self) -> dict[str, str]:
-        """Hashes of weights, configuration and processor; see `medv.checkpoints.contents`."""
+        """Hashes of weights, configuration and processor."""
         return contents(self.model, self.processor)
 
     def settings(self, config: SamplerConfig) -> dict[str, Any]:
-        """Name and dtype (unless float32) of the model; L, B, Z, temperature, seed and whatever else differs from the default
-        of `SamplerConfig`. JSON-able.
-        """
+        """JSON-able: name and dtype (unless float32) of the model; L, B, Z, temperature, seed and other non-default options."""
         dtype = {} if self.model.dtype == torch.float32 else {"dtype": str(self.model.dtype).removeprefix("torch.")}
-        always = ("gen_length", "block_length", "steps", "temperature", "seed")
-        chosen = {name: getattr(config, name) for name in always}
-        others = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in always}
-        default = SamplerConfig()
-        changed = {name: str(value) for name, value in others.items() if value != getattr(default, name)}
-        return {"model": self.name, **dtype, **chosen, **changed}
+        always, default = ("gen_length", "block_length", "steps", "temperature", "seed"), SamplerConfig()
+        settings = {"model": self.name, **dtype, **{name: getattr(config, name) for name in always}}
+        for name in (field.name for field in fields(config) if field.name not in always):
+            if getattr(config, name) != getattr(default, name):
+                settings[name] = str(getattr(config, name))
+        return settings
 
     def check(self, question: str, picture: Image.Image | None, config: SamplerConfig) -> None:
         """Raises ValueError where prompt and canvas together are longer than the model reads."""

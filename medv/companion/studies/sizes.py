@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from medv import paper
 from medv.checkpoints.assembly import shape_config
-from medv.checkpoints.key_names import lladav_to_llada8b, medv_to_lladav
+from medv.checkpoints.released import lladav_to_llada8b, medv_to_lladav
 from medv.companion.figures.plots import new_figure, theme
 from medv.companion.studies.node import Node
 from medv.data.chat import SpecialTokens

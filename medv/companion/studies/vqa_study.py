@@ -15,7 +15,8 @@ from medv.data.example import Example
 from medv.diffusion.sampler import SamplerConfig
 from medv.evaluation.answering import Answerer
 from medv.evaluation.controls import blinded, majority_answers, nearest_answers, shuffled_images
-from medv.evaluation.vqa import Reference, evaluate_vqa
+from medv.evaluation.pairing import Reference
+from medv.evaluation.vqa import evaluate_vqa
 from medv.model.looks import Looks
 from medv.profiles import SamplerSpec
 
