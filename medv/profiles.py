@@ -19,11 +19,9 @@ PRECISIONS = ("auto", "float32")
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of the network: vision_* of the vision tower, the rest of the language tower.
-
-    image_pool: features per side that are averaged into one visual token (1 in the release); feature_norm: applied to them
-    afterwards. vision: "siglip", or "efficientnet_lite0", whose layers are fixed (one feature per 32 pixels, 1,280 channels).
-    key_value_heads: None = as many as heads.
+    """Sizes of the network: vision_* of the vision tower, the rest of the language tower. image_pool: features per side that
+    are averaged into one visual token (1 in the release); feature_norm: applied to them afterwards. vision: "siglip", or
+    "efficientnet_lite0", whose layers are fixed (one feature per 32 pixels, 1,280 channels). key_value_heads: None = heads.
     """
 
     hidden_size: int
@@ -66,19 +64,16 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class StageRecipe:
-    """How one stage is trained.
-
-    trains: the parts that learn, from `medv.training.stages.PARTS`; the vision tower never does in the paper. samples: training
-    examples (0 = all). batch_size: of the whole machine. learning_rate: AdamW with cosine decay; warmup: share of the steps;
-    the projector's rate is `projector_rate` times as high. feature_dropout: share of the vision channels hidden from a
-    training step (with cached_vision only). loss_tokens, padding, normalization, times: named choices of `medv.data.chat`,
-    `medv.training.collate`, `medv.diffusion.loss` and `medv.training.stream`. lower_case: short answers of a real data set are
-    learned in lower case, as they are scored.
+    """How one stage is trained. trains: the parts that learn, from `medv.training.stages.PARTS`. samples: training examples
+    (0 = all). batch_size: of the whole machine. learning_rate: AdamW with cosine decay after `warmup`, a share of the steps;
+    the projector's is `projector_rate` times as high. feature_dropout: share of the vision channels hidden from a training
+    step (with cached_vision only). loss_tokens, padding, normalization, times: named choices of `medv.data.chat`,
+    `medv.training.collate`, `medv.diffusion.loss` and `medv.training.stream`. lower_case: for short answers of a real data set,
+    which are scored in lower case. sources: where each value comes from, by field name ("" for all others).
 
     These change the cost and, up to rounding, not the result: checkpointing recomputes activations in the backward pass;
     precision is "float32" or "auto", bfloat16 where a GPU supports it; cached_vision encodes each image once, before the first
     step. order "by_length" batches examples of similar length: less padding, other batches, still a function of (seed, epoch).
-    sources: where each value comes from, by field name ("" for all others).
     """
 
     trains: tuple[str, ...]
@@ -142,9 +137,7 @@ class SamplerSpec:
 
 @dataclass(frozen=True)
 class LoraPlan:
-    """LoRA against full fine-tuning (notebook 31). sizes: training questions; steps: optimizer steps at each size; rates:
-    learning rate by rank, 0 = full fine-tuning; questions: of the test set; padded_steps: of stage 2 before all arms.
-    """
+    """Notebook 31. sizes: training questions; steps: at each size; rates: by rank, 0 = full fine-tuning; questions: test."""
 
     sizes: tuple[int, ...]
     steps: tuple[int, ...]
@@ -156,9 +149,7 @@ class LoraPlan:
 
 @dataclass(frozen=True)
 class InitPlan:
-    """Initial weights (notebook 30): optimizer steps of stages 1 and 2, and the number of descriptions and questions asked
-    afterwards. batch_size: of a step, 0 = the recipe's.
-    """
+    """Notebook 30: steps of stages 1 and 2, then the descriptions and questions asked. batch_size: 0 = the recipe's."""
 
     align_steps: int
     instruct_steps: int
@@ -172,9 +163,8 @@ class InitPlan:
 
 @dataclass(frozen=True)
 class AdaptPlan:
-    """From causal to diffusion (notebook 14). recipe: fields of `medv.training.adapt_batches.AdaptRecipe`; held_rows and
-    openings: what each arm is evaluated on. Where no text is given, `documents` reports are drawn, or the tower writes
-    `self_tokens` tokens.
+    """Notebook 14. recipe: fields of `medv.training.adapt_batches.AdaptRecipe`; held_rows, openings: for evaluation. Without a
+    text `documents` reports are drawn, or the tower writes `self_tokens` tokens.
     """
 
     recipe: Mapping[str, Any]
@@ -188,8 +178,8 @@ class AdaptPlan:
 
 @dataclass(frozen=True)
 class FastPlan:
-    """Fast sampling (notebook 40). oracle: L, B and Z of its texts, `texts` of them per chain; descriptions, cached: images
-    described for quality and for cache agreement; bench: fields of `medv.companion.bench.sampler.BenchShape`.
+    """Notebook 40. oracle: canvas of its texts, `texts` per chain; descriptions, cached: images described for quality and for
+    cache agreement; bench: fields of `medv.companion.bench.sampler.BenchShape`.
     """
 
     oracle: SamplerSpec
@@ -202,13 +192,11 @@ class FastPlan:
 @dataclass(frozen=True)
 class Profile:
     """One position of the dial. stages: recipes of align, instruct and vqa; vqa_sets: a data set -> its own recipe of vqa;
-    pretrain: training steps of the bundled towers.
+    pretrain: training steps of the bundled towers; lora, initialization, adaptation, fast: plans of notebooks 31, 30, 14, 40.
 
-    describe, answer: descriptions and short answers; caption, sentence: a caption of stage 1, and the full sentence with
-    which a model answers a question before stage 3. draws: of the noise in notebook 02. towers: training starts from the
-    "bundled" towers, from those that `medv towers` made of "packages", or from weights that are "given". side_by_side: heavy
-    notebooks may share the machine, as their models are small and need no GPU. lora, initialization, adaptation, fast: plans
-    of notebooks 31, 30, 14 and 40; None where the profile has none.
+    describe, answer: descriptions and short answers; caption: of stage 1; sentence: an answer before stage 3. draws: of the
+    noise in notebook 02. towers: training starts from the "bundled" towers, from those that `medv towers` made of "packages",
+    or from weights that are "given". side_by_side: heavy notebooks may share the machine (small models, no GPU).
     """
 
     name: str
@@ -274,22 +262,6 @@ class Profile:
 
 
 _BOTH = ("projector", "language_model")
-_TINY_MODEL = ModelShape(
-    hidden_size=128,
-    intermediate_size=320,
-    layers=4,
-    heads=4,
-    vocab_size=1536,
-    vision_hidden_size=96,
-    vision_intermediate_size=256,
-    vision_layers=4,
-    vision_heads=4,
-    image_size=64,
-    patch_size=8,
-    image_pool=2,
-    max_positions=512,
-    initializer_range=0.08,
-)
 _NOTE = {"": "chosen on the phantoms' validation split"}
 _TINY_STAGE = StageRecipe(
     _BOTH, 5000, 4, 16, 1e-3, loss_tokens="response", padding="none", normalization="masked", times="stratified", sources=_NOTE
@@ -300,7 +272,22 @@ _TINY_BENCH = {"hidden_size": 256, "intermediate_size": 768, "layers": 4, "heads
 TINY = Profile(
     name="tiny",
     purpose="any laptop CPU, no network, no weights: the default",
-    model=_TINY_MODEL,
+    model=ModelShape(
+        hidden_size=128,
+        intermediate_size=320,
+        layers=4,
+        heads=4,
+        vocab_size=1536,
+        vision_hidden_size=96,
+        vision_intermediate_size=256,
+        vision_layers=4,
+        vision_heads=4,
+        image_size=64,
+        patch_size=8,
+        image_pool=2,
+        max_positions=512,
+        initializer_range=0.08,
+    ),
     stages={
         "align": replace(_TINY_STAGE, trains=("projector",), samples=4000, epochs=2, batch_size=32, learning_rate=2e-3),
         "instruct": replace(_TINY_STAGE, normalization="masked_sample"),
@@ -400,18 +387,16 @@ SMALL = replace(
     "and run notebook 12 with data=vqa_rad and data_dir",
 )
 
-_TABLE6 = "Table 6 of the paper"
 _LLADAV = "LLaDA-V's training script; the paper does not say"
-_OURS = "medv's own: it changes cost, not the result"
 _SOURCES = {
     "trains": "section 3 of the paper; vision tower frozen in all stages",
-    **dict.fromkeys(("samples", "epochs", "batch_size", "warmup", "max_length"), _TABLE6),
+    **dict.fromkeys(("samples", "epochs", "batch_size", "warmup", "max_length"), "Table 6 of the paper"),
     "learning_rate": "LLaDA-V's script value, not confirmed for LLaDA-MedV: missing in the paper's text",
     **dict.fromkeys(("weight_decay", "projector_rate", "feature_dropout", "lower_case", "loss_tokens", "padding"), _LLADAV),
     "normalization": "Eq. 4 of the paper, in the form of the LLaDA guidelines",
     "times": "Eq. 1 of the paper: t is uniform, drawn for each sample",
     **dict.fromkeys(("checkpointing", "precision"), _LLADAV),
-    **dict.fromkeys(("order", "cached_vision"), _OURS),
+    **dict.fromkeys(("order", "cached_vision"), "medv's own: it changes cost, not the result"),
 }
 _PAPER_STAGE = StageRecipe(_BOTH, 1797, 2, 8, 1e-5, checkpointing=True, sources=_SOURCES)
 _PLAIN = {"loss_tokens": "plain", "sources": _SOURCES | {"loss_tokens": "the reference's stage 1: image, caption, newline"}}

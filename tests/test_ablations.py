@@ -12,7 +12,7 @@ from medv.companion.figures.studies import lora_figure
 from medv.companion.reproduction.run import open_run
 from medv.companion.studies import initialization as init
 from medv.companion.studies import lora as lora_study
-from medv.companion.studies.summaries import differences
+from medv.companion.studies.summaries import differences, summarize
 from medv.companion.studies.trials import run_trials
 from medv.intervals import NOT_MEASURED
 from medv.phantoms.sets import vqa_set
@@ -99,7 +99,7 @@ def test_all_arms_begin_at_one_model_and_without_padded_steps_at_the_given_one(t
     assert lora_study.padded_start(smoke, plan, tmp_path, given) == start
     assert (start / "model.safetensors").stat().st_mtime_ns == made and not (start / "checkpoints").exists()
     test = vqa_set("test", 8)
-    items, facts = lora_study.compare_lora(smoke, plan, tmp_path, start, vqa_set("train", 16), test, quiet=True)
+    items, facts = lora_study.compare_lora(smoke, plan, tmp_path, start, vqa_set("train", 16), test)
     assert len(facts) == len(lora_study.trials_of(plan)) == 8 and len(items) == 8 * 8
     sizes = facts.groupby("arm")[["checkpoint_bytes", "trainable_parameters"]].first()
     assert (sizes.loc["LoRA r = 2"] < 0.1 * sizes.loc["full"]).all()
@@ -207,12 +207,12 @@ def test_the_verdict_on_the_starts_follows_from_the_intervals_and_the_paper_keep
     lines = init.conclusion(init.differences(items)).split("\n")
     assert [": appears;" in line for line in lines] == [True, False, False, True]
     assert "does not appear (higher)" in lines[1] and "does not appear (no difference shown)" in lines[2]
-    table = init.table4(init.summary_of(items)).set_index("model")
+    table = init.table4(summarize(items, list(init.METRICS))).set_index("model")
     assert table.loc["LLaDA-MedV", "judge's overall score (paper)"] == 52.605
     assert table.loc["LLaDA-MedV", "findings F1 (%) (ours)"].startswith("60")
     assert pd.isna(table.loc["random", "judge's overall score (paper)"])
     assert pd.isna(table.loc["LLaVA-Med", "findings F1 (%) (ours)"])
-    assert len(init.bars(init.summary_of(items))) == 4 * 4
+    assert len(init.bars(summarize(items, list(init.METRICS)))) == 4 * 4
 
 
 def test_a_difference_pairs_by_seed_and_text():

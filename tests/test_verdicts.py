@@ -75,7 +75,7 @@ def test_the_starts_are_not_compared_by_what_they_were_not_scored_by():
     lines = init.conclusion(init.differences(items)).split("\n")
     assert [f": {NOT_MEASURED};" in line for line in lines] == [True, True, False, False]
     assert ": appears;" in lines[2]
-    assert init.table4(init.summary_of(items)).loc[0, "findings F1 (%) (ours)"] == NOT_MEASURED
+    assert init.table4(summaries.summarize(items, list(init.METRICS))).loc[0, "findings F1 (%) (ours)"] == NOT_MEASURED
 
 
 def test_neither_lora_nor_full_wins_without_a_score():

@@ -64,9 +64,9 @@ def adapt_on_text(
     quiet: bool = False,
     **options,
 ) -> dict:
-    """Read `text` (or let the tower write `self_tokens` by `writing` into `<out>-text`), adapt the tower, and leave beside
-    it `continuations.json`: what it makes of held-out openings before and after. `options` are those of `adapt`. Returns the
-    facts of the adaptation.
+    """Adapt a tower on `text`, or on `self_tokens` tokens that it writes by `writing` into `<out>-text`. Returns the facts.
+
+    `continuations.json` in `out` holds its continuations of held-out openings before and after. `options` are those of `adapt`.
     """
     if (text is None) == (writing is None):
         raise ValueError("give either a text to adapt on or let the tower write its own, one of the two")
@@ -92,7 +92,7 @@ def adapt_on_text(
 def continue_documents(
     folder: Path, documents: Sequence[Document], *, device: str | torch.device = "cpu", config: SamplerConfig = CONTINUE
 ) -> list[str]:
-    """How a tower, read as a diffusion model, goes on after the prompt of each document, or after its first words."""
+    """A tower's continuation, as a diffusion model, of the prompt of each document, or of its first words."""
     tower = load_tower(folder, dtype=half_on(device), causal=False).to(device)
     tokenizer = load_tokenizer(folder)
     openings = [
@@ -107,7 +107,7 @@ def continue_documents(
 def unmask(
     tower: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, openings: Sequence[Sequence[int]], config: SamplerConfig
 ) -> list[str]:
-    """The text that a bidirectional tower unmasks after each opening (ids), all in one batch."""
+    """The text that a bidirectional tower unmasks after each opening (ids), in one batch."""
     known = token_ids(SpecialTokens.of(tokenizer))
     fill, width = known["fill_token_id"], max(len(ids) for ids in openings)
     prompt = torch.tensor([[fill] * (width - len(ids)) + list(ids) for ids in openings], device=tower.device)  # [B, P]
@@ -181,9 +181,7 @@ def documents_of(plan: AdaptPlan, tower: Path, text: str | None, folder: Path) -
     return split_documents(read_documents(text))
 
 
-def compare_recipes(
-    plan: AdaptPlan, folder: Path, tower: Path, train: Sequence, held_out: Sequence, *, quiet: bool = False
-) -> dict[str, Any]:
+def compare_recipes(plan: AdaptPlan, folder: Path, tower: Path, train: Sequence, held_out: Sequence) -> dict[str, Any]:
     """Adapt by every arm with every seed; what `folder` holds is kept. Results by trial: `history`, `rows`, `texts`.
 
     `rows`: the cross-entropy of each held-out row, mean over t; `texts`: what stands behind each opening.
@@ -209,11 +207,11 @@ def compare_recipes(
         for seed in plan.seeds
         for number, recipe in enumerate(arms.values())
     }
-    return run_trials(folder, trials, work, quiet=quiet)
+    return run_trials(folder, trials, work)
 
 
 def items_of(plan: AdaptPlan, results: Mapping[str, Mapping]) -> pd.DataFrame:
-    """A row per arm, seed and held-out row or text: condition, the FACTORS, seed, id, and the METRICS, NaN where foreign."""
+    """A row per arm, seed and held-out row or text: condition, the FACTORS, seed, id, and the METRICS (or NaN)."""
     frames = []
     for seed in plan.seeds:
         for number, arm in enumerate(arms_of(plan)):
@@ -239,7 +237,7 @@ def curves_of(plan: AdaptPlan, results: Mapping[str, Mapping]) -> pd.DataFrame:
 
 
 def arm_table(items: pd.DataFrame, held_out: Sequence[Document]) -> pd.DataFrame:
-    """A row per arm, "mean [95 % interval]" of each metric, the best first; last what the held-out text itself has."""
+    """A row per arm, "mean [95 % interval]" of each metric, the best first; the last row is the held-out text itself."""
     summary, rows = summarize(items, list(METRICS)), []
     for arm, part in summary.groupby("condition", sort=False):
         found = part.set_index("metric").reindex(list(METRICS))
@@ -253,8 +251,8 @@ def arm_table(items: pd.DataFrame, held_out: Sequence[Document]) -> pd.DataFrame
 
 
 def effects(items: pd.DataFrame) -> pd.DataFrame:
-    """What each factor changes, mean over the four pairs of arms that differ in it alone: factor, metric, value, low, high,
-    n, seeds, verdict. Negative is better in both metrics.
+    """The effect of each factor, mean over the four pairs of arms that differ in it alone: factor, metric, value, low, high, n,
+    seeds, verdict. Negative is better in both metrics.
     """
     frames = []
     for factor, sides in FACTORS.items():
@@ -276,10 +274,10 @@ def conclusion(table: pd.DataFrame) -> str:
 
 
 def sample_of(plan: AdaptPlan, results: Mapping[str, Mapping], held_out: Sequence[Document], count: int = 2) -> str:
-    """The first openings, and what every arm of the first seed makes of them, to read."""
-    said = []
+    """The first openings and their continuation by every arm of the first seed, to read."""
+    lines = []
     for i, document in enumerate(held_out[:count]):
-        said += [f"asked: {document.prompt or document.text[:80]}", f"  {'the text itself':32} {document.text[:160]}"]
+        lines += [f"asked: {document.prompt or document.text[:80]}", f"  {'the text itself':32} {document.text[:160]}"]
         for number, arm in enumerate(arms_of(plan)):
-            said.append(f"  {arm:32} {results[f'{number}-seed{plan.seeds[0]}']['texts'][i] or '(nothing)'}")
-    return "\n".join(said)
+            lines.append(f"  {arm:32} {results[f'{number}-seed{plan.seeds[0]}']['texts'][i] or '(nothing)'}")
+    return "\n".join(lines)

@@ -20,7 +20,6 @@ from medv.checkpoints.loading import load_tokenizer
 from medv.companion.figures.tables import compare
 from medv.companion.studies.node import Node
 from medv.companion.studies.summaries import differences as paired
-from medv.companion.studies.summaries import summarize
 from medv.companion.studies.trials import as_rows, run_trials
 from medv.companion.studies.vqa_study import sampler_config, vqa_study
 from medv.data.example import Example
@@ -141,11 +140,9 @@ def tune(start: Answerer, arm: Arm, plan: InitPlan, profile: Profile, folder: Pa
     model, reader = start.model, start.processor
     steps = {"align": plan.align_steps, "instruct": plan.instruct_steps} if arm.aligned else {"instruct": plan.instruct_steps}
     for stage, count in steps.items():
-        recipe = profile.stages[stage]
-        batch = plan.batch_size or recipe.batch_size
-        size = count * batch
-        examples = PHANTOM_SETS[stage]("train", size, seed=seed, image_size=profile.model.image_size)
-        recipe = replace(recipe, samples=size, epochs=1, batch_size=batch)
+        batch = plan.batch_size or profile.stages[stage].batch_size
+        examples = PHANTOM_SETS[stage]("train", count * batch, seed=seed, image_size=profile.model.image_size)
+        recipe = replace(profile.stages[stage], samples=len(examples), epochs=1, batch_size=batch)
         model = train_stage(model, reader, recipe, examples, folder / stage, seed=seed, checkpoints=False, quiet=True)
     return Answerer(model, reader)
 
@@ -160,10 +157,9 @@ def examine(answerer: Answerer, plan: InitPlan, profile: Profile, *, seed: int) 
     items = score_descriptions(texts, [example.meta["scene"] for example in asked], resamples=1).items
     rows = []
     for example, text, item in zip(asked, texts, items, strict=True):
-        words = text.split()
-        repeated = 100 * repetition(words)["adjacent_duplicates"]
+        repeated = 100 * repetition(text.split())["adjacent_duplicates"]
         row = {"id": example.id, "text": text, "findings_f1": 100 * item.f1}
-        rows.append(row | {"adjacent_duplicates": repeated, "words": len(words)})
+        rows.append(row | {"adjacent_duplicates": repeated, "words": len(text.split())})
     test = vqa_set("test", plan.questions, image_size=size)
     how["batch_size"] = plan.answer.batch_size
     vqa = vqa_study(answerer, test, test, sampler_config(plan.answer, seed=seed), conditions=["model"], **how)
@@ -171,9 +167,7 @@ def examine(answerer: Answerer, plan: InitPlan, profile: Profile, *, seed: int) 
     return pd.concat([pd.DataFrame(rows), vqa], ignore_index=True)
 
 
-def compare_starts(
-    profile: Profile, plan: InitPlan, folder: Path, parts: Mapping[str, Path], *, quiet: bool = False
-) -> pd.DataFrame:
+def compare_starts(profile: Profile, plan: InitPlan, folder: Path, parts: Mapping[str, Path]) -> pd.DataFrame:
     """Tune and examine every arm with every seed: the rows of `examine` with condition (the arm), seed. Results are kept."""
 
     def work(trial: InitTrial, scratch: Path) -> dict[str, Any]:
@@ -184,20 +178,15 @@ def compare_starts(
     trials = {
         f"{arm.name.replace(' ', '_')}-seed{seed}": InitTrial(arm, seed, plan) for seed in plan.seeds for arm in arms_of(parts)
     }
-    results = run_trials(folder, trials, work, quiet=quiet)
+    results = run_trials(folder, trials, work)
     frames = [
         pd.DataFrame(results[name]["items"]).assign(condition=trial.arm.name, seed=trial.seed) for name, trial in trials.items()
     ]
     return pd.concat(frames, ignore_index=True).astype(dict.fromkeys(METRICS, float))
 
 
-def summary_of(items: pd.DataFrame) -> pd.DataFrame:
-    """`summarize` of each arm and metric over seeds and texts."""
-    return summarize(items, list(METRICS))
-
-
 def table4(summary: pd.DataFrame) -> pd.DataFrame:
-    """Ours beside the paper's, in columns of their own. The paper's score is a judge's, ours counts findings: other things."""
+    """Table 4, ours and the paper's in columns of their own: the paper's score is a judge's, ours counts findings."""
     rows = []
     for arm in _among(summary):
         part = summary[summary["condition"] == arm.name].set_index("metric").reindex(list(METRICS))
@@ -236,23 +225,19 @@ def _among(rows: pd.DataFrame) -> list[Arm]:
 
 
 def sample_of(items: pd.DataFrame, examples: Sequence[Example], count: int = 2) -> str:
-    """The first descriptions of the first seed, arm under arm, with the truth, to read."""
-    first = items[(items["seed"] == items["seed"].min())]
-    said = []
+    """The first descriptions of the first seed by every arm, with the true facts, to read."""
+    texts = items[items["seed"] == items["seed"].min()].set_index(["condition", "id"])["text"]
+    lines = []
     for example in examples[:count]:
-        facts = ", ".join(value for _, value in sorted(example.meta["scene"].facts()))
-        said.append(f"truth: {facts}")
-        for arm in _among(items):
-            text = first[(first["condition"] == arm.name) & (first["id"] == example.id)]["text"].iloc[0]
-            said.append(f"  {arm.name:14} {text or '(nothing)'}")
-    return "\n".join(said)
+        lines.append("truth: " + ", ".join(value for _, value in sorted(example.meta["scene"].facts())))
+        lines += [f"  {arm.name:14} {texts[arm.name, example.id] or '(nothing)'}" for arm in _among(items)]
+    return "\n".join(lines)
 
 
 def bars(summary: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `summary_of` in percent, as `medv.companion.figures.plots.accuracy_bars` wants them."""
-    rows = summary[summary["metric"].isin([name for name in METRICS if name != "words"])]
-    rows = rows.sort_values("metric", kind="stable", key=lambda column: column.map(list(METRICS).index))
+    """The metrics in percent, in the columns of `medv.companion.figures.plots.accuracy_bars`."""
+    order = [*(arm.name for arm in ARMS), *METRICS]
+    rows = summary[summary["metric"] != "words"]
+    rows = rows.sort_values(["condition", "metric"], key=lambda column: column.map(order.index))
     titles = rows["metric"].map(METRICS).str.replace(" (%)", "", regex=False)
-    rows = rows.assign(metric=titles).rename(columns={"condition": "system"})
-    order = [arm.name for arm in ARMS]
-    return rows.assign(place=rows["system"].map(order.index)).sort_values("place", kind="stable").drop(columns="place")
+    return rows.assign(metric=titles).rename(columns={"condition": "system"})

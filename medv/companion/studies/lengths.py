@@ -141,10 +141,7 @@ def length_frame(items: pd.DataFrame, profile: Profile) -> pd.DataFrame:
 
 
 def length_claims(profile: Profile, *, twin: bool = True) -> list[tuple[str, str, str, str, str]]:
-    """What the paper says of Table 3, for `check_effects`: (claim, metric, first, second, direction).
-
-    Without a `twin` the claims about an autoregressive model are left out.
-    """
+    """The claims of Table 3, for `check_effects`; without a `twin` those about an autoregressive model are left out."""
     longest, words = canvas_of(profile)[0], asked_words(profile)
     full, default = f"{DIFFUSION}, Z = {longest}", f"{TWIN}, default"
     few = list(table3_ways(profile, None, None))[-1]

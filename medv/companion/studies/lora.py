@@ -7,7 +7,7 @@ test questions; only what learns, and the learning rate, differ. The paper tunes
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -87,32 +87,23 @@ def drawn(train: Sequence[Example], size: int, seed: int) -> list[Example]:
 
 
 def padded_start(profile: Profile, plan: LoraPlan, folder: Path, init: Path) -> Path:
-    """Where all arms begin: `init`, or with `padded_steps` that model after as many steps of stage 2 with padded dialogues.
+    """The start of all arms: `init`, or with `padded_steps` that model after as many steps of stage 2 with padded dialogues.
 
-    The small profiles never score end-of-text before stage 3. Full fine-tuning would learn that token in its embedding, which
-    LoRA cannot reach, and the comparison would be about one token. The reference pads with it from the first stage on.
+    The small profiles never score end-of-text before stage 3. Full fine-tuning would learn it in the embedding, which LoRA
+    cannot change, and the comparison would be about one token. The reference pads with it from the first stage on.
     """
     if not plan.padded_steps:
         return init
-    recipe = profile.stages["instruct"]
-    size = plan.padded_steps * recipe.batch_size
-    recipe = replace(recipe, samples=size, epochs=1, padding="fixed:32")
+    size = plan.padded_steps * profile.stages["instruct"].batch_size
+    chosen = profile.with_recipe("instruct", samples=size, epochs=1, padding="fixed:32")
     examples = instruct_set("train", size, seed=1, image_size=profile.model.image_size)
-    chosen = replace(profile, stages=profile.stages | {"instruct": recipe})
     run_stage("instruct", chosen, folder / "start", init=init, examples=examples, quiet=True)
     shutil.rmtree(folder / "start" / "checkpoints", ignore_errors=True)
     return folder / "start"
 
 
 def compare_lora(
-    profile: Profile,
-    plan: LoraPlan,
-    folder: Path,
-    init: Path,
-    train: Sequence[Example],
-    test: Sequence[Example],
-    *,
-    quiet: bool = False,
+    profile: Profile, plan: LoraPlan, folder: Path, init: Path, train: Sequence[Example], test: Sequence[Example]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Train and ask every arm at every size and seed.
 
@@ -122,10 +113,8 @@ def compare_lora(
     asked = test[: plan.questions]
 
     def work(trial: LoraTrial, scratch: Path) -> dict[str, Any]:
-        recipe, rate = profile.stages["vqa"], trial.learning_rate
-        epochs = trial.steps * recipe.batch_size / trial.size
-        recipe = replace(recipe, learning_rate=rate, samples=trial.size, epochs=epochs)
-        chosen = replace(profile, stages=profile.stages | {"vqa": recipe})
+        epochs = trial.steps * profile.stages["vqa"].batch_size / trial.size
+        chosen = profile.with_recipe("vqa", learning_rate=trial.learning_rate, samples=trial.size, epochs=epochs)
         examples, lora = drawn(train, trial.size, trial.seed), recipe_of(trial.rank)
         options = {"init": init, "examples": examples, "lora": lora, "seed": trial.seed}
         facts = run_stage("vqa", chosen, scratch, **options, checkpoints=False, quiet=True)
@@ -137,7 +126,7 @@ def compare_lora(
         return {**kept, "checkpoint_bytes": sum(file.stat().st_size for file in stored), "items": as_rows(items)}
 
     trials, facts, frames = trials_of(plan), [], []
-    for name, result in run_trials(folder, trials, work, quiet=quiet).items():
+    for name, result in run_trials(folder, trials, work).items():
         trial = trials[name]
         where = {"arm": arm_of(trial.rank), "size": trial.size, "seed": trial.seed, "steps": trial.steps}
         frames.append(pd.DataFrame(result.pop("items")).assign(**where))
@@ -161,7 +150,7 @@ def curve_of(items: pd.DataFrame) -> pd.DataFrame:
 def gaps(items: pd.DataFrame) -> pd.DataFrame:
     """Full fine-tuning minus LoRA at each size, by rank and over all ranks: size, against, value, low, high, n, seeds.
 
-    Score over all questions, paired by seed and question. The mean over ranks is not a choice made after looking.
+    Score over all questions, paired by seed and question. The mean over ranks involves no choice made after the fact.
     """
     rows = []
     for size, part in items.groupby("size"):
@@ -177,9 +166,8 @@ def gaps(items: pd.DataFrame) -> pd.DataFrame:
 
 
 def conclusion(gap: pd.DataFrame) -> str:
-    """Whether "LoRA wins when data are scarce, full when there are enough" appears, computed from `gaps`.
-
-    One line for each size, with the verdict of each rank beside that of all ranks, and one line for the claim.
+    """Whether "LoRA wins when data are scarce, full when there are enough" appears in `gaps`: a line per size, one for the
+    claim.
     """
     said = [Estimate.of(row).verdict("full wins", "LoRA wins") for row in gap.itertuples()]
     gap = gap.assign(said=said).sort_values("size", kind="stable")
@@ -205,8 +193,8 @@ def costs(
 ) -> pd.DataFrame:
     """One row per arm: trainable parameters, peak_memory_bytes, step_seconds (of the fastest step), checkpoint_bytes.
 
-    Memory on CUDA is the allocator's peak; elsewhere weights, gradients, Adam's two moments and the activations that the
-    backward pass keeps are counted, which is a lower bound of the peak.
+    Memory on CUDA is the allocator's peak; elsewhere a lower bound of it: weights, gradients, Adam's two moments and the
+    activations that the backward pass keeps.
     """
     rows, recipe = [], profile.stages["vqa"]
     examples = train[: recipe.batch_size]
@@ -221,8 +209,7 @@ def costs(
         batch = Collator(processor.special, padding=recipe.padding)([stream[i] for i in range(len(stream))])
         known = facts[facts["arm"] == arm_of(rank)].iloc[0]
         measured = step_cost(learner, batch, repeats=repeats)
-        stored = {"trainable_parameters": known["trainable_parameters"], "checkpoint_bytes": known["checkpoint_bytes"]}
-        rows.append({"arm": arm_of(rank)} | stored | measured)
+        rows.append(known[["arm", "trainable_parameters", "checkpoint_bytes"]].to_dict() | measured)
     return pd.DataFrame(rows)
 
 

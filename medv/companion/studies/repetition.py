@@ -40,12 +40,9 @@ def sweep_settings(profile: Profile) -> pd.DataFrame:
     Columns: sweep ("steps" or "block"), gen_length, block_length, steps, tokens_per_step, setting.
     """
     longest, _ = canvas_of(profile)
-    rows = []
-    for length in (longest // 4, longest // 2, longest):
-        for share in SHARES:
-            rows.append(("steps", length, length, max(length // share, 1), share))
-    for blocks in (4, 2, 1):
-        rows.append(("block", longest, longest // blocks, max(longest // 4, blocks), 4))
+    lengths = (longest // 4, longest // 2, longest)
+    rows = [("steps", length, length, max(length // share, 1), share) for length in lengths for share in SHARES]
+    rows += [("block", longest, longest // blocks, max(longest // 4, blocks), 4) for blocks in (4, 2, 1)]
     frame = pd.DataFrame(rows, columns=["sweep", "gen_length", "block_length", "steps", "tokens_per_step"])
     sizes = frame[["gen_length", "block_length", "steps"]]
     return frame.assign(setting=[name_of(*row) for row in sizes.itertuples(index=False)])
@@ -66,17 +63,17 @@ def schedule_configs(profile: Profile) -> tuple[dict[str, SamplerConfig], list[i
         "linear, remask repeats": {"revision": RevealRemask(tokens=2)},
         "budgeted, duplicate veto": {"schedule": SCHEDULES["budgeted"], "filters": (DuplicateVeto(),)},
     }
-    budgets = [max(longest // 8, 2), max(longest // 4, 2)]
+    budgets = list(dict.fromkeys((max(longest // 8, 2), max(longest // 4, 2))))
     configs = {
         f"{name}, {steps} forwards": SamplerConfig(longest, longest, steps, **options)
-        for steps in dict.fromkeys(budgets)
+        for steps in budgets
         for name, options in ways.items()
     }
-    return configs, list(dict.fromkeys(budgets))
+    return configs, budgets
 
 
 def steps_claims(settings: pd.DataFrame) -> list[tuple[str, str, str, str, str]]:
-    """What section 6.4 says of steps and length, for `check_effects`: (claim, metric, first, second, direction)."""
+    """The claims of section 6.4 about steps and length, for `check_effects`."""
     steps = settings[settings["sweep"] == "steps"]
     claims = []
     for length, part in steps.groupby("gen_length"):
@@ -106,10 +103,7 @@ def schedule_table(items: pd.DataFrame, budgets: list[int]) -> pd.DataFrame:
 
 
 def schedule_verdict(items: pd.DataFrame, budgets: list[int]) -> str:
-    """Per budget and measure: which schedules repeat less than the linear one without scoring lower, and at what forwards.
-
-    Without scores nothing is said of them.
-    """
+    """Per budget and measure: the schedules that repeat less than the linear one without scoring lower, and the forwards."""
     kept = "and no lower score" if items["score"].notna().any() else f"whatever their score, which is {NOT_MEASURED}"
     said = []
     for budget in budgets:
@@ -131,8 +125,8 @@ def schedule_verdict(items: pd.DataFrame, budgets: list[int]) -> str:
 def most_repeating(items: pd.DataFrame, settings: Mapping[str, str]) -> pd.DataFrame:
     """For Figure 5: each named setting's answer to the request whose answers repeat most. settings: name -> setting.
 
-    Columns: name, setting, id, question, text, score, words, repeated_share. The choice is by the mean repeated share over
-    these settings, so it shows the worst case, not a typical one.
+    Columns: name, setting, id, question, text, score, words, repeated_share. The request with the highest mean repeated share
+    over these settings is chosen: the worst case, not a typical one.
     """
     part = items[items["setting"].isin(settings.values())]
     worst = part.groupby("id")["repeated_share"].mean().idxmax()

@@ -114,12 +114,12 @@ def difference(judged: pd.DataFrame, better: str, base: str, *, metric: str = "f
 
 
 def texts_beside_truth(examples: Sequence[Example], texts: Sequence[str], count: int = 3) -> str:
-    """The first few requests with the true facts, the reference and what the model wrote, to read."""
-    said = []
+    """The first few requests with the true facts, the reference and the model's text, to read."""
+    lines = []
     for example, text in list(zip(examples, texts, strict=True))[:count]:
         facts = ", ".join(value for _, value in sorted(example.meta["scene"].facts()))
-        said.append(f"truth      {facts}\nreference  {example.answer}\nmodel      {text or '(nothing)'}\n")
-    return "\n".join(said)
+        lines.append(f"truth      {facts}\nreference  {example.answer}\nmodel      {text or '(nothing)'}\n")
+    return "\n".join(lines)
 
 
 # --- Questions (notebook 12) ---
@@ -128,10 +128,8 @@ def texts_beside_truth(examples: Sequence[Example], texts: Sequence[str], count:
 def question_sets(
     profile: Profile, data: str, data_dir: str | Path | None, protocol: str = "official"
 ) -> tuple[list[Example], dict[str, list[Example]]]:
-    """Training questions and the test sets by name: the phantoms' main and hard set, or what a protocol of
-    `medv.training.examples` asks of a real data set.
-
-    Raises ValueError for real data without a folder, and for what `medv.data.training_set` refuses.
+    """Training questions and test sets by name: the phantoms' main and hard set, or a real data set split by a protocol of
+    `medv.training.examples`. Raises ValueError for real data without a folder or with missing images.
     """
     if data == "phantoms":
         size, count = profile.model.image_size, profile.evaluation_questions
@@ -153,9 +151,9 @@ def question_sets(
 
 
 def fit_answers(profile: Profile, processor: MedVProcessor, train: Sequence[Example]) -> Profile:
-    """The profile with a canvas that holds 95 % of the training answers and their end, in training as in answering.
+    """The profile with a canvas, in training and answering, that holds 95 % of the training answers and their end token.
 
-    The canvas grows in steps of 8 tokens and never shrinks; phantom answers keep the profile's own.
+    The canvas grows in steps of 8 tokens and never shrinks; phantoms keep the profile's own.
     """
     lengths = [len(processor.tokenizer.encode(example.answer, add_special_tokens=False)) + 1 for example in train]
     length = max(profile.answer.gen_length, 8 * int(np.ceil(np.quantile(lengths, 0.95) / 8)))
@@ -177,8 +175,8 @@ def train_seeds(
 ) -> pd.DataFrame:
     """Stage 3 once per seed of the profile, each in `folder`/seed<k>; a finished seed is kept. One row of facts a seed.
 
-    With `blind` the same network learns from gray pictures, in `folder`/blind<k>, to be what `study_seeds` compares with. The
-    weights of the first seed are copied to `folder` itself, so that the folder is a model like any other.
+    With `blind` the same network also learns from gray pictures, in `folder`/blind<k>, as a control of `study_seeds`. The
+    first seed's model is copied to `folder` itself.
     """
     rows = []
     source = {"data": data, "data_dir": None if data_dir is None else Path(data_dir), "protocol": protocol}
@@ -212,10 +210,9 @@ def study_before(
 def study_seeds(
     profile: Profile, folder: Path, train: Sequence[Example], tests: Mapping[str, Sequence[Example]]
 ) -> pd.DataFrame:
-    """Every seed's model with its controls on every test set: the rows of `vqa_study` and the name of the set in `test`.
+    """Every seed's model with its controls on every test set: the rows of `vqa_study` with the name of the set in `test`.
 
-    A folder without seeds, of a model trained elsewhere, is that model alone. Models that were trained blind are asked blind.
-    The hard set goes without the gray image, to save time.
+    A folder without seeds is a model trained elsewhere. Models trained blind are asked blind. The hard set has no gray image.
     """
     frames = []
     models = {seed: folder / f"seed{seed}" for seed in profile.seeds if (folder / f"seed{seed}").is_dir()}
@@ -226,8 +223,8 @@ def study_seeds(
             looks.once(answerer.model.model, [*chain(*tests.values()), *blinded(train[:1])])
         for name, test in tests.items():
             shown = [c for c in CONDITIONS if not (name.endswith("hard") and c == "gray image")]
-            how = {"config": sampler_config(profile.answer, seed=seed), "seed": seed, "quiet": True}
-            how["batch_size"] = profile.answer.batch_size
+            how = {"config": sampler_config(profile.answer, seed=seed), "seed": seed}
+            how |= {"batch_size": profile.answer.batch_size, "quiet": True}
             items = vqa_study(answerer, train, test, conditions=shown, looks=looks, **how)
             frames.append(items.assign(test=name).replace({"condition": {"model": AFTER}}))
             if (folder / f"blind{seed}").is_dir():
@@ -240,9 +237,8 @@ def study_seeds(
 def recorded(path: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The file of `benchmarks/small_gpu.py final`: items as those of `study_seeds`, and one row of facts per training."""
     found = json.loads(Path(path).read_text(encoding="utf-8"))
-    facts = pd.DataFrame([{"name": row["name"], "seconds": row["seconds"]["all"]} for row in found["trials"]])
-    facts = facts[facts["name"].str.startswith("real")]
-    return pd.DataFrame(found["items"]), facts
+    facts = [{"name": row["name"], "seconds": row["seconds"]["all"]} for row in found["trials"]]
+    return pd.DataFrame(found["items"]), pd.DataFrame([row for row in facts if row["name"].startswith("real")])
 
 
 def scores(items: pd.DataFrame) -> pd.DataFrame:
@@ -271,12 +267,10 @@ def score_table(summary: pd.DataFrame, metrics: Sequence[str] = METRICS[:4]) -> 
 
 
 def margins(summary: pd.DataFrame) -> pd.DataFrame:
-    """How far the model stands above its best control, in points, per test set and metric."""
-    rows = []
-    controls = (*CONDITIONS[1:], BLIND)
-    for (name, metric), part in summary.groupby(["test", "metric"], sort=False):
-        if metric not in METRICS[:2]:
-            continue
+    """The model minus its best control, in points, per test set and metric."""
+    rows, controls = [], (*CONDITIONS[1:], BLIND)
+    kept = summary[summary["metric"].isin(METRICS[:2])]
+    for (name, metric), part in kept.groupby(["test", "metric"], sort=False):
         value = part.set_index("condition")["value"]
         best = value[value.index.isin(controls)].idxmax()
         row = {"test set": name, "metric": metric, AFTER: value[AFTER], "best control": best, "control": value[best]}
