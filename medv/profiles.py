@@ -1,9 +1,8 @@
 """The one dial: every size, recipe and plan that differs between a laptop, one GPU and the paper's machine, as frozen data.
 
 `tiny` runs on two CPU cores without network or weights, `small` on one GPU from pretrained towers with real VQA-RAD images,
-`paper` is Table 6 of the paper with the released weights; `smoke` is for the tests, and nothing it makes is a result. A
-profile is printed and saved with every artifact. Its numbers are checked on construction (ValueError). No other module asks for
-a profile by name. This one imports only the standard library and `medv.limits`.
+`paper` is Table 6 of the paper with the released weights; `smoke` is for the tests, and nothing it makes is a result. Profiles
+are saved with every artifact and checked on construction (ValueError). No other module asks for a profile by name.
 """
 
 from collections.abc import Mapping
@@ -268,7 +267,6 @@ _TINY_STAGE = StageRecipe(
 )
 _TINY_ADAPT = {"tokens": 49_152, "length": 64, "batch_size": 4, "learning_rate": 2e-3}  # 192 steps an arm
 _TINY_BENCH = {"hidden_size": 256, "intermediate_size": 768, "layers": 4, "heads": 4, "gen_length": 64, "block_length": 32}
-
 TINY = Profile(
     name="tiny",
     purpose="any laptop CPU, no network, no weights: the default",

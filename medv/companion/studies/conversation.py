@@ -72,7 +72,7 @@ def findings_score(text: str, example: Example) -> float:
     return 200.0 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-def systems(profile: Profile, models: Mapping[str, Path], twin: Path | None) -> dict[str, tuple[Path, bool]]:
+def systems(models: Mapping[str, Path], twin: Path | None) -> dict[str, tuple[Path, bool]]:
     """Systems by name: (model folder, whether questions get a short canvas). `models`: name -> diffusion model folder."""
     chosen = {name: (folder, False) for name, folder in models.items()}
     last = next(reversed(models))
@@ -91,7 +91,9 @@ def answer_all(
     length, block = canvas_of(profile)
     sizes, spec = {False: (length, block, length), True: (block, block, block)}, profile.describe
     rows = []
-    answerers = {model: Answerer.load(model, dtype=profile.dtype) for model in {model: None for model, _ in chosen.values()}}
+    answerers = {
+        model: Answerer.load(model, dtype=profile.dtype) for model in dict.fromkeys(model for model, _ in chosen.values())
+    }
     for place, (name, (model, fits)) in enumerate(chosen.items()):
         for kind in ("conversation", "description"):
             part = [example for example in asked if example.meta["type"] == kind]

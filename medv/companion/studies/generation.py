@@ -134,8 +134,8 @@ def measured(rows: Sequence[Mapping], examples: Sequence[Example]) -> pd.DataFra
     return pd.DataFrame(records)
 
 
-def table5(settings: pd.DataFrame, items: pd.DataFrame, scale: int) -> pd.DataFrame:
-    """Table 5, ours and the paper's: a row per row of the paper, the paper's lengths being `scale` times ours."""
+def table5(settings: pd.DataFrame, items: pd.DataFrame) -> pd.DataFrame:
+    """Table 5, ours and the paper's: a row per row of the paper."""
     summary = summarize_answers(items, METRICS)
     joined = settings.set_index("setting")
     joined["score [95 % interval]"] = cells(summary, ["score"])["score"]
@@ -149,8 +149,7 @@ def table5(settings: pd.DataFrame, items: pd.DataFrame, scale: int) -> pd.DataFr
     printed = paper.table("table5")
     joined["GPT score (paper)"] = printed["overall_score"].to_numpy()
     joined["L, B, Z (paper)"] = [f"{r.generation_length}, {r.block_length}, {r.sampling_steps}" for r in printed.itertuples()]
-    names = {"gen_length": "L", "block_length": "B", "steps": "Z"}
-    return joined.rename(columns=names).reset_index(drop=True)
+    return joined.rename(columns={"gen_length": "L", "block_length": "B", "steps": "Z"}).reset_index(drop=True)
 
 
 def table5_claims(settings: pd.DataFrame) -> list[tuple[str, str, str, str, str]]:
