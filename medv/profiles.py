@@ -63,7 +63,7 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class StageRecipe:
-    """How one stage is trained. trains: the parts that learn, from `medv.training.stages.PARTS`. samples: training examples
+    """How one stage is trained. trains: the parts that learn, from `medv.training.lora.PARTS`. samples: training examples
     (0 = all). batch_size: of the whole machine. learning_rate: AdamW with cosine decay after `warmup`, a share of the steps;
     the projector's is `projector_rate` times as high. feature_dropout: share of the vision channels hidden from a training
     step (with cached_vision only). loss_tokens, padding, normalization, times: named choices of `medv.data.chat`,
@@ -162,7 +162,7 @@ class InitPlan:
 
 @dataclass(frozen=True)
 class AdaptPlan:
-    """Notebook 14. recipe: fields of `medv.training.adapt_batches.AdaptRecipe`; held_rows, openings: for evaluation. Without a
+    """Notebook 14. recipe: fields of `medv.training.adapt.AdaptRecipe`; held_rows, openings: for evaluation. Without a
     text `documents` reports are drawn, or the tower writes `self_tokens` tokens.
     """
 

@@ -52,9 +52,9 @@ def test_a_study_file_declares_its_notebook_and_makes_its_table(root, tmp_path, 
     study, notebook = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     (tmp_path / "reference_words.py").write_text(study, encoding="utf-8")
     monkeypatch.setattr(studies, "__path__", [*studies.__path__, str(tmp_path)])
-    monkeypatch.setattr(registry, "NODES", registry.declared(studies.__path__))
+    monkeypatch.setattr(registry, "all_nodes", registry.all_nodes.__wrapped__)  # without its cache
     monkeypatch.delitem(sys.modules, "medv.companion.studies.reference_words", raising=False)
-    assert registry.ordered(registry.NODES, ["reference_words"])[0].notebook == "60_reference_words.ipynb"
+    assert registry.ordered(registry.all_nodes(), ["reference_words"])[0].notebook == "60_reference_words.ipynb"
     exec(compile(notebook, "CONTRIBUTING.md", "exec"), {"profile": "smoke", "seed": 0, "out": str(tmp_path / "run")})
     sys.modules.pop("medv.companion.studies.reference_words")
     saved = tmp_path / "run" / "figures" / "reference_words.csv"

@@ -263,6 +263,7 @@ def test_towers_are_put_together_by_assemble_and_never_dropped_in_silence(model_
     assert "Traceback" not in done.output
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_checkpoint():
     """400 MB convert within 100 MB above what the interpreter and its imports take."""
     script = Path(__file__).parents[1] / "benchmarks" / "convert_memory.py"

@@ -20,7 +20,7 @@ from medv.model.modeling import MedVForMaskedDiffusion
 from medv.paper import table
 from medv.profiles import PROFILES, STAGES, get_profile
 from medv.training.collate import ENCODINGS, Collator
-from medv.training.stages import PARTS
+from medv.training.lora import PARTS
 from medv.training.stream import TIMES
 
 TABLE6_COLUMNS = [

@@ -15,7 +15,7 @@ from medv.checkpoints.bundled import load_model, untrained_projector
 from medv.checkpoints.towers import make_towers
 from medv.cli import app
 from medv.companion.reproduction.budget import Work, measure, work_of
-from medv.companion.reproduction.registry import NODES, nodes_for
+from medv.companion.reproduction.registry import all_nodes, nodes_for
 from medv.companion.reproduction.run import open_run
 from medv.companion.studies import initialization
 from medv.phantoms.sets import instruct_set
@@ -95,7 +95,7 @@ def test_without_a_gpu_one_seed_is_enough(scaled, tmp_path):
 def test_the_explorer_asks_stage_2_where_no_model_is_bundled():
     for profile, needs in ((SMALL, ("models/stage2",)), (get_profile("tiny"), ())):
         assert next(node.needs for node in nodes_for(profile) if node.name == "explorer") == needs
-    assert {node.name for node in nodes_for(SMALL)} == {node.name for node in NODES}
+    assert {node.name for node in nodes_for(SMALL)} == {node.name for node in all_nodes()}
 
 
 def test_towers_that_are_missing_are_named_with_their_command(tmp_path):
@@ -121,7 +121,7 @@ def test_its_texts_fit():
 def test_time_is_counted_work_times_measured_seconds():
     assert Work(2, 3, 4).seconds(Work(10, 100, 1000)) == 20 + 300 + 4000
     more = replace(SMALL, evaluation_descriptions=2 * SMALL.evaluation_descriptions)
-    works = {node.name: work_of(node.name, SMALL) for node in NODES}
+    works = {node.name: work_of(node.name, SMALL) for node in all_nodes()}
     assert work_of("generation_settings", more).asked == 2 * works["generation_settings"].asked
     assert works["quickstart"] == Work() and all(works[stage].learned > 0 for stage in ("stage1", "stage2", "stage3", "lora"))
     assert works["stage3"].learned == 3 * work_of("stage3", replace(SMALL, seeds=(0,))).learned

@@ -7,8 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from medv.cli import app
-from medv.evaluation.repetition import mark_repeats, repeated_parts, repeated_spans
-from medv.evaluation.text import measure_answer, measure_texts
+from medv.evaluation.text import mark_repeats, measure_answer, measure_texts, repeated_parts, repeated_spans
 
 
 def test_seconds_per_word_are_seconds_per_query_over_words_per_query():

@@ -85,7 +85,7 @@ def say(sentence: str) -> None:
 
 
 def _sentence(error: Exception) -> str | None:
-    """What the user can mend; None for a bug."""
+    """The sentence for an error that the user can mend; None for a bug."""
     if isinstance(error, OSError):
         return _one_line(in_a_sentence(error))
     if isinstance(error, UnicodeEncodeError):

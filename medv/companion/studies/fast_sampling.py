@@ -26,7 +26,7 @@ from medv.diffusion.revision import ReMDM, RevealRemask
 from medv.diffusion.sampler import sample
 from medv.diffusion.schedules import FixedSchedule, Schedule
 from medv.evaluation.answering import Answerer
-from medv.evaluation.repetition import distinct_n, repetition
+from medv.evaluation.text import distinct_n, repetition
 from medv.intervals import NOT_MEASURED, Estimate, bootstrap
 from medv.phantoms.facts import score_description
 
@@ -183,7 +183,7 @@ def model_quality(
 
 
 def _repetition(tokens: Sequence[int]) -> dict[str, float]:
-    """As `medv.evaluation.repetition` measures, shares in percent."""
+    """`medv.evaluation.text.repetition`, shares in percent."""
     found = repetition(tokens) | {"distinct_2": distinct_n(tokens, 2)}
     return {name: value if name == "longest_run" else 100 * value for name, value in found.items()}
 
