@@ -160,10 +160,14 @@ def train_stages(
 ) -> MedVForMaskedDiffusion:
     """Run stages, given by name as (recipe, training examples, validation examples), one after another into `out`/name.
 
-    Returns the model of the last one; a finished stage is loaded.
+    Each starts from the folder of the one before, so that a stopped run can be resumed. Returns the model of the last one.
     """
+    before = None
     for name, (recipe, examples, validation) in stages.items():
-        model = train_stage(model, processor, recipe, examples, out / name, options, validation=validation)
+        if before is not None:
+            model, processor = load_model(before)
+        before = out / name
+        model = train_stage(model, processor, recipe, examples, before, options, validation=validation)
     return model
 
 

@@ -15,7 +15,7 @@ from medv.companion.figures.plots import INK, MUTED, draw_image, new_figure, the
 from medv.companion.figures.traces import word_of
 from medv.data.example import Example, picture_of
 from medv.diffusion.trace import Trace
-from medv.evaluation.repetition import repeated_parts
+from medv.evaluation.text import repeated_parts
 from medv.model.processing import MedVProcessor
 from medv.phantoms.facts import fact_spans
 from medv.phantoms.scene import Scene
