@@ -1,7 +1,6 @@
-"""Plain text and prompts with answers, to train a language tower on: folders, JSON lines, data sets of the hub.
+"""Documents to train a language tower on: folders, JSON lines, data sets of the hub, and prompts for self-written text.
 
-A document is what one file, line or row says. With a prompt it is a dialogue of one question in the chat format; without one
-it is text and nothing else. This module knows no tokenizer.
+A document is one text file, JSON line or row: an answer to a prompt in the chat format, or text alone.
 """
 
 import json
@@ -17,21 +16,31 @@ from medv.data.example import Turn
 SUFFIXES = (".jsonl", ".txt")
 
 
+def all_prompts() -> tuple[str, ...]:
+    """The prompts to which a causal model writes its own training text: every topic in every template of `prompts.json`.
+
+    Half of the topics are medical and half are not, so that the tower keeps its general knowledge.
+    """
+    parts = json.loads(Path(__file__).with_name("prompts.json").read_text(encoding="utf-8"))
+    topics = [topic for group in parts["topics"].values() for topic in group]
+    return tuple(template.format(topic) for topic in topics for template in parts["templates"])
+
+
 @dataclass(frozen=True)
 class Document:
-    """A text, or the answer to a prompt; not `ended` where it was cut off before its end."""
+    """A text, or the answer to a prompt; `ended` is False where it was cut off before its end."""
 
     text: str
     prompt: str = ""
     ended: bool = True
 
     def string(self) -> str:
-        """The document as a tokenizer gets it, special tokens written out; what ends it is for `medv.training.packing`."""
+        """The document with its special tokens as text, without an end of text (see `medv.training.packing`)."""
         end = SpecialTokens.STRINGS["end_of_turn"] if self.prompt and self.ended else ""
         return self.opening() + without_special(self.text) + end
 
     def opening(self) -> str:
-        """All up to where the answer to the prompt begins; empty without a prompt."""
+        """The chat format up to where the answer begins; empty without a prompt."""
         return prompt_text((Turn("user", without_special(self.prompt)),)) if self.prompt else ""
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from medv.data.example import Example
 from medv.data.question_texts import caption_examples, dialogue_examples
-from medv.data.readers import read_dataset
+from medv.data.readers import data_set, read_dataset
 from medv.data.training_set import read_training_set
 from medv.phantoms import sets as phantom_sets
 from medv.profiles import STAGES, Profile
@@ -68,7 +68,7 @@ def stage_examples(
         train = question_split(data, data_dir, protocol, **given)[0]
     if recipe.lower_case:
         train = in_lower_case(train)
-    if stage == "vqa" or data != "vqa_rad" or not profile.synthetic:
+    if stage == "vqa" or not data_set(data).captioned or not profile.synthetic:
         return train, []
     texts = caption_examples(train, copies=CAPTIONS)
     texts += dialogue_examples(train, copies=DIALOGUES) if stage == "instruct" else []

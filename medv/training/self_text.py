@@ -20,8 +20,7 @@ from medv.artifacts import fingerprint, write_json, write_text
 from medv.checkpoints.assembly import token_ids
 from medv.checkpoints.loading import load_tokenizer
 from medv.data.chat import SpecialTokens
-from medv.data.prompts import PROMPTS
-from medv.data.texts import Document
+from medv.data.texts import Document, all_prompts
 from medv.training.adapt import half_on, load_tower
 
 CANDIDATES = 64  # the most probable tokens among which is drawn: to sort a whole vocabulary at each token takes too long
@@ -73,14 +72,15 @@ def by_length(tokenizer: PreTrainedTokenizerFast) -> list[list[tuple[str, list[i
 
     A tokenizer that has a chat template of its own knows best how its model wants to be asked.
     """
+    asked = all_prompts()
     texts = [
         tokenizer.apply_chat_template([{"role": "user", "content": p}], add_generation_prompt=True, tokenize=False)
         if tokenizer.chat_template
         else Document("", p).opening()
-        for p in PROMPTS
+        for p in asked
     ]
     groups: dict[int, list[tuple[str, list[int]]]] = defaultdict(list)
-    for prompt, ids in zip(PROMPTS, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True):
+    for prompt, ids in zip(asked, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True):
         groups[len(ids)].append((prompt, ids))
     return [groups[size] for size in sorted(groups)]
 

@@ -22,8 +22,8 @@ from medv import limits
 from medv.artifacts import SPEED, write_json
 from medv.checkpoints import contents as model_contents
 from medv.checkpoints.bundled import load_model, save_projector
-from medv.data import contents as data_contents
 from medv.data.example import Example
+from medv.data.example import contents as data_contents
 from medv.model.devices import device_named
 from medv.model.looks import Looks
 from medv.model.modeling import MedVForMaskedDiffusion
@@ -212,8 +212,8 @@ def made_of(
         "recipe": recipe.settings(),
         "lora": lora and asdict(lora),
         "init": model_contents.contents(model, processor),
-        "data": data_contents.contents(examples),
-        "validation": data_contents.contents(validation),
+        "data": data_contents(examples),
+        "validation": data_contents(validation),
     }
 
 

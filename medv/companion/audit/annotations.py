@@ -12,7 +12,7 @@ from pathlib import Path
 from medv.companion.audit.finding import AGREES, DIFFERS, REMARK, Finding
 from medv.companion.audit.paper import OURS, counts_that_give
 from medv.data.example import Example
-from medv.data.readers import find_file, read_dataset, read_vqa_rad
+from medv.data.readers import read_dataset
 from medv.evaluation.judge import read_judgements
 from medv.evaluation.text import answer_text, read_answers, words
 from medv.evaluation.vqa import Reference, evaluate_vqa
@@ -58,9 +58,8 @@ def gate(name: str, folder: Path) -> Iterator[Finding]:
 def shared_answers(folder: Path) -> Iterator[Finding]:
     """VQA-RAD: open test questions whose image and answer stand in the training rows, without and with re-worded rows."""
     test = [example for example in read_dataset("vqa_rad", folder, "test") if example.answer_type == "OPEN"]
-    path = find_file("vqa_rad", folder, "train")
     for frames in (False, True):
-        train = read_vqa_rad(path, frame_rows=frames)
+        train = read_dataset("vqa_rad", folder, "train", all_rows=frames)
         known = {_image_and_answer(example) for example in train}
         shared = sum(_image_and_answer(example) in known for example in test)
         yield Finding(

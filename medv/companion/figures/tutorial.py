@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 
 from medv import paper
 from medv.companion.figures.plots import INK, MUTED, PALETTE, new_figure, theme
-from medv.data.check import MISPRINTS, check_dataset
+from medv.data.check import check_dataset
 from medv.data.example import Example, Turn
+from medv.data.readers import DATASETS
 from medv.diffusion.corruption import corrupt, draw_noise
 from medv.diffusion.loss import NORMALIZATIONS
 from medv.diffusion.trace import Trace
@@ -119,7 +120,7 @@ def table8(folders: Mapping[str, str | Path | None], phantoms: Mapping[str, Sequ
 
 def _counted(name: str, split: str, folder: str | Path | None, quantities: Sequence[str]) -> dict:
     long = {"val": "validation"}.get(split, split)
-    known = [f"{q}: {why}" for q in quantities if (why := MISPRINTS.get((name, long, q), (0, ""))[1])]
+    known = [f"{q}: {why}" for q in quantities if (why := DATASETS[name].misprints.get((long, q), (0, ""))[1])]
     if folder is None:
         return {"remark": "; ".join(["not counted in this run", *known])}
     counts = [count for count in check_dataset(name, folder).counts if count.split == long]
