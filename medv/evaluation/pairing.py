@@ -56,7 +56,7 @@ class Prediction:
 
 
 def read_references(path: str | Path) -> list[Reference]:
-    """The references of an annotation file as shipped: VQA-RAD, SLAKE (its English questions), PathVQA or LLaVA-Med's VQA files.
+    """The references of an annotation file as shipped: VQA-RAD, SLAKE (in English), PathVQA or LLaVA-Med's VQA files.
 
     All rows are kept, in file order. Raises DataError for a file of another kind.
     """
