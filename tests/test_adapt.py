@@ -294,8 +294,8 @@ def test_text_is_read_from_folders_and_lines(tmp_path):
     ("name", "content", "words"),
     [
         ("a.jsonl", '{"answer": "x"}', 'row 1 has no "text"'),
-        ("a.jsonl", "{", "line 1 is not JSON"),
-        ("a.txt", b"\xff\xfe", "is not UTF-8"),
+        ("a.jsonl", "{", "line 1: not JSON"),
+        ("a.txt", b"\xff\xfe", "not UTF-8"),
         ("a.txt", "", "holds no text"),
         ("a.csv", "x", "neither .txt nor .jsonl"),
     ],

@@ -4,7 +4,7 @@ A document is one text file, JSON line or row: an answer to a prompt in the chat
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 from medv.data.chat import SpecialTokens, prompt_text, without_special
 from medv.data.example import Turn
+from medv.reading import read_text, read_values
 
 SUFFIXES = (".jsonl", ".txt")
 
@@ -47,64 +48,51 @@ class Document:
 def read_documents(source: str | Path) -> list[Document]:
     """The documents of a folder (its .txt and .jsonl files, in order of their names), of one such file, or of a data set.
 
-    A line of JSON, and a row of a data set, has "text" and may have "prompt" and "ended". A name that is no path is given to
-    the package `datasets` (its split "train"). Raises FileNotFoundError or ValueError where there is nothing to read.
+    A JSON line or a row has "text" and may have "prompt" and "ended". A name that is no path is loaded with the package
+    `datasets` (split "train"). Raises FileNotFoundError or ValueError where there is nothing to read.
     """
     path = Path(source).expanduser()
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
         documents = [document for file in files for document in _read_file(file)]
     elif path.is_file():
-        documents = list(_read_file(path))
+        documents = _read_file(path)
     elif path.suffix in SUFFIXES or path.is_absolute():
         raise FileNotFoundError(f"{source} is not there: give a folder, a .txt or .jsonl file, or the name of a data set")
     else:
-        documents = list(_of_rows(_hub_rows(str(source)), str(source)))
+        try:
+            from datasets import load_dataset
+
+            documents = _of_rows(load_dataset(str(source), split="train"), str(source))
+        except ImportError as error:
+            raise ValueError(f"{source} is no folder or file, and the package datasets is not installed") from error
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{source} is no folder or file, and no data set could be had by that name: {error}") from error
     documents = [document for document in documents if document.text.strip()]
     if not documents:
         raise ValueError(f"{source} holds no text: it needs .txt files, or .jsonl files whose lines have a text")
     return documents
 
 
-def _read_file(file: Path) -> Iterator[Document]:
-    try:
-        content = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 text ({error}): save it as UTF-8") from None
+def _read_file(file: Path) -> list[Document]:
     if file.suffix == ".txt":
-        yield Document(content.strip())
-        return
+        return [Document(read_text(file).strip())]
     if file.suffix != ".jsonl":
         raise ValueError(f"{file} is neither .txt nor .jsonl: rename or convert it")
-    rows = []
-    for number, line in enumerate(content.split("\n"), start=1):
-        try:
-            rows += [json.loads(line)] if line.strip() else []
-        except ValueError as error:
-            raise ValueError(f"{file}, line {number} is not JSON ({error}): mend or remove it") from None
-    yield from _of_rows(rows, str(file))
+    return _of_rows((row for _, row in read_values(file)), str(file))
 
 
-def _of_rows(rows: Iterable[Mapping[str, Any]], source: str) -> Iterator[Document]:
+def _of_rows(rows: Iterable[Any], source: str) -> list[Document]:
+    documents = []
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, Mapping) or not isinstance(row.get("text"), str):
             raise ValueError(f'{source}, row {number} has no "text": each row needs one, and may have a "prompt"')
-        yield Document(row["text"], str(row.get("prompt") or ""), bool(row.get("ended", True)))
-
-
-def _hub_rows(name: str) -> Iterable[Mapping[str, Any]]:
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise ValueError(f"{name} is no folder or file, and the package datasets is not installed") from error
-    try:
-        return load_dataset(name, split="train")
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{name} is no folder or file, and no data set could be had by that name: {error}") from error
+        documents.append(Document(row["text"], str(row.get("prompt") or ""), bool(row.get("ended", True))))
+    return documents
 
 
 def split_documents(documents: Iterable[Document], share: float = 0.02) -> tuple[list[Document], list[Document]]:
-    """Training and held-out documents: of all prompts (or texts, where there is no prompt) `share`, chosen by their hash.
+    """Training and held-out documents: a share of all prompts (of texts without a prompt), chosen by their hash.
 
     All answers to one prompt are on the same side. Raises ValueError where there are fewer than two.
     """
