@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM, SiglipVisionModel
 
 from medv.checkpoints.convert import convert
-from medv.checkpoints.key_names import llada8b_to_lladav, lladav_to_llada8b, lladav_to_medv, medv_to_lladav
+from medv.checkpoints.released import llada8b_to_lladav, lladav_to_llada8b, lladav_to_medv, medv_to_lladav
 from medv.model.modeling import MedVForMaskedDiffusion
 
 

@@ -5,11 +5,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 import pytest
-from test_model import training_batch
-from tiny import model
+from tiny import model, training_batch
 
 from medv.checkpoints.bundled import bundled
-from medv.companion.figures.ablations import lora_figure
+from medv.companion.figures.studies import lora_figure
 from medv.companion.reproduction.run import open_run
 from medv.companion.studies import initialization as init
 from medv.companion.studies import lora as lora_study
@@ -157,7 +156,7 @@ def test_adapters_cost_less_memory_than_all_weights_and_the_figure_shows_every_a
 
 def test_the_arms_share_the_vision_tower_and_differ_in_the_language_tower(smoke):
     parts = init.parts_of(smoke)
-    starts = {arm.name: init.initial(arm, parts, smoke, seed=0)[0].state_dict() for arm in init.ARMS}
+    starts = {arm.name: init.initial(arm, parts, smoke, seed=0).model.state_dict() for arm in init.ARMS}
     base = starts[init.BASE]
     for name, start in starts.items():
         tower = [key for key in start if ".vision_tower." in key]
@@ -165,7 +164,7 @@ def test_the_arms_share_the_vision_tower_and_differ_in_the_language_tower(smoke)
     key = "model.language_model.layers.0.mlp.up_proj.weight"
     assert starts["LLaDA-MedV V1"][key].equal(starts["LLaDA-MedV V2"][key])
     assert len({start[key].sum().item() for start in starts.values()}) == 3
-    again, other = (init.initial(init.ARMS[3], parts, smoke, seed=seed)[0].state_dict() for seed in (0, 1))
+    again, other = (init.initial(init.ARMS[3], parts, smoke, seed=seed).model.state_dict() for seed in (0, 1))
     assert again[key].equal(starts["random"][key]) and not other[key].equal(again[key])
 
 

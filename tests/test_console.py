@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from medv.cli import app
 from medv.commands import console
-from medv.commands.console import BUG, in_words, plain_console, print_mapping
+from medv.commands.console import BUG, plain_console, print_mapping, report_errors
 
 HOSTILE = "\x1b]0;owned\x07\x1b[31m\x9b2J\u202e[red]b[/red] :smile:\ud800"
 
@@ -28,7 +28,7 @@ def raising(error):
     small = typer.Typer()
 
     @small.command()
-    @in_words
+    @report_errors
     def fail():
         raise error
 

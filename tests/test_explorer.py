@@ -13,14 +13,13 @@ from tiny import model, processor
 from medv.companion.explorer import lesson_widgets
 from medv.companion.explorer import view as explorer_view
 from medv.companion.explorer.figure import explorer_figure
-from medv.companion.explorer.session import Cancelled, Outcome, Session, Setting, cells, compare, gallery, read_upload
+from medv.companion.explorer.session import Cancelled, Outcome, Session, Setting, compare, gallery, read_upload
 from medv.companion.explorer.widgets import Explorer
 from medv.companion.figures.traces import word_of
 from medv.data.example import load_image
 from medv.data.images import ImageError
 from medv.diffusion.trace import COMMIT, REMASK, Event, Trace
-from medv.evaluation.answering import Answer
-from medv.evaluation.repetition import repeated_parts
+from medv.evaluation.answering import Answer, Answerer
 from medv.model.views import ViewPlan
 from medv.phantoms.sets import description_set
 
@@ -36,7 +35,7 @@ def network():
 @pytest.fixture
 def explorer(network):
     """An explorer over two phantoms, with nothing asked yet."""
-    made = Explorer(*network, description_set("test", 2, image_size=32), setting=SETTING)
+    made = Explorer(Answerer(*network), description_set("test", 2, image_size=32), setting=SETTING)
     made.question.value = "What is shown?"
     yield made
     made.cancel()
@@ -50,7 +49,7 @@ def picture() -> Image.Image:
 def outcome(text: str, steps: int = 4, forwards: int = 4, trace: Trace | None = None) -> Outcome:
     answer = Answer("x", HOSTILE, text, 3, forwards, 0.5, "length")
     trace = trace or Trace((Event(0, 0, 0, 5, 0.5),), 2, 1)
-    return Outcome("p", Setting(4, 4, steps), answer, trace, tuple(repeated_parts(text)))
+    return Outcome("p", Setting(4, 4, steps), answer, trace)
 
 
 class Tags(HTMLParser):
@@ -71,7 +70,7 @@ def test_a_sweep_asks_every_z_once_and_a_dragged_z_shows_the_kept_answer(explore
     explorer.wait()
     assert explorer.drag.options == (2, 4, 8, 16) and not explorer.drag.disabled
     assert len(explorer.session.history()) == 4
-    monkeypatch.setattr(explorer.session.model, "stream", None)  # a dragged Z asks the model nothing
+    monkeypatch.setattr(explorer.session.answerer.model, "stream", None)  # a dragged Z asks the model nothing
     seen = set()
     for steps in (2, 16, 4, 8):
         explorer.drag.value = steps
@@ -86,13 +85,13 @@ def test_a_sweep_asks_every_z_once_and_a_dragged_z_shows_the_kept_answer(explore
 
 
 def test_the_canvas_of_every_frame_is_the_replay_of_the_trace(network):
-    session = Session(*network)
+    session = Session(Answerer(*network))
     drawn = [replace(SETTING, revision="remdm", temperature=1.0, seed=seed) for seed in range(20)]
     runs = (session.ask(picture(), "What is shown?", each) for each in drawn)
     asked = next(run for run in runs if any(event.kind == REMASK for event in run.trace.events))
     trace, mask = asked.trace, asked.trace.mask_token_id
     for frame in range(asked.frames + 1):
-        canvas = cells(trace, frame)
+        canvas = asked.canvas(frame)
         written = [cell.token if cell.state in ("fresh", "written") else mask for cell in canvas]
         assert written == trace.replay(frame - 1)
         now = [event for event in trace.events if event.step == frame - 1]
@@ -100,7 +99,7 @@ def test_the_canvas_of_every_frame_is_the_replay_of_the_trace(network):
         assert {place for place, cell in enumerate(canvas) if cell.state == "lost"} == lost
         fresh = {event.position for event in now if event.kind == COMMIT} - lost
         assert {place for place, cell in enumerate(canvas) if cell.state == "fresh"} == fresh
-        page = explorer_view.canvas_html(trace, frame, word_of(network[1].tokenizer))
+        page = explorer_view.canvas_html(asked, frame, word_of(network[1].tokenizer))
         assert page.count("medv-cell lost") == len(lost) and page.count("medv-cell fresh") == len(fresh)
 
 
@@ -120,7 +119,7 @@ def test_words_of_models_questions_and_files_are_never_markup(network):
         explorer_view.answer_html(told, HOSTILE),
         explorer_view.message(HOSTILE, "error"),
         explorer_view.chart_html([told], told),
-        explorer_view.canvas_html(told.trace, 1, lambda _: HOSTILE),
+        explorer_view.canvas_html(told, 1, lambda _: HOSTILE),
     ]
     for page in pages:
         tags = Tags(page)
@@ -166,7 +165,7 @@ def test_a_run_can_be_cancelled_and_what_was_finished_stays(explorer, monkeypatc
     explorer.answer()
     explorer.wait()
     reached, go = threading.Event(), threading.Event()
-    stream = explorer.session.model.stream
+    stream = explorer.session.answerer.model.stream
 
     def slow(*args, **options):
         steps = stream(*args, **options)
@@ -175,7 +174,7 @@ def test_a_run_can_be_cancelled_and_what_was_finished_stays(explorer, monkeypatc
         assert go.wait(30)
         return (yield from steps)
 
-    monkeypatch.setattr(explorer.session.model, "stream", slow)
+    monkeypatch.setattr(explorer.session.answerer.model, "stream", slow)
     explorer.sweep()
     assert reached.wait(30)
     assert explorer.answer_button.disabled and not explorer.cancel_button.disabled
@@ -192,7 +191,7 @@ def test_a_run_that_dies_says_why(explorer, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("out of <memory>")
 
-    monkeypatch.setattr(explorer.session.model, "stream", broken)
+    monkeypatch.setattr(explorer.session.answerer.model, "stream", broken)
     explorer.answer()
     explorer.wait()
     assert "RuntimeError: out of &lt;memory&gt;" in explorer.message.value and not explorer.answer_button.disabled
@@ -229,13 +228,13 @@ def test_another_picture_or_setting_has_runs_of_its_own(explorer):
 
 def test_the_same_setting_gives_the_same_answer_in_a_new_session(network):
     drawn = replace(SETTING, temperature=1.0, seed=3)
-    texts = [Session(*network).ask(picture(), "What is shown?", drawn).answer.text for _ in range(2)]
-    other = Session(*network).ask(picture(), "What is shown?", replace(drawn, seed=4)).answer.text
+    texts = [Session(Answerer(*network)).ask(picture(), "What is shown?", drawn).answer.text for _ in range(2)]
+    other = Session(Answerer(*network)).ask(picture(), "What is shown?", replace(drawn, seed=4)).answer.text
     assert texts[0] == texts[1] != other
 
 
 def test_a_cancelled_run_leaves_nothing_behind(network):
-    session = Session(*network)
+    session = Session(Answerer(*network))
 
     def stop(_):
         raise Cancelled
@@ -254,7 +253,7 @@ def test_a_sweep_is_told_from_its_numbers():
 
 
 def test_the_figure_and_its_rows_are_the_runs(network):
-    session = Session(*network)
+    session = Session(Answerer(*network))
     runs = list(session.sweep(picture(), "a $ in a question", SETTING))
     fig, frame = explorer_figure(picture(), runs, word_of(network[1].tokenizer))
     fig.canvas.draw()

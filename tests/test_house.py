@@ -17,6 +17,7 @@ from medv.companion.reproduction.registry import NODES, ordered
 from medv.profiles import PROFILES, get_profile
 
 MAX_FILE, MAX_FUNCTION, MAX_CELLS, MAX_CELL = 450, 80, 15, 15
+MAX_LIBRARY, MAX_TOTAL = 10_500, 20_500  # lines of medv without phantoms and companion, and of all of it
 
 
 def sources(root):
@@ -32,7 +33,7 @@ def test_a_module_imports_only_from_floors_below(root):
     assert done.returncode == 0 and "0 broken" in done.stdout, done.stdout + done.stderr
 
 
-def test_no_library_file_is_longer_than_400_lines(root):
+def test_no_library_file_is_longer_than_450_lines(root):
     long = {path.name: n for path in sources(root) if (n := len(path.read_text().splitlines())) > MAX_FILE}
     assert not long
 
@@ -59,6 +60,29 @@ def test_importing_medv_loads_neither_torch_nor_transformers():
     assert done.stdout.split() == []
 
 
+def test_importing_the_model_loads_no_other_room_above_it():
+    code = """
+import importlib, pkgutil, sys
+import medv.model
+for module in pkgutil.iter_modules(medv.model.__path__, "medv.model."):
+    importlib.import_module(module.name)
+print(*{".".join(name.split(".")[:2]) for name in sys.modules if name.startswith("medv.")})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    above = {f"medv.{room}" for room in ("companion", "phantoms", "training", "evaluation", "checkpoints", "commands", "cli")}
+    assert "medv.model" in done.stdout.split() and not above & set(done.stdout.split())
+
+
+def test_the_rooms_keep_their_sizes(root):
+    lines = {path.relative_to(root / "medv"): len(path.read_text().splitlines()) for path in sources(root)}
+    rooms = dict.fromkeys({path.parts[0] for path in lines}, 0)
+    for path, count in lines.items():
+        rooms[path.parts[0]] += count
+    assert rooms["diffusion"] <= 1_900 and rooms["model"] <= 2_000
+    library = sum(count for room, count in rooms.items() if room not in ("phantoms", "companion"))
+    assert library <= MAX_LIBRARY and sum(rooms.values()) <= MAX_TOTAL, rooms
+
+
 def test_the_declared_notebooks_are_the_ones_there_and_take_their_parameters(root, tmp_path):
     shop = Workshop(root / "notebooks", tmp_path, get_profile("tiny"), 0)
     assert {node.notebook for node in ordered()} == {path.name for path in notebooks(root)}
@@ -78,6 +102,7 @@ def test_notebooks_are_short_clean_and_numbered(root):
             "is not on kernel python3": book["metadata"].get("kernelspec", {}).get("name") != "python3",
             f"has more than {MAX_CELLS} cells": len(book["cells"]) > MAX_CELLS,
             f"has a cell of over {MAX_CELL} lines": any(len("".join(c["source"]).splitlines()) > MAX_CELL for c in code),
+            "has a source that is no list of lines": not all(isinstance(cell["source"], list) for cell in book["cells"]),
             "has no title": not "".join(book["cells"][0]["source"]).startswith("# "),
             "has no number": not re.match(r"\d\d_[a-z0-9_]+\.ipynb", path.name),
         }
@@ -90,10 +115,48 @@ def test_conda_takes_every_version_from_pyproject(root):
     environment = yaml.safe_load((root / "environment.yml").read_text())
     plain = [item for item in environment["dependencies"] if isinstance(item, str)]
     (pip,) = [item["pip"] for item in environment["dependencies"] if isinstance(item, dict)]
-    assert pip == ["-e .[all]"] and "all" in project["optional-dependencies"]
+    assert pip == ["-c constraints.txt", "-e .[all]"] and "all" in project["optional-dependencies"]
     (python,) = [item.removeprefix("python=") for item in plain if item != "pip"]
     least = tuple(map(int, project["requires-python"].removeprefix(">=").split(".")))
     assert tuple(map(int, python.split("."))) >= least
+
+
+def imports(paths, *, whole: bool = True) -> dict[str, set[str]]:
+    """Each distribution that these files import, with the files; without `whole`, imports inside functions do not count."""
+    known, found = importlib.metadata.packages_distributions(), {}
+    for path in paths:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree) if whole else tree.body:
+            named = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            named += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for top in {name.split(".")[0] for name in named} - set(sys.stdlib_module_names) - {"medv"}:
+                if not (path.parent / f"{top}.py").exists():
+                    found.setdefault(known.get(top, [top])[0].lower().replace("_", "-"), set()).add(path.name)
+    return found
+
+
+def test_pyproject_declares_what_is_imported_and_nothing_else(root):
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    groups = {"": project["dependencies"], **project["optional-dependencies"]}
+    declared = {
+        group: {re.match(r"[\w.-]+", item)[0].lower().replace("_", "-") for item in items} for group, items in groups.items()
+    }
+    everything = set.union(*declared.values()) - {"medv"}
+    used = imports([*sources(root), *(root / "tests").glob("*.py"), *(root / "benchmarks").glob("*.py")])
+    assert not {name: files for name, files in used.items() if name not in everything}
+    # Declared for what they run: commands, the kernel, plugins of pytest.
+    run = {"ipykernel", "voila", "ruff", "import-linter", "pytest-timeout", "pytest-xdist", "playwright"}
+    assert everything - set(used) - {"jinja2"} == run
+    core = [path for path in sources(root) if "companion" not in path.parts]
+    assert set(imports(core, whole=False)) <= declared[""], "the library needs more than the plain install brings"
+
+
+def test_torch_is_a_range_in_pyproject_and_one_version_in_the_constraints(root):
+    (pin,) = [line for line in (root / "constraints.txt").read_text().splitlines() if line.startswith("torch==")]
+    assert re.search(r'"torch>=[\d.]+,<\d+"', (root / "pyproject.toml").read_text())
+    command = ["make", "-nB", "setup", "TORCH_INDEX=https://example.org"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert f'"{pin}"' in done.stdout and "-c constraints.txt -e '.[all]'" in done.stdout
 
 
 def test_all_names_the_fixed_packages(root):

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 from medv.cli import app
 from medv.evaluation.judge import read_judgements
-from medv.evaluation.judging import Endpoint, judge_file, key_from_environment
+from medv.evaluation.judge_client import Endpoint, key_from_environment
+from medv.evaluation.judging import judge_file
 from medv.reading import DataError
 
 PROXIES = "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"
@@ -249,6 +250,7 @@ def test_a_file_goes_on_only_with_the_same_judge_prompt_questions_and_answers(ch
         with pytest.raises(ValueError, match=named):
             judge_file(questions, answers, out, Endpoint(**{"base_url": stub.url} | change), quiet=True)
     assert everything_written(tmp_path) == before and stub.asked.total() == 2
+    assert not any("Authorization" in sent for sent in stub.headers)  # there is no key
 
 
 OTHERS = {

@@ -7,7 +7,6 @@ import pytest
 from typer.testing import CliRunner
 
 from medv.cli import app
-from medv.companion.figures.tables import repeats_html
 from medv.evaluation.repetition import mark_repeats, repeated_parts, repeated_spans
 from medv.evaluation.text import measure_answer, measure_texts
 
@@ -60,10 +59,6 @@ def test_parts_join_to_the_text_and_words_are_compared_without_case_and_punctuat
     assert "".join(part for part, _ in parts) == text
     assert [part for part, again in parts if again] == ["the lung is clear,"]
     assert mark_repeats("no no") == "no [no]"
-
-
-def test_marked_html_is_escaped_and_keeps_the_text():
-    assert repeats_html("a <b> a <b> & end") == "a &lt;b&gt; <mark>a &lt;b&gt;</mark> &amp; end"
 
 
 def test_spans_are_apart_in_order_and_inside_whatever_the_text():

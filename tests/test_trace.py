@@ -16,8 +16,7 @@ from test_sampler import FILL, MASK, Table, confident
 from typer.testing import CliRunner
 
 from medv.cli import app
-from medv.companion.figures.trace_terminal import TerminalView
-from medv.companion.figures.traces import POLICY, trace_page, trace_targets, word_of, write_trace
+from medv.companion.figures.traces import POLICY, TerminalView, trace_page, trace_targets, word_of, write_trace
 from medv.diffusion.caching import DualCache
 from medv.diffusion.config import SamplerConfig
 from medv.diffusion.filters import MinSpacing

@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny import model, processor, shape
 
-from medv.companion.figures import lessons, tutorial
+from medv.companion.figures import lessons, words
 from medv.companion.studies import sizes
 from medv.companion.studies import training_stages as stages
 from medv.diffusion.sampler import SamplerConfig
@@ -144,13 +144,13 @@ def test_real_data_without_a_folder_are_refused_in_words(profile):
 
 
 def test_the_look_up_of_closed_questions_stands_at_chance():
-    table = tutorial.question_balance(vqa_set("train", 560), vqa_set("test", 280)).set_index(["form", "kind"])
+    table = lessons.question_balance(vqa_set("train", 560), vqa_set("test", 280)).set_index(["form", "kind"])
     assert table.loc[("closed", "all"), "answer is yes (%)"] == 50
     assert abs(table.loc[("closed", "all"), "question-only look-up (%)"] - 50) < 6
 
 
 def test_table_8_without_files_claims_no_count_and_names_the_misprint():
-    table = tutorial.table8({}, {"test": vqa_set("test", 28)})
+    table = lessons.table8({}, {"test": vqa_set("test", 28)})
     real = table[table["data"] != "phantoms"]
     assert len(real) == 8 and real["images (ours)"].isna().all()
     assert real["remark"].str.startswith("not counted in this run").all()
@@ -161,19 +161,19 @@ def test_table_8_without_files_claims_no_count_and_names_the_misprint():
 def test_the_states_of_a_canvas_end_with_the_answer_and_write_each_token_once():
     network, reader = model(), processor()
     scene = phantom_scene("test", 0)
-    example = tutorial.questions_about(scene, image_size=32)[0]
+    example = lessons.questions_about(scene, image_size=32)[0]
     inputs = reader(images=example.image(), text=example.question)
     trace = network.generate(**inputs, config=SamplerConfig(16, 8, 16, stop_tokens=())).trace
-    states = tutorial.canvas_states(trace, reader, 16, (4, 8, 16))
+    states = words.canvas_states(trace, reader, 16, (4, 8, 16))
     assert [sum(masked) for _, _, masked, _ in states] == [12, 8, 0]
     written = np.array([fresh for *_, fresh in states])
     assert (written.sum(axis=0) == 1).all()
-    fig = tutorial.canvas_figure(example.image(), "a $ in a question", states)
+    fig = words.canvas_figure(example.image(), "a $ in a question", states)
     fig.canvas.draw()
 
 
 def test_masks_grow_with_time_and_the_question_stays():
-    rows, frame = tutorial.corruption_rows(processor(), "What is shown?", "a small mass", (0.1, 0.5, 1.0), seed=1)
+    rows, frame = lessons.corruption_rows(processor(), "What is shown?", "a small mass", (0.1, 0.5, 1.0), seed=1)
     hidden = np.array([masked for _, _, masked in rows])
     assert (hidden[:-1] <= hidden[1:]).all() and frame[frame["part"] == "prompt"]["masked"].sum() == 0
     assert frame[(frame["t"] == 1) & (frame["part"] == "response")]["masked"].all()
@@ -200,7 +200,7 @@ def test_reach_is_full_for_this_model_and_a_triangle_for_a_causal_one():
 def test_the_noise_of_a_loss_repeats_and_leaves_the_model_as_it_was():
     network, examples = model(), vqa_set("validation", 4, image_size=32)
     own = network.config.loss_normalization
-    first = tutorial.loss_noise(network, processor(), examples, draws=2, seed=5)
-    pd.testing.assert_frame_equal(first, tutorial.loss_noise(network, processor(), examples, draws=2, seed=5))
+    first = lessons.loss_noise(network, processor(), examples, draws=2, seed=5)
+    pd.testing.assert_frame_equal(first, lessons.loss_noise(network, processor(), examples, draws=2, seed=5))
     assert network.config.loss_normalization == own
-    assert set(tutorial.loss_spread(first)["normalization"]) == set(first["normalization"])
+    assert set(lessons.loss_spread(first)["normalization"]) == set(first["normalization"])

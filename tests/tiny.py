@@ -14,6 +14,7 @@ from medv.data.example import Example, Turn
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
 from medv.profiles import ModelShape
+from medv.training.collate import Collator, Encoder
 
 torch.set_num_threads(1)
 
@@ -84,3 +85,17 @@ def examples(count: int = 8) -> list[Example]:
         )
         for i in range(count)
     ]
+
+
+def training_batch(count: int = 3) -> dict[str, torch.Tensor]:
+    """A training batch of these examples, unpadded."""
+    encode = Encoder(processor(), loss_tokens="response", max_length=200)
+    items = [encode(e) | {"noise": (0, 0, i), "stratum": (i, count)} for i, e in enumerate(examples(count))]
+    return Collator(special(), padding="none")(items)
+
+
+def gradients(network, batch) -> dict[str, torch.Tensor]:
+    """The gradients of the loss of a batch."""
+    network.zero_grad()
+    network(**batch).loss.backward()
+    return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}

@@ -1,5 +1,6 @@
-"""`medv generate`: answers to a file of questions, added one by one, so that a stopped run loses nothing; alone or shared out
-over the processes of torchrun, with the same answers.
+"""`medv generate`: answers to a file of questions, appended one by one, so that a stopped run loses nothing.
+
+Under torchrun the batches are distributed over the processes, with the same answers.
 """
 
 import glob
@@ -19,7 +20,9 @@ from medv.data.example import IMAGE_TOKEN, Example, Turn, contents, picture_of
 from medv.data.images import ImageError, ImageFolder, open_image
 from medv.data.readers import read_dataset
 from medv.data.rows import Row, by_id, read_rows
-from medv.evaluation.runners import Runner
+from medv.diffusion.config import SamplerConfig
+from medv.evaluation.answering import Answerer
+from medv.evaluation.baselines import CheckpointAnswerer
 from medv.ownership import Run, owned, owned_rows, reserve_file
 from medv.reading import read_lines
 
@@ -41,11 +44,13 @@ def read_questions(path: Path, images: Path | ImageFolder, *, data: str | None =
     return examples
 
 
-def examine(examples: Sequence[Example], runner: Runner, *, skip_corrupt: bool = False) -> tuple[list[Example], dict[str, str]]:
-    """The questions that can be answered, before anything is; and, with `skip_corrupt`, why others cannot, by id.
+def examine(
+    examples: Sequence[Example], answerer: Answerer | CheckpointAnswerer, config: SamplerConfig, *, skip_corrupt: bool = False
+) -> tuple[list[Example], dict[str, str]]:
+    """The questions that can be answered, checked before any is; and, with `skip_corrupt`, the errors of other images by id.
 
-    Raises ImageError, without `skip_corrupt`, for the first image that cannot be read; ValueError for a question that is too
-    long for the runner's model, or where no image can be read.
+    Raises ImageError, without `skip_corrupt`, for an image that cannot be read; ValueError for a question that is too long for
+    the model, or where no image can be read.
     """
     asked, skipped = [], {}
     look = lru_cache(maxsize=8)(open_image)  # several questions about one image stand together
@@ -60,7 +65,7 @@ def examine(examples: Sequence[Example], runner: Runner, *, skip_corrupt: bool =
             skipped[example.id] = str(error)
             continue
         try:
-            runner.check(example, picture)
+            answerer.check(example.question, picture, config)
         except ValueError as error:
             raise ValueError(f"question {example.id}: {error}") from error
         asked.append(example)
@@ -70,21 +75,18 @@ def examine(examples: Sequence[Example], runner: Runner, *, skip_corrupt: bool =
 
 
 def write_skipped(skipped: Mapping[str, str], out: Path) -> Path:
-    """List the questions that were left out, and why, as JSON lines beside the answers; returns where.
-
-    Raises ValueError where a file of that name holds anything else.
-    """
+    """List skipped questions and their errors as JSON lines beside the answers; raises ValueError over another file."""
     path = out.with_name(f"{out.name}.skipped")
     fields = ("question_id", "reason")
     if path.exists() and not all(isinstance(row, dict) and tuple(row) == fields for _, row in read_lines(path)):
         raise ValueError(f"{path} exists, and is no list of questions that were left out: move it away")
-    rows = [dict(zip(fields, item, strict=True)) for item in skipped.items()]
-    return write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return write_text(path, "".join(json.dumps(dict(zip(fields, item, strict=True))) + "\n" for item in skipped.items()))
 
 
 def answer_file(
     examples: Sequence[Example],
-    runner: Runner,
+    answerer: Answerer | CheckpointAnswerer,
+    config: SamplerConfig,
     out: Path,
     *,
     batch_size: int = 16,
@@ -93,62 +95,55 @@ def answer_file(
 ) -> int:
     """Answer what `out` does not hold yet, one JSON line an answer, in the order of the examples; returns how many there are.
 
-    A run that was stopped goes on question by question: a batch of which some answers are there is asked whole, so that no
-    answer depends on where the run stopped, and the missing ones are added. Under torchrun the batches are dealt out to the
-    processes, each writes a file of its own beside `out`, and the first one merges them. Raises ValueError, with nothing
-    changed, where `out` is one of `inputs` or holds anything but answers by the same settings and equal contents of model,
-    questions and images, and where another process is at work on it.
+    A batch of which some answers are there is asked whole, so that no answer depends on where a run stopped, and the missing
+    ones are added. Under torchrun each process writes a file beside `out`, and the first one merges them. Raises ValueError,
+    with nothing changed, where `out` is one of `inputs`, holds anything but answers by the same settings and equal contents of
+    model, questions and images, or another process works on it.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     out = out.resolve()  # a link stays one
     with reserve_file(out, MADE_BY, inputs=inputs) if rank == 0 else nullcontext():
-        run = made_of(examples, runner)
+        settings, asked = answerer.settings(config), contents(examples)
+        run: Run = {
+            "made_by": MADE_BY,
+            "settings": {name: value for name, value in settings.items() if name != "model"},
+            "model": answerer.contents,
+            "questions": asked["rows"],
+            "images": asked["images"],
+        }
         done = _answers_there(out, run)
         own = out if world == 1 else out.with_name(f"{out.name}.part{rank}")
-        _meet(world)  # nobody writes before all have read
+        _barrier(world)  # nobody writes before all have read
         starts = range(rank * batch_size, len(examples), world * batch_size)
         with tqdm(total=sum(len(examples[s : s + batch_size]) for s in starts), desc="answers", disable=quiet) as bar:
             for start in starts:
                 batch = examples[start : start + batch_size]
                 if any(example.id not in done for example in batch):
-                    for answer in runner.answer(batch, range(start, start + len(batch))):
-                        row = {"question_id": answer.id, **answer.to_dict(), "settings": runner.settings}
+                    for answer in answerer.answer(batch, config, batch_size=batch_size, first_index=start, quiet=True):
+                        row = {"question_id": answer.id, **answer.to_dict(), "settings": settings}
                         if answer.id not in done:
                             append_jsonl(own, owned(run, row))
                 bar.update(len(batch))
-        _meet(world)
+        _barrier(world)
         if rank == 0:
             _merge(out, run, [example.id for example in examples])
-        _meet(world)
+        _barrier(world)
     return len(examples)
 
 
-def made_of(examples: Sequence[Example], runner: Runner) -> Run:
-    """The identity of a file of answers, as `medv.ownership` keeps it in every row."""
-    settings = {name: value for name, value in runner.settings.items() if name != "model"}
-    asked = contents(examples)
-    return {
-        "made_by": MADE_BY,
-        "settings": settings,
-        "model": runner.contents,
-        "questions": asked["rows"],
-        "images": asked["images"],
-    }
-
-
 def _parts(out: Path) -> list[Path]:
-    """The files of the processes of a shared run, also of one that was killed."""
+    """The files of the processes of a distributed run."""
     return sorted(out.parent.glob(f"{glob.escape(out.name)}.part*"))
 
 
 def _answers_there(out: Path, run: Run) -> dict[str, dict]:
-    """Answers by question id, from `out` and from the parts of a run that was killed."""
+    """Answers by question id, from `out` and from the parts of a killed run."""
     rows = [Row(row, path, "an answer") for path in (out, *_parts(out)) for row in owned_rows(path, run)]
     return {row.identity("question_id"): dict(row) for row in rows if row.answer() is not None}
 
 
 def _merge(out: Path, run: Run, order: list[str]) -> None:
-    """All answers in the order of the questions in `out`, and no parts; a file that is right already is left alone."""
+    """Write all answers in the order of the questions to `out` and remove the parts; a complete file is left alone."""
     parts = _parts(out)
     if not parts and [row["question_id"] for row in owned_rows(out, run)] == order:
         return
@@ -158,7 +153,7 @@ def _merge(out: Path, run: Run, order: list[str]) -> None:
         part.unlink()
 
 
-def _meet(world: int) -> None:
+def _barrier(world: int) -> None:
     """Wait for the other processes of torchrun, without a time limit that a long share could reach."""
     if world > 1:
         if not distributed.is_initialized():

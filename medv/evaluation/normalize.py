@@ -1,8 +1,7 @@
-"""Answers as the official evaluation sees them before it compares anything.
+"""Answer normalization of the official evaluation.
 
-The rules are those of the VQA challenge's answer normalization in the form that LLaVA-Med v1.0.0 applies, oddities
-included, because the published closed accuracies and open recalls depend on them. No stemming and no Unicode folding take
-place. This module knows no questions and no metric.
+The rules are those of the VQA challenge in the form that LLaVA-Med v1.0.0 applies, oddities included, because the published
+closed accuracies and open recalls depend on them. No stemming and no Unicode folding take place.
 """
 
 import re
@@ -24,19 +23,9 @@ _CONTRACTED = """
     you've couldn't've hadn't've he'd've it'd've mightn't've she'd've shouldn't've somebody'd've someone'd've
     something'd've there'd've they'd've we'd've who'd've wouldn't've you'd've y'all'll y'all'd've 'ow's'at
 """
-
-
-def _contractions() -> dict[str, str]:
-    lacking = {
-        form[:place] + form[place + 1 :]: form
-        for form in _CONTRACTED.split()
-        for place, letter in enumerate(form)
-        if letter == "'"
-    }
-    return lacking | {"somebody'd": "somebodyd"}  # the official map has this one the wrong way round
-
-
-_CONTRACTIONS = _contractions()
+_CONTRACTIONS = {
+    form[:place] + form[place + 1 :]: form for form in _CONTRACTED.split() for place, letter in enumerate(form) if letter == "'"
+} | {"somebody'd": "somebodyd"}  # the official map has this one the wrong way round
 
 
 def normalize(text: str) -> str:

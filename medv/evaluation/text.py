@@ -1,8 +1,7 @@
 """Measures of answers as texts (Table 3, Fig. 5, 10): length, time, forwards, length error, repetition.
 
 A word is what `str.split` gives; the paper's counting rule is not known (its words per query are whole numbers over 193
-questions, which any count of words gives). Seconds per word are seconds per query over words per query, as in Table 3. It knows
-rows of answers and no model.
+questions, which any count of words gives). Seconds per word are seconds per query over words per query, as in Table 3.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,6 @@ from medv.data.rows import Row, read_rows
 from medv.evaluation.repetition import repeated_spans, repetition
 
 AMOUNTS = ("tokens", "seconds", "forwards", "asked_words", "gen_length")
-REPETITION = ("adjacent_duplicates", "longest_run", "rep_2", "rep_4", "distinct_1", "repeated_share")
 
 
 def words(text: str) -> list[str]:
@@ -35,50 +33,38 @@ def measure_answer(row: Mapping[str, Any], *, asked_words: int | None = None) ->
     length: `asked_words` (words) or else `gen_length` (tokens, also inside a dict `settings`).
 
     length_error: |length - asked| / asked in percent, in the unit asked for; repeated_share: percent of the words that stand
-    in repeated spans. What the row does not say is None. Raises ValueError for a row without a text.
+    in repeated spans. What the row lacks is None. Raises ValueError for a row without a text.
     """
-    said = words(answer_text(row))
-    lower = [word.lower() for word in said]
-    repeated = sum(end - start for start, end in repeated_spans(lower))
+    lower = [word.lower() for word in words(answer_text(row))]
+    settings = row["settings"] if isinstance(row.get("settings"), Mapping) else {}
+    asked, length = asked_words or row.get("asked_words"), len(lower)
+    if not asked:
+        asked, length = row.get("gen_length") or settings.get("gen_length"), row.get("tokens")
     return {
         "id": str(row.get("question_id", row.get("id", ""))),
-        "words": len(said),
+        "words": len(lower),
         **{name: row.get(name) for name in ("tokens", "seconds", "forwards")},
-        "length_error": _length_error(row, len(said), asked_words),
+        "length_error": 100.0 * abs(length - asked) / asked if asked and length is not None else None,
         **repetition(lower),
-        "repeated_share": 100.0 * repeated / max(len(said), 1),
+        "repeated_share": 100.0 * sum(end - start for start, end in repeated_spans(lower)) / max(len(lower), 1),
     }
-
-
-def _length_error(row: Mapping[str, Any], count: int, asked_words: int | None) -> float | None:
-    wanted = asked_words or row.get("asked_words")
-    if wanted:
-        return 100.0 * abs(count - wanted) / wanted
-    settings = row.get("settings")
-    wanted = row.get("gen_length") or (settings.get("gen_length") if isinstance(settings, Mapping) else None)
-    if not wanted or row.get("tokens") is None:
-        return None
-    return 100.0 * abs(row["tokens"] - wanted) / wanted
 
 
 def measure_texts(rows: Sequence[Mapping[str, Any]], *, asked_words: int | None = None) -> dict[str, Any]:
     """Means over answers, as Table 3 counts them: n, words_per_query, tokens_per_query, seconds_per_query, seconds_per_word,
     forwards_per_query, length_error (percent), and the repetition measures.
 
-    A mean that not every row allows is None. Raises ValueError where there is no row.
+    A mean over rows of which one lacks the value is None. Raises ValueError where there is no row.
     """
     if not rows:
         raise ValueError("there is nothing to measure: no answers were given")
     items = [measure_answer(row, asked_words=asked_words) for row in rows]
-
-    def mean(name: str) -> float | None:
-        values = [item[name] for item in items]
-        return None if any(value is None for value in values) else fmean(values)
-
-    per_query = {f"{name}_per_query": mean(name) for name in ("words", "tokens", "seconds", "forwards")}
+    columns = {name: [item[name] for item in items] for name in items[0] if name != "id"}
+    means = {name: None if None in values else fmean(values) for name, values in columns.items()}
+    per_query = {f"{name}_per_query": means.pop(name) for name in ("words", "tokens", "seconds", "forwards")}
     seconds, count = per_query["seconds_per_query"], per_query["words_per_query"]
     per_query["seconds_per_word"] = seconds / count if seconds is not None and count else None
-    return {"n": len(items), **per_query, "length_error": mean("length_error"), **{name: mean(name) for name in REPETITION}}
+    return {"n": len(items), **per_query, **means}
 
 
 def read_answers(path: str | Path) -> list[Row]:

@@ -2,9 +2,9 @@
 
 "Official" is LLaVA-Med v1.0.0, whose evaluation the paper uses; its two variants differ on closed questions. `batch` (the
 default, and the one that can produce the paper's numbers) counts an answer as right when the normalized reference occurs
-anywhere in the normalized prediction; `gated` also demands a "yes" or "no" somewhere in the prediction. Both reward verbose
-answers: "yes no" is right for every yes/no question. So strict accuracy, recall over distinct words, and the share of answers
-that say both yes and no stand beside them. This module knows no files, no model and no image.
+anywhere in the normalized prediction; `gated` also requires a "yes" or "no" somewhere in the prediction. Both reward verbose
+answers: "yes no" is right for every yes/no question. Strict accuracy, recall over distinct words, and the share of answers
+that say both yes and no are therefore reported beside them.
 """
 
 import re
@@ -16,26 +16,20 @@ from statistics import fmean
 import numpy as np
 
 from medv.evaluation.normalize import normalize
-from medv.evaluation.pairing import Prediction, Reference, pair, read_predictions, read_references
-from medv.intervals import bootstrap_interval
-
-__all__ = [
-    "VARIANTS",
-    "ItemScore",
-    "Prediction",
-    "Reference",
-    "VQAScores",
-    "evaluate_vqa",
-    "pair",
-    "read_predictions",
-    "read_references",
-    "token_scores",
-]
+from medv.evaluation.pairing import Reference
 
 VARIANTS = ("batch", "gated")
+METRICS = {
+    "closed_accuracy": "hit",
+    "closed_strict_accuracy": "strict_hit",
+    "yes_and_no_share": "yes_and_no",
+    "open_recall": "recall",
+    "open_precision": "precision",
+    "open_f1": "f1",
+    "open_set_recall": "set_recall",
+}
+"""Metric -> the field of `ItemScore` that it averages."""
 _YES_NO = re.compile(r"\b(yes|no)\b")
-_CLOSED_METRICS = {"closed_accuracy": "hit", "closed_strict_accuracy": "strict_hit", "yes_and_no_share": "yes_and_no"}
-_OPEN_METRICS = {"open_recall": "recall", "open_precision": "precision", "open_f1": "f1", "open_set_recall": "set_recall"}
 
 
 @dataclass(frozen=True)
@@ -71,25 +65,14 @@ class VQAScores:
 
     def to_dict(self) -> dict[str, float | int | str | None]:
         """The scores without the items, ready for JSON."""
-        scores = asdict(self)
-        del scores["items"]
-        return scores
+        return {name: value for name, value in asdict(self).items() if name != "items"}
 
     def values(self, metric: str) -> np.ndarray:
         """The per-question values behind one metric, in percent and in order, e.g. `values("open_recall")`: [n_open]."""
-        names = _CLOSED_METRICS | _OPEN_METRICS
-        if metric not in names:
-            raise ValueError(f"unknown metric {metric!r}: choose from {', '.join(names)}")
-        found = (getattr(item, names[metric]) for item in self.items)
+        if metric not in METRICS:
+            raise ValueError(f"unknown metric {metric!r}: choose from {', '.join(METRICS)}")
+        found = (getattr(item, METRICS[metric]) for item in self.items)
         return np.array([100.0 * value for value in found if value is not None])
-
-    def intervals(self, *, seed: int, level: float = 0.95, resamples: int = 2000) -> dict[str, tuple[float, float]]:
-        """A bootstrap interval over questions, in percent, for every metric that has questions."""
-        return {
-            metric: bootstrap_interval(values, seed=seed, level=level, resamples=resamples)
-            for metric in _CLOSED_METRICS | _OPEN_METRICS
-            if len(values := self.values(metric))
-        }
 
 
 def evaluate_vqa(references: Sequence[Reference], predictions: Sequence[str], *, variant: str = "batch") -> VQAScores:
@@ -104,13 +87,11 @@ def evaluate_vqa(references: Sequence[Reference], predictions: Sequence[str], *,
     if not references:
         raise ValueError("there is nothing to score: no references were given")
     items = tuple(_score(r, p, variant) for r, p in zip(references, predictions, strict=True))
-
-    def mean(name: str) -> float | None:
+    means = {}
+    for metric, name in METRICS.items():
         values = [value for item in items if (value := getattr(item, name)) is not None]
-        return 100.0 * fmean(values) if values else None
-
+        means[metric] = 100.0 * fmean(values) if values else None
     n_closed = sum(item.answer_type == "CLOSED" for item in items)
-    means = {metric: mean(name) for metric, name in (_CLOSED_METRICS | _OPEN_METRICS).items()}
     return VQAScores(**means, n_closed=n_closed, n_open=len(items) - n_closed, variant=variant, items=items)
 
 
@@ -119,26 +100,16 @@ def _score(reference: Reference, prediction: str, variant: str) -> ItemScore:
         raise ValueError(f"the prediction for question {reference.id} is {prediction!r}: it must be a string")
     right, said = normalize(reference.answer), normalize(prediction)
     if reference.answer_type == "CLOSED":
-        return ItemScore(
-            reference.id,
-            "CLOSED",
-            hit=float(right in said and (variant == "batch" or "yes" in said or "no" in said)),
-            strict_hit=float(_strictly_right(right, said)),
-            yes_and_no=float(set(_YES_NO.findall(said)) == {"yes", "no"}),
-        )
+        spoken = _YES_NO.findall(said)
+        strict = right == said if right not in ("yes", "no") else spoken[:1] == [right]
+        hit = right in said and (variant == "batch" or "yes" in said or "no" in said)
+        scores = {"hit": float(hit), "strict_hit": float(strict), "yes_and_no": float(set(spoken) == {"yes", "no"})}
+        return ItemScore(reference.id, "CLOSED", **scores)
     # The official token scores normalize a second time, which matters only for texts with more than 32 full stops.
-    right, said = normalize(right), normalize(said)
-    recall, precision, f1 = token_scores(right.split(), said.split())
-    return ItemScore(
-        reference.id, "OPEN", recall=recall, precision=precision, f1=f1, set_recall=_set_recall(right.split(), said.split())
-    )
-
-
-def _strictly_right(right: str, said: str) -> bool:
-    if right in ("yes", "no"):
-        first = _YES_NO.search(said)
-        return first is not None and first[0] == right
-    return right == said
+    wanted, given = normalize(right).split(), normalize(said).split()
+    recall, precision, f1 = token_scores(wanted, given)
+    set_recall = len({*wanted} & {*given}) / len({*wanted}) if wanted else 0.0
+    return ItemScore(reference.id, "OPEN", recall=recall, precision=precision, f1=f1, set_recall=set_recall)
 
 
 def token_scores(reference: Sequence[str], prediction: Sequence[str]) -> tuple[float, float, float]:
@@ -154,8 +125,3 @@ def token_scores(reference: Sequence[str], prediction: Sequence[str]) -> tuple[f
     missed = sum(count for word, count in wanted.items() if word not in given)
     recall, precision = found / (found + missed), found / given.total()
     return recall, precision, 2 * recall * precision / (recall + precision)
-
-
-def _set_recall(reference: Sequence[str], prediction: Sequence[str]) -> float:
-    wanted = set(reference)
-    return len(wanted & set(prediction)) / len(wanted) if wanted else 0.0

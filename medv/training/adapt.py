@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from medv.artifacts import SPEED, atomic_file, fingerprint, write_json
-from medv.checkpoints.loading import in_words, load_network, load_tokenizer
+from medv.checkpoints.loading import load_network, load_tokenizer, loading_errors
 from medv.checkpoints.shards import read_object
 from medv.data.chat import SpecialTokens
 from medv.diffusion.corruption import corrupt, draw_noise
@@ -226,7 +226,7 @@ def check_tower(language: Path, tokenizer, recipe: AdaptRecipe) -> int:
     kind, mask = read_object(language / "config.json").get("model_type"), SpecialTokens.of(tokenizer).mask
     if kind != "llama":
         raise ValueError(f"{language} is a {kind} model: a causal Llama is needed")
-    with in_words(language):
+    with loading_errors(language):
         config = LlamaConfig.from_pretrained(language, local_files_only=True)
     if not getattr(config, "is_causal", True):
         raise ValueError(f"{language} sees both directions already: give the causal tower that it came from")

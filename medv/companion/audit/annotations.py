@@ -14,8 +14,9 @@ from medv.companion.audit.paper import OURS, counts_that_give
 from medv.data.example import Example
 from medv.data.readers import read_dataset
 from medv.evaluation.judge import read_judgements
+from medv.evaluation.pairing import Reference
 from medv.evaluation.text import answer_text, read_answers, words
-from medv.evaluation.vqa import Reference, evaluate_vqa
+from medv.evaluation.vqa import evaluate_vqa
 from medv.paper import table
 
 JUDGED, ANSWERED = "llava_med_eval_qa50_qa_ans.jsonl", "llava_med_60k_3epoch_answers.jsonl"

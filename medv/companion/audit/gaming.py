@@ -11,7 +11,8 @@ import pandas as pd
 
 from medv.data.example import Example
 from medv.evaluation.normalize import normalize
-from medv.evaluation.vqa import Reference, evaluate_vqa
+from medv.evaluation.pairing import Reference
+from medv.evaluation.vqa import evaluate_vqa
 from medv.phantoms.facts import score_descriptions, stated_facts
 
 FREQUENT = (10, 100)

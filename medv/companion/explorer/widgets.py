@@ -14,13 +14,13 @@ import ipywidgets as widgets
 from PIL import Image
 
 from medv.companion.explorer import view
-from medv.companion.explorer.session import REVISIONS, Cancelled, Outcome, Session, Setting, gallery, read_upload, schedules
+from medv.companion.explorer.session import REVISIONS, Cancelled, Outcome, Session, Setting, gallery, read_upload
+from medv.companion.figures.lessons import questions_about
 from medv.companion.figures.traces import word_of
-from medv.companion.figures.tutorial import questions_about
 from medv.data.example import Example, load_image
+from medv.diffusion.schedules import SCHEDULES
 from medv.diffusion.trace import Events
-from medv.model.modeling import MedVForMaskedDiffusion
-from medv.model.processing import MedVProcessor
+from medv.evaluation.answering import Answerer
 
 FULL = widgets.Layout(width="100%")
 THUMB = 84  # pixels
@@ -29,23 +29,17 @@ PAUSE = 0.1  # seconds between two movements of the progress bar
 
 
 class Explorer(widgets.VBox):
-    """The whole explorer. `model` answers with `processor`; `examples` (with scenes) fill the gallery.
+    """The whole explorer. `answerer` answers; `examples` (with scenes) fill the gallery.
 
     It begins with the `setting` and the picture of that number (0-based). `session` holds the runs, `outcome` what is shown
     and `pinned` what stands beside it; `wait` is for programs.
     """
 
     def __init__(
-        self,
-        model: MedVForMaskedDiffusion,
-        processor: MedVProcessor,
-        examples: Sequence[Example] | None = None,
-        *,
-        setting: Setting | None = None,
-        picture: int = 0,
+        self, answerer: Answerer, examples: Sequence[Example] | None = None, *, setting: Setting | None = None, picture: int = 0
     ):
-        self.session = Session(model, processor)
-        self.word = word_of(processor.tokenizer)
+        self.session = Session(answerer)
+        self.word = word_of(answerer.processor.tokenizer)
         self.examples = list(gallery() if examples is None else examples)
         self.outcome: Outcome | None = None
         self.pinned: Outcome | None = None
@@ -93,7 +87,7 @@ class Explorer(widgets.VBox):
         self.steps = widgets.IntText(64, description="Z, steps", layout=small, style=style)
         self.seed = widgets.IntText(0, description="seed", layout=small, style=style)
         medium = {"width": "220px"}
-        self.schedule = widgets.Dropdown(options=schedules(), description="schedule", layout=medium, style=style)
+        self.schedule = widgets.Dropdown(options=list(SCHEDULES), description="schedule", layout=medium, style=style)
         self.revision = widgets.Dropdown(options=list(REVISIONS), description="revision", layout=medium, style=style)
         self.temperature = widgets.FloatSlider(0.0, min=0, max=2, step=0.1, description="temperature", style=style)
         self.temperature.layout = widgets.Layout(width="300px")
@@ -346,9 +340,9 @@ class Explorer(widgets.VBox):
     def _draw_canvas(self) -> None:
         if self._quiet or self.outcome is None:
             return
-        self.canvas.value = view.canvas_html(self.outcome.trace, self.frame.value, self.word)
+        self.canvas.value = view.canvas_html(self.outcome, self.frame.value, self.word)
         kept = self.pinned
-        self.pinned_canvas.value = "" if kept is None else view.canvas_html(kept.trace, self.frame.value, self.word)
+        self.pinned_canvas.value = "" if kept is None else view.canvas_html(kept, self.frame.value, self.word)
 
     def _draw_chart(self) -> None:
         self.chart.value = view.chart_html(list(self.session.outcomes.values()), self.outcome)
