@@ -33,8 +33,8 @@ class DataSet:
     test_ids: sha256 of the test set's sorted ids, joined by commas: a file with these ids is never trained on.
     repeats: the published train and test files share questions, which only their ids tell apart.
     captioned: in stages 1 and 2 of a synthetic profile, captions and dialogues are made of its questions.
-    domains: of a chat benchmark; a question with several flags counts under the first. counts: the table with the paper's
-    counts. misprints: (split, quantity) of a wrong cell of it to the true count and the reason.
+    domains: of a chat benchmark (Table 1); a question with several flags counts under the first.
+    misprints: (split, quantity) of a wrong cell of Table 8 to the true count and the reason.
     """
 
     name: str
@@ -50,7 +50,6 @@ class DataSet:
     repeats: bool = False
     captioned: bool = False
     domains: tuple[str, ...] = ()
-    counts: str = "table8"
     misprints: Mapping[tuple[str, str], tuple[int, str]] = field(default_factory=dict)
 
     def find(self, folder: str | Path, split: str) -> Path:
@@ -328,7 +327,6 @@ _RECORDS = (
         files={"test": ("llava_med_eval_qa50_qa.jsonl",)},
         examples=_qa50,
         domains=("chest_xray", "mri", "histology", "gross", "ct_scan"),
-        counts="table1_counts",
     ),
 )
 DATASETS = {dataset.name: dataset for dataset in _RECORDS}

@@ -1,20 +1,34 @@
-"""Documents to train a language tower on: folders, JSON lines, data sets of the hub, and prompts for self-written text.
+"""Texts to train on: documents for a language tower, and captions and dialogues made of questions.
 
-A document is one text file, JSON line or row: an answer to a prompt in the chat format, or text alone.
+A document is one text file, JSON line or row: an answer to a prompt in the chat format, or text alone. Captions and dialogues
+are made of the training questions of VQA-RAD for stages 1 and 2: each image has some six questions, whose answers together are
+all that the data set says about it.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from medv.data.chat import SpecialTokens, prompt_text, without_special
-from medv.data.example import Turn
+from medv.data.example import Example, Turn
 from medv.reading import read_text, read_values
 
 SUFFIXES = (".jsonl", ".txt")
+CAPTION_REQUESTS = (
+    "Describe the image briefly.",
+    "Give a short caption of the image.",
+    "What does the image show, in one sentence?",
+    "Summarize the image in one sentence.",
+)
+
+_ORGANS = {"HEAD": "head", "CHEST": "chest", "ABD": "abdomen"}
+_NAMED = {"MODALITY": "Modality", "PLANE": "Plane"}
+MOST_TURNS = 12  # questions of one dialogue or caption
 
 
 def all_prompts() -> tuple[str, ...]:
@@ -102,3 +116,51 @@ def split_documents(documents: Iterable[Document], share: float = 0.02) -> tuple
         raise ValueError("the text is a single document, so that nothing can be held out: cut it into several files")
     held = set(keys[: max(1, round(share * len(keys)))])
     return [d for key, d in keyed if key not in held], [d for key, d in keyed if key in held]
+
+
+def caption_examples(questions: Sequence[Example], *, copies: int = 1, seed: int = 0) -> list[Example]:
+    """For each image, `copies` times, a request and a caption: organ, modality and plane where given, then questions and
+    answers about it in an order drawn from (seed, copy, image).
+    """
+
+    def turns(asked: Sequence[Example], rng: np.random.Generator) -> tuple[Turn, ...]:
+        request = str(rng.choice(CAPTION_REQUESTS))
+        organ = _ORGANS.get(str(asked[0].meta.get("image_organ")))
+        parts = [f"An image of the {organ}."] if organ else []
+        for kind, name in _NAMED.items():
+            given = [e.answer for e in asked if e.meta.get("question_type") == kind and e.answer_type == "OPEN"]
+            parts += [f"{name}: {given[0]}."] if given else []
+        parts += [f"Question: {e.question} Answer: {e.answer}." for e in _shuffled(asked, rng)]
+        return (Turn("user", request), Turn("assistant", " ".join(parts)))
+
+    return _of_images(questions, "caption", turns, copies, seed)
+
+
+def dialogue_examples(questions: Sequence[Example], *, copies: int = 1, seed: int = 0) -> list[Example]:
+    """For each image, `copies` times, its questions and answers as one dialogue, in an order drawn from (seed, copy, image)."""
+
+    def turns(asked: Sequence[Example], rng: np.random.Generator) -> tuple[Turn, ...]:
+        return tuple(turn for example in _shuffled(asked, rng) for turn in example.turns)
+
+    return _of_images(questions, "dialogue", turns, copies, seed)
+
+
+def _of_images(questions: Sequence[Example], kind: str, turns: Callable, copies: int, seed: int) -> list[Example]:
+    groups: dict[str, list[Example]] = {}
+    for example in questions:
+        groups.setdefault(example.meta["image"], []).append(example)
+    return [
+        Example(
+            f"{image}/{kind}/{copy}",
+            asked[0].image,
+            turns(asked, np.random.default_rng([seed, copy, number])),
+            None,
+            {"image": image},
+        )
+        for number, (image, asked) in enumerate(groups.items())
+        for copy in range(copies)
+    ]
+
+
+def _shuffled(asked: Sequence[Example], rng: np.random.Generator) -> list[Example]:
+    return [asked[place] for place in rng.permutation(len(asked))[:MOST_TURNS]]

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from medv.data.example import Example, Turn
-from medv.data.question_texts import CAPTION_REQUESTS
+from medv.data.texts import CAPTION_REQUESTS
 from medv.phantoms.general import ShapeScene, sample_shapes, shapes_image
 from medv.phantoms.pictures import phantom_image
 from medv.phantoms.questions import KINDS, Question, ask, balanced_question, balanced_shapes_question, kinds_of

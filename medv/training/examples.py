@@ -15,8 +15,8 @@ from hashlib import sha256
 from pathlib import Path
 
 from medv.data.example import Example
-from medv.data.question_texts import caption_examples, dialogue_examples
 from medv.data.readers import data_set, read_dataset
+from medv.data.texts import caption_examples, dialogue_examples
 from medv.data.training_set import read_training_set
 from medv.phantoms import sets as phantom_sets
 from medv.profiles import STAGES, Profile
