@@ -5,6 +5,7 @@ numbers of different sets and splits are disjoint, so no image is in two of them
 "kind": str}; the kind is "caption", "description", "dialogue", "report", or that of the question. Images are drawn on demand.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -65,12 +66,7 @@ _Content = tuple[Scene | ShapeScene, tuple[Turn, ...], str, str | None]
 
 def alignment_set(split: str, n: int, *, seed: int = 0, image_size: int = 64) -> list[Example]:
     """Stage 1: a request for a caption and the caption."""
-    numbers, examples = _Numbers("align", split, seed), []
-    for index in _indices(n):
-        rng, scene = numbers.scene(index)
-        turns = _turns((pick(rng, CAPTION_REQUESTS), caption(scene, rng)))
-        examples.append(numbers.example(index, (scene, turns, "caption", None), image_size))
-    return examples
+    return _requested(_Numbers("align", split, seed), n, image_size, CAPTION_REQUESTS, caption, "caption")
 
 
 def instruct_set(split: str, n: int, *, seed: int = 0, image_size: int = 64) -> list[Example]:
@@ -84,11 +80,17 @@ def instruct_set(split: str, n: int, *, seed: int = 0, image_size: int = 64) -> 
 
 def description_set(split: str, n: int, *, seed: int = 0, image_size: int = 64) -> list[Example]:
     """A request for a detailed description and one reference answer, for evaluation."""
-    numbers, examples = _Numbers("description", split, seed), []
+    return _requested(_Numbers("description", split, seed), n, image_size, DESCRIPTION_REQUESTS, description, "description")
+
+
+def _requested(
+    numbers: _Numbers, n: int, image_size: int, requests: Sequence[str], write: Callable[..., str], kind: str
+) -> list[Example]:
+    examples = []
     for index in _indices(n):
         rng, scene = numbers.scene(index)
-        turns = _turns((pick(rng, DESCRIPTION_REQUESTS), description(scene, rng)))
-        examples.append(numbers.example(index, (scene, turns, "description", None), image_size))
+        turns = _turns((pick(rng, requests), write(scene, rng)))
+        examples.append(numbers.example(index, (scene, turns, kind, None), image_size))
     return examples
 
 
