@@ -112,10 +112,7 @@ class FindingScore:
 
 @dataclass(frozen=True)
 class FindingScores:
-    """Means of many scores, 0..1, with percentile bootstrap intervals over the descriptions.
-
-    `by_attribute` is the recall of each attribute over the scenes that have it.
-    """
+    """Mean scores, 0..1, with percentile bootstrap intervals; `by_attribute` is the recall of each attribute where present."""
 
     n: int
     precision: float
