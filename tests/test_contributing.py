@@ -9,8 +9,7 @@ import tiny
 
 from medv import SamplerConfig
 from medv.data.check import check_dataset
-from medv.data.readers import DATASETS, DataError, read_dataset
-from medv.data.training_set import read_training_set
+from medv.data.readers import DATASETS, DataError, read_dataset, read_training_set
 from medv.diffusion.schedules import SCHEDULES
 from medv.evaluation.pairing import read_references
 

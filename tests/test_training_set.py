@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from medv.data.readers import DATASETS, DataError, read_dataset
-from medv.data.training_set import read_training_set
+from medv.data.readers import DATASETS, DataError, read_dataset, read_training_set
 
 DATA = Path(os.environ.get("MEDV_SHARED", Path(__file__).parents[1] / "../shared")) / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the published annotations are not at {DATA} (set MEDV_SHARED)")

@@ -4,6 +4,7 @@ Readers keep the order of the file. `meta["image"]` of an example is the image's
 path, or None without an image folder. Errors name the file, the row and the remedy. Nothing here opens an image or tokenizes.
 """
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -138,6 +139,61 @@ def read_dataset(
     if images is not None and roots:
         images = ImageFolder(Path(images), tuple(roots))
     return dataset.read(path, images=images, split=split, **options)
+
+
+def read_training_set(
+    name: str, folder: str | Path, *, roots: Sequence[Path] = (), skip_corrupt: bool = False
+) -> list[Example]:
+    """The training examples in `folder` (or one of its files), with their images, which may be links into the folders `roots`.
+
+    Raises DataError for what would otherwise train silently on test questions or on texts alone: rows of another split, by the
+    file's name, by the rows' marks and numbers and by the test file beside it; and missing images, all or, unless
+    `skip_corrupt`, some.
+    """
+    dataset = data_set(name)
+    path, examples = dataset.find(folder, "train"), read_dataset(name, folder, "train", roots=roots)
+    named = [split for split, patterns in dataset.files.items() if any(path.match(pattern) for pattern in patterns)]
+    if named and "train" not in named:
+        raise DataError(f"{path} is the {named[0]} file of {dataset.name}: train on {dataset.files['train'][0]}")
+    if dataset.split_of:
+        claims = {dataset.split_of(example): example.id for example in reversed(examples)}
+        others = sorted(set(claims) - {None, "train"})
+        if "test" in others or (others and "train" not in claims):
+            first = f"(id {claims[others[-1]]})"
+            raise DataError(f"{path} holds questions of the {others[-1]} split {first}: train on the training file alone")
+    ids = hashlib.sha256(",".join(sorted(example.id for example in examples)).encode()).hexdigest()
+    if ids == dataset.test_ids:
+        raise DataError(f"{path} holds the questions of {dataset.title}'s test set: train on the training file")
+    if "test" in dataset.files:
+        try:
+            beside = dataset.find(Path(folder) if Path(folder).is_dir() else path.parent, "test")
+        except DataError:  # there is no test file
+            beside = None
+        if beside:
+            asked = {_key(example, dataset) for example in read_dataset(name, beside, "test", roots=roots)}
+            if shared := [example.id for example in examples if _key(example, dataset) in asked]:
+                raise DataError(
+                    f"{path} and {beside} share {len(shared)} questions (id {shared[0]}): train on none of the test's"
+                )
+    check_pictures(examples, path, skip_corrupt=skip_corrupt)
+    return examples
+
+
+def _key(example: Example, dataset: DataSet) -> tuple:
+    """When two rows ask the same; where the published files share questions, only with the same id."""
+    return (example.meta.get("image"), example.question, example.id if dataset.repeats else None)
+
+
+def check_pictures(examples: Sequence[Example], path: Path, *, skip_corrupt: bool = False) -> None:
+    """Raises DataError where examples that name an image have none: no folder for any, or files that are not there."""
+    named = [example for example in examples if "image" in example.meta]
+    if any(example.image is None for example in named):
+        raise DataError(f"{path} names images, but there is no folder images or imgs beside it: put them there")
+    there = {image: image.is_file() for image in {example.image for example in named}}
+    lost = sorted(str(image) for image, found in there.items() if not found)
+    if lost and (len(lost) == len(there) or not skip_corrupt):
+        way = "look at the folder" if len(lost) == len(there) else "add them, or leave them out with --skip-corrupt"
+        raise DataError(f"{len(lost)} of the {len(there)} images of {path} are missing ({lost[0]}): {way}")
 
 
 def question(

@@ -15,9 +15,8 @@ from hashlib import sha256
 from pathlib import Path
 
 from medv.data.example import Example
-from medv.data.readers import data_set, read_dataset
+from medv.data.readers import data_set, read_dataset, read_training_set
 from medv.data.texts import caption_examples, dialogue_examples
-from medv.data.training_set import read_training_set
 from medv.phantoms import sets as phantom_sets
 from medv.profiles import STAGES, Profile
 
@@ -45,7 +44,7 @@ def stage_examples(
     From VQA-RAD the stages align and instruct of a synthetic profile learn captions and dialogues made of its training
     questions, beside PHANTOMS phantoms at most. Images may be links into the folders `roots`; skip_corrupt: images that are
     missing are left to the training, which counts them. Raises ValueError for what cannot be trained on, see
-    `medv.data.training_set`.
+    `medv.data.readers`.
     """
     if stage not in STAGES:
         raise ValueError(f"unknown stage {stage!r}: use pretrain, {', '.join(STAGES)}")

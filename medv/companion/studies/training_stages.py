@@ -19,7 +19,7 @@ from medv.companion.figures.plots import loss_history
 from medv.companion.studies.node import Node
 from medv.companion.studies.vqa_study import CONDITIONS, METRICS, sampler_config, summarize, vqa_study
 from medv.data.example import Example
-from medv.data.training_set import check_pictures
+from medv.data.readers import check_pictures
 from medv.evaluation.answering import Answerer
 from medv.evaluation.controls import blinded
 from medv.intervals import NOT_MEASURED, bootstrap_interval, verdict
@@ -150,7 +150,7 @@ def question_sets(
     """Training questions and the test sets by name: the phantoms' main and hard set, or what a protocol of
     `medv.training.examples` asks of a real data set.
 
-    Raises ValueError for real data without a folder, and for what `medv.data.training_set` refuses.
+    Raises ValueError for real data without a folder, and for what `medv.data.readers` refuses.
     """
     if data == "phantoms":
         size, count = profile.model.image_size, profile.evaluation_questions
