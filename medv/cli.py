@@ -152,32 +152,28 @@ def train(
     """Train one stage of the paper's recipe; also under torchrun and the deepspeed launcher (python -m medv)."""
     chosen, stage = get_profile(profile), context.info_name
     from medv.companion.towers.pretrain import pretrain
-    from medv.training.command import run_stage
+    from medv.training.examples import TrainingData
+    from medv.training.launch import RunOptions
     from medv.training.launch import rank as process_rank
     from medv.training.lora import LoraRecipe
+    from medv.training.stages import run_stage
 
     if epochs is not None:
         chosen = chosen.with_recipe(stage, epochs=epochs)
     if stage == "pretrain":
         pretrain(chosen, out, seed=seed)
         return
+    options = RunOptions(
+        seed=seed,
+        lora=LoraRecipe(rank=rank, alpha=2 * rank) if lora else None,
+        accumulation=accumulation,
+        deepspeed=deepspeed,
+        device=device,
+        skip_corrupt=skip_corrupt,
+    )
+    source = TrainingData(data, data_dir, protocol, tuple(image_root or ()))
     with redirect_stdout(sys.stderr):  # the Trainer's log; standard output has the result alone
-        facts = run_stage(
-            stage,
-            chosen,
-            out,
-            data=data,
-            data_dir=data_dir,
-            roots=tuple(image_root or ()),
-            protocol=protocol,
-            init=init,
-            lora=LoraRecipe(rank=rank, alpha=2 * rank) if lora else None,
-            seed=seed,
-            accumulation=accumulation,
-            deepspeed=deepspeed,
-            skip_corrupt=skip_corrupt,
-            device=device,
-        )
+        facts = run_stage(stage, chosen, out, options, data=source, init=init)
     if process_rank():
         return
     if "seconds" not in facts:
@@ -293,21 +289,27 @@ def plan(
     """Estimate memory per GPU, disk and time of a stage; exits with code 2 if it does not fit."""
     from medv.checkpoints.assembly import shape_config
     from medv.data.chat import SpecialTokens
+    from medv.training.costs import check_memory, plan_stage
     from medv.training.lora import LoraRecipe
-    from medv.training.memory import check_memory, plan_cost, plan_memory
 
     chosen = get_profile(profile)
     model_and_recipe = (shape_config(chosen.model, SpecialTokens(*range(7))), chosen.recipe(stage, data))
-    shared = {"gpus": gpus, "zero": zero, "lora": LoraRecipe() if lora else None}
-    options = shared | {"accumulation": accumulation, "capacity": gpu_memory and gpu_memory * 1e9}
-    found = plan_memory(*model_and_recipe, **options)
-    views = 5 if chosen.towers == "given" else 1  # the released models cut an image into tiles, up to four and a base
-    cost = plan_cost(*model_and_recipe, **shared, card=card, mfu=mfu, views=views)
+    options = {
+        "gpus": gpus,
+        "zero": zero,
+        "lora": LoraRecipe() if lora else None,
+        "accumulation": accumulation,
+        "capacity": gpu_memory and gpu_memory * 1e9,
+        "card": card,
+        "mfu": mfu,
+        "views": 5 if chosen.towers == "given" else 1,  # the released models cut an image into up to four tiles and a base
+    }
+    found = plan_stage(*model_and_recipe, **options)
     if as_json:
-        print_json(found.to_dict() | cost.to_dict())
+        print_json(found.to_dict())
     else:
         console.print(found.table(f"{stage}, profile {profile}"))
-        console.print(cost.sentence(), soft_wrap=True)
+        console.print(found.cost_sentence(), soft_wrap=True)
     check_memory(*model_and_recipe, **options)
 
 

@@ -16,7 +16,7 @@ from medv.artifacts import Manifest, append_jsonl, atomic_directory, atomic_file
 from medv.companion.figures import plots as figures
 from medv.companion.figures import tables
 from medv.companion.figures.words import masked_strip
-from medv.companion.reproduction.registry import Node, find_node
+from medv.companion.reproduction.registry import Node
 from medv.companion.reproduction.run import Run, open_run
 from medv.profiles import get_profile
 
@@ -127,8 +127,8 @@ def test_a_run_finds_or_explains_its_inputs_and_refuses_what_it_did_not_declare(
         run.artifact("models/z")
     with pytest.raises(ValueError, match="does not declare 'fig09'"):
         run.figure(figures.new_figure()[0], "fig09", pd.DataFrame())
-    with pytest.raises(ValueError, match="unknown notebook node 'stage9'"):
-        find_node("stage9")
+    with pytest.raises(ValueError, match="nothing is called 'stage9'"):
+        open_run("stage9")
     (tmp_path / "models" / "a").mkdir(parents=True)
     run.artifact("models/a")
     with run.making("models/b") as folder:

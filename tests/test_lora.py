@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from command import SHORT, run, save_picture
 from peft import PeftModel
 from safetensors import safe_open
-from test_cli import SHORT, run, save_picture
 from tiny import examples, gradients, model, processor, shape, special, training_batch
 
 from medv.checkpoints.adapters import AdaptedModel
@@ -18,6 +18,7 @@ from medv.companion.studies.vqa_study import sampler_config
 from medv.evaluation.answering import Answerer
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.profiles import SamplerSpec, StageRecipe, get_profile
+from medv.training.launch import RunOptions
 from medv.training.lora import LoraRecipe, attach_lora, merge_lora
 from medv.training.stages import train_stage
 
@@ -38,7 +39,7 @@ def train_adapters(folder, *, options=TILES, **more):
     network, reader = load_model(base)
     out = folder / "run"
     lora = LoraRecipe(rank=4, alpha=8)
-    return base, train_stage(network, reader, RECIPE, examples(10), out, lora=lora, quiet=True, **more), out
+    return base, train_stage(network, reader, RECIPE, examples(10), out, RunOptions(lora=lora, quiet=True, **more)), out
 
 
 def adapted(seed: int = 0) -> PeftModel:
@@ -171,7 +172,7 @@ def test_ask_takes_a_folder_of_adapters_wherever_both_folders_were_moved(tmp_pat
 
 def test_adapters_of_a_model_that_was_never_saved_point_to_the_merged_one(tmp_path):
     recipe = replace(RECIPE, epochs=0.4)
-    train_stage(model(), processor(), recipe, examples(10), tmp_path, lora=LoraRecipe(4, 8), quiet=True)
+    train_stage(model(), processor(), recipe, examples(10), tmp_path, RunOptions(lora=LoraRecipe(4, 8), quiet=True))
     with pytest.raises(ValueError, match="use the merged model beside them"):
         load_model(tmp_path / "adapter")
 

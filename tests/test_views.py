@@ -18,7 +18,7 @@ from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
 from medv.model.views import ASPECTS, MERGES, ViewPlan, merge_views
 from medv.training.collate import Collator, Encoder
-from medv.training.stages import freeze_except
+from medv.training.lora import freeze_except
 
 SIZE, SIDE = 32, 4
 GRID = tuple((SIZE * columns, SIZE * rows) for columns in (1, 2, 3) for rows in (1, 2, 3))

@@ -1,7 +1,9 @@
 """What the model tests build on: a tokenizer, a random model of a few ten thousand parameters and hand-made examples."""
 
+import json
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -99,3 +101,13 @@ def gradients(network, batch) -> dict[str, torch.Tensor]:
     network.zero_grad()
     network(**batch).loss.backward()
     return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+
+
+def question_folder(folder: Path, count: int) -> Path:
+    """The folder with questions.jsonl, as `medv generate` reads it, and its images."""
+    rows = []
+    for number, example in enumerate(examples(count)):
+        example.image().save(folder / f"{number}.png")
+        rows.append(json.dumps({"question_id": f"q{number}", "image": f"{number}.png", "text": example.question}))
+    (folder / "questions.jsonl").write_text("\n".join(rows) + "\n")
+    return folder

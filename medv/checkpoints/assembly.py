@@ -140,13 +140,6 @@ def _tower_folder(folder: Path, kind: str | None = None) -> Path:
 
 def new_processor(tokenizer: PreTrainedTokenizerFast, config: MedVConfig, *, system: str | None = None) -> MedVProcessor:
     """The processor that belongs to a model; its views and visual tokens are those of the configuration."""
-    return MedVProcessor(
-        image_processor(config.vision_config.image_size, config.image_mean, config.image_std),
-        tokenizer,
-        image_tokens=config.image_tokens,
-        system=system,
-        image_aspect=config.image_aspect,
-        image_grid=config.image_grid,
-        image_max_tiles=config.image_max_tiles,
-        patch_merge=config.patch_merge,
-    )
+    images = image_processor(config.vision_config.image_size, config.image_mean, config.image_std)
+    shared = ("image_tokens", "image_aspect", "image_grid", "image_max_tiles", "patch_merge")
+    return MedVProcessor(images, tokenizer, system=system, **{name: getattr(config, name) for name in shared})

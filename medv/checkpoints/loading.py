@@ -75,36 +75,30 @@ def check_folder(folder: Path) -> None:
                 raise ValueError(f"{file} has more than {LARGEST_TEXT} bytes: it does not belong to a model")
     for file in sorted(folder.glob("*config*.json")):
         for key, value in _pairs(read_object(file)):
-            _check_value(file, key, value)
+            if key in _REFUSED and value:
+                raise ValueError(f"{file} {_REFUSED[key]}")
+            if key.endswith("attn_implementation") and "/" in str(value):
+                raise ValueError(f"{file} asks for the downloaded code {value!r} ({key}): remove the line")
+            if isinstance(value, list) and len(value) > LONGEST:
+                raise ValueError(f"{file} has {len(value)} entries in {key}, over the limit of {LONGEST}")
+            if file.name != "config.json" or not isinstance(value, int | float):
+                continue
+            if isinstance(value, int) and value > LARGEST_NUMBER and "theta" not in key:
+                raise ValueError(f"{file} says {key} = {value}, over the limit of {LARGEST_NUMBER}: it is of no model")
+            if (key.endswith("_eps") and value < 0) or (key.endswith("theta") and value <= 0):
+                raise ValueError(f"{file} says {key} = {value}, which gives NaN: it must be positive")
 
 
-def _check_value(file: Path, key: str, value: Any) -> None:
-    """Raises ValueError for a value that is not followed, or that no model has."""
-    if key in _REFUSED and value:
-        raise ValueError(f"{file} {_REFUSED[key]}")
-    if key.endswith("attn_implementation") and "/" in str(value):
-        raise ValueError(f"{file} asks for the downloaded code {value!r} ({key}): remove the line")
-    if isinstance(value, list) and len(value) > LONGEST:
-        raise ValueError(f"{file} has {len(value)} entries in {key}, over the limit of {LONGEST}")
-    if file.name != "config.json" or not isinstance(value, int | float):
-        return
-    if isinstance(value, int) and value > LARGEST_NUMBER and "theta" not in key:
-        raise ValueError(f"{file} says {key} = {value}, over the limit of {LARGEST_NUMBER}: it is of no model")
-    if (key.endswith("_eps") and value < 0) or (key.endswith("theta") and value <= 0):
-        raise ValueError(f"{file} says {key} = {value}, which gives NaN: it must be positive")
-
-
-def _pairs(value: Any) -> Iterator[tuple[str, Any]]:
-    """Every key and value of nested objects and lists; a number in a list has the key of the list."""
+def _pairs(value: Any, key: str | None = None) -> Iterator[tuple[str, Any]]:
+    """Every key and value of nested objects and lists; an item of a list has the key of the list."""
+    if key is not None:
+        yield key, value
     if isinstance(value, dict):
-        for key, inner in value.items():
-            yield key, inner
-            if isinstance(inner, list):
-                yield from ((key, item) for item in inner if not isinstance(item, dict | list))
-            yield from _pairs(inner)
+        for name, inner in value.items():
+            yield from _pairs(inner, name)
     elif isinstance(value, list):
         for inner in value:
-            yield from _pairs(inner)
+            yield from _pairs(inner, key)
 
 
 def load_network(

@@ -11,6 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
 
@@ -114,24 +115,19 @@ def copy_tensors(
     target: Path, renamed: Mapping[str, StoredTensor], *, shard_bytes: int = SHARD_BYTES, quiet: bool = False
 ) -> None:
     """Write the tensors under their new names to the folder `target`, in shards of at most `shard_bytes` (or one tensor)."""
-    shards: list[dict[str, StoredTensor]] = [{}]
-    room = shard_bytes
     # Tensors with wide numbers come first, so that all are aligned.
-    for name, tensor in sorted(renamed.items(), key=lambda item: -(item[1].nbytes // max(prod(item[1].shape), 1))):
-        if shards[-1] and tensor.nbytes > room:
-            shards.append({})
-            room = shard_bytes
-        shards[-1][name] = tensor
-        room -= tensor.nbytes
-    width = len(shards)
-    names = [SINGLE] if width == 1 else [f"model-{i + 1:05d}-of-{width:05d}.safetensors" for i in range(width)]
-    total = sum(tensor.nbytes for tensor in renamed.values())
-    with tqdm(total=total, unit="B", unit_scale=True, desc="converting", disable=quiet) as progress:
-        for name, shard in zip(names, shards, strict=True):
-            _write_shard(target / name, shard, progress)
-    if width > 1:
-        weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    ordered = dict(sorted(renamed.items(), key=lambda item: -(item[1].nbytes // max(prod(item[1].shape), 1))))
+    split = split_state_dict_into_shards_factory(
+        ordered,
+        get_storage_size=lambda tensor: tensor.nbytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=shard_bytes,
+    )
+    with tqdm(total=split.metadata["total_size"], unit="B", unit_scale=True, desc="converting", disable=quiet) as progress:
+        for file, names in split.filename_to_tensors.items():
+            _write_shard(target / file, {name: renamed[name] for name in names}, progress)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (target / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 

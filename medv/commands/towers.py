@@ -64,8 +64,8 @@ def adapt(
     """Continue a causal language tower as a masked-diffusion model on text; `medv assemble` takes the result."""
     from medv.companion.studies.adaptation import adapt_on_text
     from medv.model.devices import device_named
-    from medv.training.adapt_batches import AdaptRecipe
-    from medv.training.self_text import Writing
+    from medv.training.adapt import AdaptRecipe
+    from medv.training.text import Writing
 
     facts = adapt_on_text(
         language,

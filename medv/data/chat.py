@@ -5,7 +5,6 @@ A message is `<|start_header_id|>role<|end_header_id|>` + two newlines + text + 
 are looked up by their strings in the tokenizer, never by number.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -106,22 +105,6 @@ def encode_plain(tokenizer: "PreTrainedTokenizerBase", caption: str, *, image_to
     text = _text(tokenizer, caption + "\n")
     special = SpecialTokens.of(tokenizer)
     return Encoded([special.image] * image_tokens + text, [IGNORED] * image_tokens + text, answer_length=len(text))
-
-
-def turn_numbers(ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """The turn of each token, from 0; a question and its answer are one turn, the system message belongs to turn 0.
-
-    `ids` may be ids or official labels (only headers are read). See `medv.training.collate.conversation_mask`.
-    """
-    header, assistant = SpecialTokens.of(tokenizer).start_header, _text(tokenizer, "assistant")
-    turn, answered, numbers = 0, False, []
-    for place, token in enumerate(ids):
-        if token == header:
-            by_assistant = list(ids[place + 1 : place + 1 + len(assistant)]) == assistant
-            turn += answered and not by_assistant
-            answered = by_assistant
-        numbers.append(turn)
-    return numbers
 
 
 def prompt_text(turns: tuple[Turn, ...], *, system: str | None = None, image: bool = False) -> str:

@@ -136,7 +136,7 @@ class Answerer:
             yield [answer for answer, _ in self._answer_batch(batch, config, rows, looks)]
 
     def inputs(self, examples: Sequence[Example], looks: Looks | None = None) -> dict[str, torch.Tensor]:
-        """What `model.generate` takes for the first question of every example, on the model's device."""
+        """The inputs of `model.generate` for the first question of every example, on the model's device."""
         if len({example.image is None for example in examples}) > 1:
             raise ValueError("a batch mixes questions with and without an image: answer them in two calls")
         looks = looks or Looks(self.processor, keep=0)

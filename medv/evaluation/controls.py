@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from medv.data.example import Example
-from medv.evaluation.normalize import normalize
+from medv.evaluation.vqa import normalize
 
 _WORD = re.compile(r"\w+")
 

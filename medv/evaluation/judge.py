@@ -78,10 +78,10 @@ def judge_messages(question: Mapping[str, Any], answer: str) -> list[dict[str, s
 def parse_scores(reply: str) -> tuple[float, float]:
     """The scores of the reference and of the candidate, from the first line of a judge's reply that is not blank.
 
-    The official form is "8 7". Also read are a comma, semicolon, bar or "and" between (with a space: "8, 7"), "8/10 7/10",
-    "Scores: 8 7" and "Assistant 1: 8, Assistant 2: 7" (the labelled ones also over two lines), each perhaps in bold or in a
-    code fence, after one `<think>...</think>` or none. Raises ValueError, with the line, for anything else ("8/10", "8,7" and
-    "8-7" among it) and for scores outside 1 to 10: nothing is guessed and nothing is clipped.
+    The official form is "8 7". Also read are "8, 7" (or a semicolon, bar or "and" between), "8/10 7/10", "Scores: 8 7" and
+    "Assistant 1: 8, Assistant 2: 7" (the labelled ones also over two lines), in bold or in a code fence or plain, after one
+    `<think>...</think>` or none. Raises ValueError, with the line, for anything else (such as "8/10", "8,7" and "8-7") and for
+    scores outside 1 to 10: nothing is guessed or clipped.
     """
     text = _after_thinking(reply)
     lines = [" ".join(line.replace("**", "").split()) for line in text.splitlines()]  # one space: patterns stay linear
@@ -104,7 +104,7 @@ def _after_thinking(reply: str) -> str:
         return reply
     thought, *rest = _THOUGHT.split(reply)
     if len(rest) > 1 or not (_THINKS.match(thought) or _SCORES.fullmatch(thought.strip().split("\n")[0]) is None):
-        raise ValueError("where its thinking ends cannot be told: its first line is unknown")
+        raise ValueError("the end of its thinking is unclear: its first line is unknown")
     return rest[0]
 
 

@@ -76,14 +76,7 @@ class MedVConfig(PreTrainedConfig):
         side = grid_side(self.vision_config)
         if self.image_pool < 1 or side % self.image_pool:
             raise ValueError(f"image_pool is {self.image_pool}: give a divisor of the {side} features along a side")
-        return ViewPlan(
-            size=self.vision_config.image_size,
-            side=side // self.image_pool,
-            aspect=self.image_aspect,
-            grid=tuple(tuple(pair) for pair in self.image_grid),
-            max_tiles=self.image_max_tiles,
-            merge=self.patch_merge,
-        )
+        return ViewPlan.of(self, self.vision_config.image_size, side // self.image_pool)
 
 
 AutoConfig.register(MedVConfig.model_type, MedVConfig)

@@ -56,14 +56,7 @@ class MedVProcessor(ProcessorMixin):
     @property
     def view_plan(self) -> ViewPlan:
         """How pictures become views and visual tokens, from the current settings."""
-        return ViewPlan(
-            size=self.image_processor.size["height"],
-            side=math.isqrt(self.image_tokens),
-            aspect=self.image_aspect,
-            grid=tuple(tuple(pair) for pair in self.image_grid),
-            max_tiles=self.image_max_tiles,
-            merge=self.patch_merge,
-        )
+        return ViewPlan.of(self, self.image_processor.size["height"], math.isqrt(self.image_tokens))
 
     @property
     def system_prompt(self) -> str | None:

@@ -9,6 +9,7 @@ reference rounds them, because one pixel can decide about a row of tokens.
 
 import math
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +55,12 @@ class ViewPlan:
     grid: tuple[tuple[int, int], ...] = ()  # the sizes [width, height] in pixels that "anyres" may enlarge a picture to
     max_tiles: int | None = None  # the N of anyres_max_N: "spatial_unpad" shrinks larger grids to about so many tiles
     merge: str = "flat"
+
+    @classmethod
+    def of(cls, owner: Any, size: int, side: int) -> Self:
+        """The plan of a configuration or processor with image_aspect, image_grid, image_max_tiles and patch_merge."""
+        grid = tuple(tuple(pair) for pair in owner.image_grid)
+        return cls(size, side, owner.image_aspect, grid, owner.image_max_tiles, owner.patch_merge)
 
     def __post_init__(self):
         if self.aspect not in ASPECTS:

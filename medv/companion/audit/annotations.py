@@ -15,7 +15,7 @@ from medv.data.example import Example
 from medv.data.readers import read_dataset
 from medv.evaluation.judge import read_judgements
 from medv.evaluation.pairing import Reference
-from medv.evaluation.text import answer_text, read_answers, words
+from medv.evaluation.text import read_answers
 from medv.evaluation.vqa import evaluate_vqa
 from medv.paper import table
 
@@ -141,11 +141,11 @@ def counting_rules(folder: Path) -> Iterator[Finding]:
     """qa50: words per query of recorded answers under several rules of counting."""
     if not (folder / ANSWERED).exists():
         return
-    texts = [answer_text(row) for row in read_answers(folder / ANSWERED)]
+    texts = [row.answer() for row in read_answers(folder / ANSWERED)]
     rules: dict[str, Callable[[str], int]] = {
-        "split at white space": lambda text: len(words(text)),
+        "split at white space": lambda text: len(text.split()),
         "letters and digits": lambda text: len(re.findall(r"\w+", text)),
-        "different words": lambda text: len(set(words(text.lower()))),
+        "different words": lambda text: len(set(text.lower().split())),
     }
     counts = {name: sum(map(rule, texts)) for name, rule in rules.items()}
     yield Finding(

@@ -1,10 +1,9 @@
-"""What the official sampler does at each step, with all that it costs: the baseline that medv is measured against.
+"""The official sampler with everything that it computes at each step: the baseline for time and memory.
 
-`generate_with_embeds` of LLaDA-MedV (the file of LLaDA-V), written down from its behavior: the head on every row of the
-canvas, a float64 softmax of the whole vocabulary at every position of which one number a row is kept, a scan for the stop
-token position by position, one row at a time. On CUDA its float16 autocast casts bfloat16 weights anew at every forward; that
-is an option here, so that the rest can be seen without it. `medv.diffusion.official` is the one to read for which tokens it
-gives; this module is about time and memory, and knows greedy decoding without guidance alone.
+`generate_with_embeds` of LLaDA-MedV (the file of LLaDA-V), rewritten from its behavior: the head on every row of the canvas, a
+float64 softmax of the whole vocabulary at every position of which one number a row is kept, a scan for the stop token position
+by position, one row at a time. On CUDA its float16 autocast casts bfloat16 weights anew at every forward; here that is an
+option. Greedy decoding without guidance only; `medv.diffusion.official` is the sampler that reproduces all its tokens.
 """
 
 from dataclasses import dataclass

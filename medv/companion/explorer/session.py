@@ -22,7 +22,7 @@ from medv.diffusion.sampler import SamplerConfig
 from medv.diffusion.schedules import schedule_named
 from medv.diffusion.trace import Events, Trace
 from medv.evaluation.answering import Answer, Answerer
-from medv.evaluation.repetition import repeated_parts
+from medv.evaluation.text import repeated_parts
 from medv.phantoms.sets import description_set
 
 REVISIONS: dict[str, Revision | None] = {"none": None, "reveal-remask": RevealRemask(budget=0.25), "remdm": ReMDM()}

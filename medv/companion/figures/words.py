@@ -1,6 +1,6 @@
 """Tokens and words as text in a figure: a canvas while it is unmasked, a sentence while it is masked, answers with marks.
 
-`draw_words` sets all of them. Facts are judged by `medv.phantoms.facts`, repetitions found by `medv.evaluation.repetition`.
+`draw_words` sets all of them. Facts are judged by `medv.phantoms.facts`, repetitions found by `medv.evaluation.text`.
 """
 
 import math
@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 from medv.companion.figures.plots import INK, MUTED, new_figure, theme
 from medv.data.example import Example, picture_of
 from medv.diffusion.trace import Trace
-from medv.evaluation.repetition import repeated_parts
+from medv.evaluation.text import repeated_parts
 from medv.model.processing import MedVProcessor
 from medv.phantoms.facts import fact_spans
 from medv.phantoms.scene import Scene
