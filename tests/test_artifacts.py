@@ -141,7 +141,7 @@ def test_a_figure_is_four_files_the_same_bytes_twice_with_an_honest_footer(run, 
     stem = tmp_path / "figures" / "fig03"
     bytes_of = []
     for _ in range(2):
-        run.figure(figures.loss_curves(frame), "fig03", frame, caption="Loss")
+        run.figure(figures.curve(frame, "step", "loss", hue="split"), "fig03", frame, caption="Loss")
         bytes_of.append([stem.with_name(stem.name + suffix).read_bytes() for suffix in (".png", ".svg", ".csv")])
     assert bytes_of[0] == bytes_of[1]
     about = Manifest.read(stem.with_name("fig03.json")).about
@@ -202,7 +202,7 @@ def test_the_numbers_of_a_column_have_the_same_places_and_counts_have_none():
         lambda: figures.gallery([np.zeros((8, 8), np.uint8), Image.new("RGB", (8, 8))], ["one", "two " * 20], "Title"),
         lambda: masked_strip([("t = 0", ["a", "b"], [False, True])]),
         lambda: figures.curve(pd.DataFrame({"t": [0.1, 1], "w": [10, 1], "low": 0, "high": 11}), "t", "w", yscale="log"),
-        lambda: figures.heatmap(pd.DataFrame([[1.0, None]], index=["r"], columns=["a", "b"])),
+        lambda: figures.heatmap(pd.DataFrame([[1.0, None]], index=["r"], columns=["a", "b"]), label="%"),
     ],
     ids=["bars", "gallery", "strip", "curve", "heatmap"],
 )
@@ -213,7 +213,7 @@ def test_every_plot_draws_and_saves(draw, tmp_path):
 
 def test_a_wrong_frame_is_named(tmp_path):
     with pytest.raises(ValueError, match="lacks split: it has step, loss"):
-        figures.loss_curves(pd.DataFrame({"step": [], "loss": []}))
+        figures.curve(pd.DataFrame({"step": [], "loss": []}), "step", "loss", hue="split")
     with pytest.raises(ValueError, match="2 images but 1 captions"):
         figures.gallery([1, 2], ["one"])
     history = [{"step": 1, "loss": 2}, {"step": 1, "eval_loss": 3, "eval_runtime": 1}, {"step": 2, "train_runtime": 1}]
