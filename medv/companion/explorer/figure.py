@@ -6,14 +6,13 @@ Outcomes in, figure and frame out. Each point is one answer, so there is no inte
 from collections.abc import Sequence
 
 import matplotlib as mpl
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
 from medv.companion.explorer.session import MEASURES, Outcome
 from medv.companion.figures import traces
-from medv.companion.figures.plots import INK, PALETTE, theme
+from medv.companion.figures.plots import INK, PALETTE, draw_image, theme
 from medv.companion.figures.words import AGAIN, Strip, Word, draw_strips, strips_height, token_box
 
 COLUMNS = 142  # characters of a strip
@@ -41,8 +40,7 @@ def explorer_figure(picture: Image.Image, outcomes: Sequence[Outcome], word: tra
         ratios = {"width_ratios": [1, 4.6], "height_ratios": [1.15, 0.05, max(tall - 1.2, 0.05)]}
         axes = upper.subplot_mosaic([["picture", "strips"], ["scale", "strips"], ["nothing", "strips"]], gridspec_kw=ratios)
         axes["nothing"].set_axis_off()
-        axes["picture"].imshow(np.asarray(picture), interpolation="nearest")
-        axes["picture"].set_axis_off()
+        draw_image(axes["picture"], picture)
         axes["picture"].set_title(shown.answer.question[:60], fontsize=9, wrap=True, parse_math=False)
         scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 1), CONFIDENCE)
         upper.colorbar(scale, cax=axes["scale"], orientation="horizontal", ticks=[0, 0.5, 1])

@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import pandas as pd
 from PIL import Image
 
 from medv.companion.figures.traces import Cell, cells, forwards_of
@@ -108,7 +107,7 @@ class Outcome:
         return 100 * sum(len(part.split()) for part, again in self.parts if again) / max(self.words, 1)
 
     def row(self) -> dict:
-        """The run as a row of the history."""
+        """The run as a row of a table: picture, question, text, the setting, forwards, seconds, words, repetition (%)."""
         numbers = {"forwards": self.answer.forwards, "seconds": self.answer.seconds, "words": self.words}
         asked = {"picture": self.picture, "question": self.answer.question, "text": self.answer.text}
         return asked | asdict(self.setting) | numbers | {"repetition": self.repetition}
@@ -152,13 +151,13 @@ class Session:
         """The kept outcome, or None."""
         return self.outcomes.get((_digest(picture), question, setting))
 
-    def known(self, picture: Image.Image, question: str, setting: Setting) -> list[Outcome]:
-        """All kept outcomes that differ from this at most in Z, by Z."""
-        place = (_digest(picture), question)
-        kept = [
-            o for key, o in self.outcomes.items() if key[:2] == place and replace(key[2], steps=1) == replace(setting, steps=1)
-        ]
-        return sorted(kept, key=lambda outcome: outcome.setting.steps)
+    def known(self, picture: Image.Image, question: str, setting: Setting) -> dict[int, Outcome]:
+        """The kept outcomes of this setting at any Z, by Z in order."""
+        kept = {}
+        for (digest, asked, each), outcome in self.outcomes.items():
+            if (digest, asked, replace(each, steps=setting.steps)) == (_digest(picture), question, setting):
+                kept[each.steps] = outcome
+        return dict(sorted(kept.items()))
 
     def ask(
         self,
@@ -173,8 +172,7 @@ class Session:
 
         Raises ValueError for a setting that does not fit, an empty question, and one that is too long.
         """
-        kept = self.found(picture, question, setting)
-        if kept is not None:
+        if (kept := self.found(picture, question, setting)) is not None:
             return kept
         answer, trace = self.answerer.ask(picture, question, setting.config(), on_step=on_step)
         outcome = Outcome(name, setting, answer, trace)
@@ -185,10 +183,6 @@ class Session:
         """The outcomes of `setting.sweep()`, the largest Z first; kept ones are not asked again."""
         for each in setting.sweep():
             yield self.ask(picture, question, each, name=name)
-
-    def history(self) -> pd.DataFrame:
-        """All runs so far, one row each: picture, question, text, the setting, forwards, seconds, words, repetition (%)."""
-        return pd.DataFrame([outcome.row() for outcome in self.outcomes.values()])
 
 
 def gallery(count: int = 6, *, image_size: int = 64) -> list[Example]:
