@@ -10,7 +10,7 @@ from pathlib import Path
 
 from medv.companion.audit.findings import OURS, REMARK, Finding, agreement, counts_that_give
 from medv.companion.audit.paper import ceiling_reading, printed_closed
-from medv.data.readers import find_file, read_dataset, read_vqa_rad
+from medv.data.readers import read_dataset
 from medv.evaluation.judge import read_judgements
 from medv.evaluation.pairing import Reference
 from medv.evaluation.text import read_answers
@@ -48,9 +48,8 @@ def gate(name: str, folder: Path) -> Iterator[Finding]:
 def shared_answers(folder: Path) -> Iterator[Finding]:
     """VQA-RAD: open test questions whose image and answer stand in the training rows, without and with re-worded rows."""
     test = [example for example in read_dataset("vqa_rad", folder, "test") if example.answer_type == "OPEN"]
-    path = find_file("vqa_rad", folder, "train")
     for frames in (False, True):
-        train = read_vqa_rad(path, frame_rows=frames)
+        train = read_dataset("vqa_rad", folder, "train", all_rows=frames)
         known = {(example.meta["image"], example.answer.strip().lower()) for example in train}
         shared = sum((example.meta["image"], example.answer.strip().lower()) in known for example in test)
         where = f"Table 8, VQA-RAD, {len(train)} training rows {'with' if frames else 'without'} re-worded test questions"

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from medv import paper
 from medv.companion.figures.plots import PALETTE, new_figure, theme
 from medv.companion.figures.words import tokens_of
-from medv.data.check import MISPRINTS, check_dataset
+from medv.data.check import check_dataset
 from medv.data.example import Example, Turn
+from medv.data.readers import DATASETS
 from medv.diffusion.corruption import corrupt, draw_noise
 from medv.diffusion.loss import NORMALIZATIONS
 from medv.evaluation.controls import majority_answers
@@ -101,7 +102,7 @@ def table8(folders: Mapping[str, str | Path | None], phantoms: Mapping[str, Sequ
         row = {"data": name, "split": split} | {f"{q} (paper)": int(published.at[q, column]) for q in quantities}
         split = {"val": "validation"}.get(split, split)
         if folders.get(name) is None:
-            known = [f"{q}: {why}" for q in quantities if (why := MISPRINTS.get((name, split, q), (0, ""))[1])]
+            known = [f"{q}: {why}" for q in quantities if (why := DATASETS[name].misprints.get((split, q), (0, ""))[1])]
             rows.append(row | {"remark": "; ".join(["not counted in this run", *known])})
             continue
         counts = [count for count in check_dataset(name, folders[name]).counts if count.split == split]

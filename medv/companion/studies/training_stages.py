@@ -19,7 +19,7 @@ from medv.companion.studies.node import Node
 from medv.companion.studies.summaries import summarize
 from medv.companion.studies.vqa_study import CONDITIONS, METRICS, sampler_config, vqa_study
 from medv.data.example import Example
-from medv.data.training_set import check_pictures
+from medv.data.readers import check_pictures
 from medv.evaluation.answering import Answerer
 from medv.evaluation.controls import blinded
 from medv.intervals import Estimate, bootstrap
