@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from medv.data.readers import QA50_DOMAINS
+from medv.data.readers import DATASETS
 from medv.data.rows import as_id, found, read_rows
 from medv.reading import DataError, read_lines
 
 TYPES = ("conversation", "detailed_description")
-DOMAINS = tuple(QA50_DOMAINS)
+DOMAINS = DATASETS["qa50"].domains
 GROUPS = ("overall", *TYPES, *DOMAINS)
 LOWEST, HIGHEST = 1.0, 10.0
 NEEDED = ("text", "gpt4_answer", "fig_label", "fig_caption", "in_text_mention")  # fields of the qa50 file
