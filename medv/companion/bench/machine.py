@@ -1,4 +1,4 @@
-"""What all benchmarks share: clocks, peaks of memory, the device's own speed and name, and the table of a comparison."""
+"""Clocks, peaks of memory, speed and name of a device, and the report of a comparison: shared by all benchmarks."""
 
 import contextlib
 import ctypes

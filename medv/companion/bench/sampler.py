@@ -103,7 +103,7 @@ class Mode:
 
 
 def modes(on_gpu: bool, baseline_forwards: int | None) -> list[Mode]:
-    """What is measured, in order: on a CPU the baseline first, on a GPU what matters most, as time may run out there."""
+    """The modes in the order in which they are measured: on a GPU the most important first, as time may run out there."""
     caches = {"exact": NO_CACHE, "dual cache": DualCache(32), "prefix cache": PrefixCache(32)}
 
     def graphed(name: str, tokens: int = 1, rows: int = 1) -> Mode:
@@ -264,7 +264,7 @@ def _prompts(shape: BenchShape, rows: int, device: torch.device, seed: int) -> t
 
 
 def random_network(shape: BenchShape, device: torch.device, seed: int) -> MedVForMaskedDiffusion:
-    """A model of a shape with random weights; its vision tower is as small as can be, as no image is looked at."""
+    """A model of a shape with random weights; its vision tower is minimal, as no image is encoded."""
     small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     text = LlamaConfig(
         hidden_size=shape.hidden_size,
