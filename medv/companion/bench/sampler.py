@@ -25,6 +25,7 @@ from medv.companion.bench.machine import (
     matmul_speed,
     megabytes,
     peak_memory,
+    percent,
     timed,
     times,
 )
@@ -168,25 +169,18 @@ class BenchResult(Report):
 
     def table(self) -> Table:
         """The most important columns for a terminal."""
-        shape = self.shape
-        title = f"prompt {shape.prompt_length}, L = {shape.gen_length}, B = {shape.block_length}, V = {shape.vocab_size}, "
-        share = "failed" if self.roofline is None else f"{100 * self.roofline:.0f} %"
-        rows = [
-            {
-                "sampler": m.name,
-                "seconds": f"{m.seconds:.2f}",
-                "ratio": times(m.ratio, 2),
-                "forwards": str(m.forwards) if m.measured_forwards is None else f"{m.measured_forwards} of {m.forwards}",
-                "memory": megabytes(m.peak_bytes),
-                "less": times(m.memory_ratio),
-                "agrees": "" if m.agreement is None else f"{100 * m.agreement:.1f} %",
-                "floor": "" if m.of_floor is None else f"{100 * m.of_floor:.0f} %",
-            }
-            for m in self.measurements
-        ]
+        s = self.shape
+        title = f"prompt {s.prompt_length}, L = {s.gen_length}, B = {s.block_length}, V = {s.vocab_size}"
+        share = "failed" if self.roofline is None else percent(self.roofline)
+        rows = []
+        for m in self.measurements:
+            forwards = str(m.forwards) if m.measured_forwards is None else f"{m.measured_forwards} of {m.forwards}"
+            memory = (megabytes(m.peak_bytes), times(m.memory_ratio), percent(m.agreement, 1), percent(m.of_floor))
+            rows.append((m.name, f"{m.seconds:.2f}", times(m.ratio, 2), forwards, *memory))
         return self.comparison(
-            f"{title}hidden {shape.hidden_size} x {shape.layers} layers, {shape.dtype}",
+            f"{title}, hidden {s.hidden_size} x {s.layers} layers, {s.dtype}",
             f"exact: {share} of {self.matmul_tflops:.2f} TFLOP/s, this device's own products; floor: share of the seconds",
+            "sampler seconds ratio forwards memory less agrees floor",
             rows,
         )
 
