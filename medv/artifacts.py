@@ -258,7 +258,7 @@ def placeless(value: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What made a result: enough to make it again, and to see what has changed since.
+    """The origin of a result: enough to reproduce it, and to see what has changed since.
 
     `inputs` maps the name of each artifact read to its fingerprint; `about` holds what only this kind of result has (a caption,
     the label of the data, a test score). `threads` is OMP_NUM_THREADS, None where it was not set: the order of sums, and so the

@@ -1,4 +1,4 @@
-"""Who may write to an output: one guard and one lock for everything that takes --out.
+"""Ownership of outputs: one guard and one lock for every command with --out.
 
 A mapping, `run`, says what a run is made of: "made_by" (the command) and one entry for each thing that decides the result, by
 value (a seed) or by contents (the sha256 of data or weights), never by path or time. It is kept with the result, in `run.json`
@@ -43,7 +43,7 @@ def hold(out: Path) -> Iterator[None]:
         place.write_text(f"({os.getpid()}) ", encoding="utf-8")
         yield
     finally:
-        if lock.lock_counter == 1:  # while it is held: whoever opened it meanwhile sees that it is gone, and tries again
+        if lock.lock_counter == 1:  # while it is held, so that a process that has opened it notices and tries again
             place.unlink(missing_ok=True)
         lock.release()
 

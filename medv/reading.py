@@ -52,7 +52,7 @@ class DataError(ValueError):
 
 
 def in_a_sentence(error: OSError) -> str:
-    """An operating system's error as a sentence that begins with the path, if the error knows it."""
+    """An operating system's error as a sentence that begins with the path, if the error has one."""
     if error.errno is None:  # raised by hand, with a sentence of its own
         return " ".join(str(error).split())
     path = str(error.filename) if error.filename is not None else "a file"

@@ -39,7 +39,7 @@ class Count:
 
 @dataclass(frozen=True)
 class DatasetCheck:
-    """The counts, and sentences about what is odd; `problems` that the paper's own data have too are no obstacle."""
+    """Counts and oddities of a data set; `problems` does not affect `matches`, as the paper's own data have some."""
 
     name: str
     counts: tuple[Count, ...]
@@ -59,7 +59,7 @@ class DatasetCheck:
 def check_dataset(
     name: str, folder: str | Path, *, images: str | Path | None = None, roots: Sequence[Path] = ()
 ) -> DatasetCheck:
-    """Count every split found in a data set's folder and list what is odd about it; images may be links into `roots`.
+    """Count every split found in a data set's folder and list its oddities; images may be links into `roots`.
 
     Raises DataError if no split is found or a file cannot be read.
     """
@@ -108,7 +108,7 @@ def _counts(dataset: DataSet, split: str, examples: Sequence[Example]) -> list[C
 
 
 def _problems(examples: Sequence[Example]) -> list[str]:
-    """Sentences about what is odd in one split."""
+    """Oddities of one split, as sentences."""
     images = {example.meta["image"]: example.image for example in examples if "image" in example.meta}
     missing = [name for name, path in images.items() if path is not None and not path.is_file()]
     empty = [example.id for example in examples if any(not t.text for t in example.turns if t.role == "assistant")]
@@ -137,7 +137,7 @@ def _problems(examples: Sequence[Example]) -> list[str]:
 
 
 def render_check(check: DatasetCheck, console: Console) -> None:
-    """Print the counts as Table 8 lists them, the paper's beside ours, then what is odd."""
+    """Print the counts in the order of Table 8, the paper's beside ours, then the problems."""
     grid = Table(title=f"{check.name}: counted beside the paper's", title_justify="left")
     for heading, side in (("split", "left"), ("", "left"), ("counted", "right"), ("paper", "right"), ("", "left")):
         grid.add_column(heading, justify=side)

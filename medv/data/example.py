@@ -1,4 +1,4 @@
-"""One type for every training and test example, whatever file it came from: an image (or none) and a dialogue about it."""
+"""One type for every training and test example of any data set: an image (or none) and a dialogue about it."""
 
 import dataclasses
 import hashlib
@@ -72,7 +72,7 @@ def contents(examples: Iterable[Example]) -> dict[str, str]:
     """The identity of data, independent of paths: the sha256 of the `rows` (ids and turns) and of the `images`, in order.
 
     A drawn image counts as its function with the arguments, or as its pixels where the arguments are unknown. A file that
-    cannot be read is a content of its own: the error is raised by whoever opens it.
+    cannot be read is a content of its own; opening it raises the error.
     """
     rows, images = hashlib.sha256(), hashlib.sha256()
     file = cache(_file_digest)  # for this call alone, so that a changed file is read anew

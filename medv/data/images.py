@@ -20,7 +20,7 @@ from medv.reading import DataError, in_a_sentence, open_regular
 MAX_SIDE = 16_384
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 1 << 30  # of a file, 1 GiB
-# What the decoders raise on damaged data, besides their own errors.
+# Errors that the decoders raise on damaged data.
 DAMAGE = (
     ArithmeticError,
     AttributeError,
@@ -88,7 +88,7 @@ def open_image(path: str | Path) -> Image.Image:
 def as_picture(image: Image.Image) -> Image.Image:
     """An image in memory as `open_image` gives that of a file: RGB, 8 bits, upright; the same object if it is so already.
 
-    Raises ImageError for what is no PIL image, and for one that is damaged or too large.
+    Raises ImageError for any other type, and for an image that is damaged or too large.
     """
     if not isinstance(image, Image.Image):
         raise ImageError(

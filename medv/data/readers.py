@@ -23,7 +23,7 @@ _RAD_WHOLE = "VQA_RAD*[Pp]ublic*.json"
 
 @dataclass(frozen=True)
 class DataSet:
-    """One published data set: all that reading, checking, scoring and training know about it.
+    """One published data set: everything needed to read, check, score and train on it.
 
     files: the glob patterns of each split's file within the data set's folder; the first match is read.
     examples: the examples of one row, given the image folder or None.
@@ -32,7 +32,7 @@ class DataSet:
     reworded: whether an example is a test question in other words; those are only read with `all_rows`.
     split_of: the split that an example itself claims to belong to, or None. one_file: a file may hold several splits.
     test_ids: sha256 of the test set's sorted ids, joined by commas: a file with these ids is never trained on.
-    repeats: the published train and test files share questions, which only their ids tell apart.
+    repeats: the published train and test files share questions, distinguished by their ids alone.
     captioned: in stages 1 and 2 of a synthetic profile, captions and dialogues are made of its questions.
     domains: of a chat benchmark (Table 1); a question with several flags counts under the first.
     misprints: (split, quantity) of a wrong cell of Table 8 to the true count and the reason.

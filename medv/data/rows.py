@@ -103,7 +103,7 @@ def by_id(rows: Iterable[Row], *keys: str) -> dict[str, Row]:
 
 
 def as_id(value: Any) -> str | None:
-    """An id as text, the same for 12, 12.0 and " 12"; None for what is no id."""
+    """An id as text, the same for 12, 12.0 and " 12"; None for anything else."""
     if is_number(value) and value == math.floor(value):
         return str(int(value))
     return value.strip() or None if isinstance(value, str) else None

@@ -60,7 +60,7 @@ _PATTERNS = {
 _FACTS = {fact: re.compile(rf"\b(?:{pattern})\b") for fact, pattern in _PATTERNS.items()}
 _OF_THE_LESION = ("side", "level", "size")
 
-# Word groups that would be misread: (what is written, what is read instead).
+# Ambiguous word groups and their replacements.
 _READINGS = (
     (re.compile(r"without (?:any |intravenous |iv )*contrast|non[- ]?contrast|no contrast|unenhanced"), "noncontrast"),
     (re.compile(r"mass effect|in contrast|large (?:vessels?|airways?|bowel)|upper limits?"), " "),

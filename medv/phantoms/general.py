@@ -32,7 +32,7 @@ class ShapeScene:
     background: str
 
     def facts(self) -> frozenset[tuple[str, str]]:
-        """The (attribute, value) pairs that a full description states; the count is in words."""
+        """The (attribute, value) pairs that a full description states, the count as a word."""
         return frozenset(
             {("shape", self.shape), ("color", self.color), ("count", COUNTS[self.count]), ("background", self.background)}
         )
