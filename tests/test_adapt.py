@@ -22,8 +22,7 @@ from medv.checkpoints.bundled import bundled
 from medv.cli import app
 from medv.companion.studies import adaptation
 from medv.companion.studies.adaptation import continue_documents
-from medv.data.prompts import PROMPTS
-from medv.data.texts import Document, read_documents, split_documents
+from medv.data.texts import Document, all_prompts, read_documents, split_documents
 from medv.diffusion.corruption import noise_generator
 from medv.diffusion.sampler import SamplerConfig
 from medv.model.twin import language_tower
@@ -245,7 +244,7 @@ def test_a_causal_tower_writes_text_that_is_kept_and_gone_on_with(causal, tmp_pa
     assert first["tokens"] >= 30 and more["files"] > first["files"] == len(kept)
     assert kept == {name: (tmp_path / name).read_bytes() for name in kept}
     documents = read_documents(tmp_path)
-    assert {document.prompt for document in documents} <= set(PROMPTS) and all(d.text for d in documents)
+    assert {document.prompt for document in documents} <= set(all_prompts()) and all(d.text for d in documents)
     with pytest.raises(ValueError, match="written otherwise"):
         write_text_of(causal, tmp_path, 60, replace(writing, seed=1), quiet=True)
 
@@ -298,8 +297,8 @@ def test_text_is_read_from_folders_and_lines(tmp_path):
     ("name", "content", "words"),
     [
         ("a.jsonl", '{"answer": "x"}', 'row 1 has no "text"'),
-        ("a.jsonl", "{", "line 1 is not JSON"),
-        ("a.txt", b"\xff\xfe", "is not UTF-8"),
+        ("a.jsonl", "{", "line 1: not JSON"),
+        ("a.txt", b"\xff\xfe", "not UTF-8"),
         ("a.txt", "", "holds no text"),
         ("a.csv", "x", "neither .txt nor .jsonl"),
     ],

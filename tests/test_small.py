@@ -19,7 +19,7 @@ from medv.companion.reproduction.run import open_run
 from medv.companion.studies import initialization
 from medv.phantoms.sets import instruct_set
 from medv.profiles import STAGES, SamplerSpec, get_profile
-from medv.training import command
+from medv.training.stages import towers
 
 SMALL = get_profile("small")
 SPEC = SamplerSpec(8, 8, 2)
@@ -99,11 +99,11 @@ def test_the_explorer_asks_stage_2_where_no_model_is_bundled():
 
 def test_towers_that_are_missing_are_named_with_their_command(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"bring them with `medv towers small --out .*towers`"):
-        command.towers(SMALL, tmp_path / "towers")
+        towers(SMALL, tmp_path / "towers")
     with pytest.raises(FileNotFoundError, match=r"`medv towers small"):
         open_run("stage1", profile="small", out=tmp_path).start(None)
     with pytest.raises(ValueError, match=r"profile paper has no towers of its own: give .* with --init"):
-        command.towers(get_profile("paper"))
+        towers(get_profile("paper"))
     told = run("train", "pretrain", "--profile", "small", "--out", str(tmp_path / "made"))
     assert told.exit_code == 2 and "towers trained elsewhere" in told.stderr
 
