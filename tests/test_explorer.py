@@ -12,8 +12,8 @@ from tiny import model, processor
 
 from medv.companion.explorer import lesson_widgets
 from medv.companion.explorer import view as explorer_view
-from medv.companion.explorer.figure import explorer_figure
 from medv.companion.explorer.session import Cancelled, Outcome, Session, Setting, compare, gallery, read_upload
+from medv.companion.explorer.view import explorer_figure
 from medv.companion.explorer.widgets import Explorer
 from medv.companion.figures.traces import word_of
 from medv.data.example import load_image

@@ -23,12 +23,16 @@ from medv.model.views import ASPECTS, ViewPlan
 
 
 class Still(widgets.VBox):
-    """Controls above one HTML view, with that view as it is when displayed for readers that run no widget."""
+    """Controls above the HTML of `page()`, which is also what readers get that run no widget."""
 
-    def __init__(self, controls: Sequence[widgets.Widget], shown: widgets.HTML):
-        self.shown = shown
-        super().__init__([widgets.HTML(style(), layout={"display": "none"}), *controls, shown], layout=FULL)
+    def __init__(self, controls: Sequence[widgets.Widget], page: Callable[[], str]):
+        self.page, self.shown = page, widgets.HTML(page(), layout=FULL)
+        super().__init__([widgets.HTML(style(), layout={"display": "none"}), *controls, self.shown], layout=FULL)
         self.add_class("medv")
+
+    def show(self, *_) -> None:
+        """Draw the page anew."""
+        self.shown.value = self.page()
 
     def _repr_mimebundle_(self, **options) -> dict:
         bundle = super()._repr_mimebundle_(**options)
@@ -41,20 +45,17 @@ def _time_slider(page: Callable[[float, int], str]) -> Still:
     """A slider of the time t above `page(t, draw)`, an HTML text; "another draw" counts `draw` up."""
     time = widgets.FloatSlider(0.5, min=0, max=1, step=0.01, description="time t", layout={"width": "min(560px, 95%)"})
     time.add_class("medv-drag-t")
-    again = widgets.Button(description="another draw")
-    shown, draw = widgets.HTML(page(time.value, 0), layout=FULL), 0
-
-    def show(_) -> None:
-        shown.value = page(time.value, draw)
+    again, draw = widgets.Button(description="another draw"), 0
 
     def redraw(_) -> None:
         nonlocal draw
         draw += 1
-        show(_)
+        still.show()
 
-    time.observe(show, "value")
+    still = Still([widgets.HBox([time, again])], lambda: page(time.value, draw))
+    time.observe(still.show, "value")
     again.on_click(redraw)
-    return Still([widgets.HBox([time, again])], shown)
+    return still
 
 
 def forward_process(processor: MedVProcessor, question: str, answer: str, *, seed: int = 0) -> Still:
@@ -104,9 +105,8 @@ def aspect_modes(picture: Image.Image, plan: ViewPlan) -> Still:
     mode = widgets.ToggleButtons(options=list(ASPECTS), value=plan.aspect, description="aspect")
     shape = widgets.FloatSlider(1.6, min=0.3, max=3, step=0.1, description="width / height")
     shape.style.description_width, shape.layout.width = "100px", "min(480px, 95%)"
-    shown = widgets.HTML(layout=FULL)
 
-    def show(_=None) -> None:
+    def page() -> str:
         width, height = round(480 * shape.value**0.5), round(480 / shape.value**0.5)
         asked = picture.resize((width, height), Image.Resampling.BICUBIC)
         now = replace(plan, aspect=mode.value)
@@ -115,9 +115,9 @@ def aspect_modes(picture: Image.Image, plan: ViewPlan) -> Still:
         status = f"{width} x {height} pixels, {mode.value}: {tiles}, {now.tokens(width, height):,} visual tokens"
         sizes = [(asked, 150), *((view.resize((plan.size, plan.size)), 84) for view in now.views(asked))]
         images = [(image, base64.b64encode(png(image, side)).decode()) for image, side in sizes]
-        shown.value = str(HTML.views(status, images))
+        return str(HTML.views(status, images))
 
-    mode.observe(show, "value")
-    shape.observe(show, "value")
-    show()
-    return Still([mode, shape], shown)
+    still = Still([mode, shape], page)
+    for control in (mode, shape):
+        control.observe(still.show, "value")
+    return still

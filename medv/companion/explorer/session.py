@@ -25,6 +25,7 @@ from medv.evaluation.text import repeated_parts
 from medv.phantoms.sets import description_set
 
 REVISIONS: dict[str, Revision | None] = {"none": None, "reveal-remask": RevealRemask(budget=0.25), "remdm": ReMDM()}
+OnStep = Callable[[Events], None]
 MEASURES = {"repetition": "repeated words (%)", "words": "words", "forwards": "forwards", "seconds": "seconds"}
 
 
@@ -48,15 +49,9 @@ class Setting:
         """The sampler configuration; raises ValueError for numbers or names that do not fit together."""
         if self.revision not in REVISIONS:
             raise ValueError(f"unknown revision {self.revision!r}: use one of {', '.join(REVISIONS)}")
-        return SamplerConfig(
-            self.gen_length,
-            self.block_length,
-            self.steps,
-            temperature=self.temperature,
-            seed=self.seed,
-            schedule=schedule_named(self.schedule),
-            revision=REVISIONS[self.revision],
-        )
+        named = {"schedule": schedule_named(self.schedule), "revision": REVISIONS[self.revision]}
+        sizes = self.gen_length, self.block_length, self.steps
+        return SamplerConfig(*sizes, temperature=self.temperature, seed=self.seed, **named)
 
     def sweep(self) -> tuple["Setting", ...]:
         """This setting at every Z at which each forward of a block writes the same number of tokens, the largest Z first."""
@@ -160,13 +155,7 @@ class Session:
         return dict(sorted(kept.items()))
 
     def ask(
-        self,
-        picture: Image.Image,
-        question: str,
-        setting: Setting,
-        *,
-        name: str = "picture",
-        on_step: Callable[[Events], None] | None = None,
+        self, picture: Image.Image, question: str, setting: Setting, *, name: str = "picture", on_step: OnStep | None = None
     ) -> Outcome:
         """Answer one question; `on_step` gets the events of each forward and may raise `Cancelled`.
 

@@ -65,27 +65,15 @@ def footer(fig: Figure, text: str) -> None:
     fig.text(0.01, -0.01, wrapped, fontsize=7.5, color=MUTED, ha="left", va="top", gid="footer", in_layout=True)
 
 
-def save(fig: Figure, stem: str | Path, dpi: int = 160) -> tuple[Path, Path]:
-    """Write `stem`.png and `stem`.svg atomically, the same bytes for the same figure, and return both paths."""
-    stem = Path(stem)
-    png, svg = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".svg")
-    with mpl.rc_context({"svg.hashsalt": "medv", "svg.fonttype": "path"}):
-        with atomic_file(png) as partial:
-            fig.savefig(partial, format="png", dpi=dpi, bbox_inches="tight", facecolor="white", metadata={"Software": None})
-        with atomic_file(svg) as partial:
-            nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-            fig.savefig(partial, format="svg", bbox_inches="tight", facecolor="white", metadata=nothing)
-    return png, svg
-
-
-def loss_history(history: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Turn a Trainer's log (`history.json`) into a tidy frame: step, loss, split ("train" or "validation")."""
-    rows = []
-    for entry in history:
-        for key, split in (("loss", "train"), ("eval_loss", "validation")):
-            if key in entry:
-                rows.append({"step": int(entry["step"]), "loss": float(entry[key]), "split": split})
-    return pd.DataFrame(rows, columns=["step", "loss", "split"])
+def save(fig: Figure, stem: str | Path, dpi: int = 160) -> tuple[Path, ...]:
+    """Write `stem`.png and `stem`.svg atomically, the same bytes for the same figure; returns both paths."""
+    stem, paths = Path(stem), []
+    metadata = {"png": {"Software": None}, "svg": dict.fromkeys(("Date", "Creator", "Format", "Type"))}
+    for kind, nothing in metadata.items():
+        paths.append(stem.with_name(f"{stem.name}.{kind}"))
+        with mpl.rc_context({"svg.hashsalt": "medv", "svg.fonttype": "path"}), atomic_file(paths[-1]) as partial:
+            fig.savefig(partial, format=kind, dpi=dpi, bbox_inches="tight", facecolor="white", metadata=nothing)
+    return tuple(paths)
 
 
 # --- Parts of figures ---
@@ -128,21 +116,12 @@ def draw_bars(
     for place, system in enumerate(systems):
         rows = frame[frame["system"] == system].set_index("metric").reindex(metrics)
         at = np.arange(len(metrics)) + (place - (len(systems) - 1) / 2) * width
-        ax.bar(
-            at,
-            rows["value"],
-            width * 0.92,
-            label=system,
-            **{"color": PALETTE[place % len(PALETTE)]} | (styles or {}).get(system, {}),
-        )
-        up = np.zeros(len(rows))
-        if "low" in rows:
-            around = np.nan_to_num(spread(rows))
-            ax.errorbar(at, rows["value"], yerr=around, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
-            up = around[1]
-        for x, value, above in zip(at, rows["value"], up, strict=True):
-            if numbers and np.isfinite(value):
-                ax.text(x, value + above + 1.5, f"{value:.0f}", ha="center", va="bottom", fontsize=8)
+        style = {"color": PALETTE[place % len(PALETTE)], "label": system} | dict((styles or {}).get(system, {}))
+        around = np.nan_to_num(spread(rows)) if "low" in rows else None
+        whiskers = {"ecolor": INK, "elinewidth": 1.2, "capsize": 3}
+        bars = ax.bar(at, rows["value"], width * 0.92, yerr=around, error_kw=whiskers, **style)
+        if numbers:
+            ax.bar_label(bars, fmt="%.0f", padding=2, fontsize=8)
     ax.set_xticks(range(len(metrics)), metrics)
     ax.grid(False, axis="x")
 
@@ -155,8 +134,7 @@ def accuracy_bars(frame: pd.DataFrame, title: str = "") -> Figure:
     with theme():
         fig, ax = new_figure(1.8 + 2.6 * frame["metric"].nunique(), 3.8)
         draw_bars(ax, frame)
-        ax.set(title=title, ylabel="score (%)", ylim=(0, 112))
-        ax.set_yticks(range(0, 101, 20))
+        ax.set(title=title, ylabel="score (%)", ylim=(0, 112), yticks=range(0, 101, 20))
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=min(4, frame["system"].nunique()))
         sns.despine(fig)
     return fig

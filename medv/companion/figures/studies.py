@@ -188,17 +188,14 @@ def radar(frame: pd.DataFrame, title: str = "", *, labels: Mapping[str, str] | N
     angles = np.linspace(0, 2 * np.pi, len(groups), endpoint=False)
     with theme():
         fig = Figure(figsize=(8.2, 4.6), layout="constrained")
-        ax = fig.add_subplot(projection="polar")
-        ax.set_theta_offset(np.pi / 2)
-        ax.set_theta_direction(-1)
+        ax = fig.add_subplot(projection="polar", theta_offset=np.pi / 2, theta_direction=-1)
         for place, (system, part) in enumerate(frame.groupby("system", sort=False)):
             values = part.set_index("group")["value"].reindex(groups).to_numpy(float)
             style = {"color": PALETTE[place % len(PALETTE)], "marker": "osD^vPX"[place % 7], "ms": 4, "lw": 1.7}
             closed = np.append(angles, angles[0]), np.append(values, values[0])
             ax.plot(*closed, ("-", "--", ":", "-.")[place % 4], label=system, **style)
-        ax.set(ylim=(0, 100))
+        ax.set(ylim=(0, 100), yticks=[25, 50, 75, 100])
         ax.set_xticks(angles, [(labels or {}).get(group, group) for group in groups])
-        ax.set_yticks([25, 50, 75, 100])
         ax.tick_params(axis="x", pad=12)
         ax.set_title(title, pad=22)
         fig.legend(loc="outside right center")

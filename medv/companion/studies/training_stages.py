@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 
 from medv.artifacts import write_json
-from medv.companion.figures.plots import loss_history
 from medv.companion.studies.node import Node
 from medv.companion.studies.summaries import summarize
 from medv.companion.studies.vqa_study import CONDITIONS, METRICS, sampler_config, vqa_study
@@ -75,9 +74,13 @@ def finish_stage(stage: str, profile: Profile, folder: Path, *, seed: int = 0, *
 
 
 def losses_of(folder: Path) -> pd.DataFrame:
-    """The losses of a training from its folder, as `figures.plots.loss_history`; none of a model trained elsewhere."""
-    history = folder / "history.json"
-    return loss_history(json.loads(history.read_text(encoding="utf-8")) if history.is_file() else [])
+    """The losses of a training from its `history.json`: step, loss, split ("train", "validation"); empty without that file."""
+    path, rows = folder / "history.json", []
+    for entry in json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []:
+        for key, split in (("loss", "train"), ("eval_loss", "validation")):
+            if key in entry:
+                rows.append({"step": int(entry["step"]), "loss": float(entry[key]), "split": split})
+    return pd.DataFrame(rows, columns=["step", "loss", "split"])
 
 
 # --- Captions and descriptions (notebooks 10, 11) ---
