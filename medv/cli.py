@@ -24,6 +24,7 @@ from medv.commands.sampling import (
     GenLength,
     Graphs,
     Preset,
+    SamplingCommand,
     ScheduleName,
     Seed,
     Steps,
@@ -69,7 +70,7 @@ def reproduce(
     raise typer.Exit(code)
 
 
-@app.command()
+@app.command(cls=SamplingCommand)
 @_in_words
 def ask(
     image: Annotated[Path, typer.Argument(help="PNG, JPEG or DICOM.")],
@@ -221,7 +222,7 @@ for _stage, _about in (("pretrain", "Make the bundled towers again."), ("align",
 train_app.command("adapt")(adapt)
 
 
-@app.command()
+@app.command(cls=SamplingCommand)
 @_in_words
 def generate(
     questions: Annotated[Path, typer.Option(help="JSON lines with question_id, image and text; or see --data.")],

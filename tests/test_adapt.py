@@ -23,8 +23,8 @@ from medv.companion.studies import adaptation
 from medv.companion.studies.adaptation import continue_documents
 from medv.data.prompts import PROMPTS
 from medv.data.texts import Document, read_documents, split_documents
+from medv.diffusion.config import SamplerConfig
 from medv.diffusion.corruption import noise_generator
-from medv.diffusion.sampler import SamplerConfig
 from medv.model.twin import language_tower
 from medv.training.adapt import Adapter, adapt, distance, held_out_losses, load_tower
 from medv.training.adapt_batches import AdaptRecipe, Batches, opened_attention

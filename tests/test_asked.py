@@ -14,6 +14,7 @@ from medv.companion.reproduction.run import open_run
 from medv.companion.studies import conversation, generation, initialization, lengths
 from medv.companion.studies.vqa_study import sampler_config
 from medv.diffusion.config import SamplerConfig
+from medv.diffusion.official import OfficialConfig
 from medv.evaluation.answering import answer_examples
 from medv.phantoms.sets import description_set
 from medv.profiles import SamplerSpec, get_profile
@@ -62,8 +63,8 @@ def test_every_study_asks_the_diffusion_model_by_the_preset_and_the_twin_by_its_
     configs += [runner.config for name, runner in runners.items() if name.startswith(lengths.DIFFUSION)]
     plan = initialization.plan_of(OFFICIAL)
     configs += [sampler_config(spec) for spec in (plan.describe, plan.answer, OFFICIAL.answer)]
-    assert {config.preset for config in configs} == {"official"}
-    assert {r.config.preset for name, r in runners.items() if name.startswith(lengths.TWIN)} == {"medv"}
+    assert {type(config) for config in configs} == {OfficialConfig}
+    assert {type(r.config) for name, r in runners.items() if name.startswith(lengths.TWIN)} == {SamplerConfig}
     assert plan.describe.batch_size == 3 and plan.describe.gen_length == initialization.PLANS["smoke"].describe.gen_length
 
 

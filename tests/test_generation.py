@@ -6,7 +6,8 @@ import pytest
 import torch
 from tiny import QUESTIONS, model, picture, processor, special
 
-from medv.diffusion.sampler import SamplerConfig, sample
+from medv.diffusion.config import SamplerConfig
+from medv.diffusion.sampler import sample
 
 BASE = SamplerConfig(gen_length=16, block_length=8, steps=8)
 WAYS = {

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from medv.checkpoints.assembly import shape_config
 from medv.cli import app
 from medv.companion.studies.vqa_study import sampler_config
+from medv.diffusion.config import SamplerConfig
 from medv.diffusion.loss import NORMALIZATIONS
-from medv.diffusion.sampler import SamplerConfig
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.paper import table
 from medv.profiles import PROFILES, STAGES, get_profile

@@ -81,7 +81,7 @@ def _or_best(chosen: torch.Tensor, state: StepState) -> torch.Tensor:
 def top_positions(score: torch.Tensor, count: int | torch.Tensor) -> torch.Tensor:
     """Mark the `count` (one number, or one a row [B]) highest scores of each row [B, K] bool; of equals the leftmost."""
     order = score.sort(dim=1, descending=True, stable=True).indices
-    taken = torch.arange(score.shape[1], device=score.device)[None] < torch.as_tensor(count, device=score.device)[..., None]
+    taken = torch.arange(score.shape[1], device=score.device)[None] < (count if isinstance(count, int) else count[:, None])
     return torch.zeros_like(score, dtype=torch.bool).scatter(1, order, taken.expand_as(order))
 
 

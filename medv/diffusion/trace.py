@@ -33,7 +33,6 @@ class Event(NamedTuple):
     kind: str = COMMIT
 
 
-Commit = Event
 Events = tuple[Event, ...]
 
 

@@ -13,7 +13,8 @@ from tqdm.auto import tqdm
 
 from medv.data.chat import encode_prompt
 from medv.data.example import Example, Turn
-from medv.diffusion.sampler import SamplerConfig
+from medv.diffusion.config import SamplerConfig
+from medv.diffusion.official import OfficialConfig
 from medv.diffusion.trace import Events, Trace, drain
 from medv.model.devices import computes_on
 from medv.model.looks import Looks, joined
@@ -99,7 +100,7 @@ def with_stop(config: SamplerConfig, processor: MedVProcessor) -> SamplerConfig:
     """The official preset without stops of its own with that of the reference's demonstration, the end of turn; other
     configurations as they are.
     """
-    if config.preset != "official" or config.stop_sequences:
+    if not isinstance(config, OfficialConfig) or config.stop_sequences:
         return config
     return replace(config, stop_sequences=((processor.special.end_of_turn,),))
 

@@ -22,6 +22,7 @@ from medv.checkpoints.loading import cached_folder, load_network, load_processor
 from medv.checkpoints.shards import read_object
 from medv.data.example import Example, picture_of
 from medv.diffusion.config import SamplerConfig
+from medv.diffusion.official import LladaConfig, OfficialConfig
 from medv.evaluation.answering import Answer, check_length, stream_answers
 from medv.model.devices import device_named, place
 from medv.model.modeling import MedVForMaskedDiffusion
@@ -58,13 +59,14 @@ class Runner(Protocol):
         """One answer per example, in order; `rows` are their places in the benchmark, for the random draws."""
 
 
-def sampler_settings(config: SamplerConfig) -> dict[str, Any]:
+def sampler_settings(config: SamplerConfig | OfficialConfig | LladaConfig) -> dict[str, Any]:
     """L, B, Z, temperature and seed, and whatever else differs from the defaults, as JSON knows it."""
     always = ("gen_length", "block_length", "steps", "temperature", "seed")
     chosen = {name: getattr(config, name) for name in always}
     others = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in always}
-    default = SamplerConfig()
-    return chosen | {name: str(value) for name, value in others.items() if value != getattr(default, name)}
+    default, published = type(config)(), {OfficialConfig: "official", LladaConfig: "llada"}
+    changed = {name: str(value) for name, value in others.items() if value != getattr(default, name)}
+    return chosen | changed | ({"preset": published[type(config)]} if type(config) in published else {})
 
 
 @dataclass

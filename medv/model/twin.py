@@ -14,7 +14,8 @@ from huggingface_hub.dataclasses import strict
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModel, LlamaForCausalLM
 
-from medv.diffusion.config import SamplerConfig, SamplerOutput
+from medv.diffusion.blockwise import SamplerOutput
+from medv.diffusion.config import SamplerConfig
 from medv.diffusion.trace import Events, Trace
 from medv.model.configuration import MedVConfig
 from medv.model.modeling import IGNORED_LABEL, MedVForMaskedDiffusion, MedVOutput
@@ -98,16 +99,8 @@ class MedVForCausalLM(MedVForMaskedDiffusion):
         `row_indices` number random draws, of which there are none. Block length, steps and seed have no meaning here; any
         other setting that a diffusion model would follow raises ValueError.
         """
-        plain = SamplerConfig(
-            config.gen_length,
-            config.block_length,
-            config.steps,
-            suppress_tokens=config.suppress_tokens,
-            stop_tokens=config.stop_tokens,
-            min_length=config.min_length,
-            seed=config.seed,
-        )
-        if config != plain:
+        followed = ("gen_length", "block_length", "steps", "suppress_tokens", "stop_tokens", "min_length", "seed")
+        if config != SamplerConfig(**{name: getattr(config, name, None) for name in followed}):
             raise ValueError(f"the autoregressive twin decodes greedily and cannot follow {config}: leave the rest out")
         settings = self.settings(config)
         started = time.perf_counter()

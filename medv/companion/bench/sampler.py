@@ -18,8 +18,9 @@ from transformers import LlamaConfig
 from medv.artifacts import append_jsonl, read_jsonl
 from medv.companion.bench.baseline import official_run
 from medv.companion.bench.machine import bench_device, copy_speed, machine, matmul_speed, peak_memory, timed
+from medv.diffusion.blockwise import SamplerOutput
 from medv.diffusion.caching import NO_CACHE, CachePolicy, DualCache, PrefixCache
-from medv.diffusion.config import SamplerConfig, SamplerOutput
+from medv.diffusion.config import SamplerConfig
 from medv.model.configuration import MedVConfig
 from medv.model.decoding import forget_decoders
 from medv.model.modeling import MedVForMaskedDiffusion

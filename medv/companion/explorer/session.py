@@ -16,8 +16,8 @@ from PIL import Image
 
 from medv.data.example import Example, Turn
 from medv.data.images import ImageError, open_image
+from medv.diffusion.config import SamplerConfig
 from medv.diffusion.revision import ReMDM, RevealRemask, Revision
-from medv.diffusion.sampler import SamplerConfig
 from medv.diffusion.schedules import SCHEDULES, schedule_named
 from medv.diffusion.trace import COMMIT, Events, Trace
 from medv.evaluation.answering import Answer, answer_with_trace, check_length

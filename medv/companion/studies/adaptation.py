@@ -22,7 +22,8 @@ from medv.companion.studies.trials import judged, run_trials
 from medv.companion.studies.vqa_study import sampler_config, summarize
 from medv.data.chat import SpecialTokens
 from medv.data.texts import Document, read_documents, split_documents
-from medv.diffusion.sampler import SamplerConfig, sample
+from medv.diffusion.config import SamplerConfig
+from medv.diffusion.sampler import sample
 from medv.evaluation.repetition import repetition
 from medv.intervals import span
 from medv.model.devices import device_named
