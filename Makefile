@@ -1,5 +1,5 @@
 # Every target works alone and first on a fresh clone: it makes the environment in .venv if there is none yet.
-#   make setup       the environment (again whenever pyproject.toml changes)
+#   make setup       the environment (again whenever pyproject.toml or constraints.txt changes)
 #   make reproduce   run the notebooks of PROFILE to figures, tables and runs/PROFILE/index.html
 #   make figures     the same, then copy the results to figures/PROFILE/
 #   make lab         the tutorials in JupyterLab
@@ -15,7 +15,7 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 READY := .venv/.ready
-TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
+TORCH := $(shell grep '^torch==' constraints.txt)
 
 ifeq ($(USE_UV),1)
 UV := $(shell command -v uv)
@@ -31,10 +31,10 @@ help:
 
 setup: $(READY)
 
-$(READY): pyproject.toml
+$(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(if $(TORCH_INDEX),$(INSTALL) --index-url $(TORCH_INDEX) "$(TORCH)")
-	$(INSTALL) -e '.[all]'
+	$(INSTALL) -c constraints.txt -e '.[all]'
 	@touch $@
 
 reproduce: $(READY)

@@ -7,9 +7,10 @@ import argparse
 from pathlib import Path
 
 from medv.artifacts import write_text
-from medv.checkpoints.bundled import bundled, load_model
+from medv.checkpoints.bundled import bundled
 from medv.companion.bench.cache_agreement import cache_agreement
 from medv.companion.studies.vqa_study import sampler_config
+from medv.evaluation.answering import Answerer
 from medv.phantoms.sets import description_set
 from medv.profiles import get_profile
 
@@ -23,8 +24,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a CSV file")
     arguments = parser.parse_args()
     config = sampler_config(get_profile(arguments.profile).describe)
-    model, processor = load_model(arguments.model or bundled("tiny_model"))
-    frame = cache_agreement(model, processor, description_set("test", arguments.examples), config)
+    answerer = Answerer.load(arguments.model or bundled("tiny_model"))
+    frame = cache_agreement(answerer, description_set("test", arguments.examples), config)
     print(frame.to_string(index=False, float_format=lambda value: f"{value:.4f}"))
     if arguments.out is not None:
         write_text(arguments.out, frame.to_csv(index=False))

@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 
 from medv.artifacts import versions, write_json
-from medv.checkpoints.bundled import bundled, load_model
+from medv.checkpoints.bundled import bundled
 from medv.companion.bench.machine import device_name
 from medv.companion.explorer.session import Setting, gallery
 from medv.companion.explorer.widgets import Explorer
+from medv.evaluation.answering import Answerer
 
 LENGTH = 64
 
@@ -26,7 +27,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="how often every Z is shown")
     parser.add_argument("--out", type=Path, help="a JSON file")
     arguments = parser.parse_args()
-    explorer = Explorer(*load_model(bundled("tiny_model")), gallery(), setting=Setting(LENGTH, LENGTH // 2, LENGTH))
+    explorer = Explorer(Answerer.load(bundled("tiny_model")), gallery(), setting=Setting(LENGTH, LENGTH // 2, LENGTH))
     explorer.question.value = "Describe the image in detail."
     explorer.sweep()  # the first runs warm up what torch sets up once
     explorer.wait()

@@ -23,8 +23,8 @@ from medv.data.chat import SpecialTokens
 from medv.data.example import load_image
 from medv.diffusion.caching import cache_named
 from medv.diffusion.config import SamplerConfig
+from medv.evaluation.answering import Answerer
 from medv.evaluation.benchmark import answer_file
-from medv.evaluation.runners import MedVRunner
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.phantoms.sets import description_set
 from medv.profiles import get_profile
@@ -53,7 +53,7 @@ def main() -> int:
     given = parser.parse_args()
     device, profile = bench_device(given.device or "cuda"), get_profile(given.profile)
     started = time.perf_counter()
-    network = drawn(given.profile, device)
+    answerer = Answerer(*drawn(given.profile, device), name="random weights")
     found = {**machine(device), "drawn_s": time.perf_counter() - started, "questions": QUESTIONS, "runs": [], "errors": {}}
     spec = profile.describe
     config = SamplerConfig(
@@ -62,13 +62,12 @@ def main() -> int:
     examples = description_set("test", QUESTIONS, image_size=profile.model.image_size)
     pictures = [load_image(example) for example in examples]  # to draw them is no part of the command
     examples = [replace(ex, image=lambda picture=picture: picture) for ex, picture in zip(examples, pictures, strict=True)]
-    runner = MedVRunner(Path("random weights"), config, dtype=profile.dtype, load=lambda: network)
     for tokens in (1, 4):
         for batch in (1, 8):
             name = f"batch of {batch}, {tokens} tokens a forward"
-            now = replace(runner, config=replace(config, steps=max(config.blocks, spec.steps // tokens)))
+            now = replace(config, steps=max(config.blocks, spec.steps // tokens))
             try:
-                row = measured(now, examples if batch > 1 else examples[: given.alone], batch, device)
+                row = measured(answerer, now, examples if batch > 1 else examples[: given.alone], batch, device)
             except Exception as error:
                 found["errors"][name] = f"{type(error).__name__}: {error}"[:2000]
                 print(f"{name} failed: {error}", file=sys.stderr)
@@ -79,13 +78,13 @@ def main() -> int:
     return 1 if found["errors"] else 0
 
 
-def measured(runner: MedVRunner, examples: list, batch: int, device: torch.device) -> dict:
+def measured(answerer: Answerer, config: SamplerConfig, examples: list, batch: int, device: torch.device) -> dict:
     """Seconds of the whole command (images read, answers written) and of the sampling alone; tokens a second of the whole."""
     with tempfile.TemporaryDirectory() as folder:
-        answer_file(examples[:batch], runner, Path(folder) / "warm.jsonl", batch_size=batch, quiet=True)
+        answer_file(examples[:batch], answerer, config, Path(folder) / "warm.jsonl", batch_size=batch, quiet=True)
         out = Path(folder) / "answers.jsonl"
         with peak_memory(device) as peak:
-            seconds, count = timed(lambda: answer_file(examples, runner, out, batch_size=batch, quiet=True), device)
+            seconds, count = timed(lambda: answer_file(examples, answerer, config, out, batch_size=batch, quiet=True), device)
         rows = read_jsonl(out)
     sampled, tokens = sum(row["seconds"] for row in rows), sum(row["tokens"] for row in rows)
     held = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None

@@ -12,11 +12,12 @@ import pandas as pd
 import torch
 
 from medv.artifacts import fingerprint, versions, write_json
-from medv.checkpoints.bundled import bundled, load_model
+from medv.checkpoints.bundled import bundled
 from medv.companion.bench.machine import device_name
 from medv.companion.studies import sampler_quality as quality
 from medv.companion.studies.vqa_study import sampler_config
 from medv.diffusion.config import SamplerConfig
+from medv.evaluation.answering import Answerer
 from medv.phantoms.sets import description_set
 from medv.profiles import get_profile
 
@@ -46,7 +47,7 @@ def main() -> None:
         config, started = sampler_config(get_profile("tiny").describe), time.perf_counter()
         folder = given.model or bundled("tiny_model")
         examples = description_set(given.split, given.descriptions)
-        items = quality.model_quality(known, *load_model(folder), examples, config, quality.budgets(config), quiet=False)
+        items = quality.model_quality(known, Answerer.load(folder), examples, config, quality.budgets(config), quiet=False)
         result["model"] = _result(items, config, "f1", SEEN + FACTS, started) | {"weights": fingerprint(folder)}
     if given.out is not None:
         write_json(given.out, result)

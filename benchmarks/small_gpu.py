@@ -38,6 +38,7 @@ from medv.companion.studies.training_stages import AFTER, BLIND, question_sets
 from medv.companion.studies.trials import as_rows, run_trials
 from medv.companion.studies.vqa_study import CONDITIONS, sampler_config, vqa_study
 from medv.data.example import Example
+from medv.evaluation.answering import Answerer
 from medv.evaluation.controls import blinded
 from medv.model.looks import Looks
 from medv.profiles import StageRecipe, get_profile
@@ -176,11 +177,11 @@ class Worker:
         asked = {name: blinded(part) if gray else part for name, part in asked.items()}
         if not learns:
             looks.once(model.model, [example for part in asked.values() for example in part])
-        items = self._ask(trial, (model, processor), train, asked, looks)
+        items = self._ask(trial, Answerer(model, processor), train, asked, looks)
         times |= {"asking": time.perf_counter() - since, "all": time.perf_counter() - begun}
         return {"items": as_rows(items), "seconds": times, "losses": losses}
 
-    def _ask(self, trial, network, train, asked, looks) -> pd.DataFrame:
+    def _ask(self, trial, answerer, train, asked, looks) -> pd.DataFrame:
         shown = ["model"] if trial.images == "gray" else ["model", "shuffled images"]
         if trial.protocol != "validation" and trial.images == "real":
             shown = list(CONDITIONS)
@@ -188,7 +189,7 @@ class Worker:
         for name, questions in asked.items():
             config = sampler_config(SMALL.answer, seed=trial.seed)
             how = {"seed": trial.seed, "conditions": shown, "looks": looks, "quiet": True}
-            frames.append(vqa_study(*network, train, questions, config, **how).assign(test=name))
+            frames.append(vqa_study(answerer, train, questions, config, **how).assign(test=name))
         return pd.concat(frames, ignore_index=True)
 
 

@@ -100,7 +100,6 @@ def ask(
 ) -> None:
     """Answer a question about one image."""
     from medv.companion.figures.traces import trace_targets, word_of, write_trace
-    from medv.data.example import Example, Turn
     from medv.data.images import open_image
 
     chosen, how = get_profile(profile), {"schedule": schedule, "cache": cache, "preset": preset}
@@ -110,15 +109,17 @@ def ask(
         raise ValueError("the question is empty: ask something about the image")
     question.encode()  # half of a character, as a shell of another encoding gives it, is refused here
     picture = open_image(image)
-    from medv.checkpoints.bundled import bundled, untrained_projector
-    from medv.evaluation.answering import answer_with_trace, check_length
+    from transformers.utils import logging
 
-    network, processor = _load_quietly(model or bundled("tiny_model"), chosen.dtype if model else "float32", device)
-    check_length(question, picture, network, processor, config.gen_length)
-    example = Example("ask", lambda: picture, (Turn("user", question),))
-    word = word_of(processor.tokenizer)
+    from medv.checkpoints.bundled import bundled, untrained_projector
+    from medv.evaluation.answering import Answerer
+
+    logging.disable_progress_bar()  # of a fraction of a second
+    how = {"dtype": chosen.dtype if model else "float32", "device": device, "graphs": cuda_graphs}
+    answerer = Answerer.load(model or bundled("tiny_model"), **how)
+    word = word_of(answerer.processor.tokenizer)
     with _view(watched and not as_json, config.gen_length, word) as on_step:
-        answer, story = answer_with_trace(network, processor, example, config, on_step=on_step, graphs=cuda_graphs)
+        answer, story = answerer.ask(picture, question, config, on_step=on_step)
     for file in files:
         write_trace(file, story, word, question=question, answer=answer.text, picture=picture)
     if as_json:
@@ -137,17 +138,6 @@ def _view(wanted: bool, gen_length: int, word):
     from medv.companion.figures.trace_terminal import TerminalView
 
     return TerminalView(console, gen_length, word) if wanted and console.is_terminal else nullcontext()
-
-
-def _load_quietly(folder: Path, dtype: str, device: str | None):
-    """`load_model` without the progress bar of its fraction of a second."""
-    import torch
-    from transformers.utils import logging
-
-    from medv.checkpoints.bundled import load_model
-
-    logging.disable_progress_bar()
-    return load_model(folder, dtype=getattr(torch, dtype), device=device)
 
 
 @_in_words
@@ -252,25 +242,26 @@ def generate(
 ) -> None:
     """Answer the questions of a benchmark; resumable, and under torchrun shared out over its processes."""
     from medv.data.images import ImageFolder
+    from medv.evaluation.answering import Answerer
+    from medv.evaluation.baselines import CheckpointAnswerer, availability
     from medv.evaluation.benchmark import answer_file, examine, read_questions, write_skipped
-    from medv.evaluation.runners import CheckpointRunner, MedVRunner, availability
+    from medv.model.devices import device_named
 
     if (model is None) == (checkpoint is None):
         raise ValueError("give either --model or --checkpoint, one of the two")
     chosen, how = get_profile(profile), {"schedule": schedule, "cache": cache, "preset": preset}
     config = sampler_of(chosen, gen_length, block_length, steps, **how, temperature=temperature, seed=seed)
-    if checkpoint is None:
-        runner = MedVRunner(model, config, dtype=chosen.dtype, device=device, graphs=cuda_graphs)
-    elif (found := availability(checkpoint)) != "on this machine":
+    device_named(device)  # a device that is not here is reported before questions are read
+    if checkpoint is not None and (found := availability(checkpoint)) != "on this machine":
         mend = f"fetch it first, for example with `hf download {checkpoint}`"
         raise ValueError(f"{checkpoint}: {found}; {'--model takes ours' if Path(checkpoint).is_dir() else mend}")
-    else:
-        runner = CheckpointRunner(checkpoint, max_new_tokens=config.gen_length, device=device)
     wanted = read_questions(questions, ImageFolder(images, tuple(image_root or ())), data=data)
     if checkpoint is None:
-        runner.load()  # so that a fault of the model is not told as one of a question
-    wanted, skipped = examine(wanted, runner, skip_corrupt=skip_corrupt)
-    count = answer_file(wanted, runner, out, batch_size=batch_size, inputs=[questions])
+        answerer = Answerer.load(model, dtype=chosen.dtype, device=device, graphs=cuda_graphs)
+    else:
+        answerer = CheckpointAnswerer.load(checkpoint, device=device)
+    wanted, skipped = examine(wanted, answerer, config, skip_corrupt=skip_corrupt)
+    count = answer_file(wanted, answerer, config, out, batch_size=batch_size, inputs=[questions])
     if skipped and os.environ.get("RANK", "0") == "0":
         say(f"{len(skipped)} questions were left out, as their images cannot be read: see {write_skipped(skipped, out)}")
     console.print(visible(f"{count} answers in {out}"), soft_wrap=True)

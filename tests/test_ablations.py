@@ -157,7 +157,7 @@ def test_adapters_cost_less_memory_than_all_weights_and_the_figure_shows_every_a
 
 def test_the_arms_share_the_vision_tower_and_differ_in_the_language_tower(smoke):
     parts = init.parts_of(smoke)
-    starts = {arm.name: init.initial(arm, parts, smoke, seed=0)[0].state_dict() for arm in init.ARMS}
+    starts = {arm.name: init.initial(arm, parts, smoke, seed=0).model.state_dict() for arm in init.ARMS}
     base = starts[init.BASE]
     for name, start in starts.items():
         tower = [key for key in start if ".vision_tower." in key]
@@ -165,7 +165,7 @@ def test_the_arms_share_the_vision_tower_and_differ_in_the_language_tower(smoke)
     key = "model.language_model.layers.0.mlp.up_proj.weight"
     assert starts["LLaDA-MedV V1"][key].equal(starts["LLaDA-MedV V2"][key])
     assert len({start[key].sum().item() for start in starts.values()}) == 3
-    again, other = (init.initial(init.ARMS[3], parts, smoke, seed=seed)[0].state_dict() for seed in (0, 1))
+    again, other = (init.initial(init.ARMS[3], parts, smoke, seed=seed).model.state_dict() for seed in (0, 1))
     assert again[key].equal(starts["random"][key]) and not other[key].equal(again[key])
 
 

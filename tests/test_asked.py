@@ -1,7 +1,6 @@
 """How a model is asked is a parameter of every notebook that generates: how many at once, and by whose sampler."""
 
 import json
-from pathlib import Path
 
 import pytest
 import tiny
@@ -15,7 +14,7 @@ from medv.companion.studies import conversation, generation, initialization, len
 from medv.companion.studies.vqa_study import sampler_config
 from medv.diffusion.config import SamplerConfig
 from medv.diffusion.official import OfficialConfig
-from medv.evaluation.answering import answer_examples
+from medv.evaluation.answering import Answerer
 from medv.phantoms.sets import description_set
 from medv.profiles import SamplerSpec, get_profile
 
@@ -58,21 +57,21 @@ def test_the_defaults_of_every_notebook_open_its_run(root, tmp_path):
 def test_every_study_asks_the_diffusion_model_by_the_preset_and_the_twin_by_its_own():
     settings = generation.table5_settings(OFFICIAL)
     configs = list(generation.plain_configs(settings, OFFICIAL.describe).values())
-    model = lengths.MedVRunner(Path(), SamplerConfig())
-    runners = lengths.table3_runners(OFFICIAL, model, model) | lengths.length_runners(OFFICIAL, model, model)
-    configs += [runner.config for name, runner in runners.items() if name.startswith(lengths.DIFFUSION)]
+    ways = lengths.table3_ways(OFFICIAL, "model", "twin") | lengths.length_ways(OFFICIAL, "model", "twin")
+    assert all((model == "twin") == name.startswith(lengths.TWIN) for name, (model, _) in ways.items())
+    configs += [config for name, (_, config) in ways.items() if name.startswith(lengths.DIFFUSION)]
     plan = initialization.plan_of(OFFICIAL)
     configs += [sampler_config(spec) for spec in (plan.describe, plan.answer, OFFICIAL.answer)]
     assert {type(config) for config in configs} == {OfficialConfig}
-    assert {type(r.config) for name, r in runners.items() if name.startswith(lengths.TWIN)} == {SamplerConfig}
+    assert {type(config) for name, (_, config) in ways.items() if name.startswith(lengths.TWIN)} == {SamplerConfig}
     assert plan.describe.batch_size == 3 and plan.describe.gen_length == initialization.PLANS["smoke"].describe.gen_length
 
 
 def test_the_official_sampler_answers_in_any_batch_alike_and_stops_at_the_end_of_a_turn():
     asked, config = description_set("test", 3), sampler_config(SamplerSpec(8, 4, 4, preset="official"))
     assert config == SamplerConfig.official(gen_length=8, block_length=4, steps=4)
-    network = tiny.model(), tiny.processor()
-    texts = [[a.text for a in answer_examples(*network, asked, config, batch_size=n, quiet=True)] for n in (1, 2)]
+    answerer = Answerer(tiny.model(), tiny.processor())
+    texts = [[a.text for a in answerer.answer(asked, config, batch_size=n, quiet=True)] for n in (1, 2)]
     assert texts[0] == texts[1]
 
 

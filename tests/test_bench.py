@@ -17,6 +17,7 @@ from medv.companion.bench.sampler import BenchShape, bench_sampler, random_netwo
 from medv.companion.bench.training import bench_training
 from medv.diffusion.config import SamplerConfig
 from medv.diffusion.official import sample as official_sample
+from medv.evaluation.answering import Answerer
 
 SHAPE = BenchShape(
     hidden_size=32, intermediate_size=64, layers=2, heads=2, vocab_size=1500, prompt_length=20, gen_length=16, block_length=8
@@ -76,7 +77,7 @@ def test_peak_memory_sees_a_large_tensor():
 
 def test_an_exact_cache_agrees_and_a_stale_one_does_not():
     config = SamplerConfig(gen_length=16, block_length=8, steps=16)
-    frame = cache_agreement(model(), processor(), examples(3), config, intervals=(1, None))
+    frame = cache_agreement(Answerer(model(), processor()), examples(3), config, intervals=(1, None))
     assert frame["interval"].isna().tolist() == [False, True] * 2
     fresh, stale = frame[frame["interval"] == 1], frame[frame["interval"].isna()]
     assert (fresh["identity"] == 1).all() and (fresh["same_answers"] == 1).all() and (fresh["kl"].abs() < 1e-9).all()

@@ -22,8 +22,8 @@ from medv.cli import app
 from medv.companion.reproduction.run import open_run
 from medv.data.example import Example, Turn
 from medv.diffusion.config import SamplerConfig
+from medv.evaluation.answering import Answerer
 from medv.evaluation.benchmark import answer_file
-from medv.evaluation.runners import MedVRunner
 from medv.profiles import ModelShape, StageRecipe, get_profile
 from medv.training.launch import TrainingStopped, stopping_in_words
 from medv.training.lora import LoraRecipe
@@ -280,12 +280,12 @@ def test_a_model_that_moved_is_the_same_model(benchmark, tmp_path):
 def test_what_lies_under_a_projector_is_part_of_the_model(tmp_path):
     base, stage = save_model(tmp_path / "base"), tmp_path / "stage"
     train_stage(load_model(base)[0], tiny.processor(), RECIPE, tiny.examples(4), stage, base={"model": str(base)}, quiet=True)
-    runner, out = MedVRunner(stage, SamplerConfig(4, 4, 4)), tmp_path / "a.jsonl"
-    answer_file(tiny.examples(2), runner, out, quiet=True)
+    config, out = SamplerConfig(4, 4, 4), tmp_path / "a.jsonl"
+    answer_file(tiny.examples(2), Answerer.load(stage), config, out, quiet=True)
     shutil.rmtree(base)
     save_model(base, seed=1)
     with pytest.raises(ValueError, match=r"model\.weights changed"):
-        answer_file(tiny.examples(2), MedVRunner(stage, SamplerConfig(4, 4, 4)), out, quiet=True)
+        answer_file(tiny.examples(2), Answerer.load(stage), config, out, quiet=True)
 
 
 def test_two_at_once_do_not_write_one_file(benchmark, tmp_path):

@@ -15,8 +15,8 @@ from medv.diffusion.caching import DualCache, NoCache, PrefixCache
 from medv.diffusion.config import SamplerConfig
 from medv.diffusion.loss import full_cross_entropy, masked_cross_entropy
 from medv.diffusion.schedules import EntropyBoundSchedule, FixedSchedule, ThresholdSchedule
+from medv.evaluation.answering import Answerer
 from medv.evaluation.benchmark import answer_file
-from medv.evaluation.runners import MedVRunner
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.twin import language_tower
 from medv.profiles import StageRecipe
@@ -245,12 +245,12 @@ def test_the_command_answers_on_the_gpu_what_the_cpu_answers(folders, tmp_path):
     assert texts[0] == texts[1]
 
 
-def test_a_runner_keeps_one_model_however_often_it_is_asked_in_another_way(folders, tmp_path):
-    runner = MedVRunner(folders[0], SamplerConfig(8, 8, 8), device="cuda")
+def test_many_settings_take_no_more_memory_than_one(folders, tmp_path):
+    answerer = Answerer.load(folders[0], device="cuda")
     held = []
     for steps in (8, 4, 2, 1):
-        again = replace(runner, config=replace(runner.config, steps=steps, cache=DualCache(2)))
-        answer_file(tiny.examples(4), again, tmp_path / f"{steps}.jsonl", batch_size=2, quiet=True)
+        config = SamplerConfig(8, 8, steps, cache=DualCache(2))
+        answer_file(tiny.examples(4), answerer, config, tmp_path / f"{steps}.jsonl", batch_size=2, quiet=True)
         held.append(torch.cuda.memory_allocated())
     assert max(held[1:]) <= held[0] + 2**20
 

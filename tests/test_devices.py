@@ -14,10 +14,9 @@ from medv.cli import app
 from medv.companion.studies.generation import ask_model
 from medv.diffusion.caching import DualCache, NoCache
 from medv.diffusion.config import SamplerConfig
-from medv.evaluation import runners
-from medv.evaluation.answering import answer_examples
+from medv.evaluation import answering
+from medv.evaluation.answering import Answerer
 from medv.evaluation.benchmark import answer_file
-from medv.evaluation.runners import MedVRunner
 from medv.model.devices import device_named, place, spread
 from medv.profiles import get_profile
 from medv.training.launch import join
@@ -97,8 +96,9 @@ def test_the_sampler_works_on_a_model_that_is_kept_elsewhere_between_uses(monkey
     inputs = tiny.processor()(images=[tiny.picture(n) for n in (0, 1)], text=list(tiny.QUESTIONS[:2]))
     config = replace(BASE, cache=cache, cfg_scale=cfg_scale)
     assert network.generate(**inputs, config=config).sequences.equal(whole.generate(**inputs, config=config).sequences)
-    asked = (tiny.processor(), tiny.examples(2), config)
-    texts = [[a.text for a in answer_examples(m, *asked, quiet=True)] for m in (network, whole)]
+    texts = [
+        [a.text for a in Answerer(m, tiny.processor()).answer(tiny.examples(2), config, quiet=True)] for m in (network, whole)
+    ]
     assert texts[0] == texts[1]
 
 
@@ -125,7 +125,7 @@ def test_a_model_too_large_for_the_gpu_is_spread_and_one_too_large_for_all_is_re
 
 def test_thirty_two_sampler_settings_share_one_model(model_dir, monkeypatch, tmp_path):
     alive, loaded = weakref.WeakSet(), []
-    load = runners.load_model
+    load = answering.load_model
 
     def counted(*args, **options):
         model, processor = load(*args, **options)
@@ -133,7 +133,7 @@ def test_thirty_two_sampler_settings_share_one_model(model_dir, monkeypatch, tmp
         loaded.append(len(alive))
         return model, processor
 
-    monkeypatch.setattr(runners, "load_model", counted)
+    monkeypatch.setattr(answering, "load_model", counted)
     configs = {f"{z} {seed}": SamplerConfig(8, 8, z, temperature=0.5, seed=seed) for z in (1, 2, 4, 8) for seed in range(8)}
     items = ask_model(model_dir, configs, {0: tiny.examples(2)}, tmp_path)
     gc.collect()
@@ -141,9 +141,9 @@ def test_thirty_two_sampler_settings_share_one_model(model_dir, monkeypatch, tmp
 
 
 def test_the_dtype_is_the_one_asked_for_and_is_told(model_dir, tmp_path):
-    runner = MedVRunner(model_dir, BASE, dtype="bfloat16", device="cpu")
-    assert runner.load()[0].dtype == torch.bfloat16 and runner.load()[0] is replace(runner, device="cpu").load()[0]
-    answer_file(tiny.examples(2), runner, tmp_path / "a.jsonl", quiet=True)
+    answerer = Answerer.load(model_dir, dtype="bfloat16", device="cpu")
+    assert answerer.model.dtype == torch.bfloat16
+    answer_file(tiny.examples(2), answerer, BASE, tmp_path / "a.jsonl", quiet=True)
     assert json.loads((tmp_path / "a.jsonl").read_text().splitlines()[0])["settings"]["dtype"] == "bfloat16"
 
 

@@ -19,7 +19,7 @@ from medv.companion.figures.traces import word_of
 from medv.data.example import load_image
 from medv.data.images import ImageError
 from medv.diffusion.trace import COMMIT, REMASK, Event, Trace
-from medv.evaluation.answering import Answer
+from medv.evaluation.answering import Answer, Answerer
 from medv.evaluation.repetition import repeated_parts
 from medv.model.views import ViewPlan
 from medv.phantoms.sets import description_set
@@ -36,7 +36,7 @@ def network():
 @pytest.fixture
 def explorer(network):
     """An explorer over two phantoms, with nothing asked yet."""
-    made = Explorer(*network, description_set("test", 2, image_size=32), setting=SETTING)
+    made = Explorer(Answerer(*network), description_set("test", 2, image_size=32), setting=SETTING)
     made.question.value = "What is shown?"
     yield made
     made.cancel()
@@ -71,7 +71,7 @@ def test_a_sweep_asks_every_z_once_and_a_dragged_z_shows_the_kept_answer(explore
     explorer.wait()
     assert explorer.drag.options == (2, 4, 8, 16) and not explorer.drag.disabled
     assert len(explorer.session.history()) == 4
-    monkeypatch.setattr(explorer.session.model, "stream", None)  # a dragged Z asks the model nothing
+    monkeypatch.setattr(explorer.session.answerer.model, "stream", None)  # a dragged Z asks the model nothing
     seen = set()
     for steps in (2, 16, 4, 8):
         explorer.drag.value = steps
@@ -86,7 +86,7 @@ def test_a_sweep_asks_every_z_once_and_a_dragged_z_shows_the_kept_answer(explore
 
 
 def test_the_canvas_of_every_frame_is_the_replay_of_the_trace(network):
-    session = Session(*network)
+    session = Session(Answerer(*network))
     drawn = [replace(SETTING, revision="remdm", temperature=1.0, seed=seed) for seed in range(20)]
     runs = (session.ask(picture(), "What is shown?", each) for each in drawn)
     asked = next(run for run in runs if any(event.kind == REMASK for event in run.trace.events))
@@ -166,7 +166,7 @@ def test_a_run_can_be_cancelled_and_what_was_finished_stays(explorer, monkeypatc
     explorer.answer()
     explorer.wait()
     reached, go = threading.Event(), threading.Event()
-    stream = explorer.session.model.stream
+    stream = explorer.session.answerer.model.stream
 
     def slow(*args, **options):
         steps = stream(*args, **options)
@@ -175,7 +175,7 @@ def test_a_run_can_be_cancelled_and_what_was_finished_stays(explorer, monkeypatc
         assert go.wait(30)
         return (yield from steps)
 
-    monkeypatch.setattr(explorer.session.model, "stream", slow)
+    monkeypatch.setattr(explorer.session.answerer.model, "stream", slow)
     explorer.sweep()
     assert reached.wait(30)
     assert explorer.answer_button.disabled and not explorer.cancel_button.disabled
@@ -192,7 +192,7 @@ def test_a_run_that_dies_says_why(explorer, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("out of <memory>")
 
-    monkeypatch.setattr(explorer.session.model, "stream", broken)
+    monkeypatch.setattr(explorer.session.answerer.model, "stream", broken)
     explorer.answer()
     explorer.wait()
     assert "RuntimeError: out of &lt;memory&gt;" in explorer.message.value and not explorer.answer_button.disabled
@@ -229,13 +229,13 @@ def test_another_picture_or_setting_has_runs_of_its_own(explorer):
 
 def test_the_same_setting_gives_the_same_answer_in_a_new_session(network):
     drawn = replace(SETTING, temperature=1.0, seed=3)
-    texts = [Session(*network).ask(picture(), "What is shown?", drawn).answer.text for _ in range(2)]
-    other = Session(*network).ask(picture(), "What is shown?", replace(drawn, seed=4)).answer.text
+    texts = [Session(Answerer(*network)).ask(picture(), "What is shown?", drawn).answer.text for _ in range(2)]
+    other = Session(Answerer(*network)).ask(picture(), "What is shown?", replace(drawn, seed=4)).answer.text
     assert texts[0] == texts[1] != other
 
 
 def test_a_cancelled_run_leaves_nothing_behind(network):
-    session = Session(*network)
+    session = Session(Answerer(*network))
 
     def stop(_):
         raise Cancelled
@@ -254,7 +254,7 @@ def test_a_sweep_is_told_from_its_numbers():
 
 
 def test_the_figure_and_its_rows_are_the_runs(network):
-    session = Session(*network)
+    session = Session(Answerer(*network))
     runs = list(session.sweep(picture(), "a $ in a question", SETTING))
     fig, frame = explorer_figure(picture(), runs, word_of(network[1].tokenizer))
     fig.canvas.draw()

@@ -24,8 +24,9 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from medv.data.example import Example, Turn
 from medv.diffusion.config import SamplerConfig
+from medv.evaluation.answering import Answerer
+from medv.evaluation.baselines import CheckpointAnswerer, availability
 from medv.evaluation.benchmark import answer_file
-from medv.evaluation.runners import CheckpointRunner, MedVRunner, availability
 
 COUNT = 11
 
@@ -97,27 +98,27 @@ def test_a_run_killed_at_any_answer_goes_on_to_the_same_file(model_dir, question
     assert out.read_bytes().startswith(b"".join(whole)), "an answer that was there was asked again"
 
 
-class Counting(MedVRunner):
-    """A runner that notes which questions it was asked."""
+class Counting(Answerer):
+    """Notes which questions it was asked."""
 
-    def answer(self, examples, rows):
+    def answer(self, examples, config, **options):
         asked.extend(example.id for example in examples)
-        return super().answer(examples, rows)
+        return super().answer(examples, config, **options)
 
 
 asked: list[str] = []
 
 
 def test_parts_of_a_killed_shared_run_are_used_and_only_the_missing_batches_are_asked(model_dir, tmp_path):
-    out, runner = tmp_path / "answers.jsonl", Counting(model_dir, SamplerConfig(8, 8, 8))
+    out, way = tmp_path / "answers.jsonl", (Counting.load(model_dir), SamplerConfig(8, 8, 8))
     examples = tiny.examples(6)
-    answer_file(examples, runner, out, batch_size=2, quiet=True)
+    answer_file(examples, *way, out, batch_size=2, quiet=True)
     lines, wanted = out.read_text().splitlines(keepends=True), told(out)
     out.unlink()
     (tmp_path / "answers.jsonl.part0").write_text("".join(lines[:2]))
     (tmp_path / "answers.jsonl.part1").write_text(lines[2] + lines[3][:30])
     asked.clear()
-    answer_file(examples, runner, out, batch_size=2, quiet=True)
+    answer_file(examples, *way, out, batch_size=2, quiet=True)
     assert told(out) == wanted and asked == [example.id for example in examples[2:]]
     assert list(tmp_path.iterdir()) == [out]
 
@@ -159,14 +160,14 @@ def checkpoint(tmp_path_factory):
 def test_any_image_text_to_text_checkpoint_answers_and_resumes(checkpoint, tmp_path):
     turns = (Turn("user", "what is shown ?"),)
     examples = [Example(f"q{n}", lambda n=n: Image.new("RGB", (20, 20), (60 * n, 90, 9)), turns) for n in range(3)]
-    runner, out = CheckpointRunner(str(checkpoint), max_new_tokens=5), tmp_path / "answers.jsonl"
+    way, out = (CheckpointAnswerer.load(str(checkpoint)), SamplerConfig(5, 5, 5)), tmp_path / "answers.jsonl"
     assert availability(str(checkpoint)) == "on this machine"
-    assert answer_file(examples, runner, out, batch_size=2, quiet=True) == 3
+    assert answer_file(examples, *way, out, batch_size=2, quiet=True) == 3
     rows = [json.loads(line) for line in out.open()]
     assert [row["settings"]["max_new_tokens"] for row in rows] == [5, 5, 5]
     assert all(1 <= row["forwards"] <= 5 and row["seconds"] > 0 for row in rows)
     before = out.read_bytes()
-    answer_file(examples, runner, out, batch_size=2, quiet=True)
+    answer_file(examples, *way, out, batch_size=2, quiet=True)
     assert out.read_bytes() == before
 
 

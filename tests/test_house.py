@@ -78,6 +78,7 @@ def test_notebooks_are_short_clean_and_numbered(root):
             "is not on kernel python3": book["metadata"].get("kernelspec", {}).get("name") != "python3",
             f"has more than {MAX_CELLS} cells": len(book["cells"]) > MAX_CELLS,
             f"has a cell of over {MAX_CELL} lines": any(len("".join(c["source"]).splitlines()) > MAX_CELL for c in code),
+            "has a source that is no list of lines": not all(isinstance(cell["source"], list) for cell in book["cells"]),
             "has no title": not "".join(book["cells"][0]["source"]).startswith("# "),
             "has no number": not re.match(r"\d\d_[a-z0-9_]+\.ipynb", path.name),
         }
@@ -90,10 +91,48 @@ def test_conda_takes_every_version_from_pyproject(root):
     environment = yaml.safe_load((root / "environment.yml").read_text())
     plain = [item for item in environment["dependencies"] if isinstance(item, str)]
     (pip,) = [item["pip"] for item in environment["dependencies"] if isinstance(item, dict)]
-    assert pip == ["-e .[all]"] and "all" in project["optional-dependencies"]
+    assert pip == ["-c constraints.txt", "-e .[all]"] and "all" in project["optional-dependencies"]
     (python,) = [item.removeprefix("python=") for item in plain if item != "pip"]
     least = tuple(map(int, project["requires-python"].removeprefix(">=").split(".")))
     assert tuple(map(int, python.split("."))) >= least
+
+
+def imports(paths, *, whole: bool = True) -> dict[str, set[str]]:
+    """Each distribution that these files import, with the files; without `whole`, imports inside functions do not count."""
+    known, found = importlib.metadata.packages_distributions(), {}
+    for path in paths:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree) if whole else tree.body:
+            named = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            named += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for top in {name.split(".")[0] for name in named} - set(sys.stdlib_module_names) - {"medv"}:
+                if not (path.parent / f"{top}.py").exists():
+                    found.setdefault(known.get(top, [top])[0].lower().replace("_", "-"), set()).add(path.name)
+    return found
+
+
+def test_pyproject_declares_what_is_imported_and_nothing_else(root):
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    groups = {"": project["dependencies"], **project["optional-dependencies"]}
+    declared = {
+        group: {re.match(r"[\w.-]+", item)[0].lower().replace("_", "-") for item in items} for group, items in groups.items()
+    }
+    everything = set.union(*declared.values()) - {"medv"}
+    used = imports([*sources(root), *(root / "tests").glob("*.py"), *(root / "benchmarks").glob("*.py")])
+    assert not {name: files for name, files in used.items() if name not in everything}
+    # Declared for what they run: commands, the kernel, plugins of pytest.
+    run = {"ipykernel", "voila", "ruff", "import-linter", "pytest-timeout", "pytest-xdist", "playwright"}
+    assert everything - set(used) - {"jinja2"} == run
+    core = [path for path in sources(root) if "companion" not in path.parts]
+    assert set(imports(core, whole=False)) <= declared[""], "the library needs more than the plain install brings"
+
+
+def test_torch_is_a_range_in_pyproject_and_one_version_in_the_constraints(root):
+    (pin,) = [line for line in (root / "constraints.txt").read_text().splitlines() if line.startswith("torch==")]
+    assert re.search(r'"torch>=[\d.]+,<\d+"', (root / "pyproject.toml").read_text())
+    command = ["make", "-nB", "setup", "TORCH_INDEX=https://example.org"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert f'"{pin}"' in done.stdout and "-c constraints.txt -e '.[all]'" in done.stdout
 
 
 def test_all_names_the_fixed_packages(root):

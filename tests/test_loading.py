@@ -20,7 +20,7 @@ from medv.checkpoints.assembly import assemble
 from medv.checkpoints.bundled import bundled, load_model, save_projector
 from medv.checkpoints.loading import load_network, load_tokenizer
 from medv.companion.studies.initialization import ARMS, initial
-from medv.evaluation.runners import CheckpointRunner, availability
+from medv.evaluation.baselines import CheckpointAnswerer, availability
 from medv.profiles import get_profile
 from medv.training.command import starting_point
 from medv.training.lora import LoraRecipe, attach_lora
@@ -370,8 +370,8 @@ def test_what_the_hub_left_on_the_disk_is_found_and_asked_without_the_network(tm
     (coded / "own.py").write_text(CODE)
     for name, words in (("somebody/strange", "cannot be loaded"), ("somebody/coded", "auto_map")):
         assert availability(name) == "on this machine"
-        refused(lambda name=name: CheckpointRunner(name)._network, words)
-    refused(lambda: CheckpointRunner("nobody/nothing")._network, "is not on this machine")
+        refused(lambda name=name: CheckpointAnswerer.load(name), words)
+    refused(lambda: CheckpointAnswerer.load("nobody/nothing"), "is not on this machine")
 
 
 @pytest.mark.parametrize("kind", ["llava_mistral", "llava_llada", "bert", None])

@@ -15,7 +15,7 @@ from medv.checkpoints.assembly import new_processor, random_model
 from medv.checkpoints.bundled import load_model
 from medv.companion.studies.sizes import empty_model
 from medv.companion.studies.vqa_study import sampler_config
-from medv.evaluation.answering import answer_examples
+from medv.evaluation.answering import Answerer
 from medv.profiles import SamplerSpec, StageRecipe, get_profile
 from medv.training.lora import LoraRecipe, attach_lora, merge_lora
 from medv.training.stages import train_stage
@@ -115,7 +115,7 @@ def test_adapters_answer_as_the_merged_model_does(tmp_path, options):
             assert not value.equal(start[name]), f"{name} did not learn"
     config = sampler_config(SamplerSpec(8, 8, 8))
     texts = [
-        [answer.text for answer in answer_examples(net, reader, examples(4), config, quiet=True)] for net in (network, merged)
+        [answer.text for answer in Answerer(net, reader).answer(examples(4), config, quiet=True)] for net in (network, merged)
     ]
     assert texts[0] == texts[1]
 

@@ -13,7 +13,7 @@ import medv
 from medv.checkpoints.bundled import BUNDLED, bundled, load_model
 from medv.companion.towers.pretrain import PARTS, pretrain
 from medv.diffusion.config import SamplerConfig
-from medv.evaluation.answering import answer_examples
+from medv.evaluation.answering import Answerer
 from medv.evaluation.controls import blinded
 from medv.phantoms.sets import vqa_set
 from medv.profiles import get_profile
@@ -77,7 +77,7 @@ def test_the_bundled_model_looks_at_the_image():
     questions = [e for e in vqa_set("validation", 400) if e.meta["kind"] in kinds and e.answer_type == "OPEN"][:80]
     config = SamplerConfig(8, 8, 8)
     seen, blind = (
-        [a.text for a in answer_examples(model, processor, asked, config, quiet=True)]
+        [a.text for a in Answerer(model, processor).answer(asked, config, quiet=True)]
         for asked in (questions, blinded(questions))
     )
     right = [sum(said == e.answer for said, e in zip(texts, questions, strict=True)) for texts in (seen, blind)]

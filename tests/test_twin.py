@@ -10,7 +10,7 @@ from medv.checkpoints.bundled import bundled, load_model
 from medv.companion.studies import lengths
 from medv.diffusion.config import SamplerConfig
 from medv.diffusion.schedules import FixedSchedule
-from medv.evaluation.answering import answer_examples
+from medv.evaluation.answering import Answerer
 from medv.model.twin import MedVForCausalLM, causal_twin
 from medv.profiles import get_profile
 from medv.training.collate import Collator, Encoder
@@ -72,7 +72,7 @@ def test_images_that_were_looked_at_before_give_the_same_loss_and_logits(twin):
 
 def test_an_answer_is_the_most_probable_token_again_and_again(twin):
     example = examples(3)[1]
-    (answer,) = answer_examples(twin, processor(), [example], SamplerConfig(6, 6, 6), quiet=True)
+    (answer,) = Answerer(twin, processor()).answer([example], SamplerConfig(6, 6, 6), quiet=True)
     prompt = processor()(images=example.image(), text=example.question)
     canvas = prompt["input_ids"]
     banned = [*twin.config.suppress_token_ids, twin.config.image_token_id, twin.config.mask_token_id]
@@ -90,8 +90,8 @@ def test_an_answer_is_the_most_probable_token_again_and_again(twin):
 
 def test_answers_do_not_depend_on_the_batch_and_a_length_can_be_forced(twin):
     config = SamplerConfig(8, 8, 8, min_length=8)
-    together = answer_examples(twin, processor(), examples(4), config, quiet=True)
-    alone = answer_examples(twin, processor(), examples(4), config, batch_size=1, quiet=True)
+    together = Answerer(twin, processor()).answer(examples(4), config, quiet=True)
+    alone = Answerer(twin, processor()).answer(examples(4), config, batch_size=1, quiet=True)
     assert [a.text for a in together] == [a.text for a in alone]
     assert {a.tokens for a in together} == {8} and {a.finish_reason for a in together} == {"length"}
 
@@ -99,7 +99,7 @@ def test_answers_do_not_depend_on_the_batch_and_a_length_can_be_forced(twin):
 @pytest.mark.parametrize("option", [{"temperature": 1.0}, {"schedule": FixedSchedule("cosine")}, {"cfg_scale": 1.0}])
 def test_settings_of_diffusion_are_refused(twin, option):
     with pytest.raises(ValueError, match="greedily"):
-        answer_examples(twin, processor(), examples(1), SamplerConfig(8, 8, 8, **option), quiet=True)
+        Answerer(twin, processor()).answer(examples(1), SamplerConfig(8, 8, 8, **option), quiet=True)
 
 
 def test_a_saved_twin_comes_back_as_a_twin_and_its_source_is_untouched(tmp_path, twin):

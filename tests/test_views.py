@@ -12,7 +12,7 @@ from medv.checkpoints.assembly import new_processor, random_model, shape_config
 from medv.checkpoints.bundled import load_model
 from medv.data.example import Example, Turn
 from medv.diffusion.config import SamplerConfig
-from medv.evaluation.answering import answer_examples
+from medv.evaluation.answering import Answerer
 from medv.model.looks import Looks
 from medv.model.merging import merge_views
 from medv.model.modeling import MedVForMaskedDiffusion
@@ -247,7 +247,7 @@ def test_a_training_batch_may_mix_sizes_and_text(mode):
 
 def test_answers_are_about_images_of_any_size():
     mode = ANYRES | {"patch_merge": "spatial_unpad"}
-    answers = answer_examples(network(**mode), processor(**mode), sized_examples()[1:], SAMPLER, quiet=True)
+    answers = Answerer(network(**mode), processor(**mode)).answer(sized_examples()[1:], SAMPLER, quiet=True)
     assert len(answers) == 3
 
 

@@ -21,7 +21,7 @@ from medv.companion.studies.vqa_study import CONDITIONS, vqa_study
 from medv.data.example import Example, Turn
 from medv.data.question_texts import caption_examples, dialogue_examples
 from medv.diffusion.config import SamplerConfig
-from medv.evaluation.answering import answer_examples
+from medv.evaluation.answering import Answerer
 from medv.evaluation.controls import blinded, nearest_answers
 from medv.evaluation.vqa import Reference, evaluate_vqa
 from medv.model.looks import Looks
@@ -137,21 +137,21 @@ def test_answers_in_lower_case_leave_the_questions_as_they_are():
 
 def test_answers_are_the_same_from_states_that_were_kept(monkeypatch):
     network, asked, config = model(), examples(6), SamplerConfig(6, 6, 3)
-    plain = [answer.text for answer in answer_examples(network, processor(), asked, config, quiet=True)]
+    plain = [answer.text for answer in Answerer(network, processor()).answer(asked, config, quiet=True)]
     looks, seen = Looks(processor()), []
     look = MedVModel.look
     monkeypatch.setattr(MedVModel, "look", lambda self, pixels: seen.append(len(pixels)) or look(self, pixels))
     for _ in range(2):
         looks.once(network.model, asked)
-        kept = [a.text for a in answer_examples(network, processor(), asked, config, looks=looks, quiet=True)]
+        kept = [a.text for a in Answerer(network, processor()).answer(asked, config, looks=looks, quiet=True)]
         assert kept == plain and sum(seen) == 6
-    blind = [a.text for a in answer_examples(network, processor(), blinded(asked), config, quiet=True)]
+    blind = [a.text for a in Answerer(network, processor()).answer(blinded(asked), config, quiet=True)]
     assert blind != plain
 
 
 def test_a_study_has_the_nearest_question_among_its_conditions():
     asked = [replace(e, answer_type="OPEN") for e in examples(6)]
-    items = vqa_study(model(), processor(), asked, asked, SamplerConfig(4, 4, 2), quiet=True)
+    items = vqa_study(Answerer(model(), processor()), asked, asked, SamplerConfig(4, 4, 2), quiet=True)
     told = items[items["condition"] == "nearest question"]
     assert len(told) == 6 and told["open_recall"].mean() > items[items["condition"] == "model"]["open_recall"].mean()
 
@@ -241,7 +241,7 @@ def test_the_final_shows_each_arm_over_three_seeds_and_never_one_arm_twice(drive
 
 def test_recorded_results_read_like_those_of_the_notebook(driver, tmp_path):
     asked = [replace(e, answer_type="OPEN") for e in examples(6)]
-    items = vqa_study(model(), processor(), asked, asked, SamplerConfig(4, 4, 2), quiet=True).assign(test="t")
+    items = vqa_study(Answerer(model(), processor()), asked, asked, SamplerConfig(4, 4, 2), quiet=True).assign(test="t")
     trials = {f"real-{seed}": driver.Trial(seed=seed) for seed in (0, 1)}
     results = {
         n: {"items": as_rows(items.assign(seed=t.seed)), "seconds": {"all": 2.0}, "losses": {}} for n, t in trials.items()

@@ -25,7 +25,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
+import httpx2
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
@@ -188,7 +188,7 @@ def local_folder(source: str) -> Path:
     try:
         kept = ["*.safetensors", "*.json", "LICENSE*"]
         return Path(snapshot_download(source, allow_patterns=kept, ignore_patterns=["*/*"]))
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
         raise ValueError(
             f"{source} could not be fetched from the hub ({str(error).splitlines()[0]}): look at the id and the network, "
             "or give a folder"

@@ -8,6 +8,7 @@ for the algorithm.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -39,6 +40,7 @@ class OfficialConfig(BlockwiseConfig):
     * `prefix_refresh_interval` and `threshold`, which its demo passes, have no effect there and are not settings here.
     """
 
+    preset: ClassVar[str] = "official"
     block_length: int = 128
     stop_sequences: tuple[tuple[int, ...], ...] = ()
     suffix: tuple[int, ...] = ()
@@ -59,6 +61,7 @@ class LladaConfig(BlockwiseConfig):
     with a temperature only the last of unsure_tokens loses its confidence.
     """
 
+    preset: ClassVar[str] = "llada"
     block_length: int = 128
     suppress_tokens: tuple[int, ...] | None = ()
     unsure_tokens: tuple[int, ...] = ()

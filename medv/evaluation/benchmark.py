@@ -20,7 +20,9 @@ from medv.data.example import IMAGE_TOKEN, Example, Turn, picture_of
 from medv.data.images import ImageError, ImageFolder, open_image
 from medv.data.readers import read_dataset
 from medv.data.rows import Row, by_id, read_rows
-from medv.evaluation.runners import Runner
+from medv.diffusion.config import SamplerConfig
+from medv.evaluation.answering import Answerer
+from medv.evaluation.baselines import CheckpointAnswerer
 from medv.ownership import Run, owned, owned_rows, reserve_file
 from medv.reading import read_lines
 
@@ -42,11 +44,13 @@ def read_questions(path: Path, images: Path | ImageFolder, *, data: str | None =
     return examples
 
 
-def examine(examples: Sequence[Example], runner: Runner, *, skip_corrupt: bool = False) -> tuple[list[Example], dict[str, str]]:
+def examine(
+    examples: Sequence[Example], answerer: Answerer | CheckpointAnswerer, config: SamplerConfig, *, skip_corrupt: bool = False
+) -> tuple[list[Example], dict[str, str]]:
     """The questions that can be answered, before anything is; and, with `skip_corrupt`, why others cannot, by id.
 
     Raises ImageError, without `skip_corrupt`, for the first image that cannot be read; ValueError for a question that is too
-    long for the runner's model, or where no image can be read.
+    long for the model, or where no image can be read.
     """
     asked, skipped = [], {}
     look = lru_cache(maxsize=8)(open_image)  # several questions about one image stand together
@@ -61,7 +65,7 @@ def examine(examples: Sequence[Example], runner: Runner, *, skip_corrupt: bool =
             skipped[example.id] = str(error)
             continue
         try:
-            runner.check(example, picture)
+            answerer.check(example.question, picture, config)
         except ValueError as error:
             raise ValueError(f"question {example.id}: {error}") from error
         asked.append(example)
@@ -85,7 +89,8 @@ def write_skipped(skipped: Mapping[str, str], out: Path) -> Path:
 
 def answer_file(
     examples: Sequence[Example],
-    runner: Runner,
+    answerer: Answerer | CheckpointAnswerer,
+    config: SamplerConfig,
     out: Path,
     *,
     batch_size: int = 16,
@@ -103,7 +108,7 @@ def answer_file(
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     out = out.resolve()  # a link stays one
     with reserve_file(out, MADE_BY, inputs=inputs) if rank == 0 else nullcontext():
-        run = made_of(examples, runner)
+        run = made_of(examples, answerer, config)
         done = _answers_there(out, run)
         own = out if world == 1 else out.with_name(f"{out.name}.part{rank}")
         _meet(world)  # nobody writes before all have read
@@ -112,8 +117,8 @@ def answer_file(
             for start in starts:
                 batch = examples[start : start + batch_size]
                 if any(example.id not in done for example in batch):
-                    for answer in runner.answer(batch, range(start, start + len(batch))):
-                        row = {"question_id": answer.id, **answer.to_dict(), "settings": runner.settings}
+                    for answer in answerer.answer(batch, config, batch_size=batch_size, first_index=start, quiet=True):
+                        row = {"question_id": answer.id, **answer.to_dict(), "settings": answerer.settings(config)}
                         if answer.id not in done:
                             append_jsonl(own, owned(run, row))
                 bar.update(len(batch))
@@ -124,14 +129,14 @@ def answer_file(
     return len(examples)
 
 
-def made_of(examples: Sequence[Example], runner: Runner) -> Run:
+def made_of(examples: Sequence[Example], answerer: Answerer | CheckpointAnswerer, config: SamplerConfig) -> Run:
     """The identity of a file of answers, as `medv.ownership` keeps it in every row."""
-    settings = {name: value for name, value in runner.settings.items() if name != "model"}
+    settings = {name: value for name, value in answerer.settings(config).items() if name != "model"}
     asked = contents(examples)
     return {
         "made_by": MADE_BY,
         "settings": settings,
-        "model": runner.contents,
+        "model": answerer.contents,
         "questions": asked["rows"],
         "images": asked["images"],
     }

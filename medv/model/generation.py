@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import pad
 
 from medv.diffusion import official, sampler
-from medv.diffusion.blockwise import Denoiser, SamplerOutput
+from medv.diffusion.blockwise import BlockwiseConfig, Denoiser, SamplerOutput
 from medv.diffusion.caching import NO_CACHE
 from medv.diffusion.config import SamplerConfig
 from medv.diffusion.official import LladaConfig, OfficialConfig, Uniform, join_outputs
@@ -20,13 +20,11 @@ from medv.diffusion.trace import Events, drain
 from medv.model.decoding import decoder_for
 from medv.model.devices import can_compile, computes_on
 
-AnyConfig = SamplerConfig | OfficialConfig | LladaConfig
-
 
 class DiffusionGeneration:
     """The generation methods of `MedVForMaskedDiffusion`."""
 
-    def generate(self, *inputs: torch.Tensor, config: AnyConfig, **options: Any) -> SamplerOutput:
+    def generate(self, *inputs: torch.Tensor, config: BlockwiseConfig, **options: Any) -> SamplerOutput:
         """Answer left-padded prompts; the arguments are those of `stream`. Unknown options raise TypeError."""
         return drain(self.stream(*inputs, config=config, tell=False, **options))
 
@@ -38,7 +36,7 @@ class DiffusionGeneration:
         pixel_values: torch.Tensor | None = None,
         image_layouts: torch.Tensor | None = None,
         *,
-        config: AnyConfig,
+        config: BlockwiseConfig,
         image_features: torch.Tensor | None = None,
         row_indices: list[int] | None = None,
         uniform: Uniform | None = None,
@@ -76,7 +74,7 @@ class DiffusionGeneration:
             output = yield from sampler.stream(decoder, input_ids, settings, **ids)
             return replace(output, refreshes=decoder.refreshes)
 
-    def settings(self, config: AnyConfig) -> AnyConfig:
+    def settings(self, config: BlockwiseConfig) -> BlockwiseConfig:
         """The configuration with the model's own suppressed and stop tokens where it leaves them open."""
         own, suppressed = self.config, config.suppress_tokens
         suppressed = tuple(own.suppress_token_ids if suppressed is None else suppressed)
@@ -86,7 +84,7 @@ class DiffusionGeneration:
         # An image placeholder in the answer would ask for one more visual token than there are.
         return replace(config, suppress_tokens=(*suppressed, own.image_token_id), stop_tokens=stops)
 
-    def acceleration(self, config: AnyConfig, graphs: bool | None = None) -> dict[str, bool]:
+    def acceleration(self, config: BlockwiseConfig, graphs: bool | None = None) -> dict[str, bool]:
         """The options `graphs` and `compiled` of `generate`. None turns both on where they work: on one CUDA device and with a
         `SamplerConfig`, `compiled` where there is a compiler too.
 

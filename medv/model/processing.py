@@ -97,12 +97,16 @@ class MedVProcessor(ProcessorMixin):
         if pictures is not None and len(pictures) != len(questions):
             raise ValueError(f"{len(pictures)} images but {len(questions)} questions: give one image per question")
         pairs = zip(questions, pictures or [None] * len(questions), strict=True)
-        prompts = [self.encode_turns((Turn("user", question.strip()),), image=picture) for question, picture in pairs]
+        prompts = [
+            self.encode_turns(
+                (Turn("user", question.strip()),), image_tokens=0 if picture is None else self.view_plan.tokens(*picture.size)
+            )
+            for question, picture in pairs
+        ]
         return self.batch(prompts, pictures, return_tensors=return_tensors)
 
-    def encode_turns(self, turns: tuple[Turn, ...], *, image: Image.Image | None) -> list[int]:
-        """Prompt ids of a dialogue that ends with a user turn; an image takes the placeholders of its size."""
-        image_tokens = 0 if image is None else self.view_plan.tokens(*as_picture(image).size)
+    def encode_turns(self, turns: tuple[Turn, ...], *, image_tokens: int = 0) -> list[int]:
+        """Prompt ids of a dialogue that ends with a user turn, with `image_tokens` placeholders for an image."""
         return encode_prompt(
             self.tokenizer, turns, system=self.system_prompt, image_tokens=image_tokens, official=self.official_prompts
         )

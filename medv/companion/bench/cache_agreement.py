@@ -12,14 +12,14 @@ from dataclasses import asdict, dataclass, replace
 import pandas as pd
 import torch
 
-from medv.data.example import Example, Turn, picture_of
+from medv.data.example import Example
 from medv.diffusion.blockwise import SamplerOutput
 from medv.diffusion.caching import NO_CACHE, DualCache, PrefixCache
 from medv.diffusion.config import SamplerConfig
 from medv.diffusion.sampler import sample
+from medv.evaluation.answering import Answerer
 from medv.model.decoding import Decoder
 from medv.model.modeling import MedVForMaskedDiffusion
-from medv.model.processing import MedVProcessor
 
 INTERVALS = (1, 4, 8, 16, 32, None)
 KINDS = {"prefix": PrefixCache, "dual": DualCache}
@@ -43,8 +43,7 @@ class CacheAgreement:
 
 
 def cache_agreement(
-    model: MedVForMaskedDiffusion,
-    processor: MedVProcessor,
+    answerer: Answerer,
     examples: Sequence[Example],
     config: SamplerConfig,
     *,
@@ -54,10 +53,7 @@ def cache_agreement(
     """One row for each kind of cache and refresh interval: the fields of `CacheAgreement`, on the first questions of the
     examples as one batch.
     """
-    images = [picture_of(example) for example in examples]
-    pairs = zip(examples, images, strict=True)
-    prompts = [processor.encode_turns((Turn("user", ex.question.strip()),), image=image) for ex, image in pairs]
-    inputs = processor.batch(prompts, images if images[0] is not None else None).to(model.device)
+    model, inputs = answerer.model, answerer.inputs(examples)
     exact = model.generate(**inputs, config=replace(config, cache=NO_CACHE))
     rows = []
     for kind in kinds:

@@ -14,16 +14,14 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 from PIL import Image
 
-from medv.data.example import Example, Turn
+from medv.data.example import Example
 from medv.data.images import ImageError, open_image
 from medv.diffusion.config import SamplerConfig
 from medv.diffusion.revision import ReMDM, RevealRemask, Revision
 from medv.diffusion.schedules import SCHEDULES, schedule_named
 from medv.diffusion.trace import COMMIT, Events, Trace
-from medv.evaluation.answering import Answer, answer_with_trace, check_length
+from medv.evaluation.answering import Answer, Answerer
 from medv.evaluation.repetition import repeated_parts
-from medv.model.modeling import MedVForMaskedDiffusion
-from medv.model.processing import MedVProcessor
 from medv.phantoms.sets import description_set
 
 REVISIONS: dict[str, Revision | None] = {"none": None, "reveal-remask": RevealRemask(budget=0.25), "remdm": ReMDM()}
@@ -168,8 +166,8 @@ def read_upload(name: str, content: bytes) -> Image.Image:
 class Session:
     """A model, and every answer that it has given here; asking the same again gives the kept outcome."""
 
-    def __init__(self, model: MedVForMaskedDiffusion, processor: MedVProcessor):
-        self.model, self.processor = model, processor
+    def __init__(self, answerer: Answerer):
+        self.answerer = answerer
         self.outcomes: dict[tuple[str, str, Setting], Outcome] = {}
 
     def found(self, picture: Image.Image, question: str, setting: Setting) -> Outcome | None:
@@ -200,12 +198,7 @@ class Session:
         kept = self.found(picture, question, setting)
         if kept is not None:
             return kept
-        config = setting.config()
-        if not question.strip():
-            raise ValueError("the question is empty: ask something about the image")
-        check_length(question, picture, self.model, self.processor, setting.gen_length)
-        example = Example("explorer", lambda: picture, (Turn("user", question),))
-        answer, trace = answer_with_trace(self.model, self.processor, example, config, on_step=on_step)
+        answer, trace = self.answerer.ask(picture, question, setting.config(), on_step=on_step)
         outcome = Outcome(name, setting, answer, trace, tuple(repeated_parts(answer.text)))
         self.outcomes[_digest(picture), question, setting] = outcome
         return outcome

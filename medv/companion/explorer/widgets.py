@@ -19,8 +19,7 @@ from medv.companion.figures.traces import word_of
 from medv.companion.figures.tutorial import questions_about
 from medv.data.example import Example, load_image
 from medv.diffusion.trace import Events
-from medv.model.modeling import MedVForMaskedDiffusion
-from medv.model.processing import MedVProcessor
+from medv.evaluation.answering import Answerer
 
 FULL = widgets.Layout(width="100%")
 THUMB = 84  # pixels
@@ -29,23 +28,17 @@ PAUSE = 0.1  # seconds between two movements of the progress bar
 
 
 class Explorer(widgets.VBox):
-    """The whole explorer. `model` answers with `processor`; `examples` (with scenes) fill the gallery.
+    """The whole explorer. `answerer` answers; `examples` (with scenes) fill the gallery.
 
     It begins with the `setting` and the picture of that number (0-based). `session` holds the runs, `outcome` what is shown
     and `pinned` what stands beside it; `wait` is for programs.
     """
 
     def __init__(
-        self,
-        model: MedVForMaskedDiffusion,
-        processor: MedVProcessor,
-        examples: Sequence[Example] | None = None,
-        *,
-        setting: Setting | None = None,
-        picture: int = 0,
+        self, answerer: Answerer, examples: Sequence[Example] | None = None, *, setting: Setting | None = None, picture: int = 0
     ):
-        self.session = Session(model, processor)
-        self.word = word_of(processor.tokenizer)
+        self.session = Session(answerer)
+        self.word = word_of(answerer.processor.tokenizer)
         self.examples = list(gallery() if examples is None else examples)
         self.outcome: Outcome | None = None
         self.pinned: Outcome | None = None

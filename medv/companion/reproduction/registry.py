@@ -1,157 +1,35 @@
 """Which notebook makes which artifact, figure and table, and from what: the graph that `medv reproduce` walks.
 
 One `Node` per notebook; an edge runs from the maker of an artifact to whoever needs it. `EXHIBITS` lists every table and
-figure of the paper, so that what is not reproduced yet is seen to be missing. This module knows names only: it opens no file.
+figure of the paper, so that what is not reproduced yet is seen to be missing.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+import ast
+from collections.abc import Iterable
+from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
-from typing import Any
+from pathlib import Path
 
+from medv.companion import studies
+from medv.companion.studies.node import Node
 from medv.profiles import Profile
 
 
-@dataclass(frozen=True)
-class Node:
-    """One notebook of the reproduction.
+def declared(folders: Iterable[str] = studies.__path__) -> tuple[Node, ...]:
+    """The nodes of all studies, in the order of their notebooks.
 
-    `needs` and `makes` name artifacts (folders or files under the run folder, as "models/stage1"); `results` names the
-    figures and tables that it saves. `parameters` are passed to the notebook beside profile, seed and out. A `heavy` node
-    trains or generates for long: unless the profile lets them share the machine, nothing else runs at the same time. Beside an
-    `alone` node, which compares speeds, nothing runs in any profile. A `last` node reads the results that there are: it runs
-    after all others, however they ended.
+    Read from the statement `NODES = (Node(...), ...)` of each file, without an import: the driver needs no torch, and what
+    one study declares cannot change the results of another (see `reach`).
     """
-
-    name: str
-    notebook: str
-    title: str
-    needs: tuple[str, ...] = ()
-    makes: tuple[str, ...] = ()
-    results: tuple[str, ...] = ()
-    parameters: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    heavy: bool = False
-    alone: bool = False
-    last: bool = False
+    nodes: list[Node] = []
+    for path in (path for folder in folders for path in Path(folder).glob("*.py")):
+        for statement in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "NODES":
+                nodes += eval(compile(ast.Expression(statement.value), path, "eval"), {"Node": Node})
+    return tuple(sorted(nodes, key=lambda node: node.notebook))
 
 
-NODES: tuple[Node, ...] = (
-    Node("quickstart", "00_quickstart.ipynb", "Ask a question about an image", results=("quickstart",)),
-    Node("data", "01_data.ipynb", "The phantoms, and the data sets of the paper", results=("phantoms", "table8")),
-    Node(
-        "corruption",
-        "02_corruption_and_loss.ipynb",
-        "The corruption process and the loss (Eq. 1-4)",
-        results=("corruption", "loss_weights"),
-    ),
-    Node("model", "03_model_and_checkpoints.ipynb", "The model, its stages and its checkpoints", results=("table6",)),
-    Node("explorer", "50_explorer.ipynb", "The explorer: repetition against sampling steps", results=("explorer",)),
-    Node(
-        "stage1",
-        "10_stage1_alignment.ipynb",
-        "Stage 1: align the projector",
-        makes=("models/stage1",),
-        results=("stage1",),
-        heavy=True,
-    ),
-    Node(
-        "stage2",
-        "11_stage2_instruction.ipynb",
-        "Stage 2: tune on instructions",
-        needs=("models/stage1",),
-        makes=("models/stage2",),
-        results=("stage2",),
-        heavy=True,
-    ),
-    Node(
-        "stage3",
-        "12_stage3_vqa.ipynb",
-        "Stage 3: tune on visual question answering",
-        needs=("models/stage2",),
-        makes=("models/stage3",),
-        results=("table2", "fig03", "vqa_controls", "vqa_kinds"),
-        heavy=True,
-    ),
-    Node(
-        "twin", "13_autoregressive_twin.ipynb", "The autoregressive twin", makes=("models/twin",), results=("twin",), heavy=True
-    ),
-    Node(
-        "adaptation",
-        "14_from_causal_to_diffusion.ipynb",
-        "From causal to diffusion",
-        makes=("trials/adaptation",),
-        results=("adaptation", "table_adaptation"),
-        heavy=True,
-    ),
-    Node(
-        "initialization",
-        "30_initialization.ipynb",
-        "What the initial weights contribute",
-        makes=("trials/initialization",),
-        results=("table4", "initialization"),
-        heavy=True,
-    ),
-    Node(
-        "lora",
-        "31_lora_vs_full.ipynb",
-        "LoRA or full fine-tuning",
-        needs=("models/stage2",),
-        makes=("trials/lora_vs_full",),
-        results=("lora_vs_full", "table_lora_vs_full"),
-        heavy=True,
-    ),
-    Node(
-        "open_conversation",
-        "20_open_conversation.ipynb",
-        "Open conversation, and the baseline models",
-        needs=("models/stage1", "models/stage2", "models/twin"),
-        makes=("answers/open_conversation",),
-        results=("table1", "table7", "fig01", "fig02", "fig06", "fig07", "fig08"),
-        heavy=True,
-    ),
-    Node(
-        "length_control",
-        "21_length_control.ipynb",
-        "Length control: how long, and at what cost",
-        needs=("models/stage2", "models/twin"),
-        makes=("answers/length_control",),
-        results=("table3", "fig04"),
-        heavy=True,
-    ),
-    Node(
-        "generation_settings",
-        "32_generation_settings.ipynb",
-        "Generation length, steps and block length",
-        needs=("models/stage2",),
-        makes=("answers/generation_settings",),
-        results=("table5", "fig09", "fig11", "fig12"),
-        heavy=True,
-    ),
-    Node(
-        "repetition",
-        "33_repetition.ipynb",
-        "Repetition, and what steps, length and schedule do to it",
-        needs=("models/stage2",),
-        makes=("answers/repetition",),
-        results=("fig05", "fig10", "schedules"),
-        heavy=True,
-    ),
-    Node(
-        "fast_sampling",
-        "40_fast_sampling.ipynb",
-        "Sampling: speed and quality against forwards",
-        needs=("models/stage2",),
-        results=("pareto", "cache_agreement", "sampler_speed"),
-        alone=True,
-    ),
-    Node(
-        "report",
-        "90_report.ipynb",
-        "The report: ours beside the paper's, and an audit of its numbers",
-        results=("audit", "audit_gaming"),
-        last=True,
-    ),
-)
+NODES = declared()
 
 
 def nodes_for(profile: Profile) -> tuple[Node, ...]:

@@ -150,7 +150,7 @@ class Run:
         """
         if name not in (*self.node.needs, *self.node.makes):
             raise ValueError(
-                f"{self.node.name!r} does not declare {name!r}: add it to `needs` in medv/companion/reproduction/registry.py"
+                f"{self.node.name!r} does not declare {name!r}: add it to `needs` of its node in medv/companion/studies"
             )
         path = self.out / name
         if not path.exists():
@@ -193,7 +193,7 @@ class Run:
         """
         if name not in self.node.makes:
             raise ValueError(
-                f"{self.node.name!r} does not declare {name!r}: add it to `makes` in medv/companion/reproduction/registry.py"
+                f"{self.node.name!r} does not declare {name!r}: add it to `makes` of its node in medv/companion/studies"
             )
         if standing := self._standing(name):
             self._kept[name] = standing
@@ -281,7 +281,7 @@ class Run:
     ) -> Figure:
         if name not in self.node.results:
             raise ValueError(
-                f"{self.node.name!r} does not declare {name!r}: add it to `results` in medv/companion/reproduction/registry.py"
+                f"{self.node.name!r} does not declare {name!r}: add it to `results` of its node in medv/companion/studies"
             )
         if data is None:
             gaps = [*gaps, *self.source()["gaps"]]

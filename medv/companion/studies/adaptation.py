@@ -18,6 +18,7 @@ from medv.artifacts import write_json
 from medv.checkpoints.assembly import token_ids
 from medv.checkpoints.bundled import bundled
 from medv.checkpoints.loading import load_tokenizer
+from medv.companion.studies.node import Node
 from medv.companion.studies.trials import judged, run_trials
 from medv.companion.studies.vqa_study import sampler_config, summarize
 from medv.data.chat import SpecialTokens
@@ -34,6 +35,17 @@ from medv.training.adapt_batches import ATTENTION, WEIGHTS, AdaptRecipe
 from medv.training.command import towers
 from medv.training.packing import pack
 from medv.training.self_text import Writing, write_text_of
+
+NODES = (
+    Node(
+        "adaptation",
+        "14_from_causal_to_diffusion.ipynb",
+        "From causal to diffusion",
+        makes=("trials/adaptation",),
+        results=("adaptation", "table_adaptation"),
+        heavy=True,
+    ),
+)
 
 HELD_ROWS = 64
 OPENING = 24  # tokens of a text without a prompt that are given

@@ -17,17 +17,30 @@ from medv import paper
 from medv.artifacts import read_jsonl
 from medv.companion.studies.generation import PLAIN, divisor, interval
 from medv.companion.studies.lengths import MAIN_BLOCK
+from medv.companion.studies.node import Node
 from medv.companion.studies.vqa_study import sampler_config
 from medv.data.example import Example
-from medv.diffusion.config import SamplerConfig
 from medv.evaluation import judge
+from medv.evaluation.answering import Answerer
+from medv.evaluation.baselines import BASELINES, availability
 from medv.evaluation.benchmark import answer_file
-from medv.evaluation.runners import BASELINES, MedVRunner, availability
 from medv.intervals import NOT_MEASURED
 from medv.phantoms.facts import stated_facts
 from medv.phantoms.scene import DOMAINS
 from medv.phantoms.sets import description_set, instruct_set
 from medv.profiles import Profile
+
+NODES = (
+    Node(
+        "open_conversation",
+        "20_open_conversation.ipynb",
+        "Open conversation, and the baseline models",
+        needs=("models/stage1", "models/stage2", "models/twin"),
+        makes=("answers/open_conversation",),
+        results=("table1", "table7", "fig01", "fig02", "fig06", "fig07", "fig08"),
+        heavy=True,
+    ),
+)
 
 CONVERSATIONS, DESCRIPTIONS = 143, 50
 GROUPS = ("conversation", "description", *DOMAINS, "overall")
@@ -81,14 +94,13 @@ def answer_all(
     length, block = 256 // divisor(profile), max(MAIN_BLOCK // divisor(profile), 1)
     sizes, spec = {False: (length, block, length), True: (block, block, block)}, profile.describe
     rows = []
-    runners = {model: MedVRunner(model, SamplerConfig(), profile.dtype) for model, _ in chosen.values()}
+    answerers = {model: Answerer.load(model, dtype=profile.dtype) for model in {model: None for model, _ in chosen.values()}}
     for place, (name, (model, fits)) in enumerate(chosen.items()):
         for kind in ("conversation", "description"):
             part = [example for example in asked if example.meta["type"] == kind]
             out = folder / f"{place:02d}-{kind}.jsonl"
             own = (PLAIN if name == TWIN else spec).sized(*sizes[fits and kind == "conversation"])
-            runner = replace(runners[model], config=sampler_config(own))
-            answer_file(part, runner, out, batch_size=spec.batch_size, quiet=True)
+            answer_file(part, answerers[model], sampler_config(own), out, batch_size=spec.batch_size, quiet=True)
             rows += [_row(name, example, answer) for example, answer in zip(part, read_jsonl(out), strict=True)]
     return pd.DataFrame(rows)
 

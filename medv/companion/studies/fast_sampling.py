@@ -11,9 +11,21 @@ import pandas as pd
 
 from medv.companion.bench.sampler import PRESETS, BenchResult, BenchShape
 from medv.companion.studies import sampler_quality as quality
+from medv.companion.studies.node import Node
 from medv.diffusion.config import SamplerConfig
 from medv.intervals import NOT_MEASURED
 from medv.profiles import Profile
+
+NODES = (
+    Node(
+        "fast_sampling",
+        "40_fast_sampling.ipynb",
+        "Sampling: speed and quality against forwards",
+        needs=("models/stage2",),
+        results=("pareto", "cache_agreement", "sampler_speed"),
+        alone=True,
+    ),
+)
 
 ON_MODEL = (quality.BASE, "fixed + veto", "threshold 0.9", "adaptive", quality.OURS)
 """What the trained model is asked with, out of `strategies`; all of it takes too long for a notebook."""

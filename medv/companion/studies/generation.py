@@ -7,7 +7,6 @@ without a scene (real images) have no such score; their words, forwards, times a
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +14,30 @@ import pandas as pd
 
 from medv import paper
 from medv.artifacts import read_jsonl
+from medv.companion.studies.node import Node
 from medv.companion.studies.vqa_study import sampler_config
 from medv.data.example import Example
 from medv.data.readers import read_dataset
 from medv.diffusion.config import SamplerConfig
+from medv.evaluation.answering import Answerer
 from medv.evaluation.benchmark import answer_file
-from medv.evaluation.runners import MedVRunner, Runner
 from medv.evaluation.text import measure_answer
 from medv.intervals import NOT_MEASURED, span, verdict
 from medv.phantoms.facts import score_description
 from medv.phantoms.sets import description_set
 from medv.profiles import Profile, SamplerSpec
+
+NODES = (
+    Node(
+        "generation_settings",
+        "32_generation_settings.ipynb",
+        "Generation length, steps and block length",
+        needs=("models/stage2",),
+        makes=("answers/generation_settings",),
+        results=("table5", "fig09", "fig11", "fig12"),
+        heavy=True,
+    ),
+)
 
 SCORES = ("score", "precision", "recall")
 REPETITIONS = ("adjacent_duplicates", "repeated_share", "rep_2", "rep_4", "distinct_1")
@@ -77,17 +89,21 @@ def plain_configs(settings: pd.DataFrame, like: SamplerSpec = PLAIN) -> dict[str
 
 
 def ask_all(
-    ways: Mapping[str, Runner], asked: Mapping[int, Sequence[Example]], folder: Path, *, batch_size: int = PLAIN.batch_size
+    ways: Mapping[str, tuple[Answerer, SamplerConfig]],
+    asked: Mapping[int, Sequence[Example]],
+    folder: Path,
+    *,
+    batch_size: int = PLAIN.batch_size,
 ) -> pd.DataFrame:
     """Every way answers every request; answers that `folder` holds are kept, so that a stopped run goes on.
 
     One row per way, seed and request: setting, seed, number, id, question, text, finish_reason, and METRICS.
     """
     frames = []
-    for place, (name, runner) in enumerate(ways.items()):
+    for place, (name, way) in enumerate(ways.items()):
         for seed, examples in asked.items():
             out = folder / f"{place:02d}-seed{seed}.jsonl"
-            answer_file(examples, runner, out, batch_size=batch_size, quiet=True)
+            answer_file(examples, *way, out, batch_size=batch_size, quiet=True)
             frames.append(measured(read_jsonl(out), examples).assign(setting=name, seed=seed))
     frame = pd.concat(frames, ignore_index=True)
     return frame[["setting", "seed", *frame.columns.drop(["setting", "seed"])]]
@@ -103,8 +119,8 @@ def ask_model(
     **options,
 ) -> pd.DataFrame:
     """`ask_all` of one model folder, loaded once in `dtype`, with many sampler configurations."""
-    runner = MedVRunner(model, next(iter(configs.values())), dtype=dtype)
-    return ask_all({name: replace(runner, config=config) for name, config in configs.items()}, asked, folder, **options)
+    answerer = Answerer.load(model, dtype=dtype)
+    return ask_all({name: (answerer, config) for name, config in configs.items()}, asked, folder, **options)
 
 
 def measured(rows: Sequence[Mapping], examples: Sequence[Example]) -> pd.DataFrame:

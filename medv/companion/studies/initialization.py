@@ -15,14 +15,14 @@ import torch
 
 from medv import paper
 from medv.checkpoints.assembly import assemble, new_processor
-from medv.checkpoints.bundled import bundled, load_model
+from medv.checkpoints.bundled import bundled
 from medv.checkpoints.loading import load_tokenizer
 from medv.companion.figures.tables import compare
-from medv.companion.studies.training_stages import Network
+from medv.companion.studies.node import Node
 from medv.companion.studies.trials import as_rows, difference_rows, judged, run_trials
 from medv.companion.studies.vqa_study import sampler_config, summarize, vqa_study
 from medv.data.example import Example
-from medv.evaluation.answering import answer_examples
+from medv.evaluation.answering import Answerer
 from medv.evaluation.repetition import repetition
 from medv.intervals import NOT_MEASURED, span
 from medv.model.modeling import MedVForMaskedDiffusion
@@ -32,6 +32,17 @@ from medv.profiles import Profile, SamplerSpec
 from medv.training.command import towers as training_towers
 from medv.training.examples import PHANTOM_SETS
 from medv.training.stages import train_stage
+
+NODES = (
+    Node(
+        "initialization",
+        "30_initialization.ipynb",
+        "What the initial weights contribute",
+        makes=("trials/initialization",),
+        results=("table4", "initialization"),
+        heavy=True,
+    ),
+)
 
 METRICS = {
     "findings_f1": "findings F1 (%)",
@@ -139,10 +150,10 @@ def gaps(arms: Sequence[Arm]) -> list[str]:
     return [f"no general vision-language model of this size: without {' and '.join(left)}"] if left else []
 
 
-def initial(arm: Arm, parts: Mapping[str, Path], profile: Profile, *, seed: int) -> Network:
-    """The model where an arm begins and its processor. New weights (projector, random tower) depend on `seed` alone."""
+def initial(arm: Arm, parts: Mapping[str, Path], profile: Profile, *, seed: int) -> Answerer:
+    """The model where an arm begins. New weights (projector, random tower) depend on `seed` alone."""
     if arm.weights == "general":
-        return load_model(parts["general"])
+        return Answerer.load(parts["general"])
     model = assemble(parts["language"], parts["vision"], seed=seed, **profile.model.sight)
     if arm.weights == "random":
         tower = model.model.vision_tower.state_dict()
@@ -151,12 +162,12 @@ def initial(arm: Arm, parts: Mapping[str, Path], profile: Profile, *, seed: int)
             model = MedVForMaskedDiffusion(model.config)
         model.model.vision_tower.load_state_dict(tower)
     tokenizer = load_tokenizer(parts["language"])
-    return model, new_processor(tokenizer, model.config, system=profile.system)
+    return Answerer(model, new_processor(tokenizer, model.config, system=profile.system))
 
 
-def tune(network: Network, arm: Arm, plan: InitPlan, profile: Profile, folder: Path, *, seed: int) -> Network:
+def tune(start: Answerer, arm: Arm, plan: InitPlan, profile: Profile, folder: Path, *, seed: int) -> Answerer:
     """Stage 1 (where the arm has it) and stage 2 by the profile's recipes, for the plan's steps, on the seed's examples."""
-    model, reader = network
+    model, reader = start.model, start.processor
     steps = {"align": plan.align_steps, "instruct": plan.instruct_steps} if arm.aligned else {"instruct": plan.instruct_steps}
     for stage, count in steps.items():
         recipe = profile.stages[stage]
@@ -165,10 +176,10 @@ def tune(network: Network, arm: Arm, plan: InitPlan, profile: Profile, folder: P
         examples = PHANTOM_SETS[stage]("train", size, seed=seed, image_size=profile.model.image_size)
         recipe = replace(recipe, samples=size, epochs=1, batch_size=batch)
         model = train_stage(model, reader, recipe, examples, folder / stage, seed=seed, checkpoints=False, quiet=True)
-    return model, reader
+    return Answerer(model, reader)
 
 
-def examine(network: Network, plan: InitPlan, profile: Profile, *, seed: int) -> pd.DataFrame:
+def examine(answerer: Answerer, plan: InitPlan, profile: Profile, *, seed: int) -> pd.DataFrame:
     """What a model says: one row per description and question, with `text`, `id` and those of METRICS that it has.
 
     Repetition is counted over words.
@@ -176,7 +187,7 @@ def examine(network: Network, plan: InitPlan, profile: Profile, *, seed: int) ->
     size = profile.model.image_size
     asked = description_set("test", plan.descriptions, image_size=size)
     how = {"batch_size": plan.describe.batch_size, "quiet": True}
-    answers = answer_examples(*network, asked, sampler_config(plan.describe, seed=seed), **how)
+    answers = answerer.answer(asked, sampler_config(plan.describe, seed=seed), **how)
     texts = [answer.text for answer in answers]
     items = score_descriptions(texts, [example.meta["scene"] for example in asked], resamples=1).items
     rows = []
@@ -187,7 +198,7 @@ def examine(network: Network, plan: InitPlan, profile: Profile, *, seed: int) ->
         rows.append(row | {"adjacent_duplicates": repeated, "words": len(words)})
     test = vqa_set("test", plan.questions, image_size=size)
     how["batch_size"] = plan.answer.batch_size
-    vqa = vqa_study(*network, test, test, sampler_config(plan.answer, seed=seed), conditions=["model"], **how)
+    vqa = vqa_study(answerer, test, test, sampler_config(plan.answer, seed=seed), conditions=["model"], **how)
     vqa = vqa.rename(columns={"answer": "text"})[["id", "text", "closed_accuracy", "open_recall"]]
     return pd.concat([pd.DataFrame(rows), vqa], ignore_index=True)
 
@@ -198,9 +209,9 @@ def compare_starts(
     """Tune and examine every arm with every seed: the rows of `examine` with condition (the arm), seed. Results are kept."""
 
     def work(trial: InitTrial, scratch: Path) -> dict[str, Any]:
-        network = initial(trial.arm, parts, profile, seed=trial.seed)
-        network = tune(network, trial.arm, trial.plan, profile, scratch, seed=trial.seed)
-        return {"items": as_rows(examine(network, trial.plan, profile, seed=trial.seed))}
+        start = initial(trial.arm, parts, profile, seed=trial.seed)
+        tuned = tune(start, trial.arm, trial.plan, profile, scratch, seed=trial.seed)
+        return {"items": as_rows(examine(tuned, trial.plan, profile, seed=trial.seed))}
 
     trials = {
         f"{arm.name.replace(' ', '_')}-seed{seed}": InitTrial(arm, seed, plan) for seed in plan.seeds for arm in arms_of(parts)

@@ -14,17 +14,35 @@ import pandas as pd
 
 from medv import paper
 from medv.companion.studies.generation import ask_all, cells, divisor, means, summarize
+from medv.companion.studies.node import Node
 from medv.companion.studies.vqa_study import sampler_config
 from medv.data.example import Example, Turn
 from medv.diffusion.config import SamplerConfig
-from medv.evaluation.runners import MedVRunner, Runner
+from medv.evaluation.answering import Answerer
 from medv.profiles import Profile
+
+NODES = (
+    Node(
+        "twin", "13_autoregressive_twin.ipynb", "The autoregressive twin", makes=("models/twin",), results=("twin",), heavy=True
+    ),
+    Node(
+        "length_control",
+        "21_length_control.ipynb",
+        "Length control: how long, and at what cost",
+        needs=("models/stage2", "models/twin"),
+        makes=("answers/length_control",),
+        results=("table3", "fig04"),
+        heavy=True,
+    ),
+)
 
 PAPER_WORDS = 200
 MAIN_BLOCK = 64
 """Block length of the paper's main setting."""
 DIFFUSION, TWIN = "diffusion", "twin"
 Requests = Mapping[int, Sequence[Example]]
+Ways = dict[str, tuple[Answerer, SamplerConfig]]
+"""Name -> the model that is asked, and with what sampler."""
 
 
 def _config(profile: Profile, length: int, block: int, steps: int) -> SamplerConfig:
@@ -43,48 +61,48 @@ def asking_for_words(asked: Requests, words: int) -> dict[int, list[Example]]:
     return {seed: [replace(ex, turns=(Turn("user", ex.question + wish),)) for ex in group] for seed, group in asked.items()}
 
 
-def table3_runners(profile: Profile, model: MedVRunner, twin: MedVRunner | None) -> dict[str, Runner]:
+def table3_ways(profile: Profile, model: Answerer, twin: Answerer | None) -> Ways:
     """The rows of Table 3 by name: the twin by default and kept from ending, the diffusion model with ever fewer steps.
 
     The twin asked in words is `asking_for_words` of the twin's default. Without a twin its rows are left out.
     """
     length, block = 256 // divisor(profile), max(MAIN_BLOCK // divisor(profile), 1)
-    runners: dict[str, Runner] = {}
+    ways: Ways = {}
     if twin is not None:
-        runners[f"{TWIN}, default"] = replace(twin, config=SamplerConfig(length, length, length))
+        ways[f"{TWIN}, default"] = twin, SamplerConfig(length, length, length)
         forced = SamplerConfig(length, length, length, min_length=length)
-        runners[f"{TWIN}, kept from ending"] = replace(twin, config=forced)
+        ways[f"{TWIN}, kept from ending"] = twin, forced
     printed = paper.table("table3").dropna(subset="sampling_steps")
     steps = [max(int(z) // divisor(profile), length // block) for z in printed["sampling_steps"]]
-    diffusion = {f"{DIFFUSION}, Z = {z}": replace(model, config=_config(profile, length, block, z)) for z in steps}
-    return runners | diffusion
+    diffusion = {f"{DIFFUSION}, Z = {z}": (model, _config(profile, length, block, z)) for z in steps}
+    return ways | diffusion
 
 
-def length_runners(profile: Profile, model: MedVRunner, twin: MedVRunner | None) -> dict[str, Runner]:
+def length_ways(profile: Profile, model: Answerer, twin: Answerer | None) -> Ways:
     """The same models asked for a quarter, a half and three quarters of the longest canvas, one token a forward."""
     longest, block = 256 // divisor(profile), max(MAIN_BLOCK // divisor(profile), 1)
-    runners: dict[str, Runner] = {}
+    ways: Ways = {}
     for length in (longest // 4, longest // 2, 3 * longest // 4):
         fits = block if length % block == 0 else length
-        runners[f"{DIFFUSION}, {length} tokens"] = replace(model, config=_config(profile, length, fits, length))
+        ways[f"{DIFFUSION}, {length} tokens"] = model, _config(profile, length, fits, length)
         if twin is None:
             continue
-        runners[f"{TWIN}, at most {length} tokens"] = replace(twin, config=SamplerConfig(length, length, length))
+        ways[f"{TWIN}, at most {length} tokens"] = twin, SamplerConfig(length, length, length)
         forced = SamplerConfig(length, length, length, min_length=length)
-        runners[f"{TWIN}, exactly {length} tokens"] = replace(twin, config=forced)
-    return runners
+        ways[f"{TWIN}, exactly {length} tokens"] = twin, forced
+    return ways
 
 
 def ask_lengths(profile: Profile, model: Path, twin: Path | None, asked: Requests, folder: Path) -> pd.DataFrame:
     """All answers of the notebook: rows as `medv.companion.studies.generation.ask_all`."""
-    both = [None if folder is None else MedVRunner(folder, SamplerConfig(), profile.dtype) for folder in (model, twin)]
-    words, main = asked_words(profile), table3_runners(profile, *both)
+    both = [None if folder is None else Answerer.load(folder, dtype=profile.dtype) for folder in (model, twin)]
+    words, main = asked_words(profile), table3_ways(profile, *both)
     how = {"batch_size": profile.describe.batch_size}
     frames = [ask_all(main, asked, folder / "table3", **how)]
     if twin is not None:
         default = {f"{TWIN}, asked for {words} words": main[f"{TWIN}, default"]}
         frames.append(ask_all(default, asking_for_words(asked, words), folder / "words", **how))
-    frames.append(ask_all(length_runners(profile, *both), asked, folder / "lengths", **how))
+    frames.append(ask_all(length_ways(profile, *both), asked, folder / "lengths", **how))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -142,7 +160,7 @@ def length_claims(profile: Profile, *, twin: bool = True) -> list[tuple[str, str
     """
     longest, words = 256 // divisor(profile), asked_words(profile)
     full, default = f"{DIFFUSION}, Z = {longest}", f"{TWIN}, default"
-    few = list(table3_runners(profile, MedVRunner(Path(), SamplerConfig()), None))[-1]
+    few = list(table3_ways(profile, None, None))[-1]
     asked = "asking the autoregressive model for words adds a few"
     compared = [
         ("diffusion writes more words", "words", default, full, "rises"),

@@ -16,10 +16,12 @@ import pandas as pd
 import torch
 
 from medv.checkpoints.bundled import load_model
-from medv.companion.studies.training_stages import SENTENCE, Network
+from medv.companion.studies.node import Node
+from medv.companion.studies.training_stages import SENTENCE
 from medv.companion.studies.trials import as_rows, difference_rows, judged, run_trials
 from medv.companion.studies.vqa_study import sampler_config, summarize, vqa_study
 from medv.data.example import Example
+from medv.evaluation.answering import Answerer
 from medv.intervals import NOT_MEASURED, span, verdict
 from medv.phantoms.sets import instruct_set
 from medv.profiles import Profile
@@ -28,6 +30,18 @@ from medv.training.command import run_stage
 from medv.training.lora import LoraRecipe, attach_lora
 from medv.training.stages import freeze_except
 from medv.training.stream import TrainingStream
+
+NODES = (
+    Node(
+        "lora",
+        "31_lora_vs_full.ipynb",
+        "LoRA or full fine-tuning",
+        needs=("models/stage2",),
+        makes=("trials/lora_vs_full",),
+        results=("lora_vs_full", "table_lora_vs_full"),
+        heavy=True,
+    ),
+)
 
 FULL, LORA, ALL_RANKS = "full", "LoRA", "LoRA, all ranks"
 SCORES = ["closed_accuracy", "open_recall", "score"]
@@ -147,9 +161,8 @@ def compare_lora(
         options = {"init": init, "examples": examples, "lora": lora, "seed": trial.seed}
         facts = run_stage("vqa", chosen, scratch, **options, checkpoints=False, quiet=True)
         config = sampler_config(profile.answer, seed=trial.seed)
-        network = load_model(scratch)
         how = {"seed": trial.seed, "conditions": ["model"], "batch_size": profile.answer.batch_size, "quiet": True}
-        items = vqa_study(*network, train, asked, config, **how)
+        items = vqa_study(Answerer.load(scratch), train, asked, config, **how)
         stored = (scratch / "adapter" if lora else scratch).glob("*.safetensors")
         kept = {"trainable_parameters": facts["trainable_parameters"], "train_loss": facts.get("loss")}
         return {**kept, "checkpoint_bytes": sum(file.stat().st_size for file in stored), "items": as_rows(items)}
@@ -306,10 +319,10 @@ def cost_table(curve: pd.DataFrame, cost: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def levels(before: Network, profile: Profile, train: Sequence[Example], test: Sequence[Example]) -> dict[str, float]:
+def levels(before: Answerer, profile: Profile, train: Sequence[Example], test: Sequence[Example]) -> dict[str, float]:
     """What needs no stage 3, in percent: the model before it, answering in sentences, and the question-only look-up."""
     spec = max(SENTENCE.like(profile.answer), profile.answer, key=lambda spec: spec.gen_length)
     conditions = {"before stage 3": "model", "question only": "question only"}
     how = {"conditions": [*conditions.values()], "batch_size": spec.batch_size, "quiet": True}
-    items = scored(vqa_study(*before, train, test, sampler_config(spec), **how))
+    items = scored(vqa_study(before, train, test, sampler_config(spec), **how))
     return {name: float(items[items["condition"] == kind]["score"].mean()) for name, kind in conditions.items()}

@@ -11,12 +11,25 @@ from collections.abc import Mapping
 import pandas as pd
 
 from medv.companion.studies.generation import change, divisor, name_of, summarize
+from medv.companion.studies.node import Node
 from medv.diffusion.config import SamplerConfig
 from medv.diffusion.filters import DuplicateVeto
 from medv.diffusion.revision import RevealRemask
 from medv.diffusion.schedules import BudgetedSchedule, FixedSchedule
 from medv.intervals import NOT_MEASURED, span
 from medv.profiles import Profile
+
+NODES = (
+    Node(
+        "repetition",
+        "33_repetition.ipynb",
+        "Repetition, and what steps, length and schedule do to it",
+        needs=("models/stage2",),
+        makes=("answers/repetition",),
+        results=("fig05", "fig10", "schedules"),
+        heavy=True,
+    ),
+)
 
 SHARES = (8, 4, 2, 1)
 """Tokens a forward writes on average, L / Z: few steps first."""

@@ -30,11 +30,9 @@ from medv.diffusion.schedules import (
     Schedule,
     ThresholdSchedule,
 )
-from medv.evaluation.answering import answer_examples
+from medv.evaluation.answering import Answerer
 from medv.evaluation.repetition import distinct_n, repetition
 from medv.intervals import NOT_MEASURED, bootstrap_interval, span, verdict
-from medv.model.modeling import MedVForMaskedDiffusion
-from medv.model.processing import MedVProcessor
 from medv.phantoms.facts import score_description
 
 BASE, OURS, TEXT = "fixed", "adaptive + veto", "the text itself"
@@ -174,8 +172,7 @@ def bigram_distance(source: MarkovText, tokens: torch.Tensor) -> float:
 
 def model_quality(
     known: Mapping[str, Strategy],
-    model: MedVForMaskedDiffusion,
-    processor: MedVProcessor,
+    answerer: Answerer,
     examples: Sequence[Example],
     config: SamplerConfig,
     steps: Sequence[int],
@@ -195,7 +192,7 @@ def model_quality(
     def judged(name: str, budget: int, texts: Sequence[str], forwards: Sequence[int]) -> pd.DataFrame:
         scores = []
         for text, scene, count in zip(texts, scenes, forwards, strict=True):
-            score = _repetition(processor.tokenizer.encode(text, add_special_tokens=False))
+            score = _repetition(answerer.processor.tokenizer.encode(text, add_special_tokens=False))
             fact = None if scene is None else score_description(text, scene)
             score |= {name: 100 * getattr(fact, name) if fact else np.nan for name in ("f1", "precision", "recall")}
             scores.append(score | {"forwards": count})
@@ -205,7 +202,7 @@ def model_quality(
     for name, strategy in known.items():
         for budget in steps:
             own = strategy.applied(config, budget)
-            answers = answer_examples(model, processor, examples, own, batch_size=batch_size, quiet=True)
+            answers = answerer.answer(examples, own, batch_size=batch_size, quiet=True)
             frames.append(judged(name, budget, [a.text for a in answers], [a.forwards for a in answers]))
             bar.update()
     bar.close()

@@ -15,11 +15,14 @@ from medv import paper
 from medv.checkpoints.assembly import shape_config
 from medv.checkpoints.key_names import lladav_to_llada8b, medv_to_lladav
 from medv.companion.figures.plots import new_figure, theme
+from medv.companion.studies.node import Node
 from medv.data.chat import SpecialTokens
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.views import ViewPlan
 from medv.profiles import PAPER, ModelShape, Profile
 from medv.training.stages import freeze_except
+
+NODES = (Node("model", "03_model_and_checkpoints.ipynb", "The model, its stages and its checkpoints", results=("table6",)),)
 
 _VISION = {
     "siglip": "SigLIP, {0.vision_layers} x {0.vision_hidden_size}",

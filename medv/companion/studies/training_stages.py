@@ -15,16 +15,15 @@ import numpy as np
 import pandas as pd
 
 from medv.artifacts import write_json
-from medv.checkpoints.bundled import load_model
 from medv.companion.figures.plots import loss_history
+from medv.companion.studies.node import Node
 from medv.companion.studies.vqa_study import CONDITIONS, METRICS, sampler_config, summarize, vqa_study
 from medv.data.example import Example
 from medv.data.training_set import check_pictures
-from medv.evaluation.answering import answer_examples
+from medv.evaluation.answering import Answerer
 from medv.evaluation.controls import blinded
 from medv.intervals import NOT_MEASURED, bootstrap_interval, verdict
 from medv.model.looks import Looks
-from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
 from medv.phantoms.facts import score_descriptions
 from medv.phantoms.questions import KINDS
@@ -33,7 +32,35 @@ from medv.profiles import Profile, SamplerSpec
 from medv.training.command import run_stage
 from medv.training.examples import question_split, stage_examples
 
-Network = tuple[MedVForMaskedDiffusion, MedVProcessor]
+NODES = (
+    Node(
+        "stage1",
+        "10_stage1_alignment.ipynb",
+        "Stage 1: align the projector",
+        makes=("models/stage1",),
+        results=("stage1",),
+        heavy=True,
+    ),
+    Node(
+        "stage2",
+        "11_stage2_instruction.ipynb",
+        "Stage 2: tune on instructions",
+        needs=("models/stage1",),
+        makes=("models/stage2",),
+        results=("stage2",),
+        heavy=True,
+    ),
+    Node(
+        "stage3",
+        "12_stage3_vqa.ipynb",
+        "Stage 3: tune on visual question answering",
+        needs=("models/stage2",),
+        makes=("models/stage3",),
+        results=("table2", "fig03", "vqa_controls", "vqa_kinds"),
+        heavy=True,
+    ),
+)
+
 WRONG = "{}, wrong image"
 AFTER, BEFORE = "after stage 3", "before stage 3"
 BLIND = "trained blind"
@@ -60,11 +87,10 @@ def losses_of(folder: Path) -> pd.DataFrame:
 # --- What it writes: captions and descriptions (notebooks 10, 11) ---
 
 
-def write_texts(network: Network, examples: Sequence[Example], spec: SamplerSpec, *, seed: int = 0) -> list[str]:
+def write_texts(answerer: Answerer, examples: Sequence[Example], spec: SamplerSpec, *, seed: int = 0) -> list[str]:
     """What the model writes to the request of each example."""
-    model, processor = network
     how = {"batch_size": spec.batch_size, "quiet": True}
-    return [a.text for a in answer_examples(model, processor, examples, sampler_config(spec, seed=seed), **how)]
+    return [a.text for a in answerer.answer(examples, sampler_config(spec, seed=seed), **how)]
 
 
 def judge_texts(system: str, texts: Sequence[str], examples: Sequence[Example]) -> pd.DataFrame:
@@ -186,14 +212,14 @@ def train_seeds(
 
 
 def study_before(
-    network: Network, profile: Profile, train: Sequence[Example], tests: Mapping[str, Sequence[Example]], seed: int = 0
+    answerer: Answerer, profile: Profile, train: Sequence[Example], tests: Mapping[str, Sequence[Example]], seed: int = 0
 ) -> pd.DataFrame:
     """The model before stage 3 on every test set, answering in sentences; columns as `study_seeds`."""
     spec = max(SENTENCE.like(profile.answer), profile.answer, key=lambda spec: spec.gen_length)
     how = {"seed": seed, "conditions": ["model"], "batch_size": spec.batch_size, "quiet": True}
     frames = []
     for name, test in tests.items():
-        items = vqa_study(*network, train, test, sampler_config(spec), **how)
+        items = vqa_study(answerer, train, test, sampler_config(spec), **how)
         frames.append(items.assign(test=name, condition=BEFORE))
     return pd.concat(frames, ignore_index=True)
 
@@ -209,19 +235,19 @@ def study_seeds(
     frames = []
     models = {seed: folder / f"seed{seed}" for seed in profile.seeds if (folder / f"seed{seed}").is_dir()}
     for seed, model in (models or {profile.seeds[0]: folder}).items():
-        network, looks = load_model(model), None
+        answerer, looks = Answerer.load(model), None
         if profile.stages["vqa"].cached_vision:
-            looks = Looks(network[1])
-            looks.once(network[0].model, [*chain(*tests.values()), *blinded(train[:1])])
+            looks = Looks(answerer.processor)
+            looks.once(answerer.model.model, [*chain(*tests.values()), *blinded(train[:1])])
         for name, test in tests.items():
             shown = [c for c in CONDITIONS if not (name.endswith("hard") and c == "gray image")]
             how = {"config": sampler_config(profile.answer, seed=seed), "seed": seed, "quiet": True}
             how["batch_size"] = profile.answer.batch_size
-            items = vqa_study(*network, train, test, conditions=shown, looks=looks, **how)
+            items = vqa_study(answerer, train, test, conditions=shown, looks=looks, **how)
             frames.append(items.assign(test=name).replace({"condition": {"model": AFTER}}))
             if (folder / f"blind{seed}").is_dir():
-                blind = load_model(folder / f"blind{seed}")
-                items = vqa_study(*blind, train, blinded(test), conditions=["model"], **how)
+                blind = Answerer.load(folder / f"blind{seed}")
+                items = vqa_study(blind, train, blinded(test), conditions=["model"], **how)
                 frames.append(items.assign(test=name).replace({"condition": {"model": BLIND}}))
     return pd.concat(frames, ignore_index=True)
 

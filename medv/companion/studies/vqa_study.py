@@ -15,12 +15,10 @@ import pandas as pd
 from medv.data.example import Example
 from medv.diffusion.config import SamplerConfig
 from medv.diffusion.official import OfficialConfig
-from medv.evaluation.answering import answer_examples
+from medv.evaluation.answering import Answerer
 from medv.evaluation.controls import blinded, majority_answers, nearest_answers, shuffled_images
 from medv.evaluation.vqa import Reference, VQAScores, evaluate_vqa
 from medv.model.looks import Looks
-from medv.model.modeling import MedVForMaskedDiffusion
-from medv.model.processing import MedVProcessor
 from medv.profiles import SamplerSpec
 
 CONDITIONS = ("model", "shuffled images", "gray image", "nearest question", "question only", "majority")
@@ -34,8 +32,7 @@ def sampler_config(spec: SamplerSpec, *, seed: int = 0) -> SamplerConfig | Offic
 
 
 def vqa_study(
-    model: MedVForMaskedDiffusion,
-    processor: MedVProcessor,
+    answerer: Answerer,
     train: Sequence[Example],
     test: Sequence[Example],
     config: SamplerConfig,
@@ -64,7 +61,7 @@ def vqa_study(
         answers = told.get(condition)
         if answers is None:
             seen = shuffled_images(test, seed) if condition == "shuffled images" else shown[condition]
-            given = answer_examples(model, processor, seen, config, looks=looks, batch_size=batch_size, quiet=quiet)
+            given = answerer.answer(seen, config, looks=looks, batch_size=batch_size, quiet=quiet)
             answers = [answer.text for answer in given]
         scores = evaluate_vqa(references, answers)
         frame = _item_frame(scores, test, answers)

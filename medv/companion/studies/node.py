@@ -1,0 +1,28 @@
+"""The declaration of one notebook of the reproduction; each study declares its own in `NODES`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Node:
+    """One notebook of the reproduction.
+
+    `needs` and `makes` name artifacts (folders or files under the run folder, as "models/stage1"); `results` names the
+    figures and tables that it saves. `parameters` are passed to the notebook beside profile, seed and out. A `heavy` node
+    trains or generates for long: unless the profile lets them share the machine, nothing else runs at the same time. Nothing
+    ever runs beside an `alone` node, which compares speeds. A `last` node reads the results of the others: it runs after
+    them, however they ended.
+    """
+
+    name: str
+    notebook: str
+    title: str
+    needs: tuple[str, ...] = ()
+    makes: tuple[str, ...] = ()
+    results: tuple[str, ...] = ()
+    parameters: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    heavy: bool = False
+    alone: bool = False
+    last: bool = False
