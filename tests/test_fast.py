@@ -1,4 +1,4 @@
-"""Open positions alone give what the whole forward gives, case by case; caches are exact where they must be and valid elsewhere."""
+"""The decoder gives what the whole forward gives, case by case; caches are exact where they must be and valid elsewhere."""
 
 import copy
 import random

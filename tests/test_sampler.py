@@ -123,9 +123,8 @@ def reading(seed: int) -> Callable:
     base[:, MASK] = -torch.inf
 
     def denoise(canvas, columns, *, unconditional=False):
-        return torch.stack([base + mix[range(12), row].sum(dim=0) / 3 for row in canvas[:, 2:]])[
-            :, columns.start - 2 : columns.stop - 2
-        ]
+        logits = torch.stack([base + mix[range(12), row].sum(dim=0) / 3 for row in canvas[:, 2:]])
+        return logits[:, columns.start - 2 : columns.stop - 2]
 
     return denoise
 

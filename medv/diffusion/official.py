@@ -121,7 +121,8 @@ def sample(
             steps += 1
             text = canvas[0, width : width + config.gen_length].tolist()
             for sequence in config.stop_sequences if official else ():
-                place = _find(text, sequence)
+                size = len(sequence)
+                place = next((i for i in range(len(text) - size + 1) if tuple(text[i : i + size]) == tuple(sequence)), None)
                 if place is not None and (not stopped or width + place < stop):
                     stop, stopped = width + place, True
                 if stopped:
@@ -175,12 +176,6 @@ def add_gumbel_noise(logits: torch.Tensor, temperature: float, uniform: torch.Te
     if temperature == 0:
         return logits
     return logits.double().exp() / (-uniform.double().log()) ** temperature
-
-
-def _find(text: Sequence[int], part: Sequence[int]) -> int | None:
-    """The first position of `part` in `text`."""
-    size = len(part)
-    return next((i for i in range(len(text) - size + 1) if tuple(text[i : i + size]) == tuple(part)), None)
 
 
 def join_outputs(outputs: Sequence[SamplerOutput]) -> SamplerOutput:

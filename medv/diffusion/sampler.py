@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -41,21 +41,9 @@ class RowDenoiser(Protocol):
         """From now on the canvas holds only these rows [B'] of the previous one."""
 
 
-def sample(
-    denoise: Denoiser | RowDenoiser,
-    prompt: torch.Tensor,
-    config: SamplerConfig,
-    *,
-    mask_token_id: int,
-    fill_token_id: int,
-    row_indices: Sequence[int] | None = None,
-) -> SamplerOutput:
-    """Sample one response per row of `prompt` [B, P] int64 (left-padded; the denoiser handles the padding).
-
-    `row_indices` names the rows for the random draws (default 0 .. B-1), so that a row draws the same alone and in a batch.
-    """
-    ids = {"mask_token_id": mask_token_id, "fill_token_id": fill_token_id}
-    return drain(stream(denoise, prompt, config, row_indices=row_indices, tell=False, **ids))
+def sample(denoise: Denoiser | RowDenoiser, prompt: torch.Tensor, config: SamplerConfig, **options: Any) -> SamplerOutput:
+    """Sample one response per row of `prompt`; the arguments are those of `stream`."""
+    return drain(stream(denoise, prompt, config, tell=False, **options))
 
 
 @torch.inference_mode()
@@ -69,10 +57,11 @@ def stream(
     row_indices: Sequence[int] | None = None,
     tell: bool = True,
 ) -> Generator[Events, None, SamplerOutput]:
-    """`sample` forward by forward: yields the events of each as it happens and returns the output.
+    """Sample one response per row of `prompt` [B, P] int64 (left-padded; the denoiser handles the padding).
 
-    Reporting events makes the host wait for the device at each forward; `tell=False` yields empty tuples instead. A token that
-    is taken back comes with the events of the forward before it, or of the next one where the block was full.
+    Yields the events of each forward as it happens and returns the output. Reporting events makes the host wait for the
+    device at each forward; `tell=False` yields empty tuples instead. `row_indices` names the rows for the random draws
+    (default 0 .. B-1), so that a row draws the same alone and in a batch.
     """
     started = time.perf_counter()
     indices = range(len(prompt)) if row_indices is None else row_indices
