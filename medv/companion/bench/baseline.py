@@ -1,10 +1,9 @@
-"""What the official sampler does at each step, with all that it costs: the baseline that medv is measured against.
+"""The official sampler with all its costs: the baseline of the benchmarks.
 
-`generate_with_embeds` of LLaDA-MedV (the file of LLaDA-V), written down from its behavior: the head on every row of the
-canvas, a float64 softmax of the whole vocabulary at every position of which one number a row is kept, a scan for the stop
-token position by position, one row at a time. On CUDA its float16 autocast casts bfloat16 weights anew at every forward; that
-is an option here, so that the rest can be seen without it. `medv.diffusion.official` is the one to read for which tokens it
-gives; this module is about time and memory, and knows greedy decoding without guidance alone.
+`generate_with_embeds` of LLaDA-MedV (the file of LLaDA-V), reimplemented from its behavior for time and memory: the head on
+every column of the canvas, a float64 softmax of the whole vocabulary at every position, a scan for the stop token position by
+position, one row at a time. On CUDA its float16 autocast casts bfloat16 weights again at every forward; that is optional here.
+Greedy decoding without guidance only; see `medv.diffusion.official` for the tokens in all cases.
 """
 
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from medv.model.modeling import MedVForMaskedDiffusion
 
 @dataclass(frozen=True)
 class BaselineRun:
-    """written: (step, position, token) of every commit, positions in the response. forwards: how many were run."""
+    """written: (step, position in the response, token) of every commit. forwards: network calls."""
 
     written: tuple[tuple[int, int, int], ...]
     forwards: int
@@ -33,7 +32,7 @@ def official_run(
     forwards: int | None = None,
     half: bool = False,
 ) -> BaselineRun:
-    """Sample after a prompt [1, P] as the official code does; `forwards` ends early, `half` is its float16 autocast."""
+    """Sample after a prompt [1, P]; `forwards` ends early, `half` is the official code's float16 autocast."""
     own, width = model.config, prompt.shape[1]
     canvas = torch.cat([prompt, prompt.new_full((1, config.gen_length), own.mask_token_id)], dim=1)
     stop = torch.tensor(own.stop_token_ids[:1], device=prompt.device)
