@@ -53,7 +53,7 @@ class _Window:
 
 
 class Decoder:
-    """A denoiser (see `medv.diffusion.sampler.Denoiser`) for the canvases of one sampling call.
+    """A denoiser (see `medv.diffusion.sampler.RowDenoiser`) for the canvases of one sampling call.
 
     `refreshes` counts the forwards that filled a cache. With `graphs` forwards are captured as CUDA graphs, one for each
     width of the window, and replayed. On a GPU all columns of the block are given always. `compiled` fuses
