@@ -42,7 +42,8 @@ from medv.evaluation.answering import Answerer
 from medv.evaluation.controls import blinded
 from medv.model.looks import Looks
 from medv.profiles import StageRecipe, get_profile
-from medv.training.examples import stage_examples
+from medv.training.examples import TrainingData, stage_examples
+from medv.training.launch import RunOptions
 from medv.training.lora import LoraRecipe
 from medv.training.stages import train_stage
 
@@ -128,8 +129,8 @@ class Worker:
         """What a stage learns from; the same objects each time, so that drawn images are looked at once, too."""
         if gray:
             return blinded(self.learned(stage, protocol, False))
-        how = {"data": "vqa_rad", "data_dir": self.arguments.data_dir, "protocol": protocol}
-        return self._few(stage_examples(stage, SMALL, **how)[0])
+        data = TrainingData("vqa_rad", Path(self.arguments.data_dir), protocol)
+        return self._few(stage_examples(stage, SMALL, data)[0])
 
     def _few(self, examples: list[Example]) -> list[Example]:
         return examples[:: len(examples) // 6] if self.arguments.steps else examples
@@ -161,9 +162,9 @@ class Worker:
             if trial.steps:
                 recipe = replace(recipe, batch_size=2, epochs=2 * trial.steps / len(learned))
             lora = LoraRecipe(rank=trial.rank, alpha=2 * trial.rank) if trial.rank and stage == "vqa" else None
-            options = {"seed": trial.seed, "lora": lora, "checkpoints": False, "looks": looks, "quiet": True}
-            options["accumulation"] = 2 if trial.pool == 1 else 1  # or eight such trainings are more than 80 GB
-            train_stage(model, processor, recipe, learned, scratch / stage, **options)
+            parts = 2 if trial.pool == 1 else 1  # or eight such trainings are more than 80 GB
+            options = RunOptions(seed=trial.seed, lora=lora, accumulation=parts, checkpoints=False, quiet=True)
+            train_stage(model, processor, recipe, learned, scratch / stage, options, looks=looks)
             times[stage] = time.perf_counter() - since
             history = json.loads((scratch / stage / "history.json").read_text(encoding="utf-8"))
             losses[stage] = [row["loss"] for row in history if "loss" in row]

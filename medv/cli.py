@@ -11,99 +11,90 @@ from typing import Annotated
 
 import typer
 
-from medv.commands.adapt import adapt
 from medv.commands.bench import bench_app
-from medv.commands.console import AsJson, any_text, console, errors, finish, print_json, say
-from medv.commands.console import in_words as _in_words
-from medv.commands.console import print_mapping as _print_mapping
-from medv.commands.evaluate import evaluate_app, judge
-from medv.commands.sampling import (
-    BlockLength,
-    CacheName,
-    Device,
-    GenLength,
-    Graphs,
-    Preset,
-    SamplingCommand,
-    ScheduleName,
-    Seed,
-    Steps,
-    Temperature,
-    sampler_of,
+from medv.commands.console import (
+    console,
+    errors,
+    escape_unencodable,
+    flush_output,
+    print_json,
+    print_mapping,
+    report_errors,
+    say,
 )
-from medv.commands.towers import assemble, towers
+from medv.commands.evaluate import evaluate_app, judge
+from medv.commands.options import (
+    Accumulation,
+    AsJson,
+    BatchSize,
+    Device,
+    ImageRoots,
+    Lora,
+    ProfileName,
+    RunFolder,
+    Sampling,
+    SamplingCommand,
+    Seed,
+    SkipCorrupt,
+    expand_options,
+)
+from medv.commands.towers import adapt, assemble, towers
 from medv.profiles import get_profile
 from medv.reading import visible
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="A research companion for LLaDA-MedV.")
-train_app = typer.Typer(no_args_is_help=True, help="Train a stage of the paper's recipe, or what comes before it.")
-data_app = typer.Typer(no_args_is_help=True, help="Look at data sets.")
+train_app = typer.Typer(no_args_is_help=True, help="Train a stage of the paper's recipe, or the towers before it.")
+data_app = typer.Typer(no_args_is_help=True, help="Validate data sets.")
 app.add_typer(train_app, name="train")
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 
-ImageRoots = Annotated[
-    list[Path] | None,
-    typer.Option("--image-root", help="A folder that images may be links into (a cache, DVC, git-annex); repeatable."),
-]
-ProfileName = Annotated[str, typer.Option("--profile", "-p", help="tiny, small, paper or smoke.")]
-
 
 @app.command()
-@_in_words
+@report_errors
 def reproduce(
     profile: ProfileName = "tiny",
     only: Annotated[list[str] | None, typer.Option("--only", help="A notebook, figure or table, or all; repeatable.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where results go; default runs/<profile>.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder; default: runs/<profile>.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and why.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Run again even what is up to date.")] = False,
-    jobs: Annotated[int, typer.Option(min=1, help="Notebooks that may run at once.")] = 2,
+    jobs: Annotated[int, typer.Option(min=1, help="Notebooks that run in parallel.")] = 2,
     publish: Annotated[bool, typer.Option("--publish", help="Copy the results to figures/<profile>/.")] = False,
 ) -> None:
-    """Run the notebooks to figures, tables and index.html; cached and resumable."""
+    """Run the notebooks: figures, tables and index.html; cached and resumable."""
     from medv.companion.reproduction.reproduce import reproduce as run
 
     get_profile(profile)
     options = {"dry_run": dry_run, "force": force, "jobs": jobs, "publish": publish, "console": console}
-    code = run(profile, only=tuple(only or ()), out=out, **options)
-    raise typer.Exit(code)
+    raise typer.Exit(run(profile, only=tuple(only or ()), out=out, **options))
 
 
 @app.command(cls=SamplingCommand)
-@_in_words
+@expand_options
+@report_errors
 def ask(
     image: Annotated[Path, typer.Argument(help="PNG, JPEG or DICOM.")],
     question: Annotated[str, typer.Argument(help="A question about the image.")],
     model: Annotated[
         Path | None, typer.Option(help="A folder of a model or of LoRA adapters; default: the bundled tiny model.")
     ] = None,
-    profile: ProfileName = "tiny",
-    gen_length: GenLength = None,
-    block_length: BlockLength = None,
-    steps: Steps = None,
-    temperature: Temperature = 0.0,
-    seed: Seed = 0,
-    schedule: ScheduleName = "linear",
-    cache: CacheName = "none",
-    preset: Preset = "medv",
-    cuda_graphs: Graphs = None,
-    device: Device = None,
+    *,
+    sampling: Sampling,
     trace: Annotated[
         list[str] | None,
         typer.Option(
-            help="How the answer was unmasked: FILE.html (animated page), FILE.json, or - to watch it in this "
-            "terminal (nothing is drawn with --json or into a pipe); repeatable."
+            help="Record how the answer is unmasked: FILE.html (animated page), FILE.json, or - to watch it in this "
+            "terminal (not with --json or into a pipe); repeatable."
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer a question about one image."""
-    from medv.companion.figures.traces import trace_targets, word_of, write_trace
+    from medv.companion.figures.traces import TerminalView, trace_targets, word_of, write_trace
     from medv.data.images import open_image
 
-    chosen, how = get_profile(profile), {"schedule": schedule, "cache": cache, "preset": preset}
-    config = sampler_of(chosen, gen_length, block_length, steps, **how, temperature=temperature, seed=seed)
+    config = sampling.config()
     watched, files = trace_targets(trace or ())
     if not question.strip():
         raise ValueError("the question is empty: ask something about the image")
@@ -115,10 +106,12 @@ def ask(
     from medv.evaluation.answering import Answerer
 
     logging.disable_progress_bar()  # of a fraction of a second
-    how = {"dtype": chosen.dtype if model else "float32", "device": device, "graphs": cuda_graphs}
-    answerer = Answerer.load(model or bundled("tiny_model"), **how)
+    dtype = sampling.chosen_profile.dtype if model else "float32"
+    where = {"device": sampling.device, "graphs": sampling.cuda_graphs}
+    answerer = Answerer.load(model or bundled("tiny_model"), dtype=dtype, **where)
     word = word_of(answerer.processor.tokenizer)
-    with _view(watched and not as_json, config.gen_length, word) as on_step:
+    watched = watched and not as_json and console.is_terminal
+    with TerminalView(console, config.gen_length, word) if watched else nullcontext() as on_step:
         answer, story = answerer.ask(picture, question, config, on_step=on_step)
     for file in files:
         write_trace(file, story, word, question=question, answer=answer.text, picture=picture)
@@ -133,114 +126,86 @@ def ask(
         errors.print(f"{answer.forwards} forwards, {answer.seconds:.2f} s; {note}", style="dim", soft_wrap=True)
 
 
-def _view(wanted: bool, gen_length: int, word):
-    """A picture of the canvas that follows the sampling, or nothing where nobody would see it."""
-    from medv.companion.figures.trace_terminal import TerminalView
-
-    return TerminalView(console, gen_length, word) if wanted and console.is_terminal else nullcontext()
-
-
-@_in_words
+@report_errors
 def train(
     context: typer.Context,
-    out: Annotated[Path, typer.Option(help="Folder of the result; a run that was stopped there goes on.")],
+    out: RunFolder,
     profile: ProfileName = "tiny",
     data: Annotated[
         str, typer.Option(help="phantoms, vqa_rad, slake, pathvqa, llava_med_align, llava_med_instruct.")
     ] = "phantoms",
     data_dir: Annotated[Path | None, typer.Option(help="Folder of a real data set.")] = None,
     protocol: Annotated[
-        str, typer.Option(help="Which questions it sees: official, image_disjoint (no test image), validation.")
+        str, typer.Option(help="Training questions: official, image_disjoint (no test image) or validation.")
     ] = "official",
-    init: Annotated[Path | None, typer.Option(help="Model folder to start from; default: the towers of the package.")] = None,
-    lora: Annotated[bool, typer.Option("--lora", help="Adapters on the language tower instead of full fine-tuning.")] = False,
+    init: Annotated[Path | None, typer.Option(help="Model folder to start from; default: the bundled towers.")] = None,
+    lora: Lora = False,
     rank: Annotated[int, typer.Option(min=1, help="LoRA rank.")] = 16,
-    seed: Annotated[int, typer.Option(help="Of order, noise and new weights.")] = 0,
-    epochs: Annotated[float | None, typer.Option(min=0.0, help="Instead of the recipe's.")] = None,
-    accumulation: Annotated[int, typer.Option(min=1, help="Cut each batch into so many parts.")] = 1,
-    deepspeed: Annotated[str | None, typer.Option(help="zero2 or zero3: share the work under DeepSpeed.")] = None,
-    device: Annotated[str | None, typer.Option(help="cuda or cpu; default: the best there is.")] = None,
-    skip_corrupt: Annotated[
-        bool, typer.Option("--skip-corrupt", help="Leave out and count images that cannot be read.")
-    ] = False,
+    seed: Seed = 0,
+    epochs: Annotated[float | None, typer.Option(min=0.0, help="Epochs; default: the recipe's.")] = None,
+    accumulation: Accumulation = 1,
+    deepspeed: Annotated[str | None, typer.Option(help="DeepSpeed: zero2 or zero3.")] = None,
+    device: Device = None,
+    skip_corrupt: SkipCorrupt = False,
     image_root: ImageRoots = None,
     as_json: AsJson = False,
 ) -> None:
     """Train one stage of the paper's recipe; also under torchrun and the deepspeed launcher (python -m medv)."""
     chosen, stage = get_profile(profile), context.info_name
     from medv.companion.towers.pretrain import pretrain
-    from medv.training import launch
-    from medv.training.command import run_stage
+    from medv.training.examples import TrainingData
+    from medv.training.launch import RunOptions
+    from medv.training.launch import rank as process_rank
     from medv.training.lora import LoraRecipe
+    from medv.training.stages import run_stage
 
     if epochs is not None:
         chosen = chosen.with_recipe(stage, epochs=epochs)
-    try:
-        if stage == "pretrain":
-            pretrain(chosen, out, seed=seed)
-            return
-        with redirect_stdout(sys.stderr):  # where the Trainer's log goes: the result alone is printed
-            facts = run_stage(
-                stage,
-                chosen,
-                out,
-                data=data,
-                data_dir=data_dir,
-                roots=tuple(image_root or ()),
-                protocol=protocol,
-                init=init,
-                lora=LoraRecipe(rank=rank, alpha=2 * rank) if lora else None,
-                seed=seed,
-                accumulation=accumulation,
-                deepspeed=deepspeed,
-                skip_corrupt=skip_corrupt,
-                device=device,
-            )
-    except launch.TrainingStopped as stopped:
-        if str(stopped):
-            say(str(stopped))
-        raise typer.Exit(1) from stopped
-    if launch.rank():
+    if stage == "pretrain":
+        pretrain(chosen, out, seed=seed)
+        return
+    options = RunOptions(
+        seed=seed,
+        lora=LoraRecipe(rank=rank, alpha=2 * rank) if lora else None,
+        accumulation=accumulation,
+        deepspeed=deepspeed,
+        device=device,
+        skip_corrupt=skip_corrupt,
+    )
+    source = TrainingData(data, data_dir, protocol, tuple(image_root or ()))
+    with redirect_stdout(sys.stderr):  # the Trainer's log; standard output has the result alone
+        facts = run_stage(stage, chosen, out, options, data=source, init=init)
+    if process_rank():
         return
     if "seconds" not in facts:
         say(f"{out} was finished already: nothing is trained again")
-    _print_mapping(f"{stage}: saved to {out}", facts, as_json)
+    print_mapping(f"{stage}: saved to {out}", facts, as_json)
 
 
-for _stage, _about in (("pretrain", "Make the bundled towers again."), ("align", None), ("instruct", None), ("vqa", None)):
+for _stage, _about in (("pretrain", "Train the bundled towers again."), ("align", None), ("instruct", None), ("vqa", None)):
     train_app.command(_stage, help=_about)(train)
 train_app.command("adapt")(adapt)
 
 
 @app.command(cls=SamplingCommand)
-@_in_words
+@expand_options
+@report_errors
 def generate(
-    questions: Annotated[Path, typer.Option(help="JSON lines with question_id, image and text; or see --data.")],
+    questions: Annotated[Path, typer.Option(help="JSON lines with question_id, image and text; or as --data says.")],
     images: Annotated[Path, typer.Option(help="Folder of the images.")],
-    out: Annotated[Path, typer.Option(help="Answers as JSON lines; answers that are there are kept.")],
+    out: Annotated[Path, typer.Option(help="Answers as JSON lines; existing answers are kept.")],
     model: Annotated[Path | None, typer.Option(help="Folder of a model or of LoRA adapters.")] = None,
     checkpoint: Annotated[
-        str | None, typer.Option(help="Instead: an image-text-to-text checkpoint of transformers, folder or id.")
+        str | None, typer.Option(help="Instead of --model: an image-text-to-text checkpoint of transformers, folder or id.")
     ] = None,
-    profile: ProfileName = "tiny",
-    gen_length: GenLength = None,
-    block_length: BlockLength = None,
-    steps: Steps = None,
-    temperature: Temperature = 0.0,
-    seed: Seed = 0,
-    schedule: ScheduleName = "linear",
-    cache: CacheName = "none",
-    preset: Preset = "medv",
-    cuda_graphs: Graphs = None,
-    device: Device = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions at once.")] = 16,
+    *,
+    sampling: Sampling,
+    batch_size: BatchSize = 16,
     data: Annotated[str | None, typer.Option(help="Read --questions as this data set: vqa_rad, slake, pathvqa, qa50.")] = None,
-    skip_corrupt: Annotated[
-        bool, typer.Option("--skip-corrupt", help="Leave out, count and list questions whose image cannot be read.")
-    ] = False,
+    skip_corrupt: SkipCorrupt = False,
     image_root: ImageRoots = None,
 ) -> None:
-    """Answer the questions of a benchmark; resumable, and under torchrun shared out over its processes."""
+    """Answer the questions of a benchmark; resumable, and distributed under torchrun."""
     from medv.data.images import ImageFolder
     from medv.evaluation.answering import Answerer
     from medv.evaluation.baselines import CheckpointAnswerer, availability
@@ -249,17 +214,17 @@ def generate(
 
     if (model is None) == (checkpoint is None):
         raise ValueError("give either --model or --checkpoint, one of the two")
-    chosen, how = get_profile(profile), {"schedule": schedule, "cache": cache, "preset": preset}
-    config = sampler_of(chosen, gen_length, block_length, steps, **how, temperature=temperature, seed=seed)
-    device_named(device)  # a device that is not here is reported before questions are read
+    config = sampling.config()
+    device_named(sampling.device)  # a device that is not here is reported before questions are read
     if checkpoint is not None and (found := availability(checkpoint)) != "on this machine":
         mend = f"fetch it first, for example with `hf download {checkpoint}`"
         raise ValueError(f"{checkpoint}: {found}; {'--model takes ours' if Path(checkpoint).is_dir() else mend}")
     wanted = read_questions(questions, ImageFolder(images, tuple(image_root or ())), data=data)
     if checkpoint is None:
-        answerer = Answerer.load(model, dtype=chosen.dtype, device=device, graphs=cuda_graphs)
+        where = {"device": sampling.device, "graphs": sampling.cuda_graphs}
+        answerer = Answerer.load(model, dtype=sampling.chosen_profile.dtype, **where)
     else:
-        answerer = CheckpointAnswerer.load(checkpoint, device=device)
+        answerer = CheckpointAnswerer.load(checkpoint, device=sampling.device)
     wanted, skipped = examine(wanted, answerer, config, skip_corrupt=skip_corrupt)
     count = answer_file(wanted, answerer, config, out, batch_size=batch_size, inputs=[questions])
     if skipped and os.environ.get("RANK", "0") == "0":
@@ -273,16 +238,16 @@ app.command()(assemble)
 
 
 @app.command()
-@_in_words
+@report_errors
 def convert(
     source: Annotated[Path, typer.Argument(help="Folder of a checkpoint, or a stage-1 mm_projector.bin.")],
-    target: Annotated[Path, typer.Argument(help="Folder to make; it must not exist.")],
+    target: Annotated[Path, typer.Argument(help="Output folder; it must not exist.")],
     to: Annotated[
         str | None, typer.Option(help="medv, lladav, llada8b or projector; default: released to medv, medv to lladav.")
     ] = None,
     vision: Annotated[Path | None, typer.Option(help="SigLIP2 folder, for a checkpoint without its vision tower.")] = None,
 ) -> None:
-    """Convert LLaDA, LLaDA-V, LLaDA-MedV and SigLIP2 weights to medv's layout, or back; nothing but names changes."""
+    """Convert LLaDA, LLaDA-V, LLaDA-MedV and SigLIP2 weights to medv's layout, or back, without changing any values."""
     from medv.checkpoints.convert import convert as run
 
     made = run(source, target, to=to, vision=vision)
@@ -290,7 +255,7 @@ def convert(
 
 
 @data_app.command("check")
-@_in_words
+@report_errors
 def data_check(
     name: Annotated[str, typer.Argument(help="vqa_rad, slake, pathvqa, qa50, ...")],
     folder: Annotated[Path, typer.Argument(help="Folder of the data set.")],
@@ -308,60 +273,66 @@ def data_check(
 
 
 @app.command()
-@_in_words
+@report_errors
 def plan(
     stage: Annotated[str, typer.Argument(help="align, instruct or vqa.")],
     profile: ProfileName = "paper",
-    data: Annotated[str, typer.Option(help="The data set, where it has a recipe of its own: slake, pathvqa.")] = "",
-    gpus: Annotated[int, typer.Option(min=1, help="Devices that share the batch.")] = 1,
-    card: Annotated[str, typer.Option(help="The kind of GPU, for the hours: A100, H100, H200, L4, ...")] = "A100",
-    mfu: Annotated[float, typer.Option(help="Share of its peak that is reached, for the hours.")] = 0.4,
-    zero: Annotated[int, typer.Option(min=0, max=3, help="ZeRO stage; 0 is no DeepSpeed.")] = 0,
-    gpu_memory: Annotated[float | None, typer.Option(help="GB (1e9 bytes) of one device.")] = None,
-    lora: Annotated[bool, typer.Option("--lora", help="Adapters on the language tower.")] = False,
-    accumulation: Annotated[int, typer.Option(min=1, help="Cut each batch into so many parts.")] = 1,
+    data: Annotated[str, typer.Option(help="A data set with a recipe of its own: slake or pathvqa.")] = "",
+    gpus: Annotated[int, typer.Option(min=1, help="Number of GPUs.")] = 1,
+    card: Annotated[str, typer.Option(help="Kind of GPU, for the estimated hours: A100, H100, H200, L4, ...")] = "A100",
+    mfu: Annotated[float, typer.Option(help="Model FLOPs utilization, for the estimated hours.")] = 0.4,
+    zero: Annotated[int, typer.Option(min=0, max=3, help="ZeRO stage; 0: no DeepSpeed.")] = 0,
+    gpu_memory: Annotated[float | None, typer.Option(help="Memory of one GPU in GB (1e9 bytes).")] = None,
+    lora: Lora = False,
+    accumulation: Accumulation = 1,
     as_json: AsJson = False,
 ) -> None:
-    """What a stage needs of each GPU's memory, of the disk and of time, by arithmetic; exit code 2 where it cannot fit."""
+    """Estimate memory per GPU, disk and time of a stage; exits with code 2 if it does not fit."""
     from medv.checkpoints.assembly import shape_config
     from medv.data.chat import SpecialTokens
+    from medv.training.costs import check_memory, plan_stage
     from medv.training.lora import LoraRecipe
-    from medv.training.memory import check_memory, plan_cost, plan_memory
 
     chosen = get_profile(profile)
-    what = (shape_config(chosen.model, SpecialTokens(*range(7))), chosen.recipe(stage, data))
-    shared = {"gpus": gpus, "zero": zero, "lora": LoraRecipe() if lora else None}
-    options = shared | {"accumulation": accumulation, "capacity": gpu_memory and gpu_memory * 1e9}
-    found = plan_memory(*what, **options)
-    views = 5 if chosen.towers == "given" else 1  # the released models cut an image into tiles, up to four and a base
-    cost = plan_cost(*what, **shared, card=card, mfu=mfu, views=views)
+    model_and_recipe = (shape_config(chosen.model, SpecialTokens(*range(7))), chosen.recipe(stage, data))
+    options = {
+        "gpus": gpus,
+        "zero": zero,
+        "lora": LoraRecipe() if lora else None,
+        "accumulation": accumulation,
+        "capacity": gpu_memory and gpu_memory * 1e9,
+        "card": card,
+        "mfu": mfu,
+        "views": 5 if chosen.towers == "given" else 1,  # the released models cut an image into up to four tiles and a base
+    }
+    found = plan_stage(*model_and_recipe, **options)
     if as_json:
-        print_json(found.to_dict() | cost.to_dict())
+        print_json(found.to_dict())
     else:
         console.print(found.table(f"{stage}, profile {profile}"))
-        console.print(cost.sentence(), soft_wrap=True)
-    check_memory(*what, **options)
+        console.print(found.cost_sentence(), soft_wrap=True)
+    check_memory(*model_and_recipe, **options)
 
 
 @app.command()
-@_in_words
+@report_errors
 def doctor(as_json: AsJson = False) -> None:
-    """Versions, devices, and what each profile can do here."""
+    """Versions, devices, and which profiles run here."""
     from medv.doctor import examine
 
-    _print_mapping("medv doctor", examine(), as_json)
+    print_mapping("medv doctor", examine(), as_json)
 
 
 def main() -> None:
     """Entry point of the `medv` command."""
-    any_text()
+    escape_unencodable()
     try:
         app()
     except KeyboardInterrupt:
         say("interrupted; what was finished is kept")
         sys.exit(130)
     finally:
-        finish()
+        flush_output()
 
 
 if __name__ == "__main__":

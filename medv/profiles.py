@@ -67,7 +67,7 @@ class ModelShape:
 class StageRecipe:
     """How one stage is trained.
 
-    trains: the parts that learn, of `medv.training.stages.PARTS`; the paper's vision tower never does. samples: training
+    trains: the parts that learn, of `medv.training.lora.PARTS`; the paper's vision tower never does. samples: training
     examples (0 = all there are). batch_size: of the whole machine. learning_rate: AdamW, cosine decay, `warmup` as a share of
     the steps; the projector's is `projector_rate` times as high. feature_dropout: share of the vision channels that a training
     step does not see (with cached_vision only). loss_tokens, padding, normalization, times: named choices of `medv.data.chat`,

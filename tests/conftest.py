@@ -1,4 +1,4 @@
-"""What all tests share: no network, and the root of the source tree."""
+"""What all tests share: no network, untouched global generators, the root of the source tree and a model folder."""
 
 import os
 from pathlib import Path
@@ -8,13 +8,37 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-# Test functions that tests/test_reference.py imports; without this their failed comparisons would not be explained.
-pytest.register_assert_rewrite("reference_images", "reference_text", "reference_weights")
-
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def untouched_generators():
+    """medv draws from generators of its own: after a test torch's and numpy's global ones are as before.
+
+    Used by whole modules (`pytestmark`), except where a Trainer seeds the global generators.
+    """
+    import numpy as np
+    import torch
+
+    before = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002 (the legacy state is what is checked)
+    yield
+    state = np.random.get_state()  # noqa: NPY002
+    assert torch.get_rng_state().equal(before[0]), "the test changed torch's global generator"
+    assert (state[1] == before[1][1]).all() and state[2] == before[1][2], "the test changed numpy's global generator"
 
 
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The root of the source tree."""
     return ROOT
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    """A folder with the small test model."""
+    import tiny
+
+    folder = tmp_path_factory.mktemp("model")
+    tiny.model().save_pretrained(folder)
+    tiny.processor().save_pretrained(folder)
+    return folder

@@ -16,7 +16,7 @@ from tiny import examples, model, processor
 from medv.cli import main
 from medv.data.example import Example, Turn
 from medv.profiles import StageRecipe, get_profile
-from medv.training.launch import TrainingStopped, rank
+from medv.training.launch import RunOptions, TrainingStopped, rank
 from medv.training.lora import LoraRecipe
 from medv.training.stages import train_stage
 
@@ -32,9 +32,9 @@ FIVE_STEPS = {
 """Recipes of five steps on ten examples, between them every normalization; "token" is on examples with and without images."""
 
 
-def train(out: Path, recipe: StageRecipe = RECIPE, count: int = 10, **options):
+def train(out: Path, recipe: StageRecipe = RECIPE, *, data=None, base=None, **options):
     """Train a fresh copy of the tiny model."""
-    return train_stage(model(), processor(), recipe, options.pop("data", None) or examples(count), out, quiet=True, **options)
+    return train_stage(model(), processor(), recipe, data or examples(10), out, RunOptions(quiet=True, **options), base=base)
 
 
 def with_corrupt(folder: Path) -> list[Example]:
@@ -103,7 +103,7 @@ def gone_wrong(out: Path) -> None:
         return output * float("nan") if len(calls) > 3 and rank() == 1 else output
 
     network.model.projector.register_forward_hook(spoil)
-    train_stage(network, processor(), RECIPE, examples(10), out, quiet=True)
+    train_stage(network, processor(), RECIPE, examples(10), out, RunOptions(quiet=True))
 
 
 def no_room(out: Path, **options) -> None:
@@ -121,7 +121,7 @@ class Launched:
 
     def __init__(self, job: str, out: Path, *, count: int = 2, **options):
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["deepspeed", "transformers", "medv.training.command", "accelerate.utils"])
+        context.set_forkserver_preload(["deepspeed", "transformers", "medv.training.stages", "accelerate.utils"])
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]

@@ -5,9 +5,14 @@ import os
 import shutil
 from pathlib import Path
 
+import pytest
+
 from medv.checkpoints.convert import convert
 
 FOLDER = Path(os.environ.get("MEDV_FIXTURES", Path(__file__).resolve().parents[2] / "shared" / "fixtures"))
+needs_reference = pytest.mark.skipif(
+    not (FOLDER / "config.json").is_file(), reason=f"outputs of the reference are not at {FOLDER}: set MEDV_FIXTURES"
+)
 
 
 def settings() -> dict:

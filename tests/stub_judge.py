@@ -48,7 +48,7 @@ class StubJudge:
         with self.lock:
             number = self.asked[name]
             self.asked[name] += 1
-            self.headers.append(dict(request.headers))
+            self.headers.append(request.headers)  # names in any case
             self.busy += 1
             self.most = max(self.most, self.busy)
         try:

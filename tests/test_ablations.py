@@ -5,11 +5,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 import pytest
-from test_model import training_batch
-from tiny import model
+from tiny import model, training_batch
 
 from medv.checkpoints.bundled import bundled
-from medv.companion.figures.ablations import lora_figure
+from medv.companion.figures.studies import lora_figure
 from medv.companion.reproduction.run import open_run
 from medv.companion.studies import initialization as init
 from medv.companion.studies import lora as lora_study

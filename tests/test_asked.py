@@ -8,7 +8,7 @@ import tiny
 from medv.artifacts import read_jsonl
 from medv.checkpoints.bundled import bundled
 from medv.companion.reproduction.cache import code_cells, parameter_names
-from medv.companion.reproduction.registry import NODES
+from medv.companion.reproduction.registry import all_nodes
 from medv.companion.reproduction.run import open_run
 from medv.companion.studies import conversation, generation, initialization, lengths
 from medv.companion.studies.vqa_study import sampler_config
@@ -45,7 +45,7 @@ def test_a_run_is_asked_as_its_parameters_say_and_refuses_what_cannot_be(tmp_pat
 
 
 def test_the_defaults_of_every_notebook_open_its_run(root, tmp_path):
-    for node in NODES:
+    for node in all_nodes():
         (cell,) = [c for c in code_cells(root / "notebooks" / node.notebook) if "parameters" in c["metadata"].get("tags", ())]
         own = {}
         exec(cell["source"], own)  # assignments of constants alone

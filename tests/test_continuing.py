@@ -14,18 +14,18 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from command import run
+from damaged import tree
 from PIL import Image
-from typer.testing import CliRunner
 
 from medv.checkpoints.bundled import load_model
-from medv.cli import app
 from medv.companion.reproduction.run import open_run
 from medv.data.example import Example, Turn
 from medv.diffusion.config import SamplerConfig
 from medv.evaluation.answering import Answerer
 from medv.evaluation.benchmark import answer_file
 from medv.profiles import ModelShape, StageRecipe, get_profile
-from medv.training.launch import TrainingStopped, stopping_in_words
+from medv.training.launch import RunOptions, TrainingStopped, clear_failures
 from medv.training.lora import LoraRecipe
 from medv.training.stages import train_stage
 
@@ -39,14 +39,6 @@ with hold(Path(sys.argv[1])):
     time.sleep(60)
 """
 SIZES = ("--gen-length", "4", "--block-length", "4", "--steps", "4")
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def tree(folder: Path) -> dict:
-    return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
 
 
 def refused(folder: Path, said: str, *arguments) -> None:
@@ -135,7 +127,7 @@ def test_a_second_training_in_the_same_folder_is_refused_at_once(tmp_path):
 
 def train(out: Path, network=None, examples=None, **options):
     network = network or tiny.model()
-    return train_stage(network, tiny.processor(), RECIPE, examples or tiny.examples(10), out, quiet=True, **options)
+    return train_stage(network, tiny.processor(), RECIPE, examples or tiny.examples(10), out, RunOptions(quiet=True, **options))
 
 
 def test_an_interrupted_training_goes_on_only_from_its_own_start_and_data(tmp_path):
@@ -187,10 +179,7 @@ def test_a_training_set_without_examples_is_refused(tmp_path):
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
 def test_a_disk_that_takes_no_more_stops_the_training_in_words(code):
-    with (
-        pytest.raises(TrainingStopped, match="the same command goes on"),
-        stopping_in_words(lambda: "the same command goes on"),
-    ):
+    with pytest.raises(TrainingStopped, match="the same command goes on"), clear_failures(lambda: "the same command goes on"):
         raise OSError(code, os.strerror(code), "weights")
 
 
@@ -279,7 +268,8 @@ def test_a_model_that_moved_is_the_same_model(benchmark, tmp_path):
 
 def test_what_lies_under_a_projector_is_part_of_the_model(tmp_path):
     base, stage = save_model(tmp_path / "base"), tmp_path / "stage"
-    train_stage(load_model(base)[0], tiny.processor(), RECIPE, tiny.examples(4), stage, base={"model": str(base)}, quiet=True)
+    given = {"options": RunOptions(quiet=True), "base": {"model": str(base)}}
+    train_stage(load_model(base)[0], tiny.processor(), RECIPE, tiny.examples(4), stage, **given)
     config, out = SamplerConfig(4, 4, 4), tmp_path / "a.jsonl"
     answer_file(tiny.examples(2), Answerer.load(stage), config, out, quiet=True)
     shutil.rmtree(base)

@@ -6,10 +6,9 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
-from typer.testing import CliRunner
+from command import run
 
-from medv.cli import app
-from medv.companion.figures.tutorial import loss_noise
+from medv.companion.figures.lessons import loss_noise
 from medv.companion.studies.sizes import reach
 from medv.diffusion.caching import DualCache, NoCache, PrefixCache
 from medv.diffusion.config import SamplerConfig
@@ -20,10 +19,10 @@ from medv.evaluation.benchmark import answer_file
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.twin import language_tower
 from medv.profiles import StageRecipe
-from medv.training.adapt import adapt
-from medv.training.adapt_batches import AdaptRecipe
-from medv.training.self_text import Writing, write_text_of
+from medv.training.adapt import AdaptRecipe, adapt
+from medv.training.launch import RunOptions
 from medv.training.stages import train_stage
+from medv.training.text import Writing, write_text_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 BASE = SamplerConfig(gen_length=24, block_length=8, steps=24, min_length=16)
@@ -202,7 +201,7 @@ def test_the_models_loss_is_that_of_the_cpu(pair):
 def test_training_takes_a_step_there_and_stays_near_the_cpu(tmp_path):
     recipe = StageRecipe(("projector", "language_model"), 0, 1, 8, 1e-3, max_length=100, padding="none")
     network = tiny.model()
-    train_stage(network, tiny.processor(), recipe, tiny.examples(8), tmp_path / "out", quiet=True)
+    train_stage(network, tiny.processor(), recipe, tiny.examples(8), tmp_path / "out", RunOptions(quiet=True))
     assert all(value.is_cuda and value.isfinite().all() for value in network.parameters())
     facts = json.loads((tmp_path / "out" / "training.json").read_text())
     assert facts["steps"] == 1
@@ -237,7 +236,7 @@ def test_the_command_answers_on_the_gpu_what_the_cpu_answers(folders, tmp_path):
         out = tmp_path / f"{device}.jsonl"
         where = ["--questions", questions / "questions.jsonl", "--images", questions, "--model", model, "--out", out]
         before = torch.cuda.memory_stats().get("allocation.all.allocated", 0)
-        done = CliRunner().invoke(app, ["generate", *map(str, where), *sizes, "--device", device])
+        done = run("generate", *map(str, where), *sizes, "--device", device)
         assert done.exit_code == 0, done.output
         used = torch.cuda.memory_stats().get("allocation.all.allocated", 0) - before
         assert bool(used) == (device == "cuda")

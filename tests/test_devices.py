@@ -8,9 +8,8 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
-from typer.testing import CliRunner
+from command import run
 
-from medv.cli import app
 from medv.companion.studies.generation import ask_model
 from medv.diffusion.caching import DualCache, NoCache
 from medv.diffusion.config import SamplerConfig
@@ -25,23 +24,11 @@ from medv.training.trainer import OneDeviceArguments
 BASE = SamplerConfig(16, 8, 16)
 
 
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tiny.model().save_pretrained(folder)
-    tiny.processor().save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def many_gpus(monkeypatch):
     """A machine with four GPUs, as far as torch is asked."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 # Which device.
@@ -152,13 +139,7 @@ def test_the_dtype_is_the_one_asked_for_and_is_told(model_dir, tmp_path):
 
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("questions")
-    rows = []
-    for number, example in enumerate(tiny.examples(3)):
-        example.image().save(folder / f"{number}.png")
-        rows.append(json.dumps({"question_id": f"q{number}", "image": f"{number}.png", "text": example.question}))
-    (folder / "questions.jsonl").write_text("\n".join(rows) + "\n")
-    return folder
+    return tiny.question_folder(tmp_path_factory.mktemp("questions"), 3)
 
 
 def ways(questions, model_dir, out):

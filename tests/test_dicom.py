@@ -8,13 +8,13 @@ import zlib
 import numpy as np
 import pydicom
 import pytest
+from dicom_files import RAMP, gray, write_dicom
 from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGBaseline8Bit, JPEGExtended12Bit, RLELossless
 from reference import FOLDER
-from test_images import RAMP, gray, write_dicom
 
 from medv.data.images import ImageError, open_image
 

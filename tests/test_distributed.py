@@ -16,10 +16,12 @@ from tiny import model, processor
 from medv.checkpoints.assembly import assemble
 from medv.checkpoints.bundled import bundled, load_model
 from medv.profiles import STAGES, get_profile
-from medv.training.command import ZERO_STAGES, run_stage
-from medv.training.launch import deepspeed_config, join
-from medv.training.memory import checkpoint_bytes
+from medv.training.costs import checkpoint_bytes
+from medv.training.launch import RunOptions, deepspeed_config, join
+from medv.training.stages import ZERO_STAGES, run_stage
 from medv.training.trainer import COMPLETE, last_checkpoint
+
+pytestmark = pytest.mark.slow
 
 TOPOLOGIES = {
     "two processes": {},
@@ -92,7 +94,7 @@ def test_the_command_leaves_a_projector_that_loads_on_what_it_was_trained_on_and
     said = launch("command_line", tmp_path / "zero3", deepspeed="zero3")
     assert '"trainable_parameters"' in said[0] and "loss" not in said[1] and "{" not in said[1]
     facts = json.loads(said[0].splitlines()[-1])
-    alone = run_stage("align", get_profile("smoke"), tmp_path / "alone", quiet=True)
+    alone = run_stage("align", get_profile("smoke"), tmp_path / "alone", RunOptions(quiet=True))
     assert facts["loss"] == pytest.approx(alone["loss"], rel=1e-4)
     out = tmp_path / "zero3"
     assert not list(out.glob("model*.safetensors")) and sum(f.stat().st_size for f in out.glob("*.safetensors")) < 2**17

@@ -13,14 +13,13 @@ from tiny import model, processor
 from medv.companion.explorer import lesson_widgets
 from medv.companion.explorer import view as explorer_view
 from medv.companion.explorer.figure import explorer_figure
-from medv.companion.explorer.session import Cancelled, Outcome, Session, Setting, cells, compare, gallery, read_upload
+from medv.companion.explorer.session import Cancelled, Outcome, Session, Setting, compare, gallery, read_upload
 from medv.companion.explorer.widgets import Explorer
 from medv.companion.figures.traces import word_of
 from medv.data.example import load_image
 from medv.data.images import ImageError
 from medv.diffusion.trace import COMMIT, REMASK, Event, Trace
 from medv.evaluation.answering import Answer, Answerer
-from medv.evaluation.repetition import repeated_parts
 from medv.model.views import ViewPlan
 from medv.phantoms.sets import description_set
 
@@ -50,7 +49,7 @@ def picture() -> Image.Image:
 def outcome(text: str, steps: int = 4, forwards: int = 4, trace: Trace | None = None) -> Outcome:
     answer = Answer("x", HOSTILE, text, 3, forwards, 0.5, "length")
     trace = trace or Trace((Event(0, 0, 0, 5, 0.5),), 2, 1)
-    return Outcome("p", Setting(4, 4, steps), answer, trace, tuple(repeated_parts(text)))
+    return Outcome("p", Setting(4, 4, steps), answer, trace)
 
 
 class Tags(HTMLParser):
@@ -92,7 +91,7 @@ def test_the_canvas_of_every_frame_is_the_replay_of_the_trace(network):
     asked = next(run for run in runs if any(event.kind == REMASK for event in run.trace.events))
     trace, mask = asked.trace, asked.trace.mask_token_id
     for frame in range(asked.frames + 1):
-        canvas = cells(trace, frame)
+        canvas = asked.canvas(frame)
         written = [cell.token if cell.state in ("fresh", "written") else mask for cell in canvas]
         assert written == trace.replay(frame - 1)
         now = [event for event in trace.events if event.step == frame - 1]
@@ -100,7 +99,7 @@ def test_the_canvas_of_every_frame_is_the_replay_of_the_trace(network):
         assert {place for place, cell in enumerate(canvas) if cell.state == "lost"} == lost
         fresh = {event.position for event in now if event.kind == COMMIT} - lost
         assert {place for place, cell in enumerate(canvas) if cell.state == "fresh"} == fresh
-        page = explorer_view.canvas_html(trace, frame, word_of(network[1].tokenizer))
+        page = explorer_view.canvas_html(asked, frame, word_of(network[1].tokenizer))
         assert page.count("medv-cell lost") == len(lost) and page.count("medv-cell fresh") == len(fresh)
 
 
@@ -120,7 +119,7 @@ def test_words_of_models_questions_and_files_are_never_markup(network):
         explorer_view.answer_html(told, HOSTILE),
         explorer_view.message(HOSTILE, "error"),
         explorer_view.chart_html([told], told),
-        explorer_view.canvas_html(told.trace, 1, lambda _: HOSTILE),
+        explorer_view.canvas_html(told, 1, lambda _: HOSTILE),
     ]
     for page in pages:
         tags = Tags(page)

@@ -56,10 +56,8 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from damaged import as_type, change, edit, files, half, resized, spoiled, tree
 from stub_judge import StubJudge
-from test_continuing import tree
-from test_judging import files
-from test_loading import as_type, change, edit, half, resized, spoiled
 from typer.testing import CliRunner
 
 from medv.checkpoints.bundled import bundled
@@ -367,6 +365,7 @@ def test_a_full_disk_is_a_sentence_and_the_same_command_goes_on_D_disk_full():
         assert medv(line).exit_code == 0 and len(Path("j.jsonl").read_text().splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_a_second_training_at_once_and_another_one_later_are_refused_A3_A4():
     data_set("trainset.json", EIGHT)
     line = f"{F_RAD} --epochs 40 --init W"

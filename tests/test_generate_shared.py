@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from command import run
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -32,22 +33,8 @@ COUNT = 11
 
 
 @pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tiny.model().save_pretrained(folder)
-    tiny.processor().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def questions(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("questions")
-    rows = []
-    for number, example in enumerate(tiny.examples(COUNT)):
-        example.image().save(folder / f"{number}.png")
-        rows.append(json.dumps({"question_id": f"q{number}", "image": f"{number}.png", "text": example.question}))
-    (folder / "questions.jsonl").write_text("\n".join(rows) + "\n")
-    return folder
+    return tiny.question_folder(tmp_path_factory.mktemp("questions"), COUNT)
 
 
 def command(questions, model_dir, out, *more):
@@ -63,7 +50,7 @@ def told(path: Path) -> list:
 @pytest.fixture(scope="module")
 def alone(questions, model_dir, tmp_path_factory):
     out = tmp_path_factory.mktemp("alone") / "answers.jsonl"
-    subprocess.run([sys.executable, "-m", "medv.cli", "generate", *command(questions, model_dir, out)], check=True)
+    assert run("generate", *command(questions, model_dir, out)).exit_code == 0
     return out
 
 
@@ -75,6 +62,7 @@ def test_every_answer_says_its_settings_forwards_and_seconds(alone):
         assert row["settings"]["gen_length"] == 8 and row["settings"]["temperature"] == 0.5
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_answers_of_one_in_order(questions, model_dir, alone, tmp_path):
     out = tmp_path / "answers.jsonl"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "medv.cli"]
@@ -83,16 +71,18 @@ def test_two_processes_give_the_answers_of_one_in_order(questions, model_dir, al
     assert told(out) == told(alone) and list(tmp_path.iterdir()) == [out]
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_answer_goes_on_to_the_same_file(model_dir, questions, alone, tmp_path):
     out = tmp_path / "answers.jsonl"
-    run = [sys.executable, "-m", "medv.cli", "generate", *command(questions, model_dir, out)]
-    process = subprocess.Popen(run, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    line = [sys.executable, "-m", "medv.cli", "generate", *command(questions, model_dir, out)]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(line, env=one_thread, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     while process.poll() is None and (not out.exists() or out.read_bytes().count(b"\n") < 3):
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
     kept = out.read_bytes().splitlines(keepends=True)
-    subprocess.run(run, check=True)
+    assert run("generate", *command(questions, model_dir, out)).exit_code == 0
     assert told(out) == told(alone)
     whole = [line for line in kept if line.endswith(b"\n")]
     assert out.read_bytes().startswith(b"".join(whole)), "an answer that was there was asked again"

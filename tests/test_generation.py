@@ -9,6 +9,8 @@ from tiny import QUESTIONS, model, picture, processor, special
 from medv.diffusion.config import SamplerConfig
 from medv.diffusion.sampler import sample
 
+pytestmark = pytest.mark.usefixtures("untouched_generators")
+
 BASE = SamplerConfig(gen_length=16, block_length=8, steps=8)
 WAYS = {
     "greedy": BASE,

@@ -10,11 +10,11 @@ import pytest
 
 from medv import paper
 from medv.checkpoints.bundled import bundled
-from medv.companion.figures.answers import FACTS, REPEATED, answers_side_by_side, marked_words
-from medv.companion.figures.radar import group_scores, radar
+from medv.companion.figures.studies import group_scores, radar
+from medv.companion.figures.words import AGAIN, FACTS, FALSE, INK, REPEATED, compared_answers, marked_words
 from medv.companion.studies import conversation, generation, lengths
 from medv.companion.studies import repetition as repetition_study
-from medv.data.example import Turn
+from medv.data.example import Example, Turn
 from medv.phantoms.facts import fact_spans, stated_facts
 from medv.profiles import get_profile
 
@@ -84,9 +84,9 @@ def test_true_and_false_facts_are_marked_where_they_stand_and_denied_ones_are_no
     wrong = "left" if scene.side == "right" else "right"
     text = f"No cyst is seen. It is on the {wrong} side. It is on the {wrong} side."
     words = marked_words(text, scene)
-    assert [word.fact for word in words if word.text == wrong] == [False, False]
-    assert not any(word.fact is not None for word in words if word.text == "cyst")
-    assert [word.again for word in words].count(True) == 6
+    assert [word.ink for word in words if word.text == wrong] == [FALSE, FALSE]
+    assert all(word.ink == INK and not word.bold for word in words if word.text == "cyst")
+    assert [word.fill for word in words].count(AGAIN) == 6
 
 
 def test_the_findings_score_wants_the_facts_of_the_reference_and_punishes_invented_ones():
@@ -165,6 +165,7 @@ def test_judgements_of_fewer_than_three_groups_are_drawn_as_bars(groups):
 def test_the_legend_of_facts_stands_only_where_facts_are_known():
     scene = generation.requests(TINY, share=0.01)[0][0].meta["scene"]
     for known, legend in ((None, REPEATED), (scene, f"{FACTS}   {REPEATED}")):
-        drawn = answers_side_by_side([("a", "a nodule", known)], "t", question="q")
+        example = Example("a", None, (Turn("user", "q"),), meta={"scene": known})
+        drawn = compared_answers(pd.DataFrame([{"name": "a", "text": "a nodule", "score": 1.0, "words": 2}]), example, "t")
         assert legend in [text.get_text() for text in drawn.texts]
         assert known or not any("fact" in text.get_text() for text in drawn.texts)

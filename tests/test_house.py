@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import itertools
 import json
 import re
 import subprocess
@@ -11,12 +12,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import ROOT
 
-from medv.companion.reproduction.cache import Workshop, check_parameters, parameter_names
-from medv.companion.reproduction.registry import NODES, ordered
+from medv.companion.reproduction.cache import Workshop, parameter_names
+from medv.companion.reproduction.registry import all_nodes
 from medv.profiles import PROFILES, get_profile
 
 MAX_FILE, MAX_FUNCTION, MAX_CELLS, MAX_CELL = 450, 80, 15, 15
+MAX_LIBRARY, MAX_TOTAL = 10_500, 20_500  # lines of medv without phantoms and companion, and of all of it
 
 
 def sources(root):
@@ -32,7 +35,7 @@ def test_a_module_imports_only_from_floors_below(root):
     assert done.returncode == 0 and "0 broken" in done.stdout, done.stdout + done.stderr
 
 
-def test_no_library_file_is_longer_than_400_lines(root):
+def test_no_library_file_is_longer_than_450_lines(root):
     long = {path.name: n for path in sources(root) if (n := len(path.read_text().splitlines())) > MAX_FILE}
     assert not long
 
@@ -59,31 +62,74 @@ def test_importing_medv_loads_neither_torch_nor_transformers():
     assert done.stdout.split() == []
 
 
+def test_importing_the_model_loads_no_other_room_above_it():
+    code = """
+import importlib, pkgutil, sys
+import medv.model
+for module in pkgutil.iter_modules(medv.model.__path__, "medv.model."):
+    importlib.import_module(module.name)
+print(*{".".join(name.split(".")[:2]) for name in sys.modules if name.startswith("medv.")})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    above = {f"medv.{room}" for room in ("companion", "phantoms", "training", "evaluation", "checkpoints", "commands", "cli")}
+    assert "medv.model" in done.stdout.split() and not above & set(done.stdout.split())
+
+
+def test_the_rooms_keep_their_sizes(root):
+    lines = {path.relative_to(root / "medv"): len(path.read_text().splitlines()) for path in sources(root)}
+    rooms = dict.fromkeys({path.parts[0] for path in lines}, 0)
+    for path, count in lines.items():
+        rooms[path.parts[0]] += count
+    assert rooms["diffusion"] <= 1_900 and rooms["model"] <= 2_000
+    library = sum(count for room, count in rooms.items() if room not in ("phantoms", "companion"))
+    assert library <= MAX_LIBRARY and sum(rooms.values()) <= MAX_TOTAL, rooms
+
+
 def test_the_declared_notebooks_are_the_ones_there_and_take_their_parameters(root, tmp_path):
     shop = Workshop(root / "notebooks", tmp_path, get_profile("tiny"), 0)
-    assert {node.notebook for node in ordered()} == {path.name for path in notebooks(root)}
-    for node in NODES:
-        check_parameters(node, shop)
+    assert {node.notebook for node in all_nodes()} == {path.name for path in notebooks(root)}
+    for node in all_nodes():
+        shop.check_parameters(node)
         assert {"profile", "seed", "out"} <= set(parameter_names(shop.notebooks / node.notebook))
 
 
-def test_notebooks_are_short_clean_and_numbered(root):
-    wrong = []
-    for path in notebooks(root):
-        book = json.loads(path.read_text(encoding="utf-8"))
-        code = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
-        checks = {
-            "has stored outputs": any(cell.get("outputs") or cell.get("execution_count") for cell in code),
-            "has widget state": "widgets" in book["metadata"],
-            "is not on kernel python3": book["metadata"].get("kernelspec", {}).get("name") != "python3",
-            f"has more than {MAX_CELLS} cells": len(book["cells"]) > MAX_CELLS,
-            f"has a cell of over {MAX_CELL} lines": any(len("".join(c["source"]).splitlines()) > MAX_CELL for c in code),
-            "has a source that is no list of lines": not all(isinstance(cell["source"], list) for cell in book["cells"]),
-            "has no title": not "".join(book["cells"][0]["source"]).startswith("# "),
-            "has no number": not re.match(r"\d\d_[a-z0-9_]+\.ipynb", path.name),
-        }
-        wrong += [f"{path.name} {what}" for what, is_so in checks.items() if is_so]
-    assert not wrong
+@pytest.fixture(params=sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.name[:2])
+def notebook(request):
+    """The path of a notebook, its cells, and the texts of its Markdown cells."""
+    cells = json.loads(request.param.read_text(encoding="utf-8"))["cells"]
+    return request.param, cells, ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+
+
+def test_a_notebook_is_short_clean_and_numbered(notebook):
+    path, cells, texts = notebook
+    book, code = json.loads(path.read_text(encoding="utf-8")), [cell for cell in cells if cell["cell_type"] == "code"]
+    assert re.match(r"\d\d_[a-z0-9_]+\.ipynb", path.name) and book["nbformat"] == 4
+    assert book["metadata"]["kernelspec"]["name"] == "python3" and "widgets" not in book["metadata"]
+    assert len(cells) <= MAX_CELLS and all(len("".join(cell["source"]).splitlines()) <= MAX_CELL for cell in code)
+    assert all(isinstance(cell["source"], list) and "".join(cell["source"]).strip() for cell in cells), "no list of lines"
+    assert not any(cell.get("outputs") or cell.get("execution_count") or cell.get("attachments") for cell in cells)
+    assert len({cell["id"] for cell in cells}) == len(cells) and len(code) + len(texts) == len(cells)
+    tagged = [cell for cell in cells if cell["metadata"].get("tags")]
+    assert [cell["metadata"] for cell in tagged] == [{"tags": ["parameters"]}] and cells.index(tagged[0]) == 1
+    assert not re.search(r"<(script|img|iframe|style|a)\b|\]\(http", "".join(texts)), "raw HTML, or a link that leaves"
+
+
+def test_a_notebook_opens_with_its_question_and_ends_with_what_to_try(notebook):
+    _, _, texts = notebook
+    for promised in ("**The question.**", "**The paper's claim.**", "**What it cannot show:**", "**Running time.**"):
+        assert promised in texts[0]
+    assert texts[0].startswith("# ") and re.search(r"## .*[Tt]ry next", texts[-1]) and "$$" in "".join(texts)
+
+
+def test_headings_are_in_order_links_resolve_and_no_path_is_absolute(notebook):
+    path, cells, texts = notebook
+    levels = [len(found[1]) for text in texts for line in text.splitlines() if (found := re.match(r"(#+) ", line))]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", "".join(texts)):
+        assert (path.parent / link).exists(), f"{path.name} links to {link}"
+    code = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    assert not re.search(r"""["'](/|~/|[A-Z]:\\)\w""", code)
 
 
 def test_conda_takes_every_version_from_pyproject(root):
@@ -122,7 +168,7 @@ def test_pyproject_declares_what_is_imported_and_nothing_else(root):
     assert not {name: files for name, files in used.items() if name not in everything}
     # Declared for what they run: commands, the kernel, plugins of pytest.
     run = {"ipykernel", "voila", "ruff", "import-linter", "pytest-timeout", "pytest-xdist", "playwright"}
-    assert everything - set(used) - {"jinja2"} == run
+    assert everything - set(used) == run
     core = [path for path in sources(root) if "companion" not in path.parts]
     assert set(imports(core, whole=False)) <= declared[""], "the library needs more than the plain install brings"
 
@@ -151,6 +197,13 @@ def test_the_readme_names_only_what_exists(root):
     assert named, "the README has no table of files (rows that begin with | `path`)"
     missing = [name for name in [*named, *links] if not (root / name).exists() and not (root / "medv" / name).exists()]
     assert not missing
+
+
+def test_the_reading_order_of_the_readme_is_five_files_that_exist_and_are_short(root):
+    section = (root / "README.md").read_text(encoding="utf-8").split("## Read in this order\n")[1].split("\n## ")[0]
+    files = [root / name for name in re.findall(r"^\d+\. `([^`]+)`", section, re.MULTILINE)]
+    assert len(files) == 5
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files) <= 750
 
 
 def test_the_readme_offers_only_targets_and_profiles_that_exist(root):

@@ -8,37 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dicom_files import RAMP, gray, write_dicom
 from PIL import Image
-from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGBaseline8Bit, JPEGLSLossless
+from pydicom.uid import JPEGBaseline8Bit, JPEGLSLossless
 
 from medv.data.images import ImageError, open_image, resolve_image
 
 SHARED = Path(os.environ.get("MEDV_SHARED", Path(__file__).parents[1] / "../shared"))
-RAMP = np.linspace(0, 255, 64 * 48).reshape(48, 64).astype(np.uint8)
-
-
-def gray(image):
-    return np.asarray(image.convert("L")).astype(int)
-
-
-def write_dicom(path, pixels, *, meta_syntax=ExplicitVRLittleEndian, data=None, **fields):
-    header = Dataset()
-    header.file_meta = FileMetaDataset()
-    header.file_meta.TransferSyntaxUID = meta_syntax
-    header.file_meta.MediaStorageSOPClassUID = header.SOPClassUID = CTImageStorage
-    header.file_meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID = "1.2.3"
-    header.Rows, header.Columns = pixels.shape[-2:] if fields.get("SamplesPerPixel", 1) == 1 else pixels.shape[-3:-1]
-    header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
-    header.BitsAllocated = header.BitsStored = 8 * pixels.itemsize
-    header.HighBit, header.PixelRepresentation = header.BitsStored - 1, int(pixels.dtype.kind == "i")
-    for name, value in fields.items():
-        setattr(header, name, value)
-    header.PixelData = pixels.tobytes() if data is None else data
-    header["PixelData"].VR = "OW" if pixels.itemsize > 1 else "OB"
-    header.save_as(path, enforce_file_format=True)
-    return path
 
 
 @pytest.mark.parametrize("suffix, mode", [*[("png", m) for m in ("1", "L", "P", "RGB")], ("jpg", "L"), ("jpg", "CMYK")])

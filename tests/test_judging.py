@@ -12,37 +12,24 @@ import sys
 import time
 
 import pytest
+from damaged import files
 from stub_judge import StubJudge, completion, error
 from typer.testing import CliRunner
 
 from medv.cli import app
 from medv.evaluation.judge import read_judgements
-from medv.evaluation.judging import Endpoint, judge_file, key_from_environment
+from medv.evaluation.judge_client import Endpoint, key_from_environment
+from medv.evaluation.judging import judge_file
 from medv.reading import DataError
 
 PROXIES = "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"
 KEY = "sk-test-5fd1c0ffee"
-FLAGS = {"chest_xray": True, "mri": False, "histology": False, "gross": False, "ct_scan": False}
 
 
 @pytest.fixture(autouse=True)
 def no_keys_of_this_machine(monkeypatch):
     for name in ("MEDV_JUDGE_KEY", "OPENAI_API_KEY", *PROXIES, *(name.lower() for name in PROXIES)):
         monkeypatch.delenv(name, raising=False)
-
-
-def files(folder, names):
-    """A question file and an answer file; the question's text is its name, which the stub goes by."""
-    about = {"fig_label": "Fig. 1", "fig_caption": "A lung.", "in_text_mention": None, "domain": FLAGS}
-    questions = [
-        {"question_id": n, "text": f"{name}\n<image>", "gpt4_answer": "yes", "type": "conversation", **about}
-        for n, name in enumerate(names)
-    ]
-    answers = [{"question_id": n, "text": f"the answer to {name}"} for n, name in enumerate(names)]
-    paths = folder / "q.jsonl", folder / "a.jsonl"
-    for path, rows in zip(paths, (questions, answers), strict=True):
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return paths
 
 
 def run(stub, folder, names, **options):
@@ -249,6 +236,7 @@ def test_a_file_goes_on_only_with_the_same_judge_prompt_questions_and_answers(ch
         with pytest.raises(ValueError, match=named):
             judge_file(questions, answers, out, Endpoint(**{"base_url": stub.url} | change), quiet=True)
     assert everything_written(tmp_path) == before and stub.asked.total() == 2
+    assert not any("Authorization" in sent for sent in stub.headers)  # there is no key
 
 
 OTHERS = {

@@ -104,7 +104,7 @@ def test_a_model_without_a_history_is_read_as_one_trained_elsewhere(tmp_path):
 
 
 def figures_of(folder):
-    from medv.companion.figures.lessons import stage_figure
+    from medv.companion.figures.studies import stage_figure
 
     findings = pd.DataFrame([{"system": "a", "metric": "f1", "value": 5.0, "low": 4.0, "high": 6.0}])
     return stage_figure(losses_of(folder), findings, get_profile("smoke").name)

@@ -8,8 +8,7 @@ import pytest
 from medv.artifacts import Manifest
 from medv.checkpoints.bundled import bundled
 from medv.companion.figures import plots as figures
-from medv.companion.reproduction.labels import label
-from medv.companion.reproduction.run import open_run
+from medv.companion.reproduction.run import label, open_run
 from medv.data.example import Example, Turn
 from medv.phantoms.sets import description_set, vqa_set
 from medv.profiles import PROFILES, get_profile

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from command import SHORT, run, save_picture
+from damaged import as_type, change, edit, half, resized, spoiled
 from safetensors.torch import load_file, save_file
-from test_cli import SHORT, run, save_picture
 from transformers import AutoModelForImageTextToText, LlavaConfig, LlavaForConditionalGeneration
 
 from medv.checkpoints.adapters import with_adapters
@@ -22,8 +23,8 @@ from medv.checkpoints.loading import load_network, load_tokenizer
 from medv.companion.studies.initialization import ARMS, initial
 from medv.evaluation.baselines import CheckpointAnswerer, availability
 from medv.profiles import get_profile
-from medv.training.command import starting_point
 from medv.training.lora import LoraRecipe, attach_lora
+from medv.training.stages import starting_point
 from medv.training.twin import obtain_twin
 
 CODE = "import pathlib; pathlib.Path('ran').touch()\nclass Own: pass\n"
@@ -50,48 +51,8 @@ def adapter(tmp_path, folder):
     return tmp_path / "adapter"
 
 
-def edit(file, **changes):
-    """Change fields of a JSON file; "a__b" is the field b of the object a."""
-    settings = json.loads(file.read_text())
-    for name, value in changes.items():
-        *path, last = name.split("__")
-        place = settings
-        for step in path:
-            place = place[step]
-        place[last] = value
-    file.write_text(json.dumps(settings))
-
-
-def change(folder, how, name="model.safetensors"):
-    """Write the tensors of a file again as `how` returns them."""
-    save_file(how(load_file(folder / name)), folder / name, metadata={"format": "pt"})
-
-
-def spoiled(value, name="projector.linear_1.weight"):
-    def how(tensors):
-        for key, tensor in tensors.items():
-            if name in key:
-                tensor.view(-1)[3] = value
-        return tensors
-
-    return how
-
-
 def without(part):
     return lambda tensors: {name: tensor for name, tensor in tensors.items() if part not in name}
-
-
-def half(tensors):
-    return dict(sorted(tensors.items())[::2])
-
-
-def as_type(dtype):
-    return lambda tensors: {name: tensor.to(dtype) for name, tensor in tensors.items()}
-
-
-def resized(tensors):
-    name = "model.projector.linear_1.weight"
-    return tensors | {name: tensors[name].T.contiguous()}
 
 
 def superfluous(tensors):

@@ -22,7 +22,9 @@ from medv.checkpoints.bundled import load_model
 from medv.cli import app
 from medv.data.chat import SpecialTokens
 from medv.profiles import PAPER
-from medv.training.command import run_stage
+from medv.training.examples import TrainingData
+from medv.training.launch import RunOptions
+from medv.training.stages import run_stage
 
 ROWS, WIDTH, LAYERS = 126_464, 32, 2
 SPECIAL = {
@@ -139,7 +141,8 @@ def test_the_paper_profile_runs_end_to_end_on_its_own_formats(converted):
     profile, init = replace(PAPER, stages=short), root / "start"
     sets = {"align": "llava_med_align", "instruct": "llava_med_instruct", "vqa": "vqa_rad"}
     for stage, data in sets.items():
-        facts = run_stage(stage, profile, root / stage, data=data, data_dir=root / "data", init=init, quiet=True)
+        source = TrainingData(data, root / "data")
+        facts = run_stage(stage, profile, root / stage, RunOptions(quiet=True), data=source, init=init)
         assert facts["steps"] == 1 and np.isfinite(facts["loss"])
         init = root / stage
     settings = ("--gen-length", 8, "--block-length", 4, "--steps", 4)

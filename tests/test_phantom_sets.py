@@ -10,6 +10,8 @@ from medv.phantoms.questions import KINDS, ask, balanced_question, kinds_of, val
 from medv.phantoms.scene import NORMAL, sample_scene
 from medv.phantoms.sets import alignment_set, brief_set, description_set, general_set, instruct_set, text_set, vqa_set
 
+pytestmark = pytest.mark.usefixtures("untouched_generators")
+
 
 def hard_vqa_set(split, n, **options):
     return vqa_set(split, n, hard=True, **options)
@@ -195,13 +197,6 @@ def test_the_whole_vocabulary_is_small():
             for turn in example.turns:
                 words.update(re.findall(r"[\w-]+", turn.text.lower()))
     assert 200 < len(words) <= 650
-
-
-def test_the_global_generators_are_untouched():
-    before = np.random.get_state()[1].copy()  # noqa: NPY002 (the legacy state is what is checked)
-    for make in SETS:
-        make("train", 40)
-    assert np.array_equal(before, np.random.get_state()[1])  # noqa: NPY002
 
 
 def test_follow_up_questions_fit_their_scene():

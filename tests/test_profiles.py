@@ -5,12 +5,11 @@ import json
 
 import pytest
 import torch
+from command import run
 from tiny import model, picture, processor, special
 from transformers import LlamaForCausalLM
-from typer.testing import CliRunner
 
 from medv.checkpoints.assembly import shape_config
-from medv.cli import app
 from medv.companion.studies.vqa_study import sampler_config
 from medv.diffusion.config import SamplerConfig
 from medv.diffusion.loss import NORMALIZATIONS
@@ -18,7 +17,7 @@ from medv.model.modeling import MedVForMaskedDiffusion
 from medv.paper import table
 from medv.profiles import PROFILES, STAGES, get_profile
 from medv.training.collate import ENCODINGS, Collator
-from medv.training.stages import PARTS
+from medv.training.lora import PARTS
 from medv.training.stream import TIMES
 
 TABLE6_COLUMNS = [
@@ -116,8 +115,6 @@ def test_the_command_trains_on_a_data_set_by_its_own_recipe(tmp_path, data, opti
     rows = [row | {"qid": number, "id": number} for number in range(8)]
     file.write_text(json.dumps(rows) if data == "slake" else "\n".join(map(json.dumps, rows)))
     command = ["train", "vqa", "--profile", "paper", "--data", data, "--data-dir", str(tmp_path), "--json", *options]
-    done = CliRunner().invoke(
-        app, [*command, "--init", str(tmp_path / "start"), "--device", "cpu", "--out", str(tmp_path / "out")]
-    )
+    done = run(*command, "--init", str(tmp_path / "start"), "--device", "cpu", "--out", str(tmp_path / "out"))
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout.splitlines()[-1])["steps"] == steps

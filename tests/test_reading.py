@@ -175,7 +175,7 @@ def test_a_torn_last_line_never_costs_another_line(tmp_path):
     path.write_bytes(b'\xef\xbb\xbf{"question_id": 1, "result": "8 7"}\n{"question_id": 2, "result": "')
     assert read_jsonl(path) == [{"question_id": 1, "result": "8 7"}]
     scores = read_judgements(path)
-    assert [item.id for item in scores.judged] == ["1"] and [item.id for item in scores.unjudged] == ["line 2"]
+    assert [item.id for item in scores.judged] == ["1"] and [name for name, _ in scores.unjudged] == ["line 2"]
     path.write_bytes(b'{"a": 1}\n{"b"\n{"a": 2}\n')
     with pytest.raises(DataError, match="line 2: not JSON"):
         read_jsonl(path)

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +14,8 @@ import nbformat
 import pytest
 from rich.console import Console
 
-from medv.companion.reproduction.reach import library_of
-from medv.companion.reproduction.registry import EXHIBITS, NODES, Node, chain_lengths, counterpart, makers, ordered, planned
+from medv.companion.reproduction.cache import code_cells, library_of
+from medv.companion.reproduction.registry import EXHIBITS, Node, all_nodes, chain_lengths, counterpart, makers, ordered
 from medv.companion.reproduction.reproduce import reproduce
 from medv.profiles import PROFILES
 
@@ -63,6 +64,21 @@ def toys(tmp_path):
     return folder
 
 
+@pytest.fixture
+def in_process(monkeypatch):
+    """Notebooks run in this process, without a kernel: for tests of what runs and when."""
+
+    def execute(source, executed, parameters, **_options):
+        names = {}
+        for number, cell in enumerate(code_cells(source)):
+            exec(cell["source"], names)
+            names |= {} if number else parameters
+        executed.parent.mkdir(exist_ok=True)
+        shutil.copyfile(source, executed)
+
+    monkeypatch.setattr("medv.companion.reproduction.execute.execute", execute)
+
+
 def drive(toys: Path, nodes=TOYS, **options) -> tuple[int, str, list[str]]:
     """Reproduce the toys; the exit code, what was printed, and the notebooks that really ran, in order."""
     out = toys.parent / "run"
@@ -97,6 +113,7 @@ def test_a_run_is_ordered_then_cached_then_stale_with_a_reason(toys):
     assert ran == [] and "changed by something else" in printed and "needs first, which will run" in printed
 
 
+@pytest.mark.slow
 def test_a_changed_parameter_is_shown_old_to_new(toys):
     write_notebook(toys, "alone", BODIES["alone"], PARAMETERS + "\nsteps: int = 1")
     steps = [[dataclasses.replace(ALONE, parameters={"steps": count})] for count in (64, 128)]
@@ -107,6 +124,7 @@ def test_a_changed_parameter_is_shown_old_to_new(toys):
     assert "steps = 64" in (toys.parent / "run" / "notebooks" / "alone.ipynb").read_text()
 
 
+@pytest.mark.slow
 def test_a_failure_blocks_its_dependants_and_nobody_else(toys):
     write_notebook(toys, "first", "note('first')\nraise ValueError('no [weights] today')")
     code, printed, ran = drive(toys)
@@ -125,6 +143,7 @@ def test_a_failure_blocks_its_dependants_and_nobody_else(toys):
     assert (code, ran) == (0, ["first", "second"]) and not (notebooks / "first.failed.ipynb").exists()
 
 
+@pytest.mark.slow
 def test_heavy_notebooks_share_the_machine_where_the_profile_says_so_and_never_with_one_that_compares_speeds(toys):
     body = "import os; note('+{0}'); {1}; note('-{0}'); artifact('threads/{0}', os.environ['OMP_NUM_THREADS'])"
     meet = (
@@ -149,12 +168,12 @@ def test_only_the_profiles_of_small_models_let_heavy_notebooks_share():
 
 
 def test_the_longest_chain_of_notebooks_is_begun_first():
-    lengths = chain_lengths(NODES)
+    lengths = chain_lengths(all_nodes())
     assert max(lengths, key=lengths.get) == "stage1" and lengths["stage3"] == 1
     assert chain_lengths(TOYS) == {"first": 2, "second": 1, "alone": 1}
 
 
-def test_a_last_notebook_runs_after_all_others_even_failed_ones_and_again_when_a_result_changes(toys):
+def test_a_last_notebook_runs_after_all_others_even_failed_ones_and_again_when_a_result_changes(toys, in_process):
     last = Node("last", "last.ipynb", "Reads what there is", results=("summary",), last=True)
     nodes = (last, *TOYS)
     write_notebook(toys, "last", "note('last'); result('summary')")
@@ -170,7 +189,7 @@ def test_a_last_notebook_runs_after_all_others_even_failed_ones_and_again_when_a
     assert drive(toys, nodes)[2] == []
 
 
-def test_only_takes_a_figure_with_what_it_needs(toys):
+def test_only_takes_a_figure_with_what_it_needs(toys, in_process):
     code, _, ran = drive(toys, only=["fig03"])
     assert (code, ran) == (0, ["first", "second"])
     with pytest.raises(ValueError, match="not reproduced yet"):
@@ -200,6 +219,7 @@ def alive(pid: int) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_where_it_was(toys):
     out = toys.parent / "run"
     slow = "import os, time; note('second'); artifact('half', str(os.getpid())); time.sleep(600)"
@@ -225,12 +245,12 @@ def test_a_killed_run_continues_where_it_was(toys):
     assert code == 0 and ran == ["second"], printed
 
 
-def test_every_exhibit_of_the_paper_is_made_or_planned():
-    made = set(makers()) & set(EXHIBITS)
-    assert made | set(planned()) == set(EXHIBITS) == {f"table{n}" for n in range(1, 9)} | {f"fig{n:02}" for n in range(1, 13)}
+def test_every_exhibit_of_the_paper_is_made():
+    nodes = all_nodes()
+    assert set(EXHIBITS) == {f"table{n}" for n in range(1, 9)} | {f"fig{n:02}" for n in range(1, 13)} <= set(makers(nodes))
     assert [counterpart(name) for name in ("table2", "fig03", "pareto")] == ["Table 2", "Figure 3", None]
-    assert {node.name for node in ordered(only=["table2"])} == {"stage1", "stage2", "stage3"}
-    assert len({node.notebook for node in NODES}) == len(NODES)
+    assert {node.name for node in ordered(nodes, only=["table2"])} == {"stage1", "stage2", "stage3"}
+    assert len({node.notebook for node in nodes}) == len(nodes)
 
 
 def test_a_graph_with_a_hole_a_double_or_a_circle_is_refused():
@@ -248,15 +268,18 @@ def test_a_notebook_feels_only_the_library_that_it_imports(tmp_path):
     felt = library_of(
         ["from medv.diffusion import loss\nimport numpy", "def later():\n    from medv.phantoms.scene import Scene"]
     )
-    assert {"__init__.py", "diffusion/__init__.py", "diffusion/loss.py", "data/scene.py"} <= set(felt)
-    assert not [name for name in felt if name.startswith(("training/", "evaluation/", "report/", "paper/"))]
+    assert {"__init__.py", "diffusion/__init__.py", "diffusion/loss.py", "phantoms/scene.py"} <= set(felt)
+    assert not [name for name in felt if name.startswith(("training/", "evaluation/", "companion/", "paper/"))]
     assert "paper/tables/table2.csv" in library_of(["import medv.paper"])
+    opened = library_of(["from medv.companion.reproduction.run import open_run"])
+    assert "companion/studies/node.py" in opened and "companion/studies/lora.py" not in opened
     everything = library_of(["from medv import MedVConfig"])
     assert everything == library_of(["!medv doctor"]) and "training/stages.py" in everything
-    assert "experiments/run.py" in everything and not {"cli.py", "experiments/registry.py"} & set(everything)
+    assert "companion/reproduction/run.py" in everything
+    assert not {"cli.py", "companion/reproduction/registry.py"} & set(everything)
 
 
-def test_a_folder_of_others_is_refused_and_stays_but_what_was_made_by_hand_goes_on(toys):
+def test_a_folder_of_others_is_refused_and_stays_but_what_was_made_by_hand_goes_on(toys, in_process):
     out = toys.parent / "run"
     (out / "notebooks").mkdir(parents=True)
     (out / "notebooks" / "alone.ipynb").write_text("my own")

@@ -6,7 +6,7 @@ import torch
 from tiny import model, processor
 
 from medv.companion.bench.sampler import PRESETS, BenchResult, Measurement
-from medv.companion.figures import sampling
+from medv.companion.figures import studies
 from medv.companion.studies import sampler_quality as quality
 from medv.companion.studies.fast_sampling import Sizes, on_front, oracle_strategies, quality_points, speed_table
 from medv.companion.studies.markov import word_chain
@@ -90,10 +90,10 @@ def test_the_front_of_repetition_is_its_lower_edge_and_the_figures_draw(items):
     repeats = points[points["metric"] == "adjacent_duplicates"]
     assert (repeats[repeats["front"]]["value"] == least[repeats["front"]]).all()
     assert "oracle, log_likelihood: " in on_front(points, ["log_likelihood"])
-    sampling.pareto_figure(points, "test").canvas.draw()
+    studies.pareto_figure(points, "test").canvas.draw()
     row = {"kind": "prefix", "identity": 1.0, "first_divergence": 4.0, "kl": 0.0}
     frame = pd.DataFrame([row | {"interval": 1}, row | {"interval": None}]).astype({"interval": "Int64"})
-    labels = [text.get_text() for text in sampling.cache_figure(frame, "test").axes[0].get_xticklabels()]
+    labels = [text.get_text() for text in studies.cache_figure(frame, "test").axes[0].get_xticklabels()]
     assert labels == ["1", "block\nstart"]
 
 

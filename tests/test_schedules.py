@@ -31,6 +31,8 @@ from medv.diffusion.schedules import (
 )
 from medv.diffusion.trace import REMASK, Trace
 
+pytestmark = pytest.mark.usefixtures("untouched_generators")
+
 ALL = (
     *SCHEDULES.values(),
     FixedSchedule("shift", shift=1 / 3),

@@ -6,16 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from command import run
 from miniature import write_wheels
 from tiny import SHAPE
-from typer.testing import CliRunner
 
 from medv import profiles
 from medv.checkpoints.bundled import load_model, untrained_projector
 from medv.checkpoints.towers import make_towers
-from medv.cli import app
 from medv.companion.reproduction.budget import Work, measure, work_of
-from medv.companion.reproduction.registry import NODES, nodes_for
+from medv.companion.reproduction.registry import all_nodes, nodes_for
 from medv.companion.reproduction.run import open_run
 from medv.companion.studies import initialization
 from medv.companion.studies import lora as lora_study
@@ -98,7 +97,7 @@ def test_without_a_gpu_one_seed_is_enough(scaled, tmp_path):
 def test_the_explorer_asks_stage_2_where_no_model_is_bundled():
     for profile, needs in ((SMALL, ("models/stage2",)), (get_profile("tiny"), ())):
         assert next(node.needs for node in nodes_for(profile) if node.name == "explorer") == needs
-    assert {node.name for node in nodes_for(SMALL)} == {node.name for node in NODES}
+    assert {node.name for node in nodes_for(SMALL)} == {node.name for node in all_nodes()}
 
 
 def test_towers_that_are_missing_are_named_with_their_command(tmp_path):
@@ -108,7 +107,7 @@ def test_towers_that_are_missing_are_named_with_their_command(tmp_path):
         open_run("stage1", profile="small", out=tmp_path).start(None)
     with pytest.raises(ValueError, match=r"profile paper has no towers of its own: give .* with --init"):
         command.towers(get_profile("paper"))
-    told = CliRunner().invoke(app, ["train", "pretrain", "--profile", "small", "--out", str(tmp_path / "made")])
+    told = run("train", "pretrain", "--profile", "small", "--out", str(tmp_path / "made"))
     assert told.exit_code == 2 and "towers trained elsewhere" in told.stderr
 
 
@@ -124,7 +123,7 @@ def test_its_texts_fit():
 def test_time_is_counted_work_times_measured_seconds():
     assert Work(2, 3, 4).seconds(Work(10, 100, 1000)) == 20 + 300 + 4000
     more = replace(SMALL, evaluation_descriptions=2 * SMALL.evaluation_descriptions)
-    works = {node.name: work_of(node.name, SMALL) for node in NODES}
+    works = {node.name: work_of(node.name, SMALL) for node in all_nodes()}
     assert work_of("generation_settings", more).asked == 2 * works["generation_settings"].asked
     assert works["quickstart"] == Work() and all(works[stage].learned > 0 for stage in ("stage1", "stage2", "stage3", "lora"))
     assert works["stage3"].learned == 3 * work_of("stage3", replace(SMALL, seeds=(0,))).learned
@@ -136,11 +135,11 @@ def test_time_is_counted_work_times_measured_seconds():
 
 def test_a_dry_run_and_doctor_say_what_it_needs_and_how_long_it_takes(monkeypatch):
     monkeypatch.setattr("medv.companion.reproduction.budget.measure", lambda profile: Work(1.0, 0.1, 0.01))
-    told = CliRunner().invoke(app, ["reproduce", "--profile", "small", "--dry-run"])
+    told = run("reproduce", "--profile", "small", "--dry-run")
     assert told.exit_code == 0 and "runs/small/towers" in told.stdout and "VQA-RAD" in told.stdout
     hours = SMALL.stages["instruct"].samples * SMALL.stages["instruct"].epochs / 3600
     line = next(line for line in told.stdout.splitlines() if line.startswith("stage2 "))
     assert hours <= float(line.split()[1]) <= 1.5 * hours + 1 and line.endswith("h")
     assert "the same command goes on after a stop" in told.stdout and set(STAGES) == set(SMALL.stages)
-    told = CliRunner().invoke(app, ["doctor", "--json"])
+    told = run("doctor", "--json")
     assert "medv towers small" in json.loads(told.stdout)["profile small"]

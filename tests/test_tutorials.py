@@ -1,9 +1,5 @@
 """The tutorials: what they say is in order, and what they call tells a model that looks from one that does not."""
 
-import itertools
-import json
-import re
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +9,7 @@ import pytest
 import torch
 from tiny import model, processor, shape
 
-from medv.companion.figures import lessons, tutorial
+from medv.companion.figures import lessons, words
 from medv.companion.studies import sizes
 from medv.companion.studies import training_stages as stages
 from medv.diffusion.config import SamplerConfig
@@ -30,46 +26,6 @@ def profile():
     smoke = get_profile("smoke")
     tiny_stages = {name: replace(recipe, samples=16) for name, recipe in smoke.stages.items()}
     return replace(smoke, model=shape(), stages=tiny_stages, seeds=(0, 1), answer=SamplerSpec(8, 8, 8))
-
-
-def markdown(root, number):
-    (path,) = (root / "notebooks").glob(f"{number}_*.ipynb")
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    return path, cells, ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
-
-
-@pytest.mark.parametrize("number", NOTEBOOKS)
-def test_a_tutorial_opens_with_its_question_and_ends_with_what_to_try(root, number):
-    _, _, texts = markdown(root, number)
-    for promised in ("**The question.**", "**The paper's claim.**", "**What it cannot show:**", "**Running time.**"):
-        assert promised in texts[0]
-    assert re.search(r"## .*[Tt]ry next", texts[-1])
-    assert "$$" in "".join(texts), "no equation"
-
-
-@pytest.mark.parametrize("number", NOTEBOOKS)
-def test_headings_are_in_order_links_resolve_and_no_path_is_absolute(root, number):
-    path, cells, texts = markdown(root, number)
-    levels = [len(found[1]) for text in texts for line in text.splitlines() if (found := re.match(r"(#+) ", line))]
-    assert levels[0] == 1 and levels.count(1) == 1
-    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
-    for link in re.findall(r"\]\((?!http)([^)]+)\)", "".join(texts)):
-        assert (path.parent / link).exists(), f"{path.name} links to {link}"
-    code = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    assert not re.search(r"""["'](/|~/|[A-Z]:\\)\w""", code)
-
-
-@pytest.mark.parametrize("number", NOTEBOOKS)
-def test_cells_have_names_of_their_own_and_only_the_parameters_are_tagged(root, number):
-    path, cells, texts = markdown(root, number)
-    assert json.loads(path.read_text(encoding="utf-8"))["nbformat"] == 4
-    assert Counter(cell["id"] for cell in cells).most_common(1)[0][1] == 1
-    tagged = [cell for cell in cells if cell["metadata"].get("tags")]
-    assert [cell["metadata"] for cell in tagged] == [{"tags": ["parameters"]}] and cells.index(tagged[0]) == 1
-    assert all(cell["cell_type"] in ("code", "markdown") and "".join(cell["source"]).strip() for cell in cells)
-    assert not any(cell.get("outputs") or cell.get("execution_count") or cell.get("attachments") for cell in cells)
-    assert not re.search(r"<(script|img|iframe|style|a)\b|\]\(http", "".join(texts)), "raw HTML, or a link that leaves"
-    assert all(len(line) <= 15 for line in ["".join(cell["source"]).splitlines() for cell in cells if "outputs" in cell])
 
 
 def test_true_descriptions_score_far_above_the_same_texts_about_other_images():
@@ -144,13 +100,13 @@ def test_real_data_without_a_folder_are_refused_in_words(profile):
 
 
 def test_the_look_up_of_closed_questions_stands_at_chance():
-    table = tutorial.question_balance(vqa_set("train", 560), vqa_set("test", 280)).set_index(["form", "kind"])
+    table = lessons.question_balance(vqa_set("train", 560), vqa_set("test", 280)).set_index(["form", "kind"])
     assert table.loc[("closed", "all"), "answer is yes (%)"] == 50
     assert abs(table.loc[("closed", "all"), "question-only look-up (%)"] - 50) < 6
 
 
 def test_table_8_without_files_claims_no_count_and_names_the_misprint():
-    table = tutorial.table8({}, {"test": vqa_set("test", 28)})
+    table = lessons.table8({}, {"test": vqa_set("test", 28)})
     real = table[table["data"] != "phantoms"]
     assert len(real) == 8 and real["images (ours)"].isna().all()
     assert real["remark"].str.startswith("not counted in this run").all()
@@ -161,19 +117,19 @@ def test_table_8_without_files_claims_no_count_and_names_the_misprint():
 def test_the_states_of_a_canvas_end_with_the_answer_and_write_each_token_once():
     network, reader = model(), processor()
     scene = phantom_scene("test", 0)
-    example = tutorial.questions_about(scene, image_size=32)[0]
+    example = lessons.questions_about(scene, image_size=32)[0]
     inputs = reader(images=example.image(), text=example.question)
     trace = network.generate(**inputs, config=SamplerConfig(16, 8, 16, stop_tokens=())).trace
-    states = tutorial.canvas_states(trace, reader, 16, (4, 8, 16))
+    states = words.canvas_states(trace, reader, 16, (4, 8, 16))
     assert [sum(masked) for _, _, masked, _ in states] == [12, 8, 0]
     written = np.array([fresh for *_, fresh in states])
     assert (written.sum(axis=0) == 1).all()
-    fig = tutorial.canvas_figure(example.image(), "a $ in a question", states)
+    fig = words.canvas_figure(example.image(), "a $ in a question", states)
     fig.canvas.draw()
 
 
 def test_masks_grow_with_time_and_the_question_stays():
-    rows, frame = tutorial.corruption_rows(processor(), "What is shown?", "a small mass", (0.1, 0.5, 1.0), seed=1)
+    rows, frame = lessons.corruption_rows(processor(), "What is shown?", "a small mass", (0.1, 0.5, 1.0), seed=1)
     hidden = np.array([masked for _, _, masked in rows])
     assert (hidden[:-1] <= hidden[1:]).all() and frame[frame["part"] == "prompt"]["masked"].sum() == 0
     assert frame[(frame["t"] == 1) & (frame["part"] == "response")]["masked"].all()
@@ -200,7 +156,7 @@ def test_reach_is_full_for_this_model_and_a_triangle_for_a_causal_one():
 def test_the_noise_of_a_loss_repeats_and_leaves_the_model_as_it_was():
     network, examples = model(), vqa_set("validation", 4, image_size=32)
     own = network.config.loss_normalization
-    first = tutorial.loss_noise(network, processor(), examples, draws=2, seed=5)
-    pd.testing.assert_frame_equal(first, tutorial.loss_noise(network, processor(), examples, draws=2, seed=5))
+    first = lessons.loss_noise(network, processor(), examples, draws=2, seed=5)
+    pd.testing.assert_frame_equal(first, lessons.loss_noise(network, processor(), examples, draws=2, seed=5))
     assert network.config.loss_normalization == own
-    assert set(tutorial.loss_spread(first)["normalization"]) == set(first["normalization"])
+    assert set(lessons.loss_spread(first)["normalization"]) == set(first["normalization"])

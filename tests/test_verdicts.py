@@ -9,7 +9,7 @@ import pytest
 from tiny import model, processor
 
 from medv.companion.figures import plots as figures
-from medv.companion.figures.answers import setting_curves
+from medv.companion.figures.plots import setting_curves
 from medv.companion.reproduction.registry import Node
 from medv.companion.reproduction.run import Run
 from medv.companion.studies import adaptation, conversation, fast_sampling, generation

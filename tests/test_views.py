@@ -14,12 +14,11 @@ from medv.data.example import Example, Turn
 from medv.diffusion.config import SamplerConfig
 from medv.evaluation.answering import Answerer
 from medv.model.looks import Looks
-from medv.model.merging import merge_views
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
-from medv.model.views import ASPECTS, MERGES, ViewPlan
+from medv.model.views import ASPECTS, MERGES, ViewPlan, merge_views
 from medv.training.collate import Collator, Encoder
-from medv.training.stages import freeze_except
+from medv.training.lora import freeze_except
 
 SIZE, SIDE = 32, 4
 GRID = tuple((SIZE * columns, SIZE * rows) for columns in (1, 2, 3) for rows in (1, 2, 3))

@@ -23,17 +23,21 @@ from medv.data.question_texts import caption_examples, dialogue_examples
 from medv.diffusion.config import SamplerConfig
 from medv.evaluation.answering import Answerer
 from medv.evaluation.controls import blinded, nearest_answers
-from medv.evaluation.vqa import Reference, evaluate_vqa
+from medv.evaluation.pairing import Reference
+from medv.evaluation.vqa import evaluate_vqa
 from medv.model.looks import Looks
 from medv.model.modeling import MedVModel
 from medv.profiles import StageRecipe, get_profile
 from medv.training.collate import Collator, Encoder
-from medv.training.examples import SEEN, UNSEEN, in_lower_case, question_split, stage_examples, validation_split
-from medv.training.stages import freeze_except, train_stage
+from medv.training.examples import SEEN, UNSEEN, TrainingData, in_lower_case, question_split, stage_examples, validation_split
+from medv.training.launch import RunOptions
+from medv.training.lora import freeze_except
+from medv.training.stages import train_stage
 
 DATA = Path(os.environ.get("MEDV_SHARED", Path(__file__).parents[1] / "../shared")) / "data/vqa_rad"
 real = pytest.mark.skipif(not DATA.is_dir(), reason=f"the shared data are not in {DATA}")
 SMALL = get_profile("small")
+RAD = TrainingData("vqa_rad", DATA)
 RECIPE = StageRecipe(("projector", "language_layers"), 0, 1, 2, 1e-3, max_length=100, padding="none", warmup=0.0)
 
 
@@ -50,7 +54,7 @@ def images(rows) -> set[str]:
 
 @real
 def test_the_nearest_question_reaches_what_was_measured_on_real_data():
-    train, asked = question_split("vqa_rad", DATA)
+    train, asked = question_split(RAD)
     (test,) = asked.values()
     scores = evaluate_vqa([Reference.of(e) for e in test], nearest_answers(train, test))
     found = (scores.closed_accuracy, scores.closed_strict_accuracy, scores.open_set_recall)
@@ -75,11 +79,11 @@ def test_the_nearest_question_is_of_the_same_type_and_the_first_of_equals():
 
 @real
 def test_validation_shares_no_image_with_the_training_and_no_row_with_the_test():
-    test = images(question_split("vqa_rad", DATA)[1]["vqa_rad test"])
-    train, held = question_split("vqa_rad", DATA, "validation")
+    test = images(question_split(RAD)[1]["vqa_rad test"])
+    train, held = question_split(replace(RAD, protocol="validation"))
     seen, unseen = (held[f"vqa_rad validation, {name}"] for name in (SEEN, UNSEEN))
     assert not images(unseen) & images([*train, *seen])
-    everything = question_split("vqa_rad", DATA)[0]
+    everything = question_split(RAD)[0]
     assert sorted(e.id for e in [*train, *seen, *unseen]) == sorted(e.id for e in everything)
     told = {(e.meta["image"], e.meta["question_type"], e.answer.lower()) for e in train}
     assert not [e for e in seen if (e.meta["image"], e.meta["question_type"], e.answer.lower()) in told]
@@ -88,8 +92,8 @@ def test_validation_shares_no_image_with_the_training_and_no_row_with_the_test()
 
 @real
 def test_the_image_disjoint_training_knows_no_test_image_and_asks_every_test_question():
-    official, asked = question_split("vqa_rad", DATA)
-    train, disjoint = question_split("vqa_rad", DATA, "image_disjoint")
+    official, asked = question_split(RAD)
+    train, disjoint = question_split(replace(RAD, protocol="image_disjoint"))
     (test,), (same) = asked.values(), disjoint[f"vqa_rad test, {UNSEEN}"]
     assert not images(train) & images(test) and [e.id for e in same] == [e.id for e in test]
     assert (len(train), len(official), len(images(official) & images(test))) == (734, 1797, 202)
@@ -105,15 +109,15 @@ def test_a_held_out_question_does_not_depend_on_the_others():
 
 def test_an_unknown_protocol_is_refused(tmp_path):
     with pytest.raises(ValueError, match="unknown protocol 'all': use one of official, image_disjoint, validation"):
-        question_split("vqa_rad", tmp_path, "all")
+        question_split(TrainingData("vqa_rad", tmp_path, "all"))
     with pytest.raises(ValueError, match="protocol validation is for real data"):
-        stage_examples("vqa", get_profile("smoke"), protocol="validation")
+        stage_examples("vqa", get_profile("smoke"), TrainingData(protocol="validation"))
 
 
 @real
 def test_captions_and_dialogues_say_what_the_training_questions_say_and_nothing_else():
     profile = get_profile("smoke")
-    train, _ = question_split("vqa_rad", DATA)
+    train, _ = question_split(RAD)
     said = {(e.meta["image"], e.question, e.answer) for e in train}
     dialogues = dialogue_examples(train, copies=2)
     assert len(dialogues) == 2 * 313 and images(dialogues) == images(train)
@@ -123,7 +127,7 @@ def test_captions_and_dialogues_say_what_the_training_questions_say_and_nothing_
     assert dialogues[0].turns != dialogues[1].turns, "another order"
     first = caption_examples(train)[0]
     assert first.answer.startswith("An image of the head. Modality: MRI Diffusion Weighted. Question: ")
-    learned, _ = stage_examples("align", profile, data="vqa_rad", data_dir=DATA)
+    learned, _ = stage_examples("align", profile, RAD)
     assert len(learned) == 2 * 313 + profile.stages["align"].samples, "and phantoms"
 
 
@@ -161,7 +165,7 @@ def test_a_study_has_the_nearest_question_among_its_conditions():
 
 def test_frozen_embeddings_do_not_move_and_the_layers_do(tmp_path):
     before = {name: value.clone() for name, value in model().state_dict().items()}
-    after = train_stage(model(), processor(), RECIPE, examples(4), tmp_path, quiet=True).state_dict()
+    after = train_stage(model(), processor(), RECIPE, examples(4), tmp_path, RunOptions(quiet=True)).state_dict()
     moved = {name for name, value in after.items() if not value.equal(before[name])}
     assert not [name for name in moved if "embed_tokens" in name or "lm_head" in name or "vision_tower" in name]
     assert any("layers.0" in name for name in moved) and any("projector" in name for name in moved)
@@ -173,7 +177,9 @@ def test_the_projector_learns_as_much_faster_as_the_recipe_says(tmp_path):
         recipe = replace(
             RECIPE, epochs=0.5, learning_rate=1e-5, projector_rate=rate
         )  # one step, and Adam's has the rate's size
-        after = train_stage(model(), processor(), recipe, examples(4), tmp_path / str(rate), quiet=True).state_dict()
+        after = train_stage(
+            model(), processor(), recipe, examples(4), tmp_path / str(rate), RunOptions(quiet=True)
+        ).state_dict()
         for name in ("model.projector.linear_1.weight", "model.language_model.layers.0.mlp.up_proj.weight"):
             moved[name, rate] = float((after[name] - model().state_dict()[name]).abs().max())
     projector, layer = ([moved[name, rate] for rate in (1.0, 5.0)] for name in dict.fromkeys(name for name, _ in moved))

@@ -1,7 +1,9 @@
 """What the model tests build on: a tokenizer, a random model of a few ten thousand parameters and hand-made examples."""
 
+import json
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -14,6 +16,7 @@ from medv.data.example import Example, Turn
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
 from medv.profiles import ModelShape
+from medv.training.collate import Collator, Encoder
 
 torch.set_num_threads(1)
 
@@ -84,3 +87,27 @@ def examples(count: int = 8) -> list[Example]:
         )
         for i in range(count)
     ]
+
+
+def training_batch(count: int = 3) -> dict[str, torch.Tensor]:
+    """A training batch of these examples, unpadded."""
+    encode = Encoder(processor(), loss_tokens="response", max_length=200)
+    items = [encode(e) | {"noise": (0, 0, i), "stratum": (i, count)} for i, e in enumerate(examples(count))]
+    return Collator(special(), padding="none")(items)
+
+
+def gradients(network, batch) -> dict[str, torch.Tensor]:
+    """The gradients of the loss of a batch."""
+    network.zero_grad()
+    network(**batch).loss.backward()
+    return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+
+
+def question_folder(folder: Path, count: int) -> Path:
+    """The folder with questions.jsonl, as `medv generate` reads it, and its images."""
+    rows = []
+    for number, example in enumerate(examples(count)):
+        example.image().save(folder / f"{number}.png")
+        rows.append(json.dumps({"question_id": f"q{number}", "image": f"{number}.png", "text": example.question}))
+    (folder / "questions.jsonl").write_text("\n".join(rows) + "\n")
+    return folder

@@ -22,8 +22,8 @@ from medv.model.processing import MedVProcessor, image_processor
 from medv.model.vision import SIGLIP, grid_side, lite0_config
 from medv.profiles import ModelShape
 
-HEADS = ("head.", "vision_model.head.", "classifier.")  # of a vision tower's folder: what stands above the features
-PREPARATION = "preprocessor_config.json"  # of a vision tower's folder: what its pictures have to be like
+HEADS = ("head.", "vision_model.head.", "classifier.")  # tensors of a vision tower's folder above the features
+PREPARATION = "preprocessor_config.json"  # of a vision tower's folder: how its images are prepared
 
 
 def vision_config(shape: ModelShape) -> PreTrainedConfig:
@@ -67,7 +67,7 @@ def shape_config(shape: ModelShape, special: SpecialTokens, **options) -> MedVCo
 
 
 def token_ids(special: SpecialTokens) -> dict:
-    """The ids that the sampler must know. End of text may be written by our own models and ends a response like end of turn."""
+    """The special ids of a MedVConfig. Our own models may write end of text, which ends a response like end of turn."""
     return {
         "image_token_id": special.image,
         "mask_token_id": special.mask,
@@ -77,30 +77,37 @@ def token_ids(special: SpecialTokens) -> dict:
     }
 
 
-def random_model(shape: ModelShape, special: SpecialTokens, *, seed: int, **options) -> MedVForMaskedDiffusion:
-    """A model with random weights that depend on `seed` alone; torch's global generator is left as it was."""
+def _seeded(config: MedVConfig, seed: int) -> MedVForMaskedDiffusion:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return MedVForMaskedDiffusion(shape_config(shape, special, **options))
+        return MedVForMaskedDiffusion(config)
+
+
+def random_model(shape: ModelShape, special: SpecialTokens, *, seed: int, **options) -> MedVForMaskedDiffusion:
+    """A model with random weights that depend on `seed` alone; torch's global generator is left as it was."""
+    return _seeded(shape_config(shape, special, **options), seed)
 
 
 def assemble(language: Path, vision: Path, *, seed: int, projector: Path | None = None, **options) -> MedVForMaskedDiffusion:
-    """A language tower (LlamaForCausalLM folder with its tokenizer), a vision tower (folder of any network that
-    `medv.model.vision` knows) and a new projector drawn from `seed`: where stage 1 begins. `projector`, a folder that
-    `medv convert` made of a stage-1 artifact, gives its weights instead. `options` are further fields of MedVConfig,
-    image_pool and feature_norm above all. Weights are float32.
+    """Stage 1's start: a language tower (LlamaForCausalLM folder with its tokenizer), a vision tower (folder of a network
+    that `medv.model.vision` supports) and a new projector drawn from `seed`.
+
+    projector: a folder that `medv convert` made of a stage-1 artifact, loaded instead. `options` are further fields of
+    MedVConfig, such as image_pool and feature_norm. Weights are float32.
     """
+    vision = Path(vision)
     tower = vision_tower(vision)
-    text = load_network(LlamaForCausalLM, _folder(language, "llama"), dtype=torch.float32)
+    text = load_network(LlamaForCausalLM, _tower_folder(language, "llama"), dtype=torch.float32)
     special = SpecialTokens.of(load_tokenizer(language))
-    tower.config._name_or_path = text.config._name_or_path = (
-        ""  # a model must not carry the paths of the machine it was made on
-    )
-    options = {**token_ids(special), **_preparation(Path(vision)), **options}
-    config = MedVConfig(vision_config=tower.config, text_config=text.config, **options)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = MedVForMaskedDiffusion(config)
+    tower.config._name_or_path = text.config._name_or_path = ""  # a model must not carry paths of the machine that made it
+    preparation = {}  # a SigLIP without the file is prepared like its release
+    if (file := vision / PREPARATION).is_file():
+        settings = read_object(file)
+        preparation = {name: list(settings[name]) for name in ("image_mean", "image_std")}
+    elif tower.config.model_type != SIGLIP:
+        raise FileNotFoundError(f"{file} is missing: without image_mean and image_std the tower's pictures are unknown")
+    options = {**token_ids(special), **preparation, **options}
+    model = _seeded(MedVConfig(vision_config=tower.config, text_config=text.config, **options), seed)
     model.model.vision_tower.load_state_dict(tower.state_dict())
     model.model.language_model.load_state_dict(text.model.state_dict())
     model.lm_head.load_state_dict(text.lm_head.state_dict())
@@ -112,16 +119,16 @@ def assemble(language: Path, vision: Path, *, seed: int, projector: Path | None 
 
 def vision_tower(folder: Path) -> PreTrainedModel:
     """The vision tower in a folder, in float32 and without a head; raises ValueError where it gives no grid of features."""
-    kind = read_object(_folder(folder) / "config.json").get("model_type")
+    kind = read_object(_tower_folder(folder) / "config.json").get("model_type")
     if kind == "siglip":
         raise ValueError(f"{folder} holds a whole SigLIP: take its vision tower out with `medv convert`")
     options = {"vision_use_head": False} if kind == SIGLIP else {}
     tower = load_network(AutoModel, folder, dtype=torch.float32, without=HEADS, **options)
-    grid_side(tower.config)  # refuses what is no grid
+    grid_side(tower.config)  # raises where there is no grid
     return tower
 
 
-def _folder(folder: Path, kind: str | None = None) -> Path:
+def _tower_folder(folder: Path, kind: str | None = None) -> Path:
     """The folder, if there is a network of that type in it."""
     if not (Path(folder) / "config.json").is_file():
         raise FileNotFoundError(f"{folder} holds no tower: it has no config.json")
@@ -131,26 +138,8 @@ def _folder(folder: Path, kind: str | None = None) -> Path:
     return Path(folder)
 
 
-def _preparation(vision: Path) -> dict:
-    """Mean and std that the pictures of a vision tower need; a SigLIP without a word about it has those of its release."""
-    file = vision / PREPARATION
-    if not file.is_file():
-        if read_object(vision / "config.json").get("model_type") != SIGLIP:
-            raise FileNotFoundError(f"{file} is missing: without image_mean and image_std the tower's pictures are unknown")
-        return {}
-    settings = read_object(file)
-    return {name: list(settings[name]) for name in ("image_mean", "image_std")}
-
-
 def new_processor(tokenizer: PreTrainedTokenizerFast, config: MedVConfig, *, system: str | None = None) -> MedVProcessor:
     """The processor that belongs to a model; its views and visual tokens are those of the configuration."""
-    return MedVProcessor(
-        image_processor(config.vision_config.image_size, config.image_mean, config.image_std),
-        tokenizer,
-        image_tokens=config.image_tokens,
-        system=system,
-        image_aspect=config.image_aspect,
-        image_grid=config.image_grid,
-        image_max_tiles=config.image_max_tiles,
-        patch_merge=config.patch_merge,
-    )
+    images = image_processor(config.vision_config.image_size, config.image_mean, config.image_std)
+    shared = ("image_tokens", "image_aspect", "image_grid", "image_max_tiles", "patch_merge")
+    return MedVProcessor(images, tokenizer, system=system, **{name: getattr(config, name) for name in shared})

@@ -1,7 +1,7 @@
-"""Where the tiny weights that come with the package are, and how to load a model by name or folder.
+"""The weights in the package, and loading and saving whole models.
 
-A folder holds a whole model (or an autoregressive twin), or what stage 1 leaves: a projector of a few megabytes and, in
-`base.json`, what it was trained on; the whole is put together when it is loaded.
+A folder holds a whole model (or an autoregressive twin), or the result of stage 1: a projector of a few megabytes and, in
+`base.json`, the model it was trained on, from which the whole is put together.
 """
 
 import os
@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from medv.artifacts import atomic_directory, default_out, write_json
 from medv.checkpoints.adapters import base_folder, is_adapter, with_adapters
 from medv.checkpoints.assembly import assemble, new_processor
-from medv.checkpoints.loading import in_words, load_network, load_processor, load_tokenizer, load_weights
+from medv.checkpoints.loading import load_network, load_processor, load_tokenizer, load_weights, loading_errors
 from medv.checkpoints.shards import read_object
 from medv.model.configuration import MedVConfig
 from medv.model.devices import place
@@ -38,7 +38,7 @@ def bundled(part: str) -> Path:
 
 
 def fetched_towers(profile: str, folder: Path) -> tuple[Path, Path]:
-    """The language and the vision tower that `medv towers` made in `folder`; raises FileNotFoundError, naming the command."""
+    """The language and vision towers that `medv towers` made in `folder`; raises FileNotFoundError, naming the command."""
     parts = folder / "language_tower", folder / "vision_tower"
     if not all((part / "config.json").is_file() for part in parts):
         raise FileNotFoundError(
@@ -53,23 +53,22 @@ def load_model(
 ) -> tuple[MedVForMaskedDiffusion, MedVProcessor]:
     """A model (or an autoregressive twin) in evaluation mode and its processor from a folder; nothing is downloaded.
 
-    It is put on the device as `medv.model.devices.place` does: None is the best there is.
-
-    A folder of LoRA adapters gives the model that they were trained on with the adapters merged into it. Raises
-    FileNotFoundError where there is no model, or where what lies under a projector is gone; ValueError for a model that is
-    not whole, not finite, not MedV's or that brings code of its own (see `medv.checkpoints.loading`).
+    It is placed on the device by `medv.model.devices.place` (None: the best there is). A folder of LoRA adapters gives the
+    model they were trained on with the adapters merged into it. Raises FileNotFoundError where there is no model, or where
+    the base of a projector is missing; ValueError for a model that is incomplete, not finite, not MedV's or that brings
+    code of its own (see `medv.checkpoints.loading`).
     """
-    model, processor = _load(Path(folder), (), dtype=dtype)
+    model, processor = _load(Path(folder), (), dtype)
     return place(model, device), processor
 
 
-def _load(folder: Path, above: tuple[Path, ...], **how) -> tuple[MedVForMaskedDiffusion, MedVProcessor]:
-    """`load_model` on the CPU, of a folder that stands under the folders `above`."""
+def _load(folder: Path, above: tuple[Path, ...], dtype: torch.dtype) -> tuple[MedVForMaskedDiffusion, MedVProcessor]:
+    """`load_model` on the CPU; `above` are the folders whose base this one is."""
     if folder.resolve() in above:
         raise ValueError(f"{above[0]} is put on a base that leads back to {folder}: name the folder of a whole model there")
     above = (*above, folder.resolve())
     if is_adapter(folder):
-        model, processor = _load(base_folder(folder), above, **how)
+        model, processor = _load(base_folder(folder), above, dtype)
         return with_adapters(model, folder).eval(), processor
     if not (folder / "config.json").exists():
         raise FileNotFoundError(f"{folder} holds no model: it has no config.json")
@@ -81,31 +80,49 @@ def _load(folder: Path, above: tuple[Path, ...], **how) -> tuple[MedVForMaskedDi
         )
     processor = load_processor(MedVProcessor, folder)
     if (folder / BASE_FILE).exists():
-        model = _on_its_base(folder, above, **how).eval()
+        model = _on_its_base(folder, above, dtype).eval()
     else:
-        model = load_network(NETWORKS[kind], folder, **how)
-    _check_pair(folder, model.config, processor)
+        model = load_network(NETWORKS[kind], folder, dtype=dtype)
+    config = model.config
+    rows = config.text_config.vocab_size
+    ids = [config.image_token_id, config.mask_token_id, config.fill_token_id]
+    ids += [*config.stop_token_ids, *config.suppress_token_ids]
+    if len(processor.tokenizer) > rows or not all(0 <= token < rows for token in ids):
+        raise ValueError(
+            f"{folder} has {len(processor.tokenizer)} tokens and special tokens up to {max(ids)}, but only {rows} embeddings: "
+            "the files do not belong together"
+        )
+    made, wanted = processor.view_plan, config.view_plan
+    if (made.size, made.side) != (wanted.size, wanted.side):
+        raise ValueError(
+            f"{folder} has a processor for views of {made.size} pixels and {made.side} tokens a side, but a network for "
+            f"{wanted.size} and {wanted.side}: the files do not belong together"
+        )
     return model, processor
 
 
-def save_assembled(
-    language: Path, vision: Path, target: Path, *, projector: Path | None = None, system: str | None = None, **options
-) -> dict[str, str]:
-    """Make the folder of a model from two towers (see `assemble`); returns what `assembled.json` in it says of its parts."""
-    model = assemble(language, vision, projector=projector, **options)
-    note = {"language_tower": Path(language).name, "vision_tower": Path(vision).name}
-    note["projector"] = "untrained" if projector is None else projector.name
-    with atomic_directory(target) as folder:
-        model.save_pretrained(folder)
-        new_processor(load_tokenizer(language), model.config, system=system).save_pretrained(folder)
-        write_json(folder / ASSEMBLED_FILE, note)
-    return note
-
-
-def untrained_projector(folder: Path) -> bool:
-    """Whether the model in a folder was put together from towers with a projector that nothing has trained."""
-    note = Path(folder) / ASSEMBLED_FILE
-    return note.is_file() and read_object(note)["projector"] == "untrained"
+def _on_its_base(folder: Path, above: tuple[Path, ...], dtype: torch.dtype) -> MedVForMaskedDiffusion:
+    """The base of a projector, with that projector."""
+    name = read_object(folder / BASE_FILE).get("model")
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(
+            f'{folder / BASE_FILE} names no base: write {{"model": FOLDER}}, or "bundled" for the package\'s towers'
+        )
+    if name == "bundled":
+        with loading_errors(folder):
+            config = MedVConfig.from_pretrained(folder, local_files_only=True)
+        sight = {"image_pool": config.image_pool, "feature_norm": config.feature_norm}
+        towers = bundled("language_tower"), bundled("vision_tower")
+        return assemble(*towers, seed=0, projector=folder, **sight).to(dtype)
+    base = folder / name
+    if not (base / "config.json").exists():
+        raise FileNotFoundError(
+            f"{folder} holds a projector trained on {base}, where there is no model: put that folder back, "
+            f"or name its place in {folder / BASE_FILE}"
+        )
+    model, _ = _load(base, above, dtype)
+    load_weights(model.model.projector, folder / PROJECTOR_FILE)
+    return model
 
 
 def save_projector(model: MedVForMaskedDiffusion, folder: Path, base: dict[str, str]) -> None:
@@ -122,43 +139,21 @@ def save_projector(model: MedVForMaskedDiffusion, folder: Path, base: dict[str, 
     write_json(folder / BASE_FILE, base)
 
 
-def _on_its_base(folder: Path, above: tuple[Path, ...], **how) -> MedVForMaskedDiffusion:
-    """The model under a projector, with that projector."""
-    name = read_object(folder / BASE_FILE).get("model")
-    if not isinstance(name, str) or not name.strip():
-        raise ValueError(
-            f'{folder / BASE_FILE} names no base: write {{"model": FOLDER}}, or "bundled" for the package\'s towers'
-        )
-    if name == "bundled":
-        with in_words(folder):
-            config = MedVConfig.from_pretrained(folder, local_files_only=True)
-        sight = {"image_pool": config.image_pool, "feature_norm": config.feature_norm}
-        towers = bundled("language_tower"), bundled("vision_tower")
-        return assemble(*towers, seed=0, projector=folder, **sight).to(how["dtype"])
-    base = folder / name
-    if not (base / "config.json").exists():
-        raise FileNotFoundError(
-            f"{folder} holds a projector trained on {base}, where there is no model: put that folder back, "
-            f"or name its place in {folder / BASE_FILE}"
-        )
-    model, _ = _load(base, above, **how)
-    load_weights(model.model.projector, folder / PROJECTOR_FILE)
-    return model
+def save_assembled(
+    language: Path, vision: Path, target: Path, *, projector: Path | None = None, system: str | None = None, **options
+) -> dict[str, str]:
+    """Write a model made of two towers (see `assemble`) to `target`; returns the content of its `assembled.json`."""
+    model = assemble(language, vision, projector=projector, **options)
+    note = {"language_tower": Path(language).name, "vision_tower": Path(vision).name}
+    note["projector"] = "untrained" if projector is None else projector.name
+    with atomic_directory(target) as folder:
+        model.save_pretrained(folder)
+        new_processor(load_tokenizer(language), model.config, system=system).save_pretrained(folder)
+        write_json(folder / ASSEMBLED_FILE, note)
+    return note
 
 
-def _check_pair(folder: Path, config: MedVConfig, processor: MedVProcessor) -> None:
-    """Raises ValueError where the processor makes other views or token ids than the network takes."""
-    rows = config.text_config.vocab_size
-    ids = (config.image_token_id, config.mask_token_id, config.fill_token_id)
-    ids = [*ids, *config.stop_token_ids, *config.suppress_token_ids]
-    if len(processor.tokenizer) > rows or not all(0 <= token < rows for token in ids):
-        raise ValueError(
-            f"{folder} has {len(processor.tokenizer)} tokens and special tokens up to {max(ids)}, but only {rows} embeddings: "
-            "the files do not belong together"
-        )
-    made, wanted = processor.view_plan, config.view_plan
-    if (made.size, made.side) != (wanted.size, wanted.side):
-        raise ValueError(
-            f"{folder} has a processor for views of {made.size} pixels and {made.side} tokens a side, but a network for "
-            f"{wanted.size} and {wanted.side}: the files do not belong together"
-        )
+def untrained_projector(folder: Path) -> bool:
+    """Whether a folder holds a model from `save_assembled` whose projector is untrained."""
+    note = Path(folder) / ASSEMBLED_FILE
+    return note.is_file() and read_object(note)["projector"] == "untrained"

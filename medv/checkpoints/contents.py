@@ -1,4 +1,4 @@
-"""What a model is, by its contents: the identity of weights, configuration and processor, wherever they were loaded from."""
+"""A hash of what a model consists of, independent of where it was loaded from."""
 
 import hashlib
 import json
@@ -6,40 +6,30 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
 PLACES = {"_name_or_path", "name_or_path", "is_local", "local_files_only", "transformers_version", "architectures", "dtype"}
-"""What a configuration says of where, and by what, a model was loaded or saved."""
+"""Configuration fields that note where, and by which program, a model was loaded or saved."""
 
 
 def contents(model: PreTrainedModel, processor: ProcessorMixin) -> dict[str, str]:
     """The sha256 of `weights` (names, shapes and values as float32), `config` and `processor`."""
+    weights, files = hashlib.sha256(), hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        weights.update(f"{name} {tuple(value.shape)} ".encode())
+        value = value.detach().cpu()
+        weights.update((value.float() if value.is_floating_point() else value).contiguous().numpy())
     generation = model.generation_config.to_dict() if getattr(model, "generation_config", None) else {}
     config = json.dumps([_placeless(model.config.to_dict()), _placeless(generation)], sort_keys=True, default=str)
-    found = {"weights": _weights(model), "config": hashlib.sha256(config.encode()).hexdigest()}
     with TemporaryDirectory() as folder:
         processor.save_pretrained(folder)
-        return found | {"processor": _files(Path(folder))}
-
-
-def _weights(model: torch.nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(value.shape)} ".encode())
-        value = value.detach().cpu()
-        digest.update((value.float() if value.is_floating_point() else value).contiguous().numpy())
-    return digest.hexdigest()
-
-
-def _files(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        data = file.read_bytes()
-        if file.suffix == ".json":
-            data = json.dumps(_placeless(json.loads(data)), sort_keys=True).encode()
-        digest.update(f"{file.relative_to(folder).as_posix()} {len(data)} ".encode() + data)
-    return digest.hexdigest()
+        for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+            data = file.read_bytes()
+            if file.suffix == ".json":
+                data = json.dumps(_placeless(json.loads(data)), sort_keys=True).encode()
+            files.update(f"{file.relative_to(folder).as_posix()} {len(data)} ".encode() + data)
+    digests = {"weights": weights, "config": hashlib.sha256(config.encode()), "processor": files}
+    return {name: digest.hexdigest() for name, digest in digests.items()}
 
 
 def _placeless(value: Any) -> Any:

@@ -1,8 +1,8 @@
-"""The one way from a folder on disk to a network, a tokenizer or a processor; every road of the library takes it.
+"""Loading a network, tokenizer or processor from a folder that is not trusted; every loader of the library uses this module.
 
-A folder is untrusted: nothing in it is executed and nothing is downloaded. What it holds is compared with what its
-configuration asks for before memory is taken, and a network is whole (no tensor missing, unexpected or of another shape) and
-finite when it is returned. Only safetensors are read. Whatever does not fit is one sentence with the folder and the mend.
+Nothing in the folder is executed and nothing is downloaded. Its contents are compared with its configuration before memory is
+allocated, and a network that is returned is complete (no tensor missing, unexpected or of another shape) and finite. Only
+safetensors are read. Every fault is one sentence with the folder and the mend.
 """
 
 import re
@@ -22,36 +22,30 @@ from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedMod
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.utils import logging
 
-from medv.checkpoints.shards import INDEX, SINGLE, StoredTensor, mismatches, pickles, read_object, stored_tensors
+from medv.checkpoints.shards import INDEX, SINGLE, StoredTensor, mismatches, pickles, read_object, shapes, stored_tensors
 from medv.reading import check_regular
 
-OFFLINE = {"local_files_only": True, "trust_remote_code": False}
-"""What every `from_pretrained` of transformers is told."""
+OFFLINE = {"local_files_only": True, "trust_remote_code": False}  # for every `from_pretrained` of transformers
 FLOATS = ("F16", "BF16", "F32", "F64")
-LARGEST_NUMBER = 10_000_000
-"""No width, length or size in a configuration of today's models is larger."""
-LONGEST = 4096
-"""Entries of a list in a configuration."""
-LARGEST_TEXT = 256 << 20
-"""Bytes of a configuration or a tokenizer."""
-_SAID = 600  # characters of a list of tensors in an error
+LARGEST_NUMBER = 10_000_000  # above every width, length or size in a configuration of today's models
+LONGEST = 4096  # entries of a list in a configuration
+LARGEST_TEXT = 256 << 20  # bytes of a configuration or a tokenizer
+_SHOWN = 600  # characters of a list of tensors in an error
 _REFUSED = {
-    "auto_map": "names code of its own (auto_map), which medv never runs",
-    "quantization_config": "is quantized, and medv computes with float16, bfloat16 and float32 weights alone",
-    "transformers_weights": "names its weight file itself (transformers_weights), which medv does not follow",
-}
-_MENDS = {
-    "auto_map": "convert it with `medv convert`, or take a checkpoint that transformers knows without code",
-    "quantization_config": "take the checkpoint it was made from",
-    "transformers_weights": f"name the file {SINGLE} and remove the line",
+    "auto_map": "names code of its own (auto_map), which medv never runs: convert it with `medv convert`, or take a "
+    "checkpoint that transformers knows without code",
+    "quantization_config": "is quantized, and medv computes with float16, bfloat16 and float32 weights alone: take the "
+    "checkpoint it was made from",
+    "transformers_weights": "names its weight file itself (transformers_weights), which medv does not follow: name the file "
+    f"{SINGLE} and remove the line",
 }
 
 
 @contextmanager
-def in_words(folder: Path) -> Iterator[None]:
-    """Whatever a library raises while it reads `folder` becomes one ValueError with the folder and the mend.
+def loading_errors(folder: Path) -> Iterator[None]:
+    """Turn whatever a library raises while it reads `folder` into one ValueError with the folder and the mend.
 
-    What it would print beside that (tables of tensors, advice) is left out.
+    Warnings and tables that the libraries would print are suppressed.
     """
     level = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -60,9 +54,9 @@ def in_words(folder: Path) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except Exception as error:  # the libraries raise many kinds; of what they read here, all mean the same
-        said = shorten(str(error), 300) or "no reason given"
+        reason = shorten(str(error), 300) or "no reason given"
         raise ValueError(
-            f"{folder} cannot be loaded ({type(error).__name__}: {said}): "
+            f"{folder} cannot be loaded ({type(error).__name__}: {reason}): "
             "its files are damaged or do not belong together; make or download it again"
         ) from error
     finally:
@@ -81,33 +75,30 @@ def check_folder(folder: Path) -> None:
                 raise ValueError(f"{file} has more than {LARGEST_TEXT} bytes: it does not belong to a model")
     for file in sorted(folder.glob("*config*.json")):
         for key, value in _pairs(read_object(file)):
-            _check_value(file, key, value)
+            if key in _REFUSED and value:
+                raise ValueError(f"{file} {_REFUSED[key]}")
+            if key.endswith("attn_implementation") and "/" in str(value):
+                raise ValueError(f"{file} asks for the downloaded code {value!r} ({key}): remove the line")
+            if isinstance(value, list) and len(value) > LONGEST:
+                raise ValueError(f"{file} has {len(value)} entries in {key}, over the limit of {LONGEST}")
+            if file.name != "config.json" or not isinstance(value, int | float):
+                continue
+            if isinstance(value, int) and value > LARGEST_NUMBER and "theta" not in key:
+                raise ValueError(f"{file} says {key} = {value}, over the limit of {LARGEST_NUMBER}: it is of no model")
+            if (key.endswith("_eps") and value < 0) or (key.endswith("theta") and value <= 0):
+                raise ValueError(f"{file} says {key} = {value}, which gives NaN: it must be positive")
 
 
-def _check_value(file: Path, key: str, value: Any) -> None:
-    """Raises ValueError for a value that is not followed, or that no model has."""
-    if key in _REFUSED and value:
-        raise ValueError(f"{file} {_REFUSED[key]}: {_MENDS[key]}")
-    if key.endswith("attn_implementation") and "/" in str(value):
-        raise ValueError(f"{file} asks for the downloaded code {value!r} ({key}): remove the line")
-    if isinstance(value, list) and len(value) > LONGEST:
-        raise ValueError(f"{file} has {len(value)} entries in {key}, over the limit of {LONGEST}")
-    if file.name != "config.json" or not isinstance(value, int | float):
-        return
-    if isinstance(value, int) and value > LARGEST_NUMBER and "theta" not in key:
-        raise ValueError(f"{file} says {key} = {value}, over the limit of {LARGEST_NUMBER}: it is of no model")
-    if (key.endswith("_eps") and value < 0) or (key.endswith("theta") and value <= 0):
-        raise ValueError(f"{file} says {key} = {value}, which gives NaN: it must be positive")
-
-
-def _check_layers(folder: Path, tensors: Mapping[str, StoredTensor]) -> None:
-    """Raises ValueError where config.json names more layers than there are tensors: each would be made first."""
-    for key, value in _pairs(read_object(folder / "config.json")):
-        if ("layers" in key or key in ("n_layer", "depth")) and isinstance(value, int) and value > len(tensors):
-            raise ValueError(
-                f"{folder / 'config.json'} says {key} = {value}, but there are {len(tensors)} tensors: "
-                "it does not belong to these weights"
-            )
+def _pairs(value: Any, key: str | None = None) -> Iterator[tuple[str, Any]]:
+    """Every key and value of nested objects and lists; an item of a list has the key of the list."""
+    if key is not None:
+        yield key, value
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _pairs(inner, name)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _pairs(inner, key)
 
 
 def load_network(
@@ -120,113 +111,39 @@ def load_network(
 ) -> PreTrainedModel:
     """The network of a folder with config.json and safetensors, in evaluation mode and in `dtype` ("auto": as stored).
 
-    kind: a class of transformers or of medv. without: beginnings of the names of stored tensors that are left out. options:
-    fields of the configuration to set. Raises FileNotFoundError where there is no such folder, ValueError for foreign code,
-    pickled, quantized, missing, superfluous or non-finite weights.
+    kind: a class of transformers or of medv. without: prefixes of stored tensors that are left out. options: fields of the
+    configuration to set. Raises FileNotFoundError where there is no such folder, ValueError for foreign code, pickled,
+    quantized, missing, superfluous or non-finite weights.
     """
     check_folder(folder)
-    tensors = _weights(folder)
-    _check_layers(folder, tensors)
-    with in_words(folder):
-        if issubclass(kind, PreTrainedModel):
-            config = kind.config_class.from_pretrained(folder, local_files_only=True)
-            build = kind
-        else:
-            config = AutoConfig.from_pretrained(folder, **OFFLINE)
-            build = kind.from_config
+    tensors = _stored_weights(folder)
+    for key, value in _pairs(read_object(folder / "config.json")):  # each layer would be made before it is found missing
+        if ("layers" in key or key in ("n_layer", "depth")) and isinstance(value, int) and value > len(tensors):
+            raise ValueError(
+                f"{folder / 'config.json'} says {key} = {value}, but there are {len(tensors)} tensors: "
+                "it does not belong to these weights"
+            )
+    with loading_errors(folder):
+        stock = issubclass(kind, PreTrainedModel)
+        config = (kind.config_class if stock else AutoConfig).from_pretrained(folder, **OFFLINE)
         for name, value in options.items():
             setattr(config, name, value)
         with torch.device("meta"):
-            empty = build(config)
+            empty = kind(config) if stock else kind.from_config(config)
         empty.tie_weights()
     _check_stored(folder, empty, tensors)
-    told = {"dtype": dtype, "use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
-    with in_words(folder):
-        network, found = kind.from_pretrained(folder, config=config, **told, **OFFLINE)
+    how = {"dtype": dtype, "use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    with loading_errors(folder):
+        network, found = kind.from_pretrained(folder, config=config, **how, **OFFLINE)
     found["unexpected_keys"] = [name for name in found["unexpected_keys"] if not name.startswith(without)]
-    problems = [f"{len(found[what])} {what.replace('_', ' ')}: {_some(found[what])}" for what in found if found[what]]
+    problems = [f"{len(names)} {fault.replace('_', ' ')}: {_shown(names)}" for fault, names in found.items() if names]
     if problems:
         raise ValueError(f"{folder} does not fit its configuration; {'; '.join(problems)}")
     check_finite(folder, network)
     return network.eval()
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a folder; raises ValueError where it holds none that can be read without running its code."""
-    check_folder(folder)
-    with in_words(folder):
-        return _usable(AutoTokenizer.from_pretrained(folder, **OFFLINE))
-
-
-def load_processor(kind: type[ProcessorMixin] | type[AutoProcessor], folder: Path) -> ProcessorMixin:
-    """The processor of a folder, of a class of medv or `AutoProcessor`; raises ValueError as `load_tokenizer`."""
-    check_folder(folder)
-    with in_words(folder):
-        made = kind.from_pretrained(folder, **OFFLINE)
-        _usable(made.tokenizer)
-        return made
-
-
-def _usable(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """The tokenizer, used once: a setting of the wrong type (`model_max_length` as text) raises only then."""
-    tokenizer.decode(tokenizer.encode("a"))
-    return tokenizer
-
-
-def load_weights(module: nn.Module, file: Path) -> None:
-    """Read one safetensors file into `module`, whose names and shapes it must have; raises ValueError."""
-    tensors = stored_tensors(file)
-    check_floats(file, module, tensors)
-    problem = mismatches(_shapes(module.state_dict()), _shapes(tensors))
-    if problem:
-        raise ValueError(f"{file} does not fit the model; {shorten(problem, _SAID)}")
-    with in_words(file):
-        module.load_state_dict(load_file(file))
-    check_finite(file, module)
-
-
-def check_finite(source: Path, network: nn.Module) -> None:
-    """Raises ValueError where a weight is NaN or infinite; one sum a tensor, at the speed of the memory."""
-    named = [*network.named_parameters(), *network.named_buffers()]
-    named = [(name, value) for name, value in named if value.is_floating_point()]
-    sums = torch.stack([value.detach().sum().float() for _, value in named]).isfinite().tolist() if named else []
-    # A sum in half precision may overflow without any weight being wrong: only then is each weight looked at.
-    bad = [name for (name, value), fine in zip(named, sums, strict=True) if not fine and not value.isfinite().all().item()]
-    if bad:
-        raise ValueError(
-            f"{source} holds weights that are not finite (NaN or infinity), in {_some(bad)}: "
-            "it is damaged or its training diverged; train it again or take an earlier one"
-        )
-
-
-def cached_folder(checkpoint: str) -> Path | None:
-    """The folder of a checkpoint: a path, or an id of the Hugging Face hub that was downloaded before; None if neither.
-
-    Looks at the disk only.
-    """
-    try:
-        if Path(checkpoint).is_dir():
-            return Path(checkpoint)
-        found = try_to_load_from_cache(checkpoint, "config.json")
-    except (OSError, ValueError):  # neither the form of a path nor that of an id
-        return None
-    return Path(found).parent if isinstance(found, str) else None
-
-
-def _pairs(value: Any) -> Iterator[tuple[str, Any]]:
-    """Every key and value of nested objects and lists; a number in a list has the key of the list."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield key, inner
-            if isinstance(inner, list):
-                yield from ((key, item) for item in inner if not isinstance(item, dict | list))
-            yield from _pairs(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _pairs(inner)
-
-
-def _weights(folder: Path) -> dict[str, StoredTensor]:
+def _stored_weights(folder: Path) -> dict[str, StoredTensor]:
     """The headers of the weights that transformers would load."""
     held = [name for name in (SINGLE, INDEX) if (folder / name).is_file()]
     if len(held) == 2:
@@ -242,40 +159,92 @@ def _weights(folder: Path) -> dict[str, StoredTensor]:
 
 
 def _check_stored(folder: Path, empty: PreTrainedModel, tensors: Mapping[str, StoredTensor]) -> None:
-    """Raises ValueError for weights that are no floats, twice there, or fewer than the configuration asks memory for."""
+    """Raises ValueError for weights that are not floats, stored twice, or fewer than the configuration allocates."""
     check_floats(folder, empty, tensors)
-    whole: dict[str, str] = {}
+    seen: dict[str, str] = {}
     for name in tensors:  # transformers reads a name with and without the prefix of the network inside, the last one found
         bare = re.sub(rf"^(?:{re.escape(empty.base_model_prefix)}\.)+", "", name)
-        if (other := whole.setdefault(bare, name)) != name:
+        if (other := seen.setdefault(bare, name)) != name:
             raise ValueError(f"{folder} holds {name} and {other}, which are one tensor: remove the one that does not belong")
     wanted = sum(value.numel() for value in empty.parameters())
     held = sum(prod(tensor.shape) for tensor in tensors.values())
     if wanted > held:
         tied = set(empty.all_tied_weights_keys)
-        expected = {name: shape for name, shape in _shapes(empty.state_dict()).items() if name not in tied}
-        problem = mismatches(expected, _shapes(tensors)) or "tensors are missing"
+        expected = {name: shape for name, shape in shapes(empty.state_dict()).items() if name not in tied}
+        problem = mismatches(expected, shapes(tensors)) or "tensors are missing"
         raise ValueError(
-            f"{folder} holds {held} weights, but its configuration asks for {wanted}; {shorten(problem, _SAID)}: "
+            f"{folder} holds {held} weights, but its configuration asks for {wanted}; {shorten(problem, _SHOWN)}: "
             "make or download it again"
         )
 
 
 def check_floats(source: Path, network: nn.Module, tensors: Mapping[str, StoredTensor]) -> None:
-    """Raises ValueError where a stored tensor is of whole or packed numbers, unless that of the network is whole too."""
+    """Raises ValueError where a stored tensor holds integers or packed numbers, unless that of the network does too."""
     held = network.state_dict()
     for name, tensor in tensors.items():
-        whole = name in held and not held[name].is_floating_point()
-        if tensor.dtype not in FLOATS and not whole:
+        if tensor.dtype not in FLOATS and (name not in held or held[name].is_floating_point()):
             raise ValueError(
                 f"{source} holds {name} as {tensor.dtype}: medv reads weights of the types {', '.join(FLOATS)}; "
                 "take the checkpoint it was made from"
             )
 
 
-def _shapes(held: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in held.items()}
+def check_finite(source: Path, network: nn.Module) -> None:
+    """Raises ValueError where a weight is NaN or infinite; one sum per tensor, at memory speed."""
+    named = [*network.named_parameters(), *network.named_buffers()]
+    named = [(name, value) for name, value in named if value.is_floating_point()]
+    sums = torch.stack([value.detach().sum().float() for _, value in named]).isfinite().tolist() if named else []
+    # A sum in half precision may overflow although every weight is finite: only then is each weight checked.
+    bad = [name for (name, value), fine in zip(named, sums, strict=True) if not fine and not value.isfinite().all().item()]
+    if bad:
+        raise ValueError(
+            f"{source} holds weights that are not finite (NaN or infinity), in {_shown(bad)}: "
+            "it is damaged or its training diverged; train it again or take an earlier one"
+        )
 
 
-def _some(names: Any) -> str:
-    return shorten(", ".join(map(str, sorted(names, key=str))), _SAID)
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a folder; raises ValueError where none can be loaded without running its code."""
+    check_folder(folder)
+    with loading_errors(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder, **OFFLINE)
+        tokenizer.decode(tokenizer.encode("a"))  # a setting of the wrong type (`model_max_length` as text) raises only here
+    return tokenizer
+
+
+def load_processor(kind: type[ProcessorMixin] | type[AutoProcessor], folder: Path) -> ProcessorMixin:
+    """The processor of a folder, of a class of medv or `AutoProcessor`; raises ValueError as `load_tokenizer`."""
+    check_folder(folder)
+    with loading_errors(folder):
+        processor = kind.from_pretrained(folder, **OFFLINE)
+        processor.tokenizer.decode(processor.tokenizer.encode("a"))
+    return processor
+
+
+def load_weights(module: nn.Module, file: Path) -> None:
+    """Load one safetensors file into `module`, whose names and shapes it must have; raises ValueError."""
+    tensors = stored_tensors(file)
+    check_floats(file, module, tensors)
+    if problem := mismatches(shapes(module.state_dict()), shapes(tensors)):
+        raise ValueError(f"{file} does not fit the model; {shorten(problem, _SHOWN)}")
+    with loading_errors(file):
+        module.load_state_dict(load_file(file))
+    check_finite(file, module)
+
+
+def cached_folder(checkpoint: str) -> Path | None:
+    """The folder of a checkpoint: a path, or the id of a downloaded model of the Hugging Face hub; None if neither.
+
+    Looks at the disk only.
+    """
+    try:
+        if Path(checkpoint).is_dir():
+            return Path(checkpoint)
+        found = try_to_load_from_cache(checkpoint, "config.json")
+    except (OSError, ValueError):  # neither the form of a path nor that of an id
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _shown(names: Any) -> str:
+    return shorten(", ".join(map(str, sorted(names, key=str))), _SHOWN)

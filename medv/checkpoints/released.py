@@ -1,14 +1,16 @@
-"""What the configuration files of the released checkpoints say, in medv's terms, and the other way round.
+"""The released checkpoints' tensor names and configuration files in medv's terms, and back.
 
-LLaDA-8B writes OLMo's words (d_model, n_layers), LLaDA-V and LLaDA-MedV Llama's (hidden_size) with LLaVA's for images
-(image_aspect_ratio "anyres_max_4", mm_patch_merge_type, image_grid_pinpoints). Neither says what its vision tower looks like:
-that is read off the tensors, or off the configuration of the tower itself. Nothing here touches weights.
+Three layouts hold the same tensors: LLaDA-8B's (OLMo style), LLaDA-V's and LLaDA-MedV's (Llama's), and medv's. Beware of
+`ff_out` in LLaDA-8B's, which is the output head at the top and the down-projection inside a block. LLaDA-8B's configuration
+uses OLMo's terms (d_model, n_layers), that of LLaDA-V and LLaDA-MedV Llama's (hidden_size) with LLaVA's for images
+(image_aspect_ratio "anyres_max_4"). Neither describes the vision tower, which is read off its tensors or its own
+configuration.
 """
 
 import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from transformers import LlamaConfig, PreTrainedTokenizerFast, SiglipVisionConfig
@@ -18,44 +20,97 @@ from medv.data.chat import SpecialTokens
 from medv.model.configuration import MedVConfig
 from medv.model.views import MOST
 
-# Ours (transformers' Llama) and LLaDA-8B's own.
-_OLMO = {
+# LLaDA-8B -> LLaDA-V.
+_LLAMA_NAMES = {
+    "model.transformer.wte": "model.embed_tokens",
+    "model.transformer.ln_f": "model.norm",
+    "model.transformer.ff_out": "lm_head",
+    "model.transformer.blocks.{i}.attn_norm": "model.layers.{i}.input_layernorm",
+    "model.transformer.blocks.{i}.q_proj": "model.layers.{i}.self_attn.q_proj",
+    "model.transformer.blocks.{i}.k_proj": "model.layers.{i}.self_attn.k_proj",
+    "model.transformer.blocks.{i}.v_proj": "model.layers.{i}.self_attn.v_proj",
+    "model.transformer.blocks.{i}.attn_out": "model.layers.{i}.self_attn.o_proj",
+    "model.transformer.blocks.{i}.ff_norm": "model.layers.{i}.post_attention_layernorm",
+    "model.transformer.blocks.{i}.ff_proj": "model.layers.{i}.mlp.gate_proj",
+    "model.transformer.blocks.{i}.up_proj": "model.layers.{i}.mlp.up_proj",
+    "model.transformer.blocks.{i}.ff_out": "model.layers.{i}.mlp.down_proj",
+}
+_OLMO_NAMES = {new: old for old, new in _LLAMA_NAMES.items()}
+# Prefixes, LLaDA-V and medv; the first that fits applies.
+_PREFIXES = (
+    ("model.vision_tower.vision_tower.vision_model.", "model.vision_tower."),
+    ("model.mm_projector.0.", "model.projector.linear_1."),
+    ("model.mm_projector.2.", "model.projector.linear_2."),
+    ("model.image_newline", "model.image_newline"),
+    ("lm_head.", "lm_head."),
+    ("model.", "model.language_model."),
+)
+# Configuration fields, transformers' Llama and LLaDA-8B.
+_FIELDS = {
     "hidden_size": "d_model",
     "intermediate_size": "mlp_hidden_size",
     "num_hidden_layers": "n_layers",
     "num_attention_heads": "n_heads",
     "num_key_value_heads": "n_kv_heads",
     "max_position_embeddings": "max_sequence_length",
-    "rms_norm_eps": "rms_norm_eps",
-    "rope_theta": "rope_theta",
     "tie_word_embeddings": "weight_tying",
-    "bos_token_id": "bos_token_id",
-    "eos_token_id": "eos_token_id",
-    "pad_token_id": "pad_token_id",
-}
+} | {name: name for name in ("rms_norm_eps", "rope_theta", "bos_token_id", "eos_token_id", "pad_token_id")}
 _NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _DEFAULTS = {"rms_norm_eps": 1e-5, "rope_theta": 500_000.0, "max_position_embeddings": 4096}
-_VISION = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_channels",
-    "image_size",
-    "patch_size",
-    "hidden_act",
-    "layer_norm_eps",
-    "attention_dropout",
-)
 # SigLIP so400m, patch 14, 384 pixels: the tower of all released models. Heads and pixels cannot be read off its tensors.
-_SO400M = {
-    "hidden_size": 1152,
-    "intermediate_size": 4304,
-    "num_attention_heads": 16,
-    "image_size": 384,
-    "patch_size": 14,
-    "hidden_act": "gelu_pytorch_tanh",
-}
+_SO400M = {"hidden_size": 1152, "intermediate_size": 4304, "num_attention_heads": 16, "image_size": 384, "patch_size": 14}
+
+
+def layout_of(names: Iterable[str]) -> str:
+    """ "llada8b", "lladav" or "medv", the layout of these tensor names; raises ValueError where it is none of them."""
+    names = set(names)
+    if any(name.startswith("model.transformer.") for name in names):
+        return "llada8b"
+    if any(name.startswith("model.language_model.") for name in names):
+        return "medv"
+    if any(name.startswith(("model.layers.", "model.mm_projector.")) for name in names):
+        return "lladav"
+    shown = ", ".join(sorted(names)[:3]) or "no tensor at all"
+    raise ValueError(
+        f"the checkpoint holds {shown}: neither LLaDA-8B's names (model.transformer...), LLaDA-V's (model.layers...) nor "
+        "medv's (model.language_model...)"
+    )
+
+
+def by_table(name: str, table: Mapping[str, str]) -> str | None:
+    """The new name of a tensor by a table of modules, in which {i} is the number of a layer; None for an unknown module."""
+    module, _, kind = name.rpartition(".")
+    numbers = re.findall(r"\.(\d+)\.", module)
+    new = table.get(re.sub(r"\.\d+\.", ".{i}.", module))
+    return f"{new.format(i=''.join(numbers))}.{kind}" if new else None
+
+
+def llada8b_to_lladav(name: str) -> str | None:
+    """The Llama-style name of a LLaDA-8B tensor; None for an unknown name."""
+    return by_table(name, _LLAMA_NAMES)
+
+
+def lladav_to_llada8b(name: str) -> str | None:
+    """The inverse of `llada8b_to_lladav`; None for what LLaDA-8B does not have (the vision tower, the projector)."""
+    return by_table(name, _OLMO_NAMES)
+
+
+def lladav_to_medv(name: str) -> str | None:
+    """The name in medv's layout; None for an unknown name."""
+    return next((new + name.removeprefix(old) for old, new in _PREFIXES if name.startswith(old)), None)
+
+
+def medv_to_lladav(name: str) -> str | None:
+    """The inverse of `lladav_to_medv`."""
+    return next((old + name.removeprefix(new) for old, new in _PREFIXES if name.startswith(new)), None)
+
+
+def to_medv(name: str, layout: str) -> str | None:
+    """A name of any layout in medv's; None for an unknown name."""
+    if layout == "medv":
+        return name
+    llama = llada8b_to_lladav(name) if layout == "llada8b" else name
+    return llama and lladav_to_medv(llama)
 
 
 def read_config(source: Path) -> dict:
@@ -67,9 +122,9 @@ def read_config(source: Path) -> dict:
 
 
 def language_config(settings: Mapping, vocab_size: int) -> LlamaConfig:
-    """The language tower of a configuration in OLMo's or Llama's words; the vocabulary is that of the tensors."""
+    """The language tower of a configuration in OLMo's or Llama's terms; the vocabulary is that of the tensors."""
     found = {}
-    for ours, theirs in _OLMO.items():
+    for ours, theirs in _FIELDS.items():
         value = settings.get(ours, settings.get(theirs))
         if value is None and ours == "rope_theta":
             value = (settings.get("rope_parameters") or {}).get("rope_theta")
@@ -85,16 +140,15 @@ def language_config(settings: Mapping, vocab_size: int) -> LlamaConfig:
     return LlamaConfig(**_DEFAULTS | found, vocab_size=vocab_size, is_causal=False)
 
 
-def vision_tower_config(settings: Mapping) -> tuple[SiglipVisionConfig, int]:
-    """The configuration of a SigLIP release's tower without its last layer, and how many layers it has with it."""
+def vision_tower_config(settings: Mapping) -> SiglipVisionConfig:
+    """The tower of a SigLIP release, all of its layers included; `settings` are those of the tower or of the whole SigLIP."""
     vision = settings.get("vision_config", settings)
-    layers = int(vision.get("num_hidden_layers", 12))
-    sizes = {name: vision[name] for name in _VISION if name in vision}
-    return SiglipVisionConfig(**sizes | {"num_hidden_layers": layers - 1}, vision_use_head=False), layers
+    sizes = {name: vision[name] for name in SiglipVisionConfig.__annotations__ if name in vision}
+    return SiglipVisionConfig(**sizes | {"vision_use_head": False})
 
 
 def vision_config_of(tensors: Mapping[str, StoredTensor], settings: Mapping | None) -> SiglipVisionConfig:
-    """The configuration of the vision tower among `tensors` (medv's names): sizes read off their shapes.
+    """The configuration of the vision tower among `tensors` (medv's names): sizes are read off their shapes.
 
     settings: the configuration of a SigLIP folder where one was given. Without it a tower that is not the released
     so400m raises ValueError, for the number of its heads is in no tensor.
@@ -104,25 +158,18 @@ def vision_config_of(tensors: Mapping[str, StoredTensor], settings: Mapping | No
     if patch is None:
         raise ValueError("the checkpoint has no vision tower: give the SigLIP2 folder it was trained with (--vision)")
     layers = {int(m[1]) for name in tensors if (m := re.match(re.escape(prefix) + r"encoder\.layers\.(\d+)\.", name))}
-    shape = {
-        "hidden_size": patch.shape[0],
-        "num_channels": patch.shape[1],
-        "patch_size": patch.shape[2],
-        "num_hidden_layers": max(layers, default=-1) + 1,
-    }
-    if settings is not None:
-        config, _ = vision_tower_config(settings)
-        return SiglipVisionConfig(**{**{n: getattr(config, n) for n in _VISION}, **shape}, vision_use_head=False)
-    if any(shape[name] != _SO400M[name] for name in ("hidden_size", "patch_size")):
+    shape = dict(zip(("hidden_size", "num_channels", "patch_size"), patch.shape, strict=False))
+    shape["num_hidden_layers"] = max(layers, default=-1) + 1
+    if settings is None and any(shape[name] != _SO400M[name] for name in ("hidden_size", "patch_size")):
         raise ValueError(
             f"a vision tower of width {shape['hidden_size']} and patch {shape['patch_size']} is not the released so400m: "
             "give the folder it came from (--vision), its number of heads is not in the tensors"
         )
-    return SiglipVisionConfig(**_SO400M | shape, vision_use_head=False)
+    return vision_tower_config(vision_tower_config(_SO400M if settings is None else settings).to_dict() | shape)
 
 
 def image_settings(settings: Mapping, size: int) -> dict:
-    """image_aspect, image_grid, image_max_tiles and patch_merge from LLaVA's words; `size` is the tower's, in pixels."""
+    """image_aspect, image_grid, image_max_tiles and patch_merge from LLaVA's terms; `size` is the tower's, in pixels."""
     written = settings.get("image_aspect_ratio") or "square"
     match = re.fullmatch(r"(square|pad|anyres)(?:_max_(\d+))?", written)
     if match is None or (match[2] and match[1] != "anyres"):
@@ -156,44 +203,38 @@ def _grid(pinpoints, size: int) -> list[list[int]]:
 def medv_config(
     settings: Mapping, vision: SiglipVisionConfig, vocab_size: int, tokenizer: PreTrainedTokenizerFast | None
 ) -> MedVConfig:
-    """The configuration of a whole released model; without its tokenizer the ids are the released ones."""
-    return MedVConfig(
-        vision_config=vision,
-        text_config=language_config(settings, vocab_size),
-        image_pool=settings.get("image_pool", 1),
-        **image_settings(settings, vision.image_size),
-        **({} if tokenizer is None else _token_ids(tokenizer, vocab_size)),
-    )
+    """The configuration of a whole released model; without its tokenizer the ids are the released ones.
 
-
-def _token_ids(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> dict:
-    """Ids by their strings. Rows of the embedding without a token are dead: the reference cuts them off, so they are never
-    written here.
+    Embedding rows without a token are dead: the reference cuts them off, so they are suppressed here.
     """
-    special = SpecialTokens.of(tokenizer)
-    if len(tokenizer) > vocab_size:
-        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, but the embedding only {vocab_size} rows")
-    written_never = (special.end_of_text, special.start_of_text, special.start_header, special.end_header)
-    dead = range(len(tokenizer), vocab_size)
-    return {
-        "image_token_id": special.image,
-        "mask_token_id": special.mask,
-        "stop_token_ids": [special.end_of_turn],
-        "suppress_token_ids": [*written_never, *dead],
-        "fill_token_id": special.end_of_text,
-    }
+    ids = {}
+    if tokenizer is not None:
+        special = SpecialTokens.of(tokenizer)
+        if len(tokenizer) > vocab_size:
+            raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, but the embedding only {vocab_size} rows")
+        suppressed = (special.end_of_text, special.start_of_text, special.start_header, special.end_header)
+        ids = {
+            "image_token_id": special.image,
+            "mask_token_id": special.mask,
+            "stop_token_ids": [special.end_of_turn],
+            "suppress_token_ids": [*suppressed, *range(len(tokenizer), vocab_size)],
+            "fill_token_id": special.end_of_text,
+        }
+    text, pool = language_config(settings, vocab_size), settings.get("image_pool", 1)
+    sight = image_settings(settings, vision.image_size)
+    return MedVConfig(vision_config=vision, text_config=text, image_pool=pool, **sight, **ids)
 
 
 def released_config(settings: Mapping, layout: str, vocab_size: int) -> dict:
-    """`config.json` in a released layout, from the configuration of a medv model or of a language tower in any words.
+    """`config.json` in a released layout, from the configuration of a medv model or of a language tower.
 
-    LLaVA's words have none for `image_pool`, which no release has; ours stands for itself where it is not 1.
+    LLaVA has no name for `image_pool`, which no release uses; medv's own name is written where it is not 1.
     """
     text = language_config(settings.get("text_config", settings), vocab_size)
-    values = {ours: getattr(text, ours) for ours in _OLMO if ours != "rope_theta"}
+    values = {ours: getattr(text, ours) for ours in _FIELDS if ours != "rope_theta"}
     values["rope_theta"] = text.rope_parameters["rope_theta"]
     if layout == "llada8b":
-        named = {_OLMO[ours]: value for ours, value in values.items()}
+        named = {_FIELDS[ours]: value for ours, value in values.items()}
         return {"model_type": "llada", **named, "vocab_size": vocab_size, "embedding_size": vocab_size}
     written = {"model_type": "llava_llada", **values, "vocab_size": vocab_size}
     if "vision_config" not in settings:

@@ -1,18 +1,17 @@
-"""Safetensors checkpoints on disk, byte by byte: what a folder holds, and copying tensors under new names.
+"""Safetensors files on disk: what a checkpoint folder holds, and copying tensors under new names.
 
-Converting a checkpoint renames tensors and changes none, so their bytes are copied in small pieces: memory does not depend
-on the size of the checkpoint or of a tensor, and the copy is exact by construction. The format (eight bytes of header
-length, a JSON header, the data) is that of the safetensors library, which checks every file before it is read here. Knows
-no model.
+Conversion renames tensors without changing any values, so bytes are copied in small pieces: memory does not depend on the
+size of the checkpoint, and the copy is exact. The safetensors library checks every header before it is read here.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
 
@@ -27,7 +26,7 @@ _PIECE = 8 << 20
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where one tensor lies: `nbytes` from `offset` of `file`; dtype in safetensors' words ("F32", "BF16")."""
+    """The place of one tensor: `nbytes` from `offset` of `file`; dtype as safetensors spells it ("F32", "BF16")."""
 
     file: Path
     offset: int
@@ -37,86 +36,47 @@ class StoredTensor:
 
 
 def stored_tensors(source: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a safetensors file, or of a folder with one file or an index of shards, by its name.
+    """Every tensor of a safetensors file, or of a folder with one file or an index of shards, by name.
 
-    Only headers are read. Raises FileNotFoundError for a missing shard, ValueError for a truncated or invalid one, for an
-    index that points out of its folder and for one that does not agree with its shards.
+    Reads headers only. Raises FileNotFoundError for a missing shard; ValueError for a truncated or invalid file, and for an
+    index that points out of its folder or does not agree with its shards.
     """
     if source.is_file():
         return _read_header(source)
-    index = source / INDEX
-    if index.is_file():
-        return _indexed(source, index)
-    files = [source / SINGLE] if (source / SINGLE).is_file() else sorted(source.glob("*.safetensors"))
+    if (source / INDEX).is_file():
+        files, promised = _indexed(source)
+    else:
+        promised = {}
+        files = [source / SINGLE] if (source / SINGLE).is_file() else sorted(source.glob("*.safetensors"))
     if not files:
         raise FileNotFoundError(f"{source} holds no safetensors file: give the folder of a checkpoint")
     tensors: dict[str, StoredTensor] = {}
     for file in files:
-        _add(tensors, _read_header(file), source)
+        found = _read_header(file)
+        lost = [name for name, place in promised.items() if place == file.name and name not in found]
+        if lost:
+            more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
+            raise ValueError(f"{file.name} lacks {', '.join(lost[:5])}{more}, which the index of {source} says it holds")
+        if twice := tensors.keys() & found.keys():
+            raise ValueError(f"{min(twice)} is in two files of {source}: remove the one that does not belong there")
+        tensors |= found
     return tensors
 
 
-def _add(tensors: dict[str, StoredTensor], found: Mapping[str, StoredTensor], folder: Path) -> None:
-    if twice := tensors.keys() & found.keys():
-        raise ValueError(f"{min(twice)} is in two files of {folder}: remove the one that does not belong there")
-    tensors |= found
-
-
-def pickles(folder: Path) -> list[Path]:
-    """The files in a folder that PyTorch pickled and that may hold weights; those of a trainer's state do not."""
-    found = (file for file in folder.iterdir() if file.suffix in PICKLED)
-    return sorted(file for file in found if not file.name.startswith(("training_args", "optimizer", "scheduler", "rng")))
-
-
-def copy_tensors(
-    target: Path, renamed: Mapping[str, StoredTensor], *, shard_bytes: int = SHARD_BYTES, quiet: bool = False
-) -> None:
-    """Write the tensors under their new names to the folder `target`, in shards of at most `shard_bytes` (or one tensor)."""
-    shards = _cut(renamed, shard_bytes)
-    width = len(shards)
-    names = [SINGLE] if width == 1 else [f"model-{i + 1:05d}-of-{width:05d}.safetensors" for i in range(width)]
-    total = sum(tensor.nbytes for tensor in renamed.values())
-    with tqdm(total=total, unit="B", unit_scale=True, desc="converting", disable=quiet) as progress:
-        for name, shard in zip(names, shards, strict=True):
-            _write_shard(target / name, shard, progress)
-    if width > 1:
-        weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (target / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def read_object(file: Path) -> dict[str, Any]:
-    """The JSON object in a file; raises ValueError where it is no regular file or holds anything else."""
-    value = read_json(file)
-    if not isinstance(value, dict):
-        raise ValueError(f"{file} holds no JSON object: make or download it again")
-    return value
-
-
-def _indexed(folder: Path, index: Path) -> dict[str, StoredTensor]:
+def _indexed(folder: Path) -> tuple[list[Path], dict[str, str]]:
+    """The shards that an index names, and the shard of each tensor."""
+    index = folder / INDEX
     weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise ValueError(f"{index} is not an index of shards: its weight_map does not give a file for each tensor")
-    shards = sorted(set(weight_map.values()))
-    outside = [name for name in shards if Path(name).name != name]
+    names = sorted(set(weight_map.values()))
+    outside = [name for name in names if Path(name).name != name]
     if outside:
         raise ValueError(f"{index} points to {outside[0]!r}, outside its own folder: it is not to be trusted")
-    missing = [name for name in shards if not (folder / name).is_file()]
+    missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}, which its index names: download it again")
-    tensors: dict[str, StoredTensor] = {}
-    for shard in shards:
-        found = _read_header(folder / shard)
-        lost = [name for name, file in weight_map.items() if file == shard and name not in found]
-        if lost:
-            raise ValueError(f"{shard} lacks {_some(lost)}, which the index of {folder} says it holds")
-        _add(tensors, found, folder)
-    return tensors
-
-
-def _some(names: Sequence[str], at_most: int = 5) -> str:
-    rest = len(names) - at_most
-    return ", ".join(names[:at_most]) + (f" and {rest} more" if rest > 0 else "")
+    return [folder / name for name in names], weight_map
 
 
 def _read_header(file: Path) -> dict[str, StoredTensor]:
@@ -129,31 +89,46 @@ def _read_header(file: Path) -> dict[str, StoredTensor]:
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(length))
-    header.pop("__metadata__", None)
-    start = 8 + length
-    return {
-        name: StoredTensor(file, start + facts["data_offsets"][0], _length(facts), facts["dtype"], tuple(facts["shape"]))
-        for name, facts in header.items()
-    }
+    tensors = {}
+    for name, facts in header.items():
+        if name != "__metadata__":
+            begin, end = facts["data_offsets"]
+            tensors[name] = StoredTensor(file, 8 + length + begin, end - begin, facts["dtype"], tuple(facts["shape"]))
+    return tensors
 
 
-def _length(facts: dict) -> int:
-    begin, end = facts["data_offsets"]
-    return end - begin
+def pickles(folder: Path) -> list[Path]:
+    """The pickled files of a folder that may hold weights; those of a trainer's state are left out."""
+    found = (file for file in folder.iterdir() if file.suffix in PICKLED)
+    return sorted(file for file in found if not file.name.startswith(("training_args", "optimizer", "scheduler", "rng")))
 
 
-def _cut(tensors: Mapping[str, StoredTensor], shard_bytes: int) -> list[dict[str, StoredTensor]]:
-    """The tensors, cut where a shard is full; those of wide numbers first, so that all lie aligned."""
-    tensors = dict(sorted(tensors.items(), key=lambda item: -(item[1].nbytes // max(prod(item[1].shape), 1))))
-    shards: list[dict[str, StoredTensor]] = [{}]
-    room = shard_bytes
-    for name, tensor in tensors.items():
-        if shards[-1] and tensor.nbytes > room:
-            shards.append({})
-            room = shard_bytes
-        shards[-1][name] = tensor
-        room -= tensor.nbytes
-    return shards
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file; raises ValueError where it is no regular file or holds anything else."""
+    value = read_json(file)
+    if not isinstance(value, dict):
+        raise ValueError(f"{file} holds no JSON object: make or download it again")
+    return value
+
+
+def copy_tensors(
+    target: Path, renamed: Mapping[str, StoredTensor], *, shard_bytes: int = SHARD_BYTES, quiet: bool = False
+) -> None:
+    """Write the tensors under their new names to the folder `target`, in shards of at most `shard_bytes` (or one tensor)."""
+    # Tensors with wide numbers come first, so that all are aligned.
+    ordered = dict(sorted(renamed.items(), key=lambda item: -(item[1].nbytes // max(prod(item[1].shape), 1))))
+    split = split_state_dict_into_shards_factory(
+        ordered,
+        get_storage_size=lambda tensor: tensor.nbytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=shard_bytes,
+    )
+    with tqdm(total=split.metadata["total_size"], unit="B", unit_scale=True, desc="converting", disable=quiet) as progress:
+        for file, names in split.filename_to_tensors.items():
+            _write_shard(target / file, {name: renamed[name] for name in names}, progress)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (target / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_shard(path: Path, tensors: Mapping[str, StoredTensor], progress: tqdm) -> None:
@@ -169,17 +144,19 @@ def _write_shard(path: Path, tensors: Mapping[str, StoredTensor], progress: tqdm
         for tensor in tensors.values():
             with tensor.file.open("rb") as source:
                 source.seek(tensor.offset)
-                _copy(source, stream, tensor.nbytes, progress)
+                left = tensor.nbytes
+                while left:
+                    piece = source.read(min(_PIECE, left))
+                    if not piece:
+                        raise ValueError(f"{source.name} ended in the middle of a tensor: it was changed while it was read")
+                    stream.write(piece)
+                    progress.update(len(piece))
+                    left -= len(piece)
 
 
-def _copy(source: BinaryIO, target: BinaryIO, count: int, progress: tqdm) -> None:
-    while count:
-        piece = source.read(min(_PIECE, count))
-        if not piece:
-            raise ValueError(f"{source.name} ended in the middle of a tensor: it was changed while it was read")
-        target.write(piece)
-        progress.update(len(piece))
-        count -= len(piece)
+def shapes(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor, stored or in memory."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def mismatches(
@@ -188,11 +165,10 @@ def mismatches(
     """One sentence naming all missing, unexpected and mis-shaped tensors; None where there are none."""
     missing = sorted(expected.keys() - found.keys())
     unexpected = sorted([*(found.keys() - expected.keys()), *unknown])
-    shapes = [
+    wrong = [
         f"{name} (is {list(found[name])}, should be {list(expected[name])})"
         for name in sorted(expected.keys() & found.keys())
         if tuple(found[name]) != tuple(expected[name])
     ]
-    parts = [("missing", missing), ("unexpected", unexpected), ("of the wrong shape", shapes)]
-    said = [f"{len(names)} {what}: {', '.join(names)}" for what, names in parts if names]
-    return "; ".join(said) or None
+    parts = [("missing", missing), ("unexpected", unexpected), ("of the wrong shape", wrong)]
+    return "; ".join(f"{len(names)} {what}: {', '.join(names)}" for what, names in parts if names) or None

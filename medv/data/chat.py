@@ -5,7 +5,6 @@ A message is `<|start_header_id|>role<|end_header_id|>` + two newlines + text + 
 images: an image is `image_tokens` placeholders and a newline at the front of the first user message.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -115,24 +114,6 @@ def encode_plain(tokenizer: Tokenizer, caption: str, *, image_tokens: int) -> En
     text = _text(tokenizer, caption + "\n")
     special = SpecialTokens.of(tokenizer)
     return Encoded([special.image] * image_tokens + text, [IGNORED] * image_tokens + text, answer_length=len(text))
-
-
-def turn_numbers(ids: Sequence[int], tokenizer: Tokenizer) -> list[int]:
-    """The number of the turn, from 0, that each token of a dialogue belongs to: a question and its answer are one turn.
-
-    The system message belongs to turn 0. A turn begins at a header that is not the assistant's, after an answer. `ids` may
-    be ids or official labels (only headers are read). With turns [B, T] the conversation mask of the reference is
-    `medv.training.collate.conversation_mask(turns)`.
-    """
-    header, assistant = SpecialTokens.of(tokenizer).start_header, _text(tokenizer, "assistant")
-    turn, answered, numbers = 0, False, []
-    for place, token in enumerate(ids):
-        if token == header:
-            by_assistant = list(ids[place + 1 : place + 1 + len(assistant)]) == assistant
-            turn += answered and not by_assistant
-            answered = by_assistant
-        numbers.append(turn)
-    return numbers
 
 
 def prompt_text(turns: tuple[Turn, ...], *, system: str | None = None, image: bool = False) -> str:

@@ -26,7 +26,7 @@ class Document:
     ended: bool = True
 
     def string(self) -> str:
-        """The document as a tokenizer gets it, special tokens written out; what ends it is for `medv.training.packing`."""
+        """The document as a tokenizer gets it, special tokens written out; what ends it is for `medv.training.text`."""
         end = SpecialTokens.STRINGS["end_of_turn"] if self.prompt and self.ended else ""
         return self.opening() + without_special(self.text) + end
 

@@ -69,30 +69,25 @@ class Answerer:
         device: str | torch.device | None = None,
         graphs: bool | None = None,
     ) -> "Answerer":
-        """Load a folder once, as `load_model` does; dtype may be a name ("bfloat16"), device None is the best there is.
-
-        Raises ValueError for a device that is not here, before anything is read, and what `load_model` raises.
-        """
-        device_named(device)
+        """Load a folder as `load_model` does; dtype may be a name ("bfloat16"), device None is the best available."""
+        device_named(device)  # raises ValueError before the weights are read
         dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         return cls(*load_model(Path(folder), dtype=dtype, device=device), name=str(folder), graphs=graphs)
 
     @cached_property
     def contents(self) -> dict[str, str]:
-        """Hashes of weights, configuration and processor; see `medv.checkpoints.contents`."""
+        """Hashes of weights, configuration and processor."""
         return contents(self.model, self.processor)
 
     def settings(self, config: BlockwiseConfig) -> dict[str, Any]:
-        """Name and dtype (unless float32) of the model; L, B, Z, temperature, seed and whatever else differs from the default
-        of the configuration. JSON-able.
-        """
+        """JSON-able: name and dtype (unless float32) of the model; L, B, Z, temperature, seed and other non-default options."""
         dtype = {} if self.model.dtype == torch.float32 else {"dtype": str(self.model.dtype).removeprefix("torch.")}
-        always = ("gen_length", "block_length", "steps", "temperature", "seed")
-        chosen = {name: getattr(config, name) for name in always}
-        others = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in always}
-        changed = {name: str(value) for name, value in others.items() if value != getattr(type(config)(), name)}
-        preset = {} if isinstance(config, SamplerConfig) else {"preset": config.preset}
-        return {"model": self.name, **dtype, **chosen, **changed, **preset}
+        always, default = ("gen_length", "block_length", "steps", "temperature", "seed"), type(config)()
+        settings = {"model": self.name, **dtype, **{name: getattr(config, name) for name in always}}
+        for name in (field.name for field in fields(config) if field.name not in always):
+            if getattr(config, name) != getattr(default, name):
+                settings[name] = str(getattr(config, name))
+        return settings if isinstance(config, SamplerConfig) else settings | {"preset": config.preset}
 
     def check(self, question: str, picture: Image.Image | None, config: BlockwiseConfig) -> None:
         """Raises ValueError where prompt and canvas together are longer than the model reads."""
@@ -143,7 +138,7 @@ class Answerer:
             yield [answer for answer, _ in self._answer_batch(batch, config, rows, looks)]
 
     def inputs(self, examples: Sequence[Example], looks: Looks | None = None) -> dict[str, torch.Tensor]:
-        """What `model.generate` takes for the first question of every example, on the model's device."""
+        """The inputs of `model.generate` for the first question of every example, on the model's device."""
         if len({example.image is None for example in examples}) > 1:
             raise ValueError("a batch mixes questions with and without an image: answer them in two calls")
         looks = looks or Looks(self.processor, keep=0)

@@ -44,19 +44,16 @@ class CheckpointAnswerer:
     model: PreTrainedModel
     processor: ProcessorMixin
     name: str = ""
-    system: str | None = None
 
     @classmethod
-    def load(
-        cls, checkpoint: str, *, dtype: str = "auto", device: str | None = None, system: str | None = None
-    ) -> "CheckpointAnswerer":
+    def load(cls, checkpoint: str, *, device: str | None = None) -> "CheckpointAnswerer":
         """Load a folder, or a hub id that was downloaded before. Raises FileNotFoundError where it is not on this machine."""
         folder = cached_folder(checkpoint)
         if folder is None:
             raise FileNotFoundError(f"{checkpoint} is not on this machine: download it first, or give its folder")
         processor = load_processor(AutoProcessor, folder)
-        model = load_network(AutoModelForImageTextToText, folder, dtype=dtype)
-        return cls(place(model, device), processor, checkpoint, system)
+        model = load_network(AutoModelForImageTextToText, folder, dtype="auto")
+        return cls(place(model, device), processor, checkpoint)
 
     @cached_property
     def contents(self) -> dict[str, str]:
@@ -64,8 +61,8 @@ class CheckpointAnswerer:
         return contents(self.model, self.processor)
 
     def settings(self, config: SamplerConfig) -> dict[str, Any]:
-        """Checkpoint, length and system message."""
-        return {"model": self.name, "max_new_tokens": config.gen_length, "system": self.system}
+        """Checkpoint and length of the answer."""
+        return {"model": self.name, "max_new_tokens": config.gen_length}
 
     def check(self, question: str, picture: Image.Image | None, config: SamplerConfig) -> None:
         """Raises ValueError where prompt and answer are longer than the model reads, as far as its configuration says."""
@@ -80,12 +77,8 @@ class CheckpointAnswerer:
         content = [{"type": "text", "text": question.strip()}]
         if picture is not None:
             content.insert(0, {"type": "image", "image": picture})
-        messages = [{"role": "user", "content": content}]
-        if self.system is not None:
-            messages.insert(0, {"role": "system", "content": [{"type": "text", "text": self.system}]})
-        return self.processor.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-        )
+        how = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+        return self.processor.apply_chat_template([{"role": "user", "content": content}], **how)
 
     @torch.inference_mode()
     def _answer(self, example: Example, max_new_tokens: int) -> Answer:
@@ -120,5 +113,5 @@ def availability(checkpoint: str | None) -> str:
     except ValueError as error:
         return f"not available: {error}"
     if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        return f"not available: transformers knows no image-text model of the type {kind!r}"
+        return f"not available: transformers has no image-text model of the type {kind!r}"
     return "on this machine"

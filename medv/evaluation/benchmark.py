@@ -1,5 +1,6 @@
-"""`medv generate`: answers to a file of questions, added one by one, so that a stopped run loses nothing; alone or shared out
-over the processes of torchrun, with the same answers.
+"""`medv generate`: answers to a file of questions, appended one by one, so that a stopped run loses nothing.
+
+Under torchrun the batches are distributed over the processes, with the same answers.
 """
 
 import glob
@@ -47,10 +48,10 @@ def read_questions(path: Path, images: Path | ImageFolder, *, data: str | None =
 def examine(
     examples: Sequence[Example], answerer: Answerer | CheckpointAnswerer, config: SamplerConfig, *, skip_corrupt: bool = False
 ) -> tuple[list[Example], dict[str, str]]:
-    """The questions that can be answered, before anything is; and, with `skip_corrupt`, why others cannot, by id.
+    """The questions that can be answered, checked before any is; and, with `skip_corrupt`, the errors of other images by id.
 
-    Raises ImageError, without `skip_corrupt`, for the first image that cannot be read; ValueError for a question that is too
-    long for the model, or where no image can be read.
+    Raises ImageError, without `skip_corrupt`, for an image that cannot be read; ValueError for a question that is too long for
+    the model, or where no image can be read.
     """
     asked, skipped = [], {}
     look = lru_cache(maxsize=8)(open_image)  # several questions about one image stand together
@@ -75,16 +76,12 @@ def examine(
 
 
 def write_skipped(skipped: Mapping[str, str], out: Path) -> Path:
-    """List the questions that were left out, and why, as JSON lines beside the answers; returns where.
-
-    Raises ValueError where a file of that name holds anything else.
-    """
+    """List skipped questions and their errors as JSON lines beside the answers; raises ValueError over another file."""
     path = out.with_name(f"{out.name}.skipped")
     fields = ("question_id", "reason")
     if path.exists() and not all(isinstance(row, dict) and tuple(row) == fields for _, row in read_lines(path)):
         raise ValueError(f"{path} exists, and is no list of questions that were left out: move it away")
-    rows = [dict(zip(fields, item, strict=True)) for item in skipped.items()]
-    return write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return write_text(path, "".join(json.dumps(dict(zip(fields, item, strict=True))) + "\n" for item in skipped.items()))
 
 
 def answer_file(
@@ -99,62 +96,55 @@ def answer_file(
 ) -> int:
     """Answer what `out` does not hold yet, one JSON line an answer, in the order of the examples; returns how many there are.
 
-    A run that was stopped goes on question by question: a batch of which some answers are there is asked whole, so that no
-    answer depends on where the run stopped, and the missing ones are added. Under torchrun the batches are dealt out to the
-    processes, each writes a file of its own beside `out`, and the first one merges them. Raises ValueError, with nothing
-    changed, where `out` is one of `inputs` or holds anything but answers by the same settings and equal contents of model,
-    questions and images, and where another process is at work on it.
+    A batch of which some answers are there is asked whole, so that no answer depends on where a run stopped, and the missing
+    ones are added. Under torchrun each process writes a file beside `out`, and the first one merges them. Raises ValueError,
+    with nothing changed, where `out` is one of `inputs`, holds anything but answers by the same settings and equal contents of
+    model, questions and images, or another process works on it.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     out = out.resolve()  # a link stays one
     with reserve_file(out, MADE_BY, inputs=inputs) if rank == 0 else nullcontext():
-        run = made_of(examples, answerer, config)
+        settings, asked = answerer.settings(config), contents(examples)
+        run: Run = {
+            "made_by": MADE_BY,
+            "settings": {name: value for name, value in settings.items() if name != "model"},
+            "model": answerer.contents,
+            "questions": asked["rows"],
+            "images": asked["images"],
+        }
         done = _answers_there(out, run)
         own = out if world == 1 else out.with_name(f"{out.name}.part{rank}")
-        _meet(world)  # nobody writes before all have read
+        _barrier(world)  # nobody writes before all have read
         starts = range(rank * batch_size, len(examples), world * batch_size)
         with tqdm(total=sum(len(examples[s : s + batch_size]) for s in starts), desc="answers", disable=quiet) as bar:
             for start in starts:
                 batch = examples[start : start + batch_size]
                 if any(example.id not in done for example in batch):
                     for answer in answerer.answer(batch, config, batch_size=batch_size, first_index=start, quiet=True):
-                        row = {"question_id": answer.id, **answer.to_dict(), "settings": answerer.settings(config)}
+                        row = {"question_id": answer.id, **answer.to_dict(), "settings": settings}
                         if answer.id not in done:
                             append_jsonl(own, owned(run, row))
                 bar.update(len(batch))
-        _meet(world)
+        _barrier(world)
         if rank == 0:
             _merge(out, run, [example.id for example in examples])
-        _meet(world)
+        _barrier(world)
     return len(examples)
 
 
-def made_of(examples: Sequence[Example], answerer: Answerer | CheckpointAnswerer, config: SamplerConfig) -> Run:
-    """The identity of a file of answers, as `medv.ownership` keeps it in every row."""
-    settings = {name: value for name, value in answerer.settings(config).items() if name != "model"}
-    asked = contents(examples)
-    return {
-        "made_by": MADE_BY,
-        "settings": settings,
-        "model": answerer.contents,
-        "questions": asked["rows"],
-        "images": asked["images"],
-    }
-
-
 def _parts(out: Path) -> list[Path]:
-    """The files of the processes of a shared run, also of one that was killed."""
+    """The files of the processes of a distributed run."""
     return sorted(out.parent.glob(f"{glob.escape(out.name)}.part*"))
 
 
 def _answers_there(out: Path, run: Run) -> dict[str, dict]:
-    """Answers by question id, from `out` and from the parts of a run that was killed."""
+    """Answers by question id, from `out` and from the parts of a killed run."""
     rows = [Row(row, path, "an answer") for path in (out, *_parts(out)) for row in owned_rows(path, run)]
     return {row.identity("question_id"): dict(row) for row in rows if row.answer() is not None}
 
 
 def _merge(out: Path, run: Run, order: list[str]) -> None:
-    """All answers in the order of the questions in `out`, and no parts; a file that is right already is left alone."""
+    """Write all answers in the order of the questions to `out` and remove the parts; a complete file is left alone."""
     parts = _parts(out)
     if not parts and [row["question_id"] for row in owned_rows(out, run)] == order:
         return
@@ -164,7 +154,7 @@ def _merge(out: Path, run: Run, order: list[str]) -> None:
         part.unlink()
 
 
-def _meet(world: int) -> None:
+def _barrier(world: int) -> None:
     """Wait for the other processes of torchrun, without a time limit that a long share could reach."""
     if world > 1:
         if not distributed.is_initialized():

@@ -3,12 +3,12 @@
 A judge reads a caption, a question, the reference answer of GPT-4 and a candidate's answer, and scores both from 1 to 10.
 A group's score is the mean over its questions of candidate / reference x 100 (not a ratio of means); groups are all
 questions, the two question types and the five image domains, the first that is flagged. Prompt and aggregation are the
-official ones; reading accepts a few more forms (`parse_scores`), is strict about the range, and loses no line. It sends
-nothing: see `judging`.
+official ones; reading accepts a few more forms (`parse_scores`), is strict about the range, and reports every line that it
+cannot use.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -25,7 +25,7 @@ DOMAINS = tuple(QA50_DOMAINS)
 GROUPS = ("overall", *TYPES, *DOMAINS)
 LOWEST, HIGHEST = 1.0, 10.0
 NEEDED = ("text", "gpt4_answer", "fig_label", "fig_caption", "in_text_mention")
-"""What a question must have to be judged: the fields of the qa50 file."""
+"""Fields of the qa50 file that a judge needs."""
 
 SYSTEM = "'You are a helpful and precise assistant for checking the quality of the answer."
 """The system message, with the stray quotation mark that the official one begins with."""
@@ -53,8 +53,8 @@ _THOUGHT, _THINKS = (re.compile(rf"{begin}{_THINKING}", re.IGNORECASE) for begin
 def judge_messages(question: Mapping[str, Any], answer: str) -> list[dict[str, str]]:
     """The two messages that a judge gets about `answer`; `question` is a row of the qa50 file (the fields of `NEEDED`).
 
-    The figure's mentions stand there as Python prints the list, as in the official prompt. Raises ValueError for a question
-    that lacks a field, or has no text in one.
+    The figure's mentions are printed as a Python list, as in the official prompt. Raises ValueError for a question that lacks a
+    field, or has no text in one.
     """
     missing = [name for name in NEEDED if name not in question]
     if missing:
@@ -64,7 +64,7 @@ def judge_messages(question: Mapping[str, Any], answer: str) -> list[dict[str, s
     for name in NEEDED[:-1]:
         if not isinstance(question[name], str) or not question[name].strip():
             raise ValueError(f"question {question.get('question_id', '?')}: {name!r} is not a text: a judge needs it")
-    told = (
+    content = (
         f"[Context]\nFigure Caption:\n{question['fig_label']}: {question['fig_caption']}\n\n"
         f"Figure Context:\n\t- {question['in_text_mention']}\n\n"
         f"[Question]\n{str(question['text']).removesuffix(_IMAGE)}\n\n"
@@ -72,48 +72,45 @@ def judge_messages(question: Mapping[str, Any], answer: str) -> list[dict[str, s
         f"[Assistant 2]\n{answer}\n\n[End of Assistant 2]\n\n"
         f"[System]\n{INSTRUCTION}\n\n"
     )
-    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": told}]
+    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": content}]
 
 
 def parse_scores(reply: str) -> tuple[float, float]:
     """The scores of the reference and of the candidate, from the first line of a judge's reply that is not blank.
 
-    The official form is "8 7". Also read are a comma, semicolon, bar or "and" between (with a space: "8, 7"), "8/10 7/10",
-    "Scores: 8 7" and "Assistant 1: 8, Assistant 2: 7" (the labelled ones also over two lines), each perhaps in bold or in a
-    code fence, after one `<think>...</think>` or none. Raises ValueError, with the line, for anything else ("8/10", "8,7" and
-    "8-7" among it) and for scores outside 1 to 10: nothing is guessed and nothing is clipped.
+    The official form is "8 7". Also read are "8, 7" (or a semicolon, bar or "and" between), "8/10 7/10", "Scores: 8 7" and
+    "Assistant 1: 8, Assistant 2: 7" (the labelled ones also over two lines), in bold or in a code fence or plain, after one
+    `<think>...</think>` or none. Raises ValueError, with the line, for anything else (such as "8/10", "8,7" and "8-7") and for
+    scores outside 1 to 10: nothing is guessed or clipped.
     """
     text = _after_thinking(reply)
     lines = [" ".join(line.replace("**", "").split()) for line in text.splitlines()]  # one space: patterns stay linear
     lines = [line.strip("*_`# ") for line in lines if not _FENCE.fullmatch(line)]
-    found = next(filter(None, (_SCORES.fullmatch("\n".join(lines[:count])) for count in (1, 2))), None)
+    match = _SCORES.fullmatch("\n".join(lines[:1])) or _SCORES.fullmatch("\n".join(lines[:2]))
     first = f"its first line is {lines[0][:80] if lines else ''!r}"
-    if found is None:
+    if match is None:
         raise ValueError(f"{first}: two scores are needed")
-    reference, candidate = (float(number) for number in found.groups() if number)
+    reference, candidate = (float(number) for number in match.groups() if number)
     if not (LOWEST <= reference <= HIGHEST and LOWEST <= candidate <= HIGHEST):
         raise ValueError(f"{first}: scores lie between {LOWEST:g} and {HIGHEST:g}")
     return reference, candidate
 
 
 def _after_thinking(reply: str) -> str:
-    """What a reasoning model says after it has thought. Raises ValueError where its end is missing or there are several."""
+    """The reply without the thoughts of a reasoning model. Raises ValueError where their end is unclear."""
     if not _THOUGHT.search(reply):
         if _THINKS.match(reply):
             raise ValueError("it ends within <think>: its first line is missing")
         return reply
     thought, *rest = _THOUGHT.split(reply)
     if len(rest) > 1 or not (_THINKS.match(thought) or _SCORES.fullmatch(thought.strip().split("\n")[0]) is None):
-        raise ValueError("where its thinking ends cannot be told: its first line is unknown")
+        raise ValueError("the end of its thinking is unclear: its first line is unknown")
     return rest[0]
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """One question judged: the scores of the reference and of the candidate, and the question's type and domain if it has any.
-
-    `reference` and `candidate` may come from any judge with a positive scale.
-    """
+    """The scores of the reference and of the candidate, from any judge with a positive scale; type and domain if known."""
 
     id: str
     reference: float
@@ -128,21 +125,13 @@ class Judgement:
 
 
 @dataclass(frozen=True)
-class Unjudged:
-    """A question (or a line of a file) without scores, and why."""
-
-    id: str
-    reason: str
-
-
-@dataclass(frozen=True)
 class JudgeScores:
-    """The relative scores of a set of questions; `unjudged` are named and stand in no mean. `stopped` says why a judge
-    could not be asked any more, if that was so.
+    """The scores of a set of questions. unjudged: (id, reason) of those without; they stand in no mean. stopped: the reason
+    why a judge could not be asked any more, if there was one.
     """
 
     judged: tuple[Judgement, ...]
-    unjudged: tuple[Unjudged, ...] = ()
+    unjudged: tuple[tuple[str, str], ...] = ()
     stopped: str = ""
 
     def relative(self, group: str = "overall") -> np.ndarray:
@@ -155,8 +144,8 @@ class JudgeScores:
         """Each group's score (None where it has no question), `counts` by group, and `unjudged`: question id and reason."""
         values = {group: self.relative(group) for group in GROUPS}
         means = {group: fmean(part) if len(part) else None for group, part in values.items()}
-        listed = [{"question_id": item.id, "reason": item.reason} for item in self.unjudged]
-        return {**means, "counts": {group: len(part) for group, part in values.items()}, "unjudged": listed}
+        unjudged = [{"question_id": name, "reason": reason} for name, reason in self.unjudged]
+        return {**means, "counts": {group: len(part) for group, part in values.items()}, "unjudged": unjudged}
 
 
 def first_domain(flags: Any) -> str | None:
@@ -171,46 +160,34 @@ def read_judgements(path: str | Path) -> JudgeScores:
 
     A line that cannot be used is among the `unjudged`, by its question id (by its number where it has none).
     """
-    return collect(_lines(Path(path)))
+    try:
+        return collect((row.place, row) for row in read_rows(path))
+    except DataError:  # not all lines can be read
+        return collect((f"line {number}", row) for number, row in read_lines(path))
 
 
-def collect(rows: Iterable[tuple[str, Mapping[str, Any] | str]]) -> JudgeScores:
-    """Scores of rows as `read_judgements` reads them: pairs of a name for the row and the row (or why there is none)."""
+def collect(rows: Iterable[tuple[str, Any]]) -> JudgeScores:
+    """The scores of rows as `read_judgements` reads them: pairs of a name and a row, or an error in its place."""
     judged: dict[str, Judgement] = {}
     unjudged = []
     for name, row in rows:
-        if isinstance(row, str):
-            unjudged.append(Unjudged(name, row))
-            continue
-        given = as_id(row.get("question_id", name))
-        name = given or name
         try:
+            if not isinstance(row, Mapping):
+                raise ValueError(row if isinstance(row, DataError) else f"it is {found(row)}, not an object with named fields")
+            given = as_id(row.get("question_id", name))
+            name = given or name
             if given is None:
                 raise ValueError(f"'question_id' is {found(row['question_id'])}, but an id is a string or a whole number")
-            item = _judgement(name, row)
+            if row.get("reason"):
+                raise ValueError(row["reason"])
+            text = next((row[key] for key in ("result", "gpt_eval") if row.get(key) is not None), None)
+            if not isinstance(text, str):
+                raise ValueError("it has no text of a judge in 'result'")
+            reference, candidate = parse_scores(text)
+            if name in judged:
+                raise ValueError("it is judged a second time: the first judgement counts")
+            about = {"type": row.get("type"), "domain": first_domain(row.get("domain"))}
+            judged[name] = Judgement(name, reference, candidate, **about)
         except ValueError as error:
-            unjudged.append(Unjudged(name, str(error)))
-            continue
-        if name in judged:
-            unjudged.append(Unjudged(name, "it is judged a second time: the first judgement counts"))
-        judged.setdefault(name, item)
+            unjudged.append((name, str(error)))
     return JudgeScores(tuple(judged.values()), tuple(unjudged))
-
-
-def _judgement(name: str, row: Mapping[str, Any]) -> Judgement:
-    text = next((row[key] for key in ("result", "gpt_eval") if row.get(key) is not None), None)
-    if row.get("reason"):
-        raise ValueError(str(row["reason"]))
-    if not isinstance(text, str):
-        raise ValueError("it has no text of a judge in 'result'")
-    return Judgement(name, *parse_scores(text), type=row.get("type"), domain=first_domain(row.get("domain")))
-
-
-def _lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
-    """The rows, or, where not all of them can be read, the lines and what is wrong with some."""
-    try:
-        yield from ((row.place, row) for row in read_rows(path))
-    except DataError:
-        for number, row in read_lines(path):
-            known = f"it is {found(row)}, not an object with named fields"
-            yield f"line {number}", row if isinstance(row, dict) else str(row) if isinstance(row, DataError) else known

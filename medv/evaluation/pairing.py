@@ -2,7 +2,7 @@
 
 References are the official annotation files; predictions are JSON lines with `text` (or `answer`). Published prediction files
 often carry ids of their own numbering (LLaVA-Med's `question_id` is not VQA-RAD's `qid`, though the two ranges overlap), so ids
-alone are not trusted across differently named fields. This module scores nothing.
+alone are not trusted across differently named fields.
 """
 
 import re
@@ -23,7 +23,7 @@ _FORM = re.compile(r"(|.*[a-zA-Z](?:.*[^\d.])?)(\d+)(?:\.0+)?", re.ASCII)
 
 @dataclass(frozen=True)
 class Reference:
-    """What is right, and whether the question is "OPEN" or "CLOSED"; the id and the question serve to pair predictions.
+    """A right answer and its type, "OPEN" or "CLOSED"; id and question serve to pair predictions.
 
     `id_key` is the field that the id came from: ids of unlike fields ("qid", "question_id") may number different things.
     """
@@ -41,13 +41,12 @@ class Reference:
     @classmethod
     def of(cls, example: Example) -> "Reference":
         """The reference of a question-answering example; raises ValueError for an example without an answer type."""
-        id_key = example.meta.get("id_key")
-        return cls(example.answer, example.answer_type or "", example.id, id_key, example.question)
+        return cls(example.answer, example.answer_type or "", example.id, example.meta.get("id_key"), example.question)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model said, with the id and the prompt that its file gives, if any."""
+    """A predicted answer, with the id and the prompt that its file gives, if any."""
 
     text: str
     id: str | None = None
@@ -55,14 +54,14 @@ class Prediction:
     prompt: str | None = None
 
 
-def read_references(path: str | Path, *, language: str = "en") -> list[Reference]:
-    """The references of an annotation file as shipped: VQA-RAD, SLAKE (one language), PathVQA or LLaVA-Med's VQA files.
+def read_references(path: str | Path) -> list[Reference]:
+    """The references of an annotation file as shipped: VQA-RAD, SLAKE (English), PathVQA or LLaVA-Med's VQA files.
 
     All rows are kept, in file order. Raises DataError for a file of another kind.
     """
     fields = read_rows(path)[0]
     if "q_lang" in fields:
-        examples = read_slake(path, language=language)
+        examples = read_slake(path)
     elif "phrase_type" in fields:
         examples = read_vqa_rad(path, frame_rows=True)
     elif "sentf" in fields or {"id", "image", "question", "answer", "answer_type"} <= fields.keys():
@@ -74,7 +73,7 @@ def read_references(path: str | Path, *, language: str = "en") -> list[Reference
             f"{path} is no annotation file of VQA-RAD, SLAKE, PathVQA or LLaVA-Med VQA (its rows have {', '.join(fields)})"
         )
     if not examples:
-        raise DataError(f"{path} has no question in language {language!r}")
+        raise DataError(f"{path} has no question in language 'en'")
     return [Reference.of(example) for example in examples]
 
 
@@ -82,11 +81,10 @@ def read_predictions(path: str | Path) -> list[Prediction]:
     """The answers of a JSON-lines file: `text` (or `answer`) in each row, and an id and a `prompt` if present."""
     predictions = []
     for row in read_rows(path):
-        there = [key for key in _ID_KEYS if key in row]
-        if len({row.identity(key) for key in there}) > 1:
-            raise row.error(f"{' and '.join(map(repr, there))} differ: keep the id that the annotation file has")
-        id_key = there[0] if there else None
-        identity = None if id_key is None else row.identity(id_key)
+        ids = {key: row.identity(key) for key in _ID_KEYS if key in row}
+        if len({*ids.values()}) > 1:
+            raise row.error(f"{' and '.join(map(repr, ids))} differ: keep the id that the annotation file has")
+        id_key, identity = next(iter(ids.items()), (None, None))
         prompt = row.get("prompt")
         predictions.append(Prediction(row.answer(), identity, id_key, prompt if isinstance(prompt, str) else None))
     return predictions
@@ -108,8 +106,10 @@ def pair(references: Sequence[Reference], predictions: Sequence[Prediction]) -> 
     if None not in wanted and set(given) != {None}:
         if None in given:
             raise DataError("some predictions have an id and others have none: give every prediction its id, or none")
-        _check_unique(wanted, "references")
-        _check_unique(given, "predictions")
+        for ids, side in ((wanted, "references"), (given, "predictions")):
+            repeated = [identity for identity, count in Counter(ids).items() if count > 1]
+            if repeated:
+                raise DataError(f"the {side} repeat id {repeated[0]} ({len(repeated)} ids in all): every id must be unique")
         if set(wanted) != set(given) and set(bare := _numbers(wanted)) == set(numbers := _numbers(given)) != set():
             wanted, given = bare, numbers
         if set(wanted) == set(given):
@@ -121,7 +121,12 @@ def pair(references: Sequence[Reference], predictions: Sequence[Prediction]) -> 
                 f"the ids of questions and predictions do not match{_ids_missing(references, predictions)}: "
                 "mend the ids, or remove them from the predictions to pair by order"
             )
-    _check_prompts(references, predictions)
+    for number, (reference, prediction) in enumerate(zip(references, predictions, strict=True), start=1):
+        if prediction.prompt and reference.question and _letters(reference.question) not in _letters(prediction.prompt):
+            raise DataError(
+                f"prediction {number} answers {prediction.prompt!r}, but question {number} is {reference.question!r}: "
+                "the two files are not in the same order"
+            )
     return list(references), [prediction.text for prediction in predictions]
 
 
@@ -136,29 +141,15 @@ def _numbers(ids: Sequence[str]) -> list[str]:
     return numbers if len(set(numbers)) == len(numbers) else []
 
 
-def _check_unique(ids: Sequence[str], side: str) -> None:
-    repeated = [identity for identity, count in Counter(ids).items() if count > 1]
-    if repeated:
-        raise DataError(f"the {side} repeat id {repeated[0]} ({len(repeated)} ids in all): every id must be unique")
-
-
 def _ids_missing(references: Sequence[Reference], predictions: Sequence[Prediction]) -> str:
     wanted, given = {row.id for row in references} - {None}, {row.id for row in predictions} - {None}
     if not wanted & given:
         return ""
-    lacking = [row.id for row in references if row.id not in given]
-    extra = [row.id for row in predictions if row.id not in wanted]
-    parts = [f"{len(ids)} {what} (first: {ids[0]})" for ids, what in ((lacking, "unanswered"), (extra, "unknown")) if ids]
+    unanswered = [row.id for row in references if row.id not in given]
+    unknown = [row.id for row in predictions if row.id not in wanted]
+    named = {"unanswered": unanswered, "unknown": unknown}
+    parts = [f"{len(ids)} {kind} (first: {ids[0]})" for kind, ids in named.items() if ids]
     return f" ({', '.join(parts)})" if parts else ""
-
-
-def _check_prompts(references: Sequence[Reference], predictions: Sequence[Prediction]) -> None:
-    for number, (reference, prediction) in enumerate(zip(references, predictions, strict=True), start=1):
-        if prediction.prompt and reference.question and _letters(reference.question) not in _letters(prediction.prompt):
-            raise DataError(
-                f"prediction {number} answers {prediction.prompt!r}, but question {number} is {reference.question!r}: "
-                "the two files are not in the same order"
-            )
 
 
 def _letters(text: str) -> str:

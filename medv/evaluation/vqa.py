@@ -2,9 +2,12 @@
 
 "Official" is LLaVA-Med v1.0.0, whose evaluation the paper uses; its two variants differ on closed questions. `batch` (the
 default, and the one that can produce the paper's numbers) counts an answer as right when the normalized reference occurs
-anywhere in the normalized prediction; `gated` also demands a "yes" or "no" somewhere in the prediction. Both reward verbose
-answers: "yes no" is right for every yes/no question. So strict accuracy, recall over distinct words, and the share of answers
-that say both yes and no stand beside them. This module knows no files, no model and no image.
+anywhere in the normalized prediction; `gated` also requires a "yes" or "no" somewhere in the prediction. Both reward verbose
+answers: "yes no" is right for every yes/no question. Strict accuracy, recall over distinct words, and the share of answers
+that say both yes and no are therefore reported beside them.
+
+Answers are normalized by the rules of the VQA challenge in the form that LLaVA-Med v1.0.0 applies, oddities included, because
+the published numbers depend on them. No stemming and no Unicode folding take place.
 """
 
 import re
@@ -15,27 +18,40 @@ from statistics import fmean
 
 import numpy as np
 
-from medv.evaluation.normalize import normalize
-from medv.evaluation.pairing import Prediction, Reference, pair, read_predictions, read_references
-from medv.intervals import bootstrap_interval
-
-__all__ = [
-    "VARIANTS",
-    "ItemScore",
-    "Prediction",
-    "Reference",
-    "VQAScores",
-    "evaluate_vqa",
-    "pair",
-    "read_predictions",
-    "read_references",
-    "token_scores",
-]
+from medv.evaluation.pairing import Reference
 
 VARIANTS = ("batch", "gated")
+METRICS = {
+    "closed_accuracy": "hit",
+    "closed_strict_accuracy": "strict_hit",
+    "yes_and_no_share": "yes_and_no",
+    "open_recall": "recall",
+    "open_precision": "precision",
+    "open_f1": "f1",
+    "open_set_recall": "set_recall",
+}
+"""Metric -> the field of `ItemScore` that it averages."""
 _YES_NO = re.compile(r"\b(yes|no)\b")
-_CLOSED_METRICS = {"closed_accuracy": "hit", "closed_strict_accuracy": "strict_hit", "yes_and_no_share": "yes_and_no"}
-_OPEN_METRICS = {"open_recall": "recall", "open_precision": "precision", "open_f1": "f1", "open_set_recall": "set_recall"}
+_MARKS = ';/[]"{}()=+\\_-><@`,?!'
+_GROUPED_DIGITS = re.compile(r"\d,\d")
+_FREE_STOP = re.compile(r"\.(?!\d)")
+_MAX_STOPS = 32  # the official call passes re.UNICODE (32) where the number of replacements belongs
+_ARTICLES = frozenset(("a", "an", "the"))
+_UP_TO_TEN = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBERS = {"none": "0", "zero": "0"} | {word: str(number) for number, word in enumerate(_UP_TO_TEN, start=1)}
+# A token that lacks exactly one apostrophe of one of these forms gets it back: "cant", "couldnt've".
+_CONTRACTED = """
+    ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's
+    isn't it'd it'll ma'am might've mightn't must've mustn't needn't not've o'clock oughtn't shan't should've
+    shouldn't somebody'll somebody's someone'd someone'll someone's something'd something'll that's there'd there're
+    there's they'd they'll they're they've 'twas wasn't we've weren't what'll what're what's what've when's where'd
+    where's where've who'd who'll who's who've why'll why're why's won't would've wouldn't y'all you'd you'll you're
+    you've couldn't've hadn't've he'd've it'd've mightn't've she'd've shouldn't've somebody'd've someone'd've
+    something'd've there'd've they'd've we'd've who'd've wouldn't've you'd've y'all'll y'all'd've 'ow's'at
+"""
+_CONTRACTIONS = {
+    form[:place] + form[place + 1 :]: form for form in _CONTRACTED.split() for place, letter in enumerate(form) if letter == "'"
+} | {"somebody'd": "somebodyd"}  # the official map has this one the wrong way round
 
 
 @dataclass(frozen=True)
@@ -71,25 +87,30 @@ class VQAScores:
 
     def to_dict(self) -> dict[str, float | int | str | None]:
         """The scores without the items, ready for JSON."""
-        scores = asdict(self)
-        del scores["items"]
-        return scores
+        return {name: value for name, value in asdict(self).items() if name != "items"}
 
     def values(self, metric: str) -> np.ndarray:
         """The per-question values behind one metric, in percent and in order, e.g. `values("open_recall")`: [n_open]."""
-        names = _CLOSED_METRICS | _OPEN_METRICS
-        if metric not in names:
-            raise ValueError(f"unknown metric {metric!r}: choose from {', '.join(names)}")
-        found = (getattr(item, names[metric]) for item in self.items)
+        if metric not in METRICS:
+            raise ValueError(f"unknown metric {metric!r}: choose from {', '.join(METRICS)}")
+        found = (getattr(item, METRICS[metric]) for item in self.items)
         return np.array([100.0 * value for value in found if value is not None])
 
-    def intervals(self, *, seed: int, level: float = 0.95, resamples: int = 2000) -> dict[str, tuple[float, float]]:
-        """A bootstrap interval over questions, in percent, for every metric that has questions."""
-        return {
-            metric: bootstrap_interval(values, seed=seed, level=level, resamples=resamples)
-            for metric in _CLOSED_METRICS | _OPEN_METRICS
-            if len(values := self.values(metric))
-        }
+
+def normalize(text: str) -> str:
+    """The comparable form of an answer: lower case, marks resolved, number words as digits, no articles; possibly empty.
+
+    A mark is deleted throughout when it touches a space anywhere in the text or when the text has a comma between digits
+    ("1,000"), and is replaced by a space otherwise: "x-ray" becomes "x ray", "T2-weighted - image" "t2weighted image".
+    """
+    text = original = text.lower()
+    grouped = _GROUPED_DIGITS.search(original) is not None
+    for mark in _MARKS:
+        delete = grouped or mark + " " in original or " " + mark in original
+        text = text.replace(mark, "" if delete else " ")
+    text = _FREE_STOP.sub("", text, count=_MAX_STOPS)
+    words = (_NUMBERS.get(word, word) for word in text.lower().split())
+    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
 def evaluate_vqa(references: Sequence[Reference], predictions: Sequence[str], *, variant: str = "batch") -> VQAScores:
@@ -104,41 +125,29 @@ def evaluate_vqa(references: Sequence[Reference], predictions: Sequence[str], *,
     if not references:
         raise ValueError("there is nothing to score: no references were given")
     items = tuple(_score(r, p, variant) for r, p in zip(references, predictions, strict=True))
-
-    def mean(name: str) -> float | None:
+    means = {}
+    for metric, name in METRICS.items():
         values = [value for item in items if (value := getattr(item, name)) is not None]
-        return 100.0 * fmean(values) if values else None
-
+        means[metric] = 100.0 * fmean(values) if values else None
     n_closed = sum(item.answer_type == "CLOSED" for item in items)
-    means = {metric: mean(name) for metric, name in (_CLOSED_METRICS | _OPEN_METRICS).items()}
     return VQAScores(**means, n_closed=n_closed, n_open=len(items) - n_closed, variant=variant, items=items)
 
 
 def _score(reference: Reference, prediction: str, variant: str) -> ItemScore:
     if not isinstance(prediction, str):
         raise ValueError(f"the prediction for question {reference.id} is {prediction!r}: it must be a string")
-    right, said = normalize(reference.answer), normalize(prediction)
+    right, predicted = normalize(reference.answer), normalize(prediction)
     if reference.answer_type == "CLOSED":
-        return ItemScore(
-            reference.id,
-            "CLOSED",
-            hit=float(right in said and (variant == "batch" or "yes" in said or "no" in said)),
-            strict_hit=float(_strictly_right(right, said)),
-            yes_and_no=float(set(_YES_NO.findall(said)) == {"yes", "no"}),
-        )
+        yes_no = _YES_NO.findall(predicted)
+        strict = right == predicted if right not in ("yes", "no") else yes_no[:1] == [right]
+        hit = right in predicted and (variant == "batch" or "yes" in predicted or "no" in predicted)
+        scores = {"hit": float(hit), "strict_hit": float(strict), "yes_and_no": float(set(yes_no) == {"yes", "no"})}
+        return ItemScore(reference.id, "CLOSED", **scores)
     # The official token scores normalize a second time, which matters only for texts with more than 32 full stops.
-    right, said = normalize(right), normalize(said)
-    recall, precision, f1 = token_scores(right.split(), said.split())
-    return ItemScore(
-        reference.id, "OPEN", recall=recall, precision=precision, f1=f1, set_recall=_set_recall(right.split(), said.split())
-    )
-
-
-def _strictly_right(right: str, said: str) -> bool:
-    if right in ("yes", "no"):
-        first = _YES_NO.search(said)
-        return first is not None and first[0] == right
-    return right == said
+    wanted, given = normalize(right).split(), normalize(predicted).split()
+    recall, precision, f1 = token_scores(wanted, given)
+    set_recall = len(set(wanted) & set(given)) / len(set(wanted)) if wanted else 0.0
+    return ItemScore(reference.id, "OPEN", recall=recall, precision=precision, f1=f1, set_recall=set_recall)
 
 
 def token_scores(reference: Sequence[str], prediction: Sequence[str]) -> tuple[float, float, float]:
@@ -154,8 +163,3 @@ def token_scores(reference: Sequence[str], prediction: Sequence[str]) -> tuple[f
     missed = sum(count for word, count in wanted.items() if word not in given)
     recall, precision = found / (found + missed), found / given.total()
     return recall, precision, 2 * recall * precision / (recall + precision)
-
-
-def _set_recall(reference: Sequence[str], prediction: Sequence[str]) -> float:
-    wanted = set(reference)
-    return len(wanted & set(prediction)) / len(wanted) if wanted else 0.0

@@ -12,20 +12,17 @@ FEATURE_NORMS = ("none", "layer")
 
 @strict
 class MedVConfig(PreTrainedConfig):
-    """Configuration of `MedVForMaskedDiffusion`.
+    """Configuration of `MedVForMaskedDiffusion`; the defaults of the token ids are those of the released model.
 
-    vision_config: of a network that gives a grid of features (see `medv.model.vision`). Of a `SiglipVisionConfig`,
-    `num_hidden_layers` counts the layers that are kept (26 of 27 in the release), as features are the output of the last of
-    them, before the final layer norm. image_pool: squares of so many features a side are averaged to one visual token (1, no
-    pooling, in the release; 2 in the tiny models). feature_norm: "layer" brings what is averaged to mean 0 and variance 1
-    over its channels, without parameters, for towers that do not end in a norm; "none" in the release. image_mean and
-    image_std: what is taken from each colour (0 to 1) and what it is divided by. image_aspect, image_grid,
-    image_max_tiles and patch_merge say how a picture becomes views and these become tokens (see `medv.model.views`); a
-    model whose patch_merge is "spatial_unpad" has the parameter `model.image_newline`. text_config: a `LlamaConfig`;
-    attention is made bidirectional here (`is_causal=False`), whatever the dictionary says. The token ids come from the
-    tokenizer (see `medv.data.chat.SpecialTokens`); the defaults are those of the released model. suppress_token_ids are
-    never written by the sampler unless its own configuration says otherwise; stop_token_ids end a response.
-    loss_normalization and noise_eps belong to the training loss (see `medv.diffusion.loss`).
+    vision_config: a network that gives a grid of features (see `medv.model.vision`). For a `SiglipVisionConfig`,
+    `num_hidden_layers` counts the layers kept (26 of 27 in the release): features are the output of the last of them, before
+    the final layer norm. text_config: a `LlamaConfig`; attention is always made bidirectional (`is_causal=False`).
+    image_pool: squares of so many features a side are averaged to one visual token (1 in the release, 2 in the tiny models).
+    feature_norm: "layer" normalizes the averages over their channels, without parameters, for towers that do not end in a
+    norm. image_mean and image_std: of each colour (0 to 1). image_aspect, image_grid, image_max_tiles and patch_merge: how a
+    picture becomes views and visual tokens (see `medv.model.views`); "spatial_unpad" adds the parameter `model.image_newline`.
+    suppress_token_ids are never sampled and stop_token_ids end a response, unless a sampler's configuration overrides them.
+    loss_normalization and noise_eps: of the training loss (see `medv.diffusion.loss`).
     """
 
     model_type = "llada_medv"
@@ -56,8 +53,8 @@ class MedVConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        # The switch that makes a stock Llama bidirectional with and without padding. The attribute of the attention
-        # modules alone would leave padded batches causal, silently.
+        # Makes a stock Llama bidirectional with and without padding; the attribute of the attention modules alone would
+        # silently leave padded batches causal.
         self.text_config.is_causal = False
         if self.vision_config.model_type == SIGLIP:
             self.vision_config.vision_use_head = False
@@ -66,7 +63,7 @@ class MedVConfig(PreTrainedConfig):
         if self.text_config.tie_word_embeddings:
             self.tie_word_embeddings = True
         self.image_grid = [list(pair) for pair in self.image_grid]
-        _ = self.view_plan  # refuses settings that do not fit together
+        _ = self.view_plan  # raises for settings that do not fit together
 
     @property
     def image_tokens(self) -> int:
@@ -79,14 +76,7 @@ class MedVConfig(PreTrainedConfig):
         side = grid_side(self.vision_config)
         if self.image_pool < 1 or side % self.image_pool:
             raise ValueError(f"image_pool is {self.image_pool}: give a divisor of the {side} features along a side")
-        return ViewPlan(
-            size=self.vision_config.image_size,
-            side=side // self.image_pool,
-            aspect=self.image_aspect,
-            grid=tuple(tuple(pair) for pair in self.image_grid),
-            max_tiles=self.image_max_tiles,
-            merge=self.patch_merge,
-        )
+        return ViewPlan.of(self, self.vision_config.image_size, side // self.image_pool)
 
 
 AutoConfig.register(MedVConfig.model_type, MedVConfig)

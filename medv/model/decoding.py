@@ -1,17 +1,19 @@
-"""The network as a sampling call uses it: only the rows that are asked for, and only what a cache policy recomputes.
+"""The network during sampling: only the requested columns, and only what a cache policy recomputes.
 
-A `Decoder` belongs to one call. It embeds the prompt (and looks at its images) once, computes the last layer's queries,
-output and MLP and the head for the wanted columns alone, and keeps keys and values [B, H, T, D] where the policy says so
-(see `medv.diffusion.caching`). Everything is composed of the stock Llama's own submodules, in its order of operations: with
-`NoCache` the logits are those of `MedVForMaskedDiffusion.forward` up to rounding. It decides nothing about tokens.
+A `Decoder` belongs to one sampling call. It embeds the prompt and its images once, computes the last layer's queries, output
+and MLP and the head for the wanted columns alone, and keeps keys and values [B, T, H, D] where the policy says so
+(see `medv.diffusion.caching`). It is composed of the stock Llama's submodules, in its order of operations: with `NoCache` the
+logits are those of `MedVForMaskedDiffusion.forward` up to rounding.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -19,11 +21,77 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from medv.diffusion.caching import CachePolicy, NoCache
 from medv.model.devices import computes_on
-from medv.model.graphs import Graph
-from medv.model.pieces import gated, normed, normed_sum, piece, rotated
 
 Columns = slice | torch.Tensor  # columns of a canvas: the same for all rows, or int64 [B, K]
 HEAD_PIECE = 2048  # tokens of the vocabulary whose weights stay in a CPU's cache
+
+
+def normed(states: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """RMSNorm of states [..., D] with weight [D]."""
+    return F.rms_norm(states, states.shape[-1:], weight, eps)
+
+
+def normed_sum(
+    states: torch.Tensor, change: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`states + change` [..., D] and its RMSNorm."""
+    total = states + change
+    return total, F.rms_norm(total, total.shape[-1:], weight, eps)
+
+
+def rotated(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary positions on heads [B, K, H, D]; cos and sin [1 or B, K, 1, D], sin negative in its first half."""
+    return heads * cos + heads.roll(heads.shape[-1] // 2, dims=-1) * sin
+
+
+def gated(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """SwiGLU between the projections of an MLP."""
+    return F.silu(gate) * up
+
+
+@cache
+def _compiled(function: Callable) -> Callable:
+    return torch.compile(function)
+
+
+def piece(function: Callable, compiled: bool) -> Callable:
+    """The function, or its compiled form (compiled once per process and shape): one kernel instead of one per operation."""
+    return _compiled(function) if compiled else function
+
+
+@cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """One stream for all graphs of a device: every stream has a workspace of its own for matrix products."""
+    return torch.cuda.Stream(device)
+
+
+class Graph:
+    """A function of tensors as a CUDA graph: captured once, replayed with new inputs of the same shapes by one launch.
+
+    The function must have run before with inputs like these, so that no kernel is compiled, loaded or chosen in the capture.
+    Its output is overwritten by the next call.
+    """
+
+    def __init__(self, function: Callable[..., torch.Tensor], *inputs: torch.Tensor):
+        self.inputs = tuple(part.clone() for part in inputs)
+        device = inputs[0].device
+        self.graph, side, main = torch.cuda.CUDAGraph(), _capture_stream(device), torch.cuda.current_stream(device)
+        side.wait_stream(main)
+        # Not torch.cuda.graph: it would return all cached memory to the driver, which the next forward needs again.
+        with torch.cuda.stream(side):
+            self.graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                self.output = function(*self.inputs)
+            finally:
+                self.graph.capture_end()
+        main.wait_stream(side)
+
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """The output for these inputs."""
+        for own, new in zip(self.inputs, inputs, strict=True):
+            own.copy_(new)
+        self.graph.replay()
+        return self.output
 
 
 @dataclass
@@ -31,33 +99,29 @@ class _Stream:
     """The canvas with one prompt: the question, or (for guidance) masks in its place."""
 
     prompt: torch.Tensor  # [B, P, D] embeddings
-    block: int = -1  # where the block of the last forward begins
+    block: int = -1  # start of the block of the last forward
     step: int = 0  # forwards in that block
-    keys: list[torch.Tensor] = field(default_factory=list)  # a layer: [B, T, H, D]
+    keys: list[torch.Tensor] = field(default_factory=list)  # per layer: [B, T, H, D]
     values: list[torch.Tensor] = field(default_factory=list)
     graphs: dict[tuple[int, ...], "Graph | None"] = field(default_factory=dict)  # by shape; None: run once, to warm up
 
 
 @dataclass(frozen=True)
 class _Window:
-    """What a forward recomputes.
+    """The part of the canvas that a forward recomputes."""
 
-    columns: of the canvas, a slice or int64 [W]. given: how many of them belong to the prompt. wanted: those of the window
-    whose logits are asked for, a slice, int64 [K] or [B, K]. full: the whole canvas, by which a cache is filled anew.
-    """
-
-    columns: Columns
-    given: int
-    wanted: Columns
-    full: bool
+    columns: Columns  # of the canvas: a slice or int64 [W]
+    given: int  # columns that belong to the prompt
+    wanted: Columns  # columns of the window whose logits are requested: a slice, int64 [K] or [B, K]
+    full: bool  # the whole canvas, which fills a cache
 
 
 class Decoder:
     """A denoiser (see `medv.diffusion.sampler.RowDenoiser`) for the canvases of one sampling call.
 
-    `refreshes` counts the forwards that filled a cache. With `graphs` forwards are captured as CUDA graphs, one for each
-    width of the window, and replayed. On a GPU all columns of the block are given always. `compiled` fuses
-    what lies between the matrix products (see `medv.model.pieces`); it changes roundings in half precision.
+    `refreshes` counts the forwards that filled a cache. With `graphs` forwards are captured as CUDA graphs, one per width of
+    the window, and replayed. `compiled` fuses the operations between the matrix products with `torch.compile`, which changes
+    rounding in half precision.
     """
 
     def __init__(
@@ -87,7 +151,7 @@ class Decoder:
         self.streams = {False: _Stream(embeds), True: _Stream(hidden.expand_as(embeds))}
 
     def begin(self, prompt: torch.Tensor, attention_mask: torch.Tensor | None, image_features: torch.Tensor | None) -> None:
-        """Another call of the same shape, with padding if there was some: buffers and graphs are used again."""
+        """Start another call of the same shape, padded if this one was: buffers and graphs are reused."""
         embeds, rope, mask = self._seen(prompt, attention_mask, image_features)
         for own, new in zip((self.streams[False].prompt, *self.rope), (embeds, *rope), strict=True):
             own.copy_(new)
@@ -107,35 +171,30 @@ class Decoder:
             room = attention_mask.new_ones(len(prompt), self.length - self.width)
             seen = torch.cat([attention_mask, room], dim=1)  # [B, T]
             positions = (seen.long().cumsum(dim=1) - 1).clamp_min(0)  # padding moves no token
-            mask = self._key_mask(seen, embeds)
+            query, keys = embeds[:, :1], embeds[:, :1].expand(-1, self.length, -1)
+            mask = create_bidirectional_mask(
+                self.tower.config, inputs_embeds=query, attention_mask=seen, encoder_hidden_states=keys
+            )  # as the attention implementation wants it, for any number of queries: [B, 1, 1, T], [B, T] or None
+            if mask is not None and mask.dtype == torch.bool and mask.dim() == 4:
+                # Done once here, not in every layer: numbers to add, in rows whose length suits the kernels.
+                room = embeds.new_zeros(*mask.shape[:-1], -(-self.length // 8) * 8)[..., : self.length]
+                mask = room.masked_fill_(~mask, -torch.inf)
         cos, sin = self.tower.rotary_emb(embeds, position_ids=positions)
         half = sin.shape[-1] // 2
         return embeds, (cos[:, :, None], torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)[:, :, None]), mask
 
     @property
     def static(self) -> bool:
-        """Whether shapes should stay the same within a block: every new one costs a GPU's libraries tens of milliseconds."""
+        """Whether shapes should stay the same within a block: every new shape costs a GPU tens of milliseconds."""
         return self.on_gpu or self.compiled or self.graphs
-
-    def _key_mask(self, seen: torch.Tensor, embeds: torch.Tensor) -> torch.Tensor | None:
-        """What the attention implementation wants for keys [B, T], for any number of queries: [B, 1, 1, T], or [B, T]."""
-        query, keys = embeds[:, :1], embeds[:, :1].expand(-1, self.length, -1)
-        mask = create_bidirectional_mask(
-            self.tower.config, inputs_embeds=query, attention_mask=seen, encoder_hidden_states=keys
-        )
-        if mask is None or mask.dtype != torch.bool or mask.dim() != 4:
-            return mask
-        # What every layer would do anew: numbers to add, in rows whose length suits the kernels.
-        room = embeds.new_zeros(*mask.shape[:-1], -(-self.length // 8) * 8)[..., : self.length]
-        return room.masked_fill_(~mask, -torch.inf)
 
     @property
     def held_bytes(self) -> int:
-        """Of keys and values."""
+        """Bytes of keys and values."""
         return sum(part.nbytes for stream in self.streams.values() for part in (*stream.keys, *stream.values))
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Go on with these rows [B'] of the batch alone."""
+        """Continue with these rows [B'] of the batch."""
         self.mask = self.mask if self.mask is None else self.mask[rows]
         self.rope = tuple(part if len(part) == 1 else part[rows] for part in self.rope)
         for stream in self.streams.values():
@@ -155,7 +214,7 @@ class Decoder:
         stream.step += 1
         columns = slice(*columns.indices(self.length)[:2])
         part = slice(0, self.length) if refresh else self.cache.window(columns, self.length)
-        wanted = _shifted(columns if positions is None else positions, -part.start)
+        wanted = slice(columns.start - part.start, columns.stop - part.start) if positions is None else positions - part.start
         window = _Window(part, max(0, self.width - part.start), wanted, refresh)
         self.refreshes += refresh and self._keeps
         return (self._replay if self.graphs else self._logits)(stream, canvas[:, part], window).to(canvas.device)
@@ -165,9 +224,10 @@ class Decoder:
         return not isinstance(self.cache, NoCache)
 
     def _replay(self, stream: _Stream, ids: torch.Tensor, window: _Window) -> torch.Tensor:
-        """`_logits`, from a graph where this shape was met before: the first time it runs as it is, the second is captured.
+        """`_logits` by a graph: the first forward of a shape runs as it is, the second is captured, later ones are replayed.
 
-        What differs from block to block is an input of the graph: the wanted columns of a full forward, else the window's.
+        The columns that change from block to block are an input of the graph: the wanted ones of a full forward, else the
+        window's.
         """
         name = "wanted" if window.full else "columns"
         moving = getattr(window, name)
@@ -185,7 +245,7 @@ class Decoder:
         return stream.graphs[key](ids, place)
 
     def _logits(self, stream: _Stream, ids: torch.Tensor, window: _Window) -> torch.Tensor:
-        """Recompute the window, whose tokens are `ids` [B, W], and give the logits [B, K, V] of the wanted columns in it."""
+        """Recompute the window, whose tokens are `ids` [B, W]; returns the logits [B, K, V] of its wanted columns."""
         states = self.tower.embed_tokens(ids[:, window.given :])
         if window.given:  # they stand at the end of the prompt
             states = torch.cat([stream.prompt[:, self.width - window.given :], states], dim=1)  # [B, W, D]
@@ -196,39 +256,39 @@ class Decoder:
                 states, change, mask, *rope = (
                     part if part is None else part.to(device) for part in (states, change, mask, *rope)
                 )
-            rows = window.wanted if index == len(self.layers) - 1 else None
-            states, change = self._layer(stream, index, layer, (states, change), window, rows, rope, mask)
+            states, change = self._layer(stream, index, (states, change), window, rope, mask)
         return vocabulary_logits(self.head, self._normed(self.tower.norm, states, change)[1])
 
     def _layer(
         self,
         stream: _Stream,
         index: int,
-        layer: nn.Module,
         states: tuple[torch.Tensor, torch.Tensor | None],
         window: _Window,
-        rows: Columns | None,
-        rope: tuple[torch.Tensor, torch.Tensor],
+        rope: Sequence[torch.Tensor],
         mask: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One decoder layer: keys and values of the window's states, the output of the `rows` in it (None: all).
+        """One decoder layer: keys and values of the whole window, the output of all of it or, in the last, of what is wanted.
 
-        States are [B, W, D] and what the layer before adds to them; so is the output [B, K, D].
+        States are [B, W, D] and what the layer before adds to them; so is the output.
         """
-        attention, turn = layer.self_attn, piece(rotated, self.compiled)
+        layer, turn = self.layers[index], piece(rotated, self.compiled)
+        attention, mlp = layer.self_attn, layer.mlp
         before, inner = self._normed(layer.input_layernorm, *states)
         keys = turn(_heads(attention, attention.k_proj(inner)), *rope)  # [B, W, H, D_head]
         values = _heads(attention, attention.v_proj(inner))
         if self._keeps:
             keys, values = self._remember(stream, index, keys, values, window)  # [B, T, H, D_head]
-        if rows is not None:
-            before, inner, *rope = (_take(part, rows) for part in (before, inner, *rope))
+        if index == len(self.layers) - 1:
+            before, inner, *rope = (_take(part, window.wanted) for part in (before, inner, *rope))
         queries = turn(_heads(attention, attention.q_proj(inner)), *rope)  # [B, K, H, D_head]
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)
         heads = (part.transpose(1, 2) for part in (queries, keys, values))
         mixed, _ = attend(attention, *heads, mask, dropout=0.0, scaling=attention.scaling, is_causal=False)
         after, inner = self._normed(layer.post_attention_layernorm, before, attention.o_proj(mixed.flatten(2)))
-        return after, self._mlp(layer.mlp, inner)
+        if self.compiled and mlp.config.hidden_act == "silu":
+            return after, mlp.down_proj(piece(gated, True)(mlp.gate_proj(inner), mlp.up_proj(inner)))
+        return after, mlp(inner)
 
     def _normed(self, norm: nn.Module, states: torch.Tensor, change: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """`states + change` and its norm."""
@@ -240,15 +300,10 @@ class Decoder:
             return states, piece(normed, self.compiled)(states, *how)
         return piece(normed_sum, self.compiled)(states, change, *how)
 
-    def _mlp(self, mlp: nn.Module, states: torch.Tensor) -> torch.Tensor:
-        if not self.compiled or mlp.config.hidden_act != "silu":
-            return mlp(states)
-        return mlp.down_proj(piece(gated, True)(mlp.gate_proj(states), mlp.up_proj(states)))
-
     def _remember(
         self, stream: _Stream, index: int, keys: torch.Tensor, values: torch.Tensor, window: _Window
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write into the buffers of a layer, and give all keys and values."""
+        """Write into the buffers of a layer; returns all keys and values [B, T, H, D]."""
         if index == len(stream.keys):
             stream.keys.append(torch.empty_like(keys, memory_format=torch.contiguous_format))
             stream.values.append(torch.empty_like(values, memory_format=torch.contiguous_format))
@@ -256,16 +311,18 @@ class Decoder:
             if isinstance(window.columns, slice):
                 buffer[:, window.columns] = fresh
             else:
-                _wide(buffer).index_copy_(1, window.columns, _wide(fresh))
-        # The fresh tensors lie in memory as they do without a cache, so that a refresh gives the very same bits.
+                # Viewed as numbers of eight bytes: a kernel that copies one by one moves more at a time.
+                wide = torch.int64 if buffer.shape[-1] * buffer.element_size() % 8 == 0 else buffer.dtype
+                buffer.view(wide).index_copy_(1, window.columns, fresh.view(wide))
+        # The fresh tensors have the memory layout they have without a cache, so that a refresh gives identical bits.
         return (keys, values) if window.full else (stream.keys[index], stream.values[index])
 
 
 def vocabulary_logits(head: nn.Module, states: torch.Tensor) -> torch.Tensor:
     """`head(states)` [B, K, V] of states [B, K, D], equal up to rounding.
 
-    The rows are few and the vocabulary is large: a CPU's matrix library takes up to twice as long for that as for the
-    transposed product, piece by piece. Anything but a plain linear head on a CPU is called as it is.
+    With few rows and a large vocabulary, CPU matrix libraries take up to twice as long as for the transposed product in
+    pieces. Anything but a plain linear head on a CPU is called directly.
     """
     plain = type(head) is nn.Linear and head.bias is None and not head.weight.is_meta
     if states.device.type != "cpu" or not plain or torch.is_grad_enabled():
@@ -273,8 +330,8 @@ def vocabulary_logits(head: nn.Module, states: torch.Tensor) -> torch.Tensor:
     flat = states.flatten(0, 1)  # [B * K, D]
     logits = flat.new_empty(len(flat), len(head.weight))  # [B * K, V]
     for start in range(0, len(head.weight), HEAD_PIECE):
-        piece = head.weight[start : start + HEAD_PIECE]
-        logits[:, start : start + HEAD_PIECE] = (piece @ flat.T).T
+        rows = head.weight[start : start + HEAD_PIECE]
+        logits[:, start : start + HEAD_PIECE] = (rows @ flat.T).T
     return logits.view(*states.shape[:-1], -1)
 
 
@@ -283,12 +340,8 @@ def _heads(attention: nn.Module, projected: torch.Tensor) -> torch.Tensor:
     return projected.unflatten(-1, (-1, attention.head_dim))
 
 
-def _shifted(columns: Columns, by: int) -> Columns:
-    return slice(columns.start + by, columns.stop + by) if isinstance(columns, slice) else columns + by
-
-
 def _take(states: torch.Tensor, columns: Columns) -> torch.Tensor:
-    """Columns (a slice, [K] or [B, K]) of states [B or 1, T, ...], in memory of their own: a compiler sees no views."""
+    """Columns (a slice, [K] or [B, K]) of states [B or 1, T, ...] as a copy: a compiler sees no views."""
     if isinstance(columns, slice):
         return states[:, columns].clone(memory_format=torch.contiguous_format)
     if columns.dim() == 1:
@@ -297,17 +350,12 @@ def _take(states: torch.Tensor, columns: Columns) -> torch.Tensor:
     return states.expand(len(columns), *states.shape[1:]).gather(1, where)
 
 
-def _wide(states: torch.Tensor) -> torch.Tensor:
-    """The same memory as numbers of eight bytes, of which a kernel that copies one by one moves more at a time."""
-    return states.view(torch.int64) if states.shape[-1] * states.element_size() % 8 == 0 else states
-
-
 def _padded(attention_mask: torch.Tensor | None) -> bool:
     return attention_mask is not None and not bool(attention_mask.all())
 
 
 _KEPT: WeakKeyDictionary[nn.Module, dict[tuple, Decoder]] = WeakKeyDictionary()
-KEPT, KEPT_SHARE = 8, 8  # decoders of a model that wait for their next call; their keys and values, as a part of a GPU
+KEPT, KEPT_SHARE = 8, 8  # decoders kept per model for later calls; the share of a GPU that their keys and values may take
 
 
 @contextmanager
@@ -322,9 +370,9 @@ def decoder_for(
     graphs: bool,
     compiled: bool,
 ) -> Iterator[Decoder]:
-    """A decoder for one call. With graphs it is one that made its graphs in an earlier call of the same shape, if there is one.
+    """A decoder for one call. With graphs it is the one of an earlier call of the same shape, if there is one.
 
-    It is nobody else's until it is given back, and is forgotten when the weights move.
+    It is exclusive until the context ends, and is dropped when the weights move.
     """
     given = {"attention_mask": attention_mask, "image_features": image_features}
     if not graphs:
@@ -342,22 +390,17 @@ def decoder_for(
         decoder.begin(prompt, **given)
     try:
         yield decoder
-    except Exception:  # what it holds may be half done
+    except Exception:  # its buffers may be half written
         decoder = None
         raise
     finally:
         if decoder is not None and len(decoder.streams[False].prompt) == len(prompt):  # no row has left
             kept[key] = decoder
-            _forget(kept, prompt.device)
-
-
-def _forget(kept: dict[tuple, Decoder], device: torch.device) -> None:
-    """Drop the oldest of those that are too many or take more than their share of the GPU."""
-    room = torch.cuda.get_device_properties(device).total_memory // KEPT_SHARE
-    while len(kept) > KEPT or sum(decoder.held_bytes for decoder in kept.values()) > room:
-        del kept[next(iter(kept))]
+            room = torch.cuda.get_device_properties(prompt.device).total_memory // KEPT_SHARE
+            while len(kept) > KEPT or sum(other.held_bytes for other in kept.values()) > room:
+                del kept[next(iter(kept))]  # the oldest
 
 
 def forget_decoders(model: nn.Module) -> None:
-    """Give back what `decoder_for` keeps for later calls of this model."""
+    """Drop the decoders that `decoder_for` keeps for this model."""
     _KEPT.pop(model, None)

@@ -1,6 +1,6 @@
-"""Where a model computes: the best device there is, or the one asked for; more than one where it does not fit.
+"""Device placement: the best available device or a named one; several devices where a model does not fit on one.
 
-One process uses one GPU: the first, or under a launcher the one of its LOCAL_RANK. It knows modules and no files.
+One process uses one GPU: the first, or under a launcher that of its LOCAL_RANK.
 """
 
 import os
@@ -11,16 +11,15 @@ import torch
 from accelerate import dispatch_model, infer_auto_device_map
 from torch import nn
 
-ROOM = 0.9  # of a device's memory, for weights; the rest is for what a forward holds
+ROOM = 0.9  # share of a device's memory for weights; activations take the rest
 
 
 def device_named(name: str | torch.device | None = None) -> torch.device:
-    """That device, or with None the best there is: cuda (of LOCAL_RANK), else mps, else cpu.
+    """The device of that name; None: the best available, cuda (of LOCAL_RANK), else mps, else cpu.
 
-    Raises ValueError for a device that is not here.
+    Raises ValueError for a device that this machine does not have.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    own = int(os.environ.get("LOCAL_RANK", "0"))
     mps = torch.backends.mps.is_available()
     if name is None:
         name = "cuda" if gpus else "mps" if mps else "cpu"
@@ -31,7 +30,7 @@ def device_named(name: str | torch.device | None = None) -> torch.device:
     if device is None or device.type not in ("cuda", "mps", "cpu"):
         raise ValueError(f"unknown device {name!r}: use cuda, cuda:1, mps or cpu")
     if device.type == "cuda":
-        device = torch.device("cuda", own if device.index is None else device.index)
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index)
         if device.index >= gpus:
             raise ValueError(f"there is no device {device}: this machine shows {gpus} CUDA devices; leave --device out")
     if device.type == "mps" and not mps:
@@ -40,21 +39,21 @@ def device_named(name: str | torch.device | None = None) -> torch.device:
 
 
 def computes_on(module: nn.Module) -> torch.device:
-    """Where a module with weights of its own computes: where they are, or where accelerate brings them for a call."""
+    """The device of a module's computation: that of its weights, or the one to which accelerate moves them for a call."""
     hook = getattr(module, "_hf_hook", None)
     return next(module.parameters()).device if hook is None else torch.device(hook.execution_device)
 
 
 def can_compile() -> bool:
-    """Whether `torch.compile` has what it needs for a GPU: Triton, and a C compiler for what starts its kernels."""
+    """Whether `torch.compile` works for a GPU: it needs Triton, and a C compiler for the code that launches kernels."""
     compilers = filter(None, (os.environ.get("CC"), "cc", "gcc", "clang"))
     return find_spec("triton") is not None and any(map(shutil.which, compilers))
 
 
 def place(model: nn.Module, device: str | torch.device | None = None) -> nn.Module:
-    """The model on that device; with None on the best, and over all GPUs and then the CPU where it does not fit one.
+    """Move the model to that device. None: the best available, or all GPUs and then the CPU where it does not fit on one.
 
-    A named device gets the whole model, and torch says so where it does not fit.
+    A named device gets the whole model; torch raises where it does not fit.
     """
     chosen = device_named(device)
     if device is None and chosen.type == "cuda":
@@ -65,13 +64,12 @@ def place(model: nn.Module, device: str | torch.device | None = None) -> nn.Modu
 
 
 def spread(model: nn.Module, max_memory: dict[int | str, int | str] | None = None) -> nn.Module:
-    """The layers dealt out over the devices by accelerate, those without room kept on the CPU and brought in for each use.
+    """Distribute the layers over the devices by accelerate; those that do not fit stay on the CPU and are moved for each use.
 
-    max_memory: bytes by device as accelerate takes them; None is what is free. Raises ValueError where it fits nowhere.
+    max_memory: bytes by device as accelerate takes them; None: the free memory. Raises ValueError where it fits nowhere.
     """
     model.tie_weights()
-    split = model._no_split_modules
-    plan = infer_auto_device_map(model, max_memory=max_memory, no_split_module_classes=split)
+    plan = infer_auto_device_map(model, max_memory=max_memory, no_split_module_classes=model._no_split_modules)
     if "disk" in plan.values():
         raise ValueError("the model fits neither the GPUs nor the CPU's memory: use a smaller dtype or a larger machine")
     return dispatch_model(model, plan)

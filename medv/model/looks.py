@@ -1,7 +1,6 @@
-"""What a network needs of each image, made once: its pixels, or what the frozen vision tower makes of them.
+"""The image tensors of examples, computed once per image: pixels, or the states of the frozen vision tower.
 
-Training and answering ask it alike, so that an image that many questions are about is read, prepared and looked at once. It
-knows no loss and no sampler.
+Training and evaluation share it, so that an image with many questions is read, prepared and encoded once.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -21,11 +20,11 @@ Look = tuple[int, dict[str, torch.Tensor]]
 
 
 class Looks:
-    """`looks(example)` -> the number of visual tokens of its image, and the tensors that the model needs of it.
+    """`looks(example)` -> the number of visual tokens of its image, and the image's inputs of the model.
 
-    The tensors are pixel_values, [3, H, W] or [views, 3, H, W] of an image in tiles, and image_layouts [1, 7] unless views are
-    merged flat; (0, {}) without an image. Up to `keep` bytes of pixels are kept in memory. After `once` there are vision_states
-    [views, N, D_vision] in the place of pixel_values, which are those of one vision tower.
+    The tensors are pixel_values, [3, H, W] or [views, 3, H, W] of an image in tiles, and image_layouts [1, 7] unless
+    patch_merge is "flat"; (0, {}) without an image. Up to `keep` bytes of pixels are cached. After `once` there are
+    vision_states [views, N, D_vision] of one vision tower instead of pixel_values.
     """
 
     def __init__(self, processor: MedVProcessor, *, keep: int = KEPT_BYTES):
@@ -34,19 +33,17 @@ class Looks:
         self._free = keep
 
     def __call__(self, example: Example) -> Look:
-        """Look at one image; raises ValueError where it cannot be read."""
+        """Tokens and tensors of one image; raises ValueError where it cannot be read."""
         if example.image is None:
             return 0, {}
         if example.image in self._kept:
             return self._kept[example.image]
         image = load_image(example)
-        tensors = {"pixel_values": self.processor.pixels([image]).squeeze(0)}
-        layouts = self.processor.layouts([image])
-        if layouts is not None:
-            tensors["image_layouts"] = layouts  # [1, 7]
+        pixels, layouts = self.processor.pixels([image]).squeeze(0), self.processor.layouts([image])
+        tensors = {"pixel_values": pixels} | ({} if layouts is None else {"image_layouts": layouts})
         look = self.processor.view_plan.tokens(*image.size), tensors
-        if tensors["pixel_values"].nbytes <= self._free:
-            self._free -= tensors["pixel_values"].nbytes
+        if pixels.nbytes <= self._free:
+            self._free -= pixels.nbytes
             self._kept[example.image] = look
         return look
 
@@ -61,9 +58,9 @@ class Looks:
         limit: int = STATES_BYTES,
         quiet: bool = True,
     ) -> None:
-        """Keep what the frozen vision tower makes of every image of the examples that was not looked at yet.
+        """Cache the vision states of every image of the examples that has none yet.
 
-        The tower goes to `device` meanwhile. Raises ValueError where the states of all images would not fit into `limit`.
+        The tower is on `device` meanwhile. Raises ValueError where the states of all images would exceed `limit` bytes.
         """
         shown = {example.image: example for example in examples if example.image is not None}
         shown = [e for image, e in shown.items() if "vision_states" not in self._kept.get(image, (0, {}))[1]]
@@ -84,8 +81,8 @@ class Looks:
 
 
 def joined(items: Sequence[dict]) -> dict[str, torch.Tensor]:
-    """The image tensors of a batch's looks: pixel_values [views, 3, H, W] or vision_states [views, N, D_vision], and
-    image_layouts [n, 7], each where there are any. Raises ValueError where only some of the images were looked at.
+    """The image tensors of a batch: pixel_values [views, 3, H, W] or vision_states [views, N, D_vision], and image_layouts
+    [n, 7], each where there are any. Raises ValueError where only some of the images have vision states.
     """
     batch = {}
     if any("vision_states" in item for item in items) and any("pixel_values" in item for item in items):

@@ -1,8 +1,8 @@
-"""LLaDA-MedV in transformers' own parts: features of a vision tower, a two-layer projector, a Llama that sees both directions.
+"""The LLaDA-MedV network and its loss: a vision tower, a two-layer projector and a bidirectional Llama, in transformers' terms.
 
-`forward` holds the training loss of Eq. 4 (corruption included), so that distributed wrappers see one call; only the
-masked positions reach the output head; `generate` and `stream` are in `medv.model.generation`. There is no shift: the
-logits at position i predict token i. This module knows no files, no tokenizer and no training loop.
+`forward` includes the corruption and the training loss of Eq. 4, so that distributed wrappers see one call; only the masked
+positions reach the output head. There is no shift: the logits at position i predict token i. `generate` and `stream` are in
+`medv.model.generation`.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from medv.diffusion.corruption import corrupt
 from medv.diffusion.loss import masked_cross_entropy, token_weights
 from medv.model.configuration import MedVConfig
 from medv.model.generation import DiffusionGeneration
-from medv.model.merging import merge_views, pool_patches
+from medv.model.views import merge_views, pool_patches
 from medv.model.vision import feature_width, grid_features
 
 IGNORED_LABEL = -100
@@ -26,8 +26,8 @@ IGNORED_LABEL = -100
 
 @dataclass
 class MedVOutput(ModelOutput):
-    """loss: float32 scalar, given labels. logits: float [B, K, V] at the asked columns, without labels. masked: bool
-    [B, T], the positions that the loss looked at. last_hidden_state: [B, T, D].
+    """loss: float32 scalar, with labels. logits: float [B, K, V] of the requested columns, without labels. masked: bool
+    [B, T], the positions that were masked and scored. last_hidden_state: [B, T, D].
     """
 
     loss: torch.Tensor | None = None
@@ -52,13 +52,13 @@ class MedVProjector(nn.Module):
 
 
 class MedVPreTrainedModel(PreTrainedModel):
-    """What transformers needs to know of every MedV model."""
+    """Settings and initialization shared by all MedV models."""
 
     config: MedVConfig
     base_model_prefix = "model"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    # The loss is already a mean; without this the Trainer would take it for a sum and scale it by the accumulation.
+    # The loss is already a mean; without this the Trainer would treat it as a sum and scale it by the accumulation.
     accepts_loss_kwargs = False
     _no_split_modules = ["LlamaDecoderLayer", "SiglipEncoderLayer", "EfficientNetBlock"]  # noqa: RUF012
     _supports_sdpa = True
@@ -86,16 +86,8 @@ class MedVModel(MedVPreTrainedModel):
             self.image_newline = nn.Parameter(torch.empty(config.text_config.hidden_size))
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The token embedding of the language tower."""
-        return self.language_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the token embedding of the language tower."""
-        self.language_model.set_input_embeddings(value)
-
     def train(self, mode: bool = True) -> "MedVModel":
-        """As in torch, but the vision tower never trains: its batch norms keep their statistics, its dropout stays off."""
+        """As in torch, but the vision tower stays in evaluation mode: fixed batch norm statistics, no dropout."""
         super().train(mode)
         self.vision_tower.eval()
         return self
@@ -105,13 +97,13 @@ class MedVModel(MedVPreTrainedModel):
         return self.project(self.look(pixel_values), image_layouts)
 
     def look(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """What the vision tower makes of n views [n, 3, H, W], pooled and normed as configured: [n, N, D_vision]."""
+        """Vision states [n, N, D_vision] of n views [n, 3, H, W], pooled and normed as configured."""
         features = grid_features(self.vision_tower, pixel_values)  # [n, P, D_vision]
         pooled = pool_patches(features, self.config.image_pool)
         return pooled if self.config.feature_norm == "none" else layer_norm(pooled, pooled.shape[-1:])
 
     def project(self, vision_states: torch.Tensor, image_layouts: torch.Tensor | None = None) -> torch.Tensor:
-        """The visual tokens of what `look` gave, as `get_image_features` returns them."""
+        """Visual tokens of the vision states, as `get_image_features` returns them."""
         projected = self.projector(vision_states)  # [n, N, D]
         return projected if image_layouts is None else merge_views(projected, image_layouts, self.image_newline)
 
@@ -140,11 +132,12 @@ class MedVModel(MedVPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         vision_states: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Hidden states [B, T, D] of ids [B, T], or of embeddings [B, T, D] that hold visual tokens already.
+        """Hidden states [B, T, D] of ids [B, T] int64, or of embeddings [B, T, D] that include the visual tokens.
 
-        Every token sees every other that `attention_mask` does not hide: [B, T] with 1 = seen, or [B, 1, T, T] bool with
-        True where a query (the third dimension) sees a key. `position_ids` [B or 1, T] default to those in which padding
-        moves no token.
+        attention_mask: [B, T] with 1 = visible to every token, or [B, 1, T, T] bool with True where a query (the third
+        dimension) sees a key. pixel_values: [n, 3, H, W] of all views in the order of their placeholders, with image_layouts
+        [m, 7] where the processor gives them; instead of them the results of `look` (vision_states [n, N, D_vision]) or of
+        `get_image_features` (image_features [n, N, D] or [T', D]). position_ids [B or 1, T]: by default padding moves no token.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds, one of the two")
@@ -179,66 +172,53 @@ class MedVForMaskedDiffusion(MedVPreTrainedModel, DiffusionGeneration):
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The token embedding of the language tower."""
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the token embedding of the language tower."""
-        self.model.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The output head."""
-        return self.lm_head
-
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
-        image_features: torch.Tensor | None = None,
+        *,
         labels: torch.Tensor | None = None,
         t: torch.Tensor | None = None,
         u: torch.Tensor | None = None,
         logits_to_keep: slice | None = None,
-        image_layouts: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        vision_states: torch.Tensor | None = None,
+        **inputs: torch.Tensor | None,
     ) -> MedVOutput:
-        """The loss of clean text, or the logits of a canvas.
+        """The loss of clean text, or the logits of a canvas; `inputs` are the other inputs of `MedVModel.forward`.
 
-        input_ids [B, T] int64, or inputs_embeds [B, T, D]; attention_mask [B, T], 1 = seen, or [B, 1, T, T] bool, and
-        position_ids as in `MedVModel.forward`; pixel_values [n, 3, H, W] of all views, with image_layouts [m, 7] where the
-        processor gives them, or image_features [n, N, D] or [T', D] instead of both, in the order of the placeholders;
-        vision_states [n, N, D_vision] of `MedVModel.look` instead of pixel_values spare the vision tower.
-        With labels [B, T] (-100 = never hidden, never scored) `input_ids` must be clean: the positions u [B, T] < p(t [B])
+        With labels [B, T] (-100 = never masked, never scored) the text must be clean: the positions where u [B, T] < p(t [B])
         are masked and scored (Eq. 1-4); without t and u they come from torch's global generator. Without labels the logits
         of the columns `logits_to_keep` (all by default) are returned.
         """
-        images = (pixel_values, image_features, image_layouts)
-        if labels is None:
-            hidden = self.model(input_ids, attention_mask, *images, position_ids, inputs_embeds, vision_states)  # [B, T, D]
-            kept = hidden if logits_to_keep is None else hidden[:, logits_to_keep]
-            return MedVOutput(logits=self.lm_head(kept), last_hidden_state=hidden)
+        inputs |= {"input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values}
+        if labels is not None:
+            return self._loss(labels, t, u, **inputs)
+        hidden = self.model(**inputs)  # [B, T, D]
+        kept = hidden if logits_to_keep is None else hidden[:, logits_to_keep]
+        return MedVOutput(logits=self.lm_head(kept), last_hidden_state=hidden)
+
+    def _loss(
+        self,
+        labels: torch.Tensor,
+        t: torch.Tensor | None,
+        u: torch.Tensor | None,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None = None,
+        **inputs: torch.Tensor | None,
+    ) -> MedVOutput:
         if (t is None) != (u is None):
             raise ValueError("t and u belong together: give both, or neither to draw them")
         if t is None:
             t, u = torch.rand(len(labels)), torch.rand(labels.shape)
         targets = labels != IGNORED_LABEL
-        noise = corrupt(
-            labels if input_ids is None else input_ids,
-            targets,
-            t.to(labels.device),
-            u.to(labels.device),
-            self.config.mask_token_id,
-            eps=self.config.noise_eps,
-        )
+        clean = labels if input_ids is None else input_ids
+        times, draws = t.to(labels.device), u.to(labels.device)
+        noise = corrupt(clean, targets, times, draws, self.config.mask_token_id, eps=self.config.noise_eps)
         ids = noise.ids
         if inputs_embeds is not None:
             mask = self.get_input_embeddings().weight[self.config.mask_token_id]  # [D]
             ids, inputs_embeds = input_ids, torch.where(noise.masked[..., None], mask, inputs_embeds)
-        hidden = self.model(ids, attention_mask, *images, position_ids, inputs_embeds, vision_states)
+        hidden = self.model(ids, inputs_embeds=inputs_embeds, **inputs)  # [B, T, D]
         weights = token_weights(noise.masked, targets, noise.p_mask, self.config.loss_normalization)
         loss = masked_cross_entropy(hidden[noise.masked], self.lm_head, labels[noise.masked], weights)
         return MedVOutput(loss=loss, masked=noise.masked, last_hidden_state=hidden)

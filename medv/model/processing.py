@@ -1,7 +1,7 @@
 """From images and questions to tensors: `MedVProcessor`, the image processor and LLaDA's chat format in one object.
 
-It cuts the image into views (`medv.model.views`), renders the prompt, puts one placeholder per visual token where the image
-goes and pads prompts on the left. It knows no network and no data set.
+It cuts the image into views (`medv.model.views`), renders the prompt with one placeholder per visual token and pads prompts
+on the left.
 """
 
 import math
@@ -21,14 +21,14 @@ from medv.model.views import ViewPlan
 
 
 class MedVProcessor(ProcessorMixin):
-    """`processor(images=..., text=..., return_tensors="pt")` gives what `MedVForMaskedDiffusion.generate` takes.
+    """`processor(images=..., text=..., return_tensors="pt")` returns the inputs of `MedVForMaskedDiffusion.generate`.
 
-    image_processor: resizes to the tower's square size (bicubic) and scales as the vision tower wants it. tokenizer: a fast
-    tokenizer with LLaDA's special tokens and `<image>`. image_tokens: visual tokens of one view. system: "medical",
-    "general", a text of one's own, or None for no system message (the tiny models are trained without). image_aspect,
-    image_grid, image_max_tiles and patch_merge: how an image becomes views and tokens, see `medv.model.views`; like `system`
-    they are saved with the processor and may be given to `from_pretrained` or set later. official_prompts: write prompts as
-    the reference's demonstration does, which loses the newline after the image that its training has (released models).
+    image_processor: resizes to the tower's square size (bicubic) and normalizes. tokenizer: a fast tokenizer with LLaDA's
+    special tokens and `<image>`. image_tokens: visual tokens of one view. system: "medical", "general", any other text, or
+    None for no system message (the tiny models are trained without). image_aspect, image_grid, image_max_tiles and
+    patch_merge: how an image becomes views and tokens, see `medv.model.views`; like `system` they are saved with the
+    processor and may be given to `from_pretrained` or set later. official_prompts: write prompts as the reference's
+    demonstration does, without the newline after the image that its training has (released models).
     """
 
     def __init__(
@@ -51,19 +51,12 @@ class MedVProcessor(ProcessorMixin):
         self.official_prompts = official_prompts
         self.special = SpecialTokens.of(tokenizer)
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
-        _ = self.view_plan  # refuses settings that do not fit together
+        _ = self.view_plan  # raises for settings that do not fit together
 
     @property
     def view_plan(self) -> ViewPlan:
-        """How pictures become views and visual tokens, by the settings as they are now."""
-        return ViewPlan(
-            size=self.image_processor.size["height"],
-            side=math.isqrt(self.image_tokens),
-            aspect=self.image_aspect,
-            grid=tuple(tuple(pair) for pair in self.image_grid),
-            max_tiles=self.image_max_tiles,
-            merge=self.patch_merge,
-        )
+        """How pictures become views and visual tokens, from the current settings."""
+        return ViewPlan.of(self, self.image_processor.size["height"], math.isqrt(self.image_tokens))
 
     @property
     def system_prompt(self) -> str | None:
@@ -72,7 +65,7 @@ class MedVProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        """The tensors that `__call__` makes."""
+        """The tensors that `__call__` returns."""
         names = ["input_ids", "attention_mask", "pixel_values"]
         return names if self.patch_merge == "flat" else [*names, "image_layouts"]
 
@@ -85,8 +78,8 @@ class MedVProcessor(ProcessorMixin):
         """One prompt per question, with one image each (or none for all).
 
         Returns input_ids and attention_mask [B, P] int64, padded on the left, pixel_values float32 [V, 3, H, W] of all
-        views of all images (V = B but for "anyres"), and, unless patch_merge is "flat", image_layouts int64 [B, 7], by
-        which the model puts the views together. Images are PIL images of any mode, shown as `open_image` shows those in files.
+        views of all images (V = B except for "anyres"), and, unless patch_merge is "flat", image_layouts int64 [B, 7], by
+        which the model merges the views. Images are PIL images of any mode, converted as `open_image` converts files.
         Raises ValueError for an empty question, for images of another type and where images and questions differ in number.
         """
         questions = [text] if isinstance(text, str) else list(text or ())
@@ -96,20 +89,16 @@ class MedVProcessor(ProcessorMixin):
             raise ValueError("the question is empty: ask something about the image")
         if pictures is not None and len(pictures) != len(questions):
             raise ValueError(f"{len(pictures)} images but {len(questions)} questions: give one image per question")
-        pairs = zip(questions, pictures or [None] * len(questions), strict=True)
-        prompts = [
-            self.encode_turns(
-                (Turn("user", question.strip()),), image_tokens=0 if picture is None else self.view_plan.tokens(*picture.size)
-            )
-            for question, picture in pairs
-        ]
+        prompts = []
+        for question, picture in zip(questions, pictures or [None] * len(questions), strict=True):
+            count = 0 if picture is None else self.view_plan.tokens(*picture.size)
+            prompts.append(self.encode_turns((Turn("user", question.strip()),), image_tokens=count))
         return self.batch(prompts, pictures, return_tensors=return_tensors)
 
     def encode_turns(self, turns: tuple[Turn, ...], *, image_tokens: int = 0) -> list[int]:
         """Prompt ids of a dialogue that ends with a user turn, with `image_tokens` placeholders for an image."""
-        return encode_prompt(
-            self.tokenizer, turns, system=self.system_prompt, image_tokens=image_tokens, official=self.official_prompts
-        )
+        how = {"system": self.system_prompt, "official": self.official_prompts}
+        return encode_prompt(self.tokenizer, turns, image_tokens=image_tokens, **how)
 
     def batch(self, prompts: list[list[int]], images: list[Image.Image] | None, *, return_tensors: str = "pt") -> BatchFeature:
         """Pad prompts on the left and add the pixels."""
@@ -132,7 +121,7 @@ class MedVProcessor(ProcessorMixin):
         return self.image_processor(views, return_tensors="pt")["pixel_values"]
 
     def layouts(self, images: Sequence[Image.Image]) -> torch.Tensor | None:
-        """int64 [n, 7], the fields of `medv.model.views.Layout` of each image; None where views stay as they are (flat)."""
+        """int64 [n, 7], the fields of `medv.model.views.Layout` of each image; None where views are not merged (flat)."""
         if self.patch_merge == "flat":
             return None
         return torch.tensor([astuple(self.view_plan.layout(*as_picture(image).size)) for image in images])
@@ -144,12 +133,8 @@ class MedVProcessor(ProcessorMixin):
 
 
 def image_processor(size: int, mean: Sequence[float], std: Sequence[float]) -> SiglipImageProcessorPil:
-    """Image preparation: squashed to a square by bicubic interpolation, each colour to (x / 255 - mean) / std.
-
-    The reference's mean and std are one half: [-1, 1].
-    """
-    square = {"height": size, "width": size}
-    return SiglipImageProcessorPil(size=square, image_mean=list(mean), image_std=list(std))
+    """Squash to a square by bicubic interpolation and normalize each colour to (x / 255 - mean) / std (reference: [-1, 1])."""
+    return SiglipImageProcessorPil(size={"height": size, "width": size}, image_mean=list(mean), image_std=list(std))
 
 
 AutoProcessor.register(MedVConfig, MedVProcessor)

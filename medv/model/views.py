@@ -1,68 +1,66 @@
-"""From one picture to the square views that the vision tower looks at, and how many visual tokens they become.
+"""From a picture to the square views of the vision tower, and from their features to visual tokens (LLaVA-NeXT's AnyRes).
 
 Aspect modes (those of LLaVA-NeXT, LLaDA-V and LLaDA-MedV): "square" squashes the picture to one view; "pad" first makes it
 square with gray; "anyres" cuts an enlarged picture into tiles of the tower's size, after a base view of the whole. Merge
-types: "flat" leaves the views one after the other; "spatial" reads the tiles as one large picture, row by row;
-"spatial_unpad" also drops the tokens of the black padding, shrinks what is too large and ends each row with a newline.
-The arithmetic of all of it stands here once: `medv.model.merging` does to the features what a `Layout` says. Floats are
-rounded where the reference rounds them, as one pixel decides about a row of tokens. It knows pictures and integers, no tensors.
+types: "flat" concatenates the views; "spatial" reads the tiles as one large picture, row by row; "spatial_unpad" also drops
+the tokens of the black padding, shrinks what is too large and ends each row with a newline. Floats are rounded where the
+reference rounds them, because one pixel can decide about a row of tokens.
 """
 
 import math
 from dataclasses import dataclass
+from typing import Any, Self
 
+import torch
+import torch.nn.functional as F
 from PIL import Image
 from transformers.image_processing_utils import select_best_resolution
 
 ASPECTS = ("square", "pad", "anyres")
 MERGES = ("flat", "spatial", "spatial_unpad")
 PAD_COLOR = (127, 127, 127)  # int(255 * 0.5): the mean of the tower's normalization
-MOST = 1024  # sizes in a grid, and tiles of one image: the released models have 36 of each
+MOST = 1024  # limit of sizes in a grid and of tiles per image: the released models have 36 of each
 ENLARGED = 1.1  # a grid is shrunk only where its side is more than 1.1 times that of `max_tiles` tiles
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the visual tokens of one image stand: the base view, then a grid of tile tokens, row by row.
+    """The order of the visual tokens of one image: the base view, then a grid of tile tokens, row by row."""
 
-    columns, rows: tiles (0 where there is only the base view). left, top: token columns cut off on the left and on the
-    right, token rows cut off above and below. width, height: tokens of the grid after that, and after shrinking. newline: 1
-    where a newline token ends each row; an image without tiles then has one row of width 0.
-    """
-
-    columns: int
+    columns: int  # tiles; 0 where there is only the base view
     rows: int
-    left: int
-    top: int
-    width: int
+    left: int  # token columns cut off on the left, and as many on the right
+    top: int  # token rows cut off above, and as many below
+    width: int  # tokens of the grid after cutting and shrinking
     height: int
-    newline: int
+    newline: int  # 1 where a newline token ends each row; an image without tiles then has one row of width 0
 
     @property
     def views(self) -> int:
-        """Square views that go through the vision tower, the base included."""
+        """Number of square views, the base included."""
         return 1 + self.columns * self.rows
 
     def tokens(self, side: int) -> int:
-        """Visual tokens of the image, with `side` tokens along the side of one view."""
+        """Number of visual tokens, with `side` tokens along the side of one view."""
         return side * side + self.height * (self.width + self.newline)
 
 
 @dataclass(frozen=True)
 class ViewPlan:
-    """How pictures of any size become views and tokens.
+    """How pictures of any size become views and tokens; raises ValueError for settings that do not fit together."""
 
-    size: pixels along the side of a view. side: visual tokens along it. grid: the sizes [width, height] in pixels that
-    "anyres" may enlarge a picture to. max_tiles: with "spatial_unpad", larger grids are shrunk to about the tokens of so many
-    tiles (the N of anyres_max_N). Raises ValueError for settings that do not fit together.
-    """
-
-    size: int
-    side: int
+    size: int  # pixels along the side of a view
+    side: int  # visual tokens along it
     aspect: str = "square"
-    grid: tuple[tuple[int, int], ...] = ()
-    max_tiles: int | None = None
+    grid: tuple[tuple[int, int], ...] = ()  # the sizes [width, height] in pixels that "anyres" may enlarge a picture to
+    max_tiles: int | None = None  # the N of anyres_max_N: "spatial_unpad" shrinks larger grids to about so many tiles
     merge: str = "flat"
+
+    @classmethod
+    def of(cls, owner: Any, size: int, side: int) -> Self:
+        """The plan of a configuration or processor with image_aspect, image_grid, image_max_tiles and patch_merge."""
+        grid = tuple(tuple(pair) for pair in owner.image_grid)
+        return cls(size, side, owner.image_aspect, grid, owner.image_max_tiles, owner.patch_merge)
 
     def __post_init__(self):
         if self.aspect not in ASPECTS:
@@ -100,18 +98,26 @@ class ViewPlan:
         columns, rows = (value // self.size for value in self.resolution(width, height))
         if self.merge == "flat":  # tile by tile: a single column of tiles
             columns, rows = 1, columns * rows
-        across, down = columns * self.side, rows * self.side
+        across, down, left, top = columns * self.side, rows * self.side, 0, 0
         if not unpad:
             return Layout(columns, rows, 0, 0, across, down, 0)
-        left, top = _padding(width, height, across, down)
-        return Layout(columns, rows, left, top, *self._shrunk(across - 2 * left, down - 2 * top), 1)
+        if width / height > across / down:  # padded above and below
+            top = (down - int(height * (across / width))) // 2
+        else:
+            left = (across - int(width * (down / height))) // 2
+        across, down = across - 2 * left, down - 2 * top
+        if self.max_tiles is not None:
+            times = math.sqrt(down * across / (self.max_tiles * self.side**2))
+            if times > ENLARGED:
+                across, down = max(1, int(across // times)), max(1, int(down // times))
+        return Layout(columns, rows, left, top, across, down, 1)
 
     def tokens(self, width: int, height: int) -> int:
         """Visual tokens of a picture of so many pixels, newlines included."""
         return self.layout(width, height).tokens(self.side)
 
     def views(self, picture: Image.Image) -> list[Image.Image]:
-        """The RGB pictures to be squashed to squares of `size` pixels: the base view, then the tiles, row by row."""
+        """RGB pictures, the base view and then the tiles, row by row; the processor squashes each to `size` pixels a side."""
         picture = picture.convert("RGB")
         if self.aspect == "square":
             return [picture]
@@ -120,35 +126,68 @@ class ViewPlan:
             longest = max(width, height)
             return [_centered(picture, (longest, longest), PAD_COLOR)]
         target = self.resolution(width, height)
-        large = _centered(picture.resize(_fitted(picture.size, target), Image.Resampling.BICUBIC), target, (0, 0, 0))
+        # The largest size of the same aspect within the target; the free side is rounded up.
+        across, down = target[0] / width, target[1] / height
+        if across < down:
+            fitted = target[0], min(math.ceil(height * across), target[1])
+        else:
+            fitted = min(math.ceil(width * down), target[0]), target[1]
+        large = _centered(picture.resize(fitted, Image.Resampling.BICUBIC), target, (0, 0, 0))
         corners = [(x, y) for y in range(0, target[1], self.size) for x in range(0, target[0], self.size)]
         return [picture, *(large.crop((x, y, x + self.size, y + self.size)) for x, y in corners)]
-
-    def _shrunk(self, width: int, height: int) -> tuple[int, int]:
-        if self.max_tiles is None:
-            return width, height
-        times = math.sqrt(height * width / (self.max_tiles * self.side**2))
-        if times <= ENLARGED:
-            return width, height
-        return max(1, int(width // times)), max(1, int(height // times))
-
-
-def _fitted(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
-    """The largest size of the same aspect within the target; the free side is rounded up."""
-    across, down = target[0] / size[0], target[1] / size[1]
-    if across < down:
-        return target[0], min(math.ceil(size[1] * across), target[1])
-    return min(math.ceil(size[0] * down), target[0]), target[1]
-
-
-def _padding(width: int, height: int, across: int, down: int) -> tuple[int, int]:
-    """Token columns and rows that are padding on each side, when a picture lies in a grid of `across` x `down` tokens."""
-    if width / height > across / down:
-        return 0, (down - int(height * (across / width))) // 2
-    return (across - int(width * (down / height))) // 2, 0
 
 
 def _centered(picture: Image.Image, size: tuple[int, int], color: tuple[int, int, int]) -> Image.Image:
     canvas = Image.new("RGB", size, color)
     canvas.paste(picture, ((size[0] - picture.width) // 2, (size[1] - picture.height) // 2))
     return canvas
+
+
+def merge_views(features: torch.Tensor, layouts: torch.Tensor, newline: torch.Tensor | None) -> torch.Tensor:
+    """Visual tokens [T, D] of all images, concatenated.
+
+    features [n, N, D] of the views of all images, N a square; layouts [m, 7] int64, the fields of `Layout` of each image;
+    newline [D], or None in a model without. Raises ValueError where views and layouts do not belong together.
+    """
+    plans = [Layout(*row) for row in layouts.tolist()]
+    wanted = sum(plan.views for plan in plans)
+    if wanted != len(features):
+        raise ValueError(f"the layouts are of {wanted} views but there are {len(features)}: let MedVProcessor build both")
+    if newline is None and any(plan.newline for plan in plans):
+        raise ValueError(
+            "the rows of an image are to end with a newline, but this model has no image_newline: use a processor whose "
+            "patch_merge is that of the model"
+        )
+    parts = []
+    for plan, views in zip(plans, features.split([plan.views for plan in plans]), strict=True):
+        parts.append(views[0])
+        if plan.height:
+            rows = _grid(views[1:], plan)  # [height, width, D]
+            if plan.newline:
+                rows = torch.cat([rows, newline.to(rows).expand(plan.height, 1, -1)], dim=1)
+            parts.append(rows.flatten(0, 1))
+    return torch.cat(parts)
+
+
+def _grid(tiles: torch.Tensor, plan: Layout) -> torch.Tensor:
+    """Tiles [columns * rows, N, D] -> tokens [height, width, D]."""
+    count, size, depth = tiles.shape
+    if not count:
+        return tiles.new_zeros(plan.height, plan.width, depth)
+    side = math.isqrt(size)
+    grid = tiles.reshape(plan.rows, plan.columns, side, side, depth).transpose(1, 2)
+    grid = grid.reshape(plan.rows * side, plan.columns * side, depth)
+    grid = grid[plan.top : len(grid) - plan.top, plan.left : grid.shape[1] - plan.left]
+    if grid.shape[:2] == (plan.height, plan.width):
+        return grid
+    channels_first = grid.permute(2, 0, 1)[None]  # [1, D, h, w]
+    return F.interpolate(channels_first, size=(plan.height, plan.width), mode="bilinear")[0].permute(1, 2, 0)
+
+
+def pool_patches(features: torch.Tensor, size: int) -> torch.Tensor:
+    """Average squares of size * size patches of a square grid, row by row: [n, P, D] -> [n, P / size**2, D]."""
+    if size == 1:
+        return features
+    side = math.isqrt(features.shape[1])
+    grid = features.unflatten(1, (side // size, size, side // size, size))  # [n, s, size, s, size, D]
+    return grid.mean(dim=(2, 4)).flatten(1, 2)

@@ -1,4 +1,4 @@
-"""What medv asks of a vision tower: a square grid of features, whatever network of transformers gives it.
+"""Square grids of features from the vision networks of transformers.
 
 | type of the configuration | features | grid |
 |---|---|---|
@@ -6,9 +6,7 @@
 | efficientnet | the map [n, C, h, w] before pooling | image_size / 32 |
 | ViT, DINOv2 and the like | last hidden state, without class and register tokens | image_size / patch_size |
 
-SigLIP2 of fixed size is a siglip_vision_model; its variant for any size takes other inputs and is not among them.
-
-Everything is read off the tower's own configuration. This module knows no projector and no language.
+SigLIP2 of fixed size is a siglip_vision_model; its variant for any size takes other inputs and is not supported.
 """
 
 import json
@@ -24,15 +22,9 @@ STRIDE = 32  # pixels a side of one feature of an EfficientNet
 
 
 def lite0_config(image_size: int) -> EfficientNetConfig:
-    """EfficientNet-Lite0 as the stock EfficientNet: relu6, no widening of stem and head; squeeze-excite has to be neutral."""
-    return EfficientNetConfig(
-        image_size=image_size,
-        width_coefficient=1.0,
-        depth_coefficient=1.0,
-        hidden_act="relu6",
-        hidden_dim=1280,
-        batch_norm_eps=1e-3,
-    )
+    """EfficientNet-Lite0 as a stock EfficientNet: relu6, no widening of stem and head; squeeze-excite must be neutral."""
+    widths = {"width_coefficient": 1.0, "depth_coefficient": 1.0, "hidden_dim": 1280}
+    return EfficientNetConfig(image_size=image_size, hidden_act="relu6", batch_norm_eps=1e-3, **widths)
 
 
 def grid_side(config: PreTrainedConfig) -> int:
@@ -54,7 +46,7 @@ def feature_width(config: PreTrainedConfig) -> int:
 
 
 def grid_features(tower: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
-    """Features [n, h * w, C] of n views [n, 3, H, W], row by row; raises ValueError where they are not the grid announced."""
+    """Features [n, h * w, C] of n views [n, 3, H, W], row by row; raises ValueError where there are fewer than `grid_side`²."""
     config, pixel_values = tower.config, pixel_values.to(dtype=tower.dtype)
     if config.model_type == SIGLIP:
         return tower.encoder(inputs_embeds=tower.embeddings(pixel_values)).last_hidden_state
@@ -69,16 +61,16 @@ def grid_features(tower: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
     return features[:, -count:]  # class and register tokens come first
 
 
+def view_flops(config: PreTrainedConfig) -> int:
+    """Multiplications and additions of one view's forward pass."""
+    return _view_flops(config.to_json_string(use_diff=False))
+
+
 @lru_cache(maxsize=8)
 def _view_flops(config: str) -> int:
     settings = AutoConfig.for_model(**json.loads(config))
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        # Not AutoModel.from_config, which under ZeRO-3 would share the model out over the processes.
+        # Not AutoModel.from_config, which under ZeRO-3 would shard the model over the processes.
         tower = MODEL_MAPPING[type(settings)](settings)
         grid_features(tower, torch.empty(1, 3, settings.image_size, settings.image_size))
     return counter.get_total_flops()
-
-
-def view_flops(config: PreTrainedConfig) -> int:
-    """Multiplications and additions of one view's forward pass."""
-    return _view_flops(config.to_json_string(use_diff=False))

@@ -1,11 +1,11 @@
 """From a causal Llama to a masked-diffusion one, on text alone: `medv train adapt`.
 
-What the field does in this place differs in three things, and each is a choice here. Attention sees both directions at once,
-or future tokens are opened to it at random, more of them with every step (DiffuLLaMA). The hidden states of every layer are
-drawn to those of the frozen causal model that reads the clean text, or are not (Repr-Align). Masked tokens weigh 1/t, or all
-the same. Always: no shift (the logits at i predict token i), embeddings and head stay as they are, stratified t.
+Published recipes differ in three choices, and each is an option here. Attention is bidirectional at once, or future tokens are
+opened to it at random, more of them with every step (DiffuLLaMA). The hidden states of every layer are drawn to those of the
+frozen causal model that reads the clean text, or are not (Repr-Align). Masked tokens weigh 1/t, or all the same. Always: no
+shift (the logits at i predict token i), embeddings and head stay as they are, stratified t.
 
-Order, noise and attention are functions of (seed, step), so a run that was killed goes on bit for bit from its checkpoint.
+Order, noise and attention are functions of (seed, step), so a killed run resumes bit for bit from its checkpoint.
 """
 
 import hashlib
@@ -14,35 +14,149 @@ import math
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from medv.artifacts import SPEED, atomic_file, fingerprint, write_json
-from medv.checkpoints.loading import in_words, load_network, load_tokenizer
+from medv.checkpoints.loading import load_network, load_tokenizer, loading_errors
 from medv.checkpoints.shards import read_object
 from medv.data.chat import SpecialTokens
-from medv.diffusion.corruption import corrupt, draw_noise
-from medv.diffusion.loss import CHUNK, masked_cross_entropy
+from medv.diffusion.corruption import corrupt, draw_noise, noise_generator
+from medv.diffusion.loss import CHUNK, masked_cross_entropy, token_weights
 from medv.ownership import claim_folder
-from medv.training.adapt_batches import AdaptRecipe, Batch, Batches
+from medv.training.costs import peak_bytes
 from medv.training.launch import TrainingStopped
-from medv.training.meter import peak_bytes
+from medv.training.stream import TrainingStream
 
+ATTENTION = ("at_once", "annealed")
+WEIGHTS = {"uniform": "masked", "1/t": "sample"}
+"""The weights of masked tokens, as normalizations of `medv.diffusion.loss`."""
 GRID = 4
-"""Held-out rows are hidden at so many t, the midpoints of equal parts of (0, 1)."""
+"""Held-out rows are masked at so many t, the midpoints of equal parts of (0, 1)."""
 EVALUATIONS, CHECKPOINTS = 8, 5
 
 
+@dataclass(frozen=True)
+class AdaptRecipe:
+    """How a tower is adapted. tokens: seen in all, a row again with fresh masks in every epoch; length: of a row.
+
+    anneal: the share of the steps in which annealed attention opens. alignment: the weight of the mean over layers of
+    1 - cosine, where `align` is set. learning_rate: AdamW, cosine decay after `warmup`, a share of the steps.
+    """
+
+    attention: str = "at_once"
+    align: bool = True
+    weights: str = "uniform"
+    tokens: int = 2_000_000
+    length: int = 256
+    batch_size: int = 16
+    learning_rate: float = 3e-4
+    warmup: float = 0.05
+    anneal: float = 0.3
+    alignment: float = 1.0
+    weight_decay: float = 0.0
+
+    def __post_init__(self):
+        for name, known in (("attention", ATTENTION), ("weights", tuple(WEIGHTS))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}: use one of {', '.join(known)}")
+        for name in ("tokens", "length", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        return math.ceil(self.tokens / (self.batch_size * self.length))
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        rising = max(1, round(self.warmup * self.steps))
+        fallen = max(0, step - rising) / max(1, self.steps - rising)
+        return self.learning_rate * min((step + 1) / rising, 0.5 + 0.5 * math.cos(math.pi * fallen))
+
+
+# The batches: functions of (seed, step), computed before a GPU sees them.
+
+
+def opened_attention(length: int, share: float, generator: torch.Generator) -> torch.Tensor:
+    """bool [1, 1, T, T], True where a query (third dimension) sees a key: the past, itself, and a future key by chance.
+
+    Each pair of a query and a later key is drawn independently: 0 is causal attention, 1 is bidirectional.
+    """
+    drawn = torch.rand(length, length, generator=generator) < share
+    return (drawn | torch.ones(length, length, dtype=torch.bool).tril())[None, None]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of a step: `clean` and `noisy` ids [B, T]; of the M masked positions `places` in the flattened rows, `labels`
+    and `weights`, all [M]; how many positions are masked in the whole global batch; `attention` [1, 1, T, T] bool, or None
+    where everything is seen.
+    """
+
+    clean: torch.Tensor
+    noisy: torch.Tensor
+    places: torch.Tensor
+    labels: torch.Tensor
+    weights: torch.Tensor
+    masked: int
+    attention: torch.Tensor | None = None
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on that device; a GPU is not synchronized."""
+        moved = {name: part for name, part in vars(self).items() if isinstance(part, torch.Tensor)}
+        if device.type == "cuda":
+            moved = {name: part.pin_memory() for name, part in moved.items()}
+        return replace(self, **{name: part.to(device, non_blocking=True) for name, part in moved.items()})
+
+
+class Batches:
+    """The global batch of each step, cut into `accumulation` parts."""
+
+    def __init__(self, rows: torch.Tensor, recipe: AdaptRecipe, mask: int, *, seed: int, accumulation: int = 1):
+        if recipe.batch_size % accumulation:
+            raise ValueError(f"a batch of {recipe.batch_size} cannot be cut into {accumulation}: choose a divisor")
+        order = {"seed": seed, "batch_size": recipe.batch_size, "steps": recipe.steps, "times": "stratified"}
+        self.rows, self.recipe, self.mask, self.seed, self.parts = rows, recipe, mask, seed, accumulation
+        self.stream = TrainingStream(range(len(rows)), lambda index: {"row": index}, **order)
+
+    def __call__(self, step: int) -> list[Batch]:
+        """The parts of a step; their losses add up to that of the batch."""
+        size, parts = self.recipe.batch_size, self.parts
+        items = [self.stream[position] for position in range(step * size, (step + 1) * size)]
+        indices, strata = [item["row"] for item in items], [item["stratum"] for item in items]
+        t, u = draw_noise(self.seed, step, indices, self.recipe.length, strata=strata)
+        rows = self.rows[indices]  # [B, T]
+        targets = torch.ones_like(rows, dtype=torch.bool)
+        noise = corrupt(rows, targets, t, u, self.mask)
+        shares = token_weights(noise.masked, targets, noise.p_mask, WEIGHTS[self.recipe.weights])  # [M]
+        counts, attention = noise.masked.view(parts, -1).sum(dim=1).tolist(), self.attention(step)
+        cut = zip(rows.chunk(parts), noise.ids.chunk(parts), noise.masked.chunk(parts), shares.split(counts), strict=True)
+        return [
+            Batch(clean, noisy, masked.flatten().nonzero()[:, 0], clean[masked], share, len(shares), attention)
+            for clean, noisy, masked, share in cut
+        ]
+
+    def attention(self, step: int) -> torch.Tensor | None:
+        """What the positions of this step may see; None for everything."""
+        opening = math.ceil(self.recipe.anneal * self.recipe.steps)
+        if self.recipe.attention == "at_once" or step + 1 >= opening:
+            return None
+        return opened_attention(self.recipe.length, (step + 1) / opening, noise_generator(self.seed, step, -1))
+
+
+# The network and its optimizer.
+
+
 class Adapter:
-    """The tower that learns, its teacher, and its optimizer. On CUDA both run in bfloat16, and what is learned is kept in
-    float32; elsewhere everything is float32.
+    """The student tower, its teacher, and its optimizer. On CUDA both towers run in bfloat16, and what learns is kept in
+    float32 (`masters`); elsewhere everything is float32.
     """
 
     def __init__(self, language: Path, recipe: AdaptRecipe, device: torch.device, *, compiled: bool = False):
@@ -59,21 +173,23 @@ class Adapter:
             first = load_tower(language, dtype=torch.float32, causal=False).model
             self.masters = [w.detach().to(device) for w in (*first.layers.parameters(), *first.norm.parameters())]
         self.optimizer = torch.optim.AdamW(self.masters, weight_decay=recipe.weight_decay, fused=True)
-        for tower in (self.student, self.teacher) if compiled and self.teacher else (self.student,) * compiled:
-            compile_parts(tower)
+        for tower in filter(None, (self.student, self.teacher) if compiled else ()):
+            for layer in tower.model.layers:  # a whole layer would break at the hook that keeps its states
+                for part in (layer.input_layernorm, layer.self_attn, layer.post_attention_layernorm, layer.mlp):
+                    part.compile(dynamic=False)
 
     def losses(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross-entropy and alignment of a part, summed with the weights of its batch: two scalars, float32."""
-        seen = {"use_cache": False, "output_hidden_states": self.teacher is not None}
-        output = self.student.model(batch.noisy, attention_mask=batch.attention, **seen)
+        how = {"use_cache": False, "output_hidden_states": self.teacher is not None}
+        output = self.student.model(batch.noisy, attention_mask=batch.attention, **how)
         hidden = output.last_hidden_state.flatten(0, 1).index_select(0, batch.places)  # [M, D]
         chunk = max(CHUNK, 2**29 // self.student.config.vocab_size) if self.device.type == "cuda" else CHUNK
         loss = masked_cross_entropy(hidden, self.student.lm_head, batch.labels, batch.weights, chunk=chunk)
         if self.teacher is None:
             return loss, torch.zeros_like(loss)
         with torch.no_grad():
-            told = self.teacher.model(batch.clean, **seen).hidden_states[1:]
-        return loss, distance(output.hidden_states[1:], told, batch.places) / batch.masked
+            targets = self.teacher.model(batch.clean, **how).hidden_states[1:]
+        return loss, distance(output.hidden_states[1:], targets, batch.places) / batch.masked
 
     def step(self, parts: Sequence[Batch], rate: float) -> torch.Tensor:
         """One step of the optimizer; float32 [3] on the device: cross-entropy, alignment, norm of the gradient."""
@@ -89,47 +205,28 @@ class Adapter:
         self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self._hand_down()
+        self._copy_masters()
         return total
 
     @torch.no_grad()
-    def _hand_down(self) -> None:
-        """The learned weights to the network that runs."""
+    def _copy_masters(self) -> None:
         if self.masters is not self.weights:
             torch._foreach_copy_(self.weights, self.masters)
 
-    @torch.no_grad()
     def save(self, file: Path, state: dict) -> None:
-        """Weights, moments of the optimizer and `state` in one file, which is whole or absent."""
-        kept = {f"weight.{i}": weight.detach() for i, weight in enumerate(self.masters)}
-        for i, moments in self.optimizer.state_dict()["state"].items():
-            kept |= {f"{name}.{i}": value for name, value in moments.items()}
+        """Weights, optimizer and `state` in one file, which is whole or absent."""
         with atomic_file(file) as partial:
-            save_file({name: value.cpu().contiguous() for name, value in kept.items()}, partial, {"state": json.dumps(state)})
+            torch.save({"weights": self.masters, "optimizer": self.optimizer.state_dict(), "state": state}, partial)
 
     @torch.no_grad()
     def load(self, file: Path) -> dict:
-        """Take up what `save` wrote; returns its state."""
-        moments: dict[int, dict[str, torch.Tensor]] = {}
-        with safe_open(file, framework="pt") as stored:
-            for key in stored.keys():  # noqa: SIM118 (the file object is no mapping)
-                name, _, i = key.rpartition(".")
-                if name == "weight":
-                    self.masters[int(i)].copy_(stored.get_tensor(key))
-                else:
-                    moments.setdefault(int(i), {})[name] = stored.get_tensor(key)
-            state = json.loads(stored.metadata()["state"])
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        self._hand_down()
-        return state
-
-
-def compile_parts(tower: LlamaForCausalLM, **options) -> None:
-    """Compile the parts of the layers, once for all layers; a whole layer would break at the hook that keeps its states."""
-    for layer in tower.model.layers:
-        for part in (layer.input_layernorm, layer.self_attn, layer.post_attention_layernorm, layer.mlp):
-            part.compile(dynamic=False, **options)
+        """Load what `save` wrote; returns its state."""
+        stored = torch.load(file, map_location="cpu", weights_only=True)
+        for master, weight in zip(self.masters, stored["weights"], strict=True):
+            master.copy_(weight)
+        self.optimizer.load_state_dict(stored["optimizer"])
+        self._copy_masters()
+        return stored["state"]
 
 
 def half_on(device: torch.device | str) -> torch.dtype:
@@ -145,8 +242,8 @@ def load_tower(folder: Path, *, dtype: torch.dtype, causal: bool) -> LlamaForCau
 def distance(student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], places: torch.Tensor) -> torch.Tensor:
     """Mean over layers of the sum over `places` [M] of 1 - cosine; a layer's states are [B, T, D]. A float32 scalar."""
     apart = []
-    for own, told in zip(student, teacher, strict=True):
-        pair = (states.flatten(0, 1).index_select(0, places).float() for states in (own, told))
+    for layers in zip(student, teacher, strict=True):
+        pair = (states.flatten(0, 1).index_select(0, places).float() for states in layers)
         apart.append((1 - F.cosine_similarity(*pair, dim=-1)).sum())
     return torch.stack(apart).mean()
 
@@ -155,7 +252,7 @@ def distance(student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], p
 def held_out_losses(tower: LlamaForCausalLM, rows: torch.Tensor, mask: int, *, at_once: int = 16) -> torch.Tensor:
     """Mean cross-entropy of the masked tokens of each row at each t of the grid, float32 [n, GRID] on the CPU.
 
-    The masks depend on the place of a row alone, so that two towers are asked the same.
+    The masks depend on the index of a row alone, so that the losses of two towers are comparable.
     """
     losses = torch.zeros(len(rows), GRID)
     for k in range(GRID):
@@ -172,6 +269,9 @@ def held_out_losses(tower: LlamaForCausalLM, rows: torch.Tensor, mask: int, *, a
                 labels = clean[row][masked].to(tower.device)
                 losses[start + row, k] = masked_cross_entropy(states[row, places], tower.lm_head, labels, weights)
     return losses
+
+
+# The run.
 
 
 def adapt(
@@ -191,14 +291,24 @@ def adapt(
 ) -> dict:
     """Adapt the causal tower in `language` on rows [n, length] and save it to the folder `out`; returns its facts.
 
-    `held_out` rows are only looked at. The folder becomes a language tower (weights and tokenizer) with `history.json`,
+    `held_out` rows are only evaluated. The folder becomes a language tower (weights and tokenizer) with `history.json`,
     `speed.json` and, written last, `training.json`; a finished one is left as it is, one with a checkpoint of the same run
-    goes on. `stop_after` ends early with a checkpoint and no result. Raises ValueError for a tower that is not causal or rows
-    that do not fit it, TrainingStopped where the loss is not finite.
+    is continued. `stop_after` ends early with a checkpoint and no result. Raises ValueError for a tower that is not causal or
+    rows that do not fit it, TrainingStopped where the loss is not finite.
     """
-    finished = out / "training.json"
+    finished, checkpoint = out / "training.json", out / "checkpoint.pt"
     tokenizer = load_tokenizer(language)
-    mask = check_tower(language, tokenizer, recipe)
+    kind, mask = read_object(language / "config.json").get("model_type"), SpecialTokens.of(tokenizer).mask
+    if kind != "llama":
+        raise ValueError(f"{language} is a {kind} model: a causal Llama is needed")
+    with loading_errors(language):
+        config = LlamaConfig.from_pretrained(language, local_files_only=True)
+    if not getattr(config, "is_causal", True):
+        raise ValueError(f"{language} sees both directions already: give the causal tower that it came from")
+    if mask >= config.vocab_size:
+        raise ValueError(f"{language} has {config.vocab_size} embeddings and none for the mask, token {mask}: add a row")
+    if recipe.length > (positions := config.max_position_embeddings):
+        raise ValueError(f"rows of {recipe.length} tokens are longer than the {positions} positions of {language}")
     data = [hashlib.sha256(rows.numpy().tobytes()).hexdigest() for rows in (train, held_out)]
     run = {"recipe": asdict(recipe), "seed": seed, "text": fingerprint(data), "start": fingerprint(language)}
     with claim_folder(out, {"made_by": "medv train adapt"} | run, inputs=[language]):
@@ -206,113 +316,89 @@ def adapt(
             return json.loads(finished.read_text(encoding="utf-8"))
         adapter = Adapter(language, recipe, torch.device(device), compiled=compiled)
         batches = Batches(train, recipe, mask, seed=seed, accumulation=accumulation)
-        work = _Run(adapter, batches, held_out, out / "checkpoint.safetensors", checkpoints=checkpoints, quiet=quiet)
-        if work.train(stop_after) < recipe.steps:
+        done, history = 0, []
+        if checkpoint.exists():
+            state = adapter.load(checkpoint)
+            done, history = state["step"], state["history"]
+        last = min(recipe.steps, stop_after or recipe.steps)
+        speed = _train(adapter, batches, held_out, history, (done, last), checkpoint if checkpoints else None, quiet=quiet)
+        if last < recipe.steps:
             return {}
-        _save(adapter, tokenizer, language, out)
-        rows = {"train": len(train), "held_out": len(held_out)}
-        facts = {"recipe": asdict(recipe), "seed": seed, "steps": recipe.steps, "rows": rows}
-        evaluations = [row["eval_loss"] for row in work.history if "eval_loss" in row]
+        student = adapter.student.float()
+        for weight, master in zip(adapter.weights, adapter.masters, strict=True):
+            weight.data = master.detach().to(torch.float32)
+        student.config.dtype = torch.float32
+        student.config._name_or_path = ""  # a model must not carry the paths of the machine it was made on
+        student.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+        for file in (*language.glob("LICENSE*"), *language.glob("origin*")):
+            shutil.copy(file, out)
+        facts = {"recipe": asdict(recipe), "seed": seed, "steps": recipe.steps}
+        facts |= {"rows": {"train": len(train), "held_out": len(held_out)}}
+        evaluations = [row["eval_loss"] for row in history if "eval_loss" in row]
         facts |= {"eval_loss_before": evaluations[0], "eval_loss": evaluations[-1]}
-        write_json(out / "history.json", work.history)
-        write_json(out / SPEED, work.speed())
+        write_json(out / "history.json", history)
+        write_json(out / SPEED, speed)
         write_json(finished, facts)
-        work.file.unlink(missing_ok=True)
+        checkpoint.unlink(missing_ok=True)
     return facts
 
 
-def check_tower(language: Path, tokenizer, recipe: AdaptRecipe) -> int:
-    """The id of the mask token; a ValueError where the tower cannot be adapted by this recipe."""
-    kind, mask = read_object(language / "config.json").get("model_type"), SpecialTokens.of(tokenizer).mask
-    if kind != "llama":
-        raise ValueError(f"{language} is a {kind} model: a causal Llama is needed")
-    with in_words(language):
-        config = LlamaConfig.from_pretrained(language, local_files_only=True)
-    if not getattr(config, "is_causal", True):
-        raise ValueError(f"{language} sees both directions already: give the causal tower that it came from")
-    if mask >= config.vocab_size:
-        raise ValueError(f"{language} has {config.vocab_size} embeddings and none for the mask, token {mask}: add a row")
-    if recipe.length > config.max_position_embeddings:
-        raise ValueError(
-            f"rows of {recipe.length} tokens are longer than the {config.max_position_embeddings} positions of {language}"
-        )
-    return mask
+def _train(
+    adapter: Adapter,
+    batches: Batches,
+    held_out: torch.Tensor,
+    history: list[dict],
+    steps: tuple[int, int],
+    checkpoint: Path | None,
+    *,
+    quiet: bool,
+) -> dict:
+    """Take the steps from, to, with held-out losses and checkpoints on the way; appends to `history`.
 
+    Returns tokens a second, held-out rows and checkpoints not counted, and the memory taken.
+    """
+    recipe, (done, last) = adapter.recipe, steps
+    measured: list[dict] = []
 
-def _save(adapter: Adapter, tokenizer, language: Path, out: Path) -> None:
-    """The adapted tower in float32, its tokenizer, and what the folder of the start says of licence and origin."""
-    student = adapter.student.float()
-    for weight, master in zip(adapter.weights, adapter.masters, strict=True):
-        weight.data = master.detach().to(torch.float32)
-    student.config.dtype = torch.float32
-    student.config._name_or_path = ""  # a model must not carry the paths of the machine it was made on
-    student.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    for file in (*language.glob("LICENSE*"), *language.glob("origin*")):
-        shutil.copy(file, out)
+    def row_of(step: int) -> dict:
+        return {"step": step, "tokens": step * recipe.batch_size * recipe.length}
 
+    def evaluate(step: int) -> None:
+        by_t = held_out_losses(adapter.student, held_out, batches.mask).mean(dim=0)
+        values = {"eval_loss": float(by_t.mean()), "eval_by_t": [round(value, 4) for value in by_t.tolist()]}
+        history.append(row_of(step) | values)
 
-class _Run:
-    """The loop: steps, held-out losses along the way, checkpoints."""
-
-    def __init__(
-        self, adapter: Adapter, batches: Batches, held_out: torch.Tensor, file: Path, *, checkpoints: bool, quiet: bool
-    ):
-        self.adapter, self.batches, self.held_out, self.file = adapter, batches, held_out, file
-        self.checkpoints, self.quiet = checkpoints, quiet
-        self.history: list[dict] = []
-        self.measured: list[dict] = []
-
-    def train(self, stop_after: int | None) -> int:
-        """Go on from the checkpoint, if there is one, to the end or to `stop_after`; returns the steps that are done."""
-        recipe, done = self.adapter.recipe, 0
-        if self.file.exists():
-            state = self.adapter.load(self.file)
-            done, self.history = state["step"], state["history"]
-        else:
-            self._evaluate(0)
-        last = min(recipe.steps, stop_after or recipe.steps)
-        saving = max(1, recipe.steps // CHECKPOINTS)
-        telling = {*range(0, recipe.steps, max(1, recipe.steps // 40)), *range(0, recipe.steps, saving), last}
-        looking = {*range(0, recipe.steps, max(1, recipe.steps // EVALUATIONS)), recipe.steps}
-        with tqdm(total=recipe.steps, initial=done, desc="adapting", disable=self.quiet) as bar:
-            sums, since, started = torch.zeros(3, device=self.adapter.device), done, time.perf_counter()
-            while done < last:
-                sums += self.adapter.step(self.batches(done), recipe.rate(done))
-                done += 1
-                if done not in telling:
-                    continue
-                self._tell(done, sums / (done - since), time.perf_counter() - started, done - since)
-                bar.set_postfix(loss=self.history[-1]["loss"], tokens_per_second=round(self.measured[-1]["tokens_per_second"]))
-                bar.update(done - since)
-                if done in looking:
-                    self._evaluate(done)
-                if self.checkpoints and done < recipe.steps and (done % saving == 0 or done == last):
-                    self.adapter.save(self.file, {"step": done, "history": self.history})
-                sums, since, started = torch.zeros_like(sums), done, time.perf_counter()
-        return done
-
-    def _tell(self, step: int, means: torch.Tensor, seconds: float, steps: int) -> None:
-        loss, apart, norm = means.tolist()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise TrainingStopped(f"the loss is {loss} and its gradient {norm} at step {step}: lower the learning rate")
-        recipe = self.adapter.recipe
-        row = {"step": step, "tokens": step * recipe.batch_size * recipe.length, "loss": loss}
-        row |= {"alignment": apart} if recipe.align else {}
-        self.history.append(row | {"gradient_norm": norm, "learning_rate": recipe.rate(step - 1)})
-        rate = steps * recipe.batch_size * recipe.length / seconds
-        self.measured.append({"step": step, "seconds": seconds, "tokens_per_second": rate})
-
-    def _evaluate(self, step: int) -> None:
-        by_t = held_out_losses(self.adapter.student, self.held_out, self.batches.mask).mean(dim=0)
-        recipe = self.adapter.recipe
-        row = {"step": step, "tokens": step * recipe.batch_size * recipe.length, "eval_loss": float(by_t.mean())}
-        self.history.append(row | {"eval_by_t": [round(value, 4) for value in by_t.tolist()]})
-
-    def speed(self) -> dict:
-        """Tokens a second since the last start, held-out rows and checkpoints not counted, and the memory taken."""
-        seconds = sum(row["seconds"] for row in self.measured)
-        tokens = sum(row["seconds"] * row["tokens_per_second"] for row in self.measured)
-        name = torch.cuda.get_device_name() if self.adapter.device.type == "cuda" else "CPU"
-        total = {"tokens_per_second": tokens / seconds if seconds else None, "seconds": seconds, "device": name}
-        return {"total": total | {"peak_bytes": peak_bytes()}, "rows": self.measured}
+    if not done:
+        evaluate(0)
+    saving = max(1, recipe.steps // CHECKPOINTS)
+    logged = {*range(0, recipe.steps, max(1, recipe.steps // 40)), *range(0, recipe.steps, saving), last}
+    evaluated = {*range(0, recipe.steps, max(1, recipe.steps // EVALUATIONS)), recipe.steps}
+    with tqdm(total=recipe.steps, initial=done, desc="adapting", disable=quiet) as bar:
+        sums, since, started = torch.zeros(3, device=adapter.device), done, time.perf_counter()
+        while done < last:
+            sums += adapter.step(batches(done), recipe.rate(done))
+            done += 1
+            if done not in logged:
+                continue
+            count = done - since
+            loss, apart, norm = (sums / count).tolist()
+            seconds = time.perf_counter() - started
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise TrainingStopped(f"the loss is {loss} and its gradient {norm} at step {done}: lower the learning rate")
+            row = row_of(done) | {"loss": loss} | ({"alignment": apart} if recipe.align else {})
+            history.append(row | {"gradient_norm": norm, "learning_rate": recipe.rate(done - 1)})
+            rate = count * recipe.batch_size * recipe.length / seconds
+            measured.append({"step": done, "seconds": seconds, "tokens_per_second": rate})
+            bar.set_postfix(loss=loss, tokens_per_second=round(rate))
+            bar.update(count)
+            if done in evaluated:
+                evaluate(done)
+            if checkpoint and done < recipe.steps and (done % saving == 0 or done == last):
+                adapter.save(checkpoint, {"step": done, "history": history})
+            sums, since, started = torch.zeros_like(sums), done, time.perf_counter()
+    seconds = sum(row["seconds"] for row in measured)
+    tokens = sum(row["seconds"] * row["tokens_per_second"] for row in measured)
+    name = torch.cuda.get_device_name() if adapter.device.type == "cuda" else "CPU"
+    total = {"tokens_per_second": tokens / seconds if seconds else None, "seconds": seconds, "device": name}
+    return {"total": total | {"peak_bytes": peak_bytes()}, "rows": measured}

@@ -1,4 +1,4 @@
-"""Which examples a stage learns from: the phantoms' own sets, or a real data set in a folder. It trains nothing.
+"""Which examples a stage learns from: the phantoms' own sets, or a real data set in a folder.
 
 | protocol | learns from | is asked |
 |---|---|---|
@@ -10,7 +10,7 @@ Recipes are chosen by `validation`; no test row is read for it.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -25,54 +25,58 @@ PHANTOM_SETS = {"align": phantom_sets.alignment_set, "instruct": phantom_sets.in
 PROTOCOLS = ("official", "image_disjoint", "validation")
 SEEN, UNSEEN = "seen images", "unseen images"
 VALIDATION_EXAMPLES = 64
-PHANTOMS = 300  # beside real images
+PHANTOMS_ADDED = 300  # to real images
 CAPTIONS, DIALOGUES = 2, 3  # of each image, in stage instruct; each has its own order of the questions
 HELD_OUT = 0.15  # of the images, and of the questions about the others
 
 
+@dataclass(frozen=True)
+class TrainingData:
+    """A data set by name, the folder of a real one, and the protocol; images may be links into the folders `roots`."""
+
+    name: str = "phantoms"
+    folder: Path | None = None
+    protocol: str = "official"
+    roots: tuple[Path, ...] = ()
+
+
+PHANTOMS = TrainingData()
+
+
 def stage_examples(
-    stage: str,
-    profile: Profile,
-    *,
-    data: str = "phantoms",
-    data_dir: Path | None = None,
-    roots: Sequence[Path] = (),
-    protocol: str = "official",
-    skip_corrupt: bool = False,
+    stage: str, profile: Profile, data: TrainingData = PHANTOMS, *, skip_corrupt: bool = False
 ) -> tuple[list[Example], list[Example]]:
-    """Training and validation examples of a stage; of real data there are none for validation under way.
+    """Training and validation examples of a stage; real data have none for validation during the training.
 
     From VQA-RAD the stages align and instruct of a synthetic profile learn captions and dialogues made of its training
-    questions, beside PHANTOMS phantoms at most. Images may be links into the folders `roots`; skip_corrupt: images that are
-    missing are left to the training, which counts them. Raises ValueError for what cannot be trained on, see
-    `medv.data.training_set`.
+    questions, with at most PHANTOMS_ADDED phantoms. With skip_corrupt missing images are left to the training, which counts
+    them. Raises ValueError for what cannot be trained on, see `medv.data.training_set`.
     """
     if stage not in STAGES:
         raise ValueError(f"unknown stage {stage!r}: use pretrain, {', '.join(STAGES)}")
-    maker, size, recipe = PHANTOM_SETS[stage], profile.model.image_size, profile.recipe(stage, data)
-    if data == "phantoms":
-        if data_dir is not None:
-            raise ValueError(f"--data-dir {data_dir} is for a real data set: name that with --data, or leave it out")
+    maker, size, recipe = PHANTOM_SETS[stage], profile.model.image_size, profile.recipe(stage, data.name)
+    if data.name == "phantoms":
+        if data.folder is not None:
+            raise ValueError(f"--data-dir {data.folder} is for a real data set: name that with --data, or leave it out")
         if not profile.synthetic:
             raise ValueError(f"profile {profile.name} trains on real data: name it with --data and --data-dir")
-        if protocol != "official":
-            raise ValueError(f"protocol {protocol} is for real data: phantoms are never in two splits")
+        if data.protocol != "official":
+            raise ValueError(f"protocol {data.protocol} is for real data: phantoms are never in two splits")
         count = min(VALIDATION_EXAMPLES, recipe.samples)
         return maker("train", recipe.samples, image_size=size), maker("validation", count, image_size=size)
-    if data_dir is None:
-        raise ValueError(f"--data {data} needs the folder of the data set: give --data-dir")
-    given = {"roots": roots, "skip_corrupt": skip_corrupt}
-    if protocol == "official":  # a data set without questions to ask has this one alone, and may have no test split
-        train = read_training_set(data, data_dir, **given)
+    if data.folder is None:
+        raise ValueError(f"--data {data.name} needs the folder of the data set: give --data-dir")
+    if data.protocol == "official":  # a data set without questions to ask has this one alone, and may have no test split
+        train = read_training_set(data.name, data.folder, roots=data.roots, skip_corrupt=skip_corrupt)
     else:
-        train = question_split(data, data_dir, protocol, **given)[0]
+        train = question_split(data, skip_corrupt=skip_corrupt)[0]
     if recipe.lower_case:
         train = in_lower_case(train)
-    if stage == "vqa" or data != "vqa_rad" or not profile.synthetic:
+    if stage == "vqa" or data.name != "vqa_rad" or not profile.synthetic:
         return train, []
     texts = caption_examples(train, copies=CAPTIONS)
     texts += dialogue_examples(train, copies=DIALOGUES) if stage == "instruct" else []
-    return [*texts, *maker("train", min(PHANTOMS, recipe.samples), image_size=size)], []
+    return [*texts, *maker("train", min(PHANTOMS_ADDED, recipe.samples), image_size=size)], []
 
 
 def in_lower_case(questions: Sequence[Example]) -> list[Example]:
@@ -83,31 +87,29 @@ def in_lower_case(questions: Sequence[Example]) -> list[Example]:
     ]
 
 
-def question_split(
-    data: str, folder: str | Path, protocol: str = "official", *, roots: Sequence[Path] = (), skip_corrupt: bool = False
-) -> tuple[list[Example], dict[str, list[Example]]]:
+def question_split(data: TrainingData, *, skip_corrupt: bool = False) -> tuple[list[Example], dict[str, list[Example]]]:
     """Training questions and the lists to be asked, by name, under a protocol; raises ValueError for an unknown one."""
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"unknown protocol {protocol!r}: use one of {', '.join(PROTOCOLS)}")
-    train = read_training_set(data, folder, roots=roots, skip_corrupt=skip_corrupt)
-    if protocol == "validation":
+    if data.protocol not in PROTOCOLS:
+        raise ValueError(f"unknown protocol {data.protocol!r}: use one of {', '.join(PROTOCOLS)}")
+    train = read_training_set(data.name, data.folder, roots=data.roots, skip_corrupt=skip_corrupt)
+    if data.protocol == "validation":
         train, held = validation_split(train)
-        return train, {f"{data} validation, {name}": questions for name, questions in held.items()}
-    test = read_dataset(data, folder, "test", roots=roots)
-    if protocol == "official":
-        return train, {f"{data} test": test}
+        return train, {f"{data.name} validation, {name}": questions for name, questions in held.items()}
+    test = read_dataset(data.name, data.folder, "test", roots=data.roots)
+    if data.protocol == "official":
+        return train, {f"{data.name} test": test}
     asked = {example.meta["image"] for example in test}
     train = [example for example in train if example.meta["image"] not in asked]
     if not train:
-        raise ValueError(f"every training image of {data} is a test image, too: there is no image-disjoint training")
-    return train, {f"{data} test, {UNSEEN}": test}
+        raise ValueError(f"every training image of {data.name} is a test image, too: there is no image-disjoint training")
+    return train, {f"{data.name} test, {UNSEEN}": test}
 
 
 def validation_split(questions: Sequence[Example]) -> tuple[list[Example], dict[str, list[Example]]]:
     """Training questions cut into those to learn from and two held-out lists, by hashes of names, the same on every machine.
 
     UNSEEN has all questions about a share HELD_OUT of the images; SEEN has a like share of those about the other images,
-    together with what shares their image, type of question and answer, as that is mostly the same question in other words.
+    together with those that share their image, type of question and answer: mostly the same question in other words.
     """
     kept, held = [], {SEEN: [], UNSEEN: []}
     for example in questions:

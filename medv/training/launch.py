@@ -1,24 +1,24 @@
-"""One process or many: who this one is, DeepSpeed's configurations, and a run that breaks saying so in one sentence.
+"""One process or many: how a run is done, DeepSpeed's configurations, and failures that end in one sentence.
 
-`torchrun`, the `deepspeed` launcher and Slurm tell each process who it is through RANK, LOCAL_RANK and WORLD_SIZE; without
-them there is one process. Processes talk through NCCL on GPUs and gloo on CPUs, by the same code. A launcher runs the command
-that would run alone (`--out` must be a folder that every node sees):
+`torchrun`, the `deepspeed` launcher and Slurm set RANK, LOCAL_RANK and WORLD_SIZE; without them there is one process. The
+process group itself is made by the Trainer (NCCL on GPUs, gloo on CPUs), and accelerate talks over it. A launcher runs the
+command that would run alone (`--out` must be a folder that every node sees):
 
     torchrun --nproc_per_node 4 -m medv train instruct --deepspeed zero3 --out runs/s2
     deepspeed --num_gpus 4 --no_local_rank --module medv train instruct --deepspeed zero3 --out runs/s2
 
-benchmarks/slurm.sh starts it on several nodes. This module knows no model and no data.
+benchmarks/slurm.sh starts it on several nodes.
 """
 
 import os
 import re
 import signal
-import socket
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,10 +26,31 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 
 from medv.artifacts import disk_is_full
+from medv.training.lora import LoraRecipe
 
 DEEPSPEED = ("zero2", "zero3")
-_SHUT = re.compile(r"Read-only file system|Permission denied|os error (13|30)\b", re.I)
-_LOST = re.compile(r"gloo|nccl|peer|connection (closed|reset|refused)|broken pipe|timed out", re.I)
+_READ_ONLY = re.compile(r"Read-only file system|Permission denied|os error (13|30)\b", re.I)
+_LOST_PROCESS = re.compile(r"gloo|nccl|peer|connection (closed|reset|refused)|broken pipe|timed out", re.I)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a training is run. `seed`, `lora` and `skip_corrupt` affect the result; the others only its cost.
+
+    accumulation: parts into which each process cuts its share of a batch. deepspeed: None, "zero2" or "zero3". device: None is
+    the best there is. skip_corrupt: skip and count examples whose image cannot be read. checkpoints=False: a stopped run
+    begins anew, and a short one spends no time on saving. stop_after: end after so many steps, with a checkpoint and no result.
+    """
+
+    seed: int = 0
+    lora: LoraRecipe | None = None
+    accumulation: int = 1
+    deepspeed: str | None = None
+    device: str | None = None
+    skip_corrupt: bool = False
+    checkpoints: bool = True
+    stop_after: int | None = None
+    quiet: bool = False
 
 
 class TrainingStopped(RuntimeError):
@@ -37,7 +58,7 @@ class TrainingStopped(RuntimeError):
 
 
 def rank() -> int:
-    """The number of this process among all."""
+    """The number of this process among all, known before there is a process group."""
     return int(os.environ.get("RANK", "0"))
 
 
@@ -54,9 +75,9 @@ def deepspeed_config(name: str) -> Path:
 
 
 def join(deepspeed: str | None) -> None:
-    """Make DeepSpeed ready, once in a process; without DeepSpeed the Trainer joins the others by itself.
+    """Prepare DeepSpeed, once in a process; without DeepSpeed the Trainer joins the other processes by itself.
 
-    One process alone trains on one GPU and says so where there are more. Raises ValueError where DeepSpeed is not installed.
+    A single process trains on one GPU and warns where there are more. Raises ValueError where DeepSpeed is not installed.
     """
     if processes() == 1 and (count := torch.cuda.device_count()) > 1:
         warnings.warn(
@@ -70,12 +91,10 @@ def join(deepspeed: str | None) -> None:
         import deepspeed as library
     except ImportError:
         raise ValueError("DeepSpeed is not installed: pip install 'medv[deepspeed]'") from None
-    # Without a launcher DeepSpeed would look for MPI.
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    # Without a launcher DeepSpeed would look for MPI. Port 0 is any free one.
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     for name, value in alone.items():
         os.environ.setdefault(name, value)
-    if "MASTER_PORT" not in os.environ:
-        os.environ["MASTER_PORT"] = str(_free_port())
     library.utils.logger.setLevel("WARNING")
     # DeepSpeed still calls torch's older names, once in every process and place.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
@@ -86,51 +105,21 @@ def join(deepspeed: str | None) -> None:
             library.init_distributed(dist_backend="gloo", verbose=False)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def wait_for_all() -> None:
-    """Return when every process has come here."""
-    if dist.is_initialized():
-        dist.barrier()
-
-
-def gather(values: torch.Tensor) -> torch.Tensor:
-    """`values` [n] of every process, on the device they are on: [processes, n]."""
-    if not dist.is_initialized():
-        return values[None]
-    parts = [torch.empty_like(values) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, values)
-    return torch.stack(parts)
-
-
-def gather_objects(value: object) -> list:
-    """A small object of every process, in their order."""
-    if not dist.is_initialized():
-        return [value]
-    parts: list = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, value)
-    return parts
-
-
 @contextmanager
-def stopping_in_words(going_on: Callable[[], str]) -> Iterator[None]:
-    """Turn a full or read-only disk and a lost process into a `TrainingStopped` that says what `going_on` says of the way on.
+def clear_failures(how_to_resume: Callable[[], str]) -> Iterator[None]:
+    """Turn a full or read-only disk and a lost process into a `TrainingStopped` that ends with `how_to_resume()`.
 
-    Other errors pass. A launcher that takes this process down because another one died counts as that loss.
+    Other errors pass. A launcher that terminates this process because another one died counts as that loss.
     """
     who = f"process {rank()} of {processes()}: " if processes() > 1 else ""
     lost = "another process of the run was lost or stopped"
 
-    def asked_to_stop(*_) -> None:
+    def on_terminate(*_) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise TrainingStopped(f"{who}{lost}; {going_on()}")
+        raise TrainingStopped(f"{who}{lost}; {how_to_resume()}")
 
-    watches = processes() > 1 and threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, asked_to_stop) if watches else None
+    handles = processes() > 1 and threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, on_terminate) if handles else None
     try:
         yield
     except TrainingStopped:
@@ -138,12 +127,14 @@ def stopping_in_words(going_on: Callable[[], str]) -> Iterator[None]:
     except (OSError, RuntimeError, SafetensorError) as error:
         line = next(iter(str(error).splitlines()), "")
         if disk_is_full(error):
-            raise TrainingStopped(f"{who}the disk is full ({line}): free some space; {going_on()}") from error
-        if _SHUT.search(str(error)):
-            raise TrainingStopped(f"{who}nothing can be written ({line}): make the folder writable; {going_on()}") from error
-        if processes() > 1 and _LOST.search(str(error)):
-            raise TrainingStopped(f"{who}{lost}; {going_on()}") from error
-        raise
+            said = f"the disk is full ({line}): free some space"
+        elif _READ_ONLY.search(str(error)):
+            said = f"nothing can be written ({line}): make the folder writable"
+        elif processes() > 1 and _LOST_PROCESS.search(str(error)):
+            said = lost
+        else:
+            raise
+        raise TrainingStopped(f"{who}{said}; {how_to_resume()}") from error
     finally:
-        if watches:
+        if handles:
             signal.signal(signal.SIGTERM, before if sys.exc_info()[0] is None else signal.SIG_IGN)

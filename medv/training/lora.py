@@ -1,9 +1,11 @@
-"""LoRA on the language tower, by peft: the pattern is anchored, so the vision tower is never touched.
+"""What learns: the named parts of a stage, or LoRA adapters on the language tower, by peft.
 
-The projector, and the image newline where there is one, are trained in full beside the adapters and saved with them.
+The pattern of the adapters is anchored, so the vision tower is never touched. The projector, and the image newline where there
+is one, are trained in full beside them and saved with them.
 """
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +16,38 @@ from medv import limits
 from medv.checkpoints.adapters import AdaptedModel
 from medv.model.modeling import MedVForMaskedDiffusion
 
+PARTS = {
+    "projector": ("model.projector.",),
+    "language_model": ("model.language_model.", "lm_head.", "model.image_newline"),
+    # all but the token embedding
+    "language_layers": ("model.language_model.layers.", "model.language_model.norm.", "model.image_newline"),
+    # a deviation from the paper: the last block and the head convolution of an EfficientNet-Lite0
+    "vision_end": ("model.vision_tower.encoder.blocks.15.", "model.vision_tower.encoder.top_"),
+}
 LANGUAGE_LAYERS = r"model\.language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
+
+
+def freeze_except(model: MedVForMaskedDiffusion, trains: Sequence[str]) -> int:
+    """Let only the named parts learn; returns the number of trainable parameters.
+
+    Raises ValueError for a part that is unknown or that this model does not have.
+    """
+    unknown = set(trains) - set(PARTS)
+    if unknown:
+        raise ValueError(f"unknown part {', '.join(sorted(unknown))}: a stage trains {' or '.join(PARTS)}")
+    model.requires_grad_(False)
+    for part in trains:
+        found = [parameter for name, parameter in model.named_parameters() if name.startswith(PARTS[part])]
+        if not found:
+            raise ValueError(f"this model has no part {part}: only an EfficientNet-Lite0 has one of that name")
+        for parameter in found:
+            parameter.requires_grad_(True)
+    return trainable_parameters(model)
+
+
+def trainable_parameters(model: torch.nn.Module) -> int:
+    """How many parameters learn."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 @dataclass(frozen=True)
@@ -34,7 +67,7 @@ class LoraRecipe:
 def attach_lora(model: MedVForMaskedDiffusion, recipe: LoraRecipe, *, seed: int = 0) -> AdaptedModel:
     """Freeze the model, put adapters on every linear map of the language layers, and train projector and newline in full.
 
-    The adapters begin as a function of `seed` alone; torch's global generator is left as it was.
+    The initial adapters are a function of `seed` alone; torch's global generator is left as it was.
     """
     config = LoraConfig(
         r=recipe.rank,
@@ -46,7 +79,7 @@ def attach_lora(model: MedVForMaskedDiffusion, recipe: LoraRecipe, *, seed: int 
         base_model_name_or_path=model.name_or_path or None,
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        # peft still asks by the old name; one line a training would bury what a notebook has to say
+        # peft still reads a deprecated name; the warning would appear at every training
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         torch.manual_seed(seed)
         network = AdaptedModel(model, config)

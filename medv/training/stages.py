@@ -1,89 +1,62 @@
-"""Running one stage of the paper's recipe on the Hugging Face Trainer: align, instruct, vqa (Table 6, section 3).
+"""`medv train STAGE`: a stage of the paper's recipe on the Hugging Face Trainer: align, instruct, vqa (Table 6, section 3).
 
 Stage 1 (align) trains the projector alone; stages 2 (instruct) and 3 (vqa) train projector and language tower; the vision
-tower stays frozen throughout. The result is a folder: weights in safetensors (of stage 1 the projector's alone, where it is
-told what lies under it), processor, `history.json` with the loss curves, `training.json` with the recipe and `speed.json` with
-what the steps cost since the last start. A run that was stopped goes on from its last checkpoint, exactly. Order, noise and
-averages do not depend on how many processes share a batch.
+tower stays frozen. The result is a folder: weights in safetensors (of stage 1 the projector's alone, where its base is given),
+processor, `history.json` with the loss curves, `training.json` with the recipe and `speed.json` with the costs since the last
+start. A stopped run resumes exactly from its last checkpoint. Order, noise and averages do not depend on how many processes
+share a batch.
 """
 
 import json
-import math
+import os
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from transformers import PrinterCallback, TrainerCallback
+from accelerate import PartialState
+from transformers import PrinterCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 
 from medv import limits
-from medv.artifacts import SPEED, write_json
+from medv.artifacts import SPEED, default_out, write_json
 from medv.checkpoints import contents as model_contents
-from medv.checkpoints.bundled import load_model, save_projector
+from medv.checkpoints.assembly import assemble, new_processor
+from medv.checkpoints.bundled import bundled, fetched_towers, load_model, save_projector
+from medv.checkpoints.loading import load_tokenizer
 from medv.data import contents as data_contents
 from medv.data.example import Example
-from medv.model.devices import device_named
+from medv.model.devices import device_named, place
 from medv.model.looks import Looks
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
-from medv.ownership import Run, check_folder, claim_folder
-from medv.profiles import StageRecipe
+from medv.ownership import Run, check_folder, claim_folder, reserve
+from medv.profiles import Profile, StageRecipe
 from medv.training.collate import Collator, Encoder
-from medv.training.launch import deepspeed_config, join, processes, rank, stopping_in_words, wait_for_all
-from medv.training.lora import LoraRecipe, attach_lora, merge_lora
-from medv.training.meter import Meter, MeteredTrainer, totals, without_times
-from medv.training.stream import TrainingStream, ValidationStream
-from medv.training.trainer import Checkpoints, OneDeviceArguments, StageTrainer, find_checkpoint, going_on, looking_always
+from medv.training.costs import StagePlan, check_memory, device_capacity
+from medv.training.examples import PHANTOMS, TrainingData, stage_examples
+from medv.training.launch import RunOptions, clear_failures, deepspeed_config, join, processes, rank
+from medv.training.lora import attach_lora, freeze_except, merge_lora, trainable_parameters
+from medv.training.stream import TrainingStream, ValidationStream, training_steps
+from medv.training.trainer import (
+    Checkpoints,
+    Meter,
+    OneDeviceArguments,
+    StageTrainer,
+    find_checkpoint,
+    how_to_resume,
+    same_weights_on_every_process,
+    totals,
+    without_times,
+)
 
 MADE_BY = "medv train"
 FINISHED = "training.json"  # written last
-PARTS = {
-    "projector": ("model.projector.",),
-    "language_model": ("model.language_model.", "lm_head.", "model.image_newline"),
-    # all but the token embedding
-    "language_layers": ("model.language_model.layers.", "model.language_model.norm.", "model.image_newline"),
-    # a deviation from the paper: the last block and the head convolution of an EfficientNet-Lite0
-    "vision_end": ("model.vision_tower.encoder.blocks.15.", "model.vision_tower.encoder.top_"),
-}
-
-
-def freeze_except(model: MedVForMaskedDiffusion, trains: Sequence[str]) -> int:
-    """Let only the named parts learn; returns the number of trainable parameters.
-
-    Raises ValueError for a part that is unknown or that this model does not have.
-    """
-    unknown = set(trains) - set(PARTS)
-    if unknown:
-        raise ValueError(f"unknown part {', '.join(sorted(unknown))}: a stage trains {' or '.join(PARTS)}")
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    for part in trains:
-        found = [parameter for name, parameter in model.named_parameters() if name.startswith(PARTS[part])]
-        if not found:
-            raise ValueError(f"this model has no part {part}: only an EfficientNet-Lite0 has one of that name")
-        for parameter in found:
-            parameter.requires_grad_(True)
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def training_steps(recipe: StageRecipe, examples: int) -> int:
-    """Optimizer steps of a recipe on so many examples."""
-    return max(1, math.ceil(examples * recipe.epochs / recipe.batch_size))
-
-
-class _StopAfter(TrainerCallback):
-    """Stops the run after a number of steps, with a checkpoint, as an interrupted run would be stopped."""
-
-    def __init__(self, steps: int):
-        self.steps = steps
-
-    def on_step_end(self, args, state, control, **_):
-        """Called by the Trainer."""
-        if state.global_step >= self.steps:
-            control.should_save = control.should_training_stop = True
-        return control
+DEFAULTS = RunOptions()
+ZERO_STAGES = {None: 0, "zero2": 2, "zero3": 3}
 
 
 def train_stage(
@@ -92,168 +65,152 @@ def train_stage(
     recipe: StageRecipe,
     examples: Sequence[Example],
     out: Path,
+    options: RunOptions = DEFAULTS,
     *,
     validation: Sequence[Example] = (),
-    seed: int = 0,
-    lora: LoraRecipe | None = None,
-    accumulation: int = 1,
-    deepspeed: str | None = None,
     base: dict[str, str] | None = None,
     about: Mapping[str, str] | None = None,
-    skip_corrupt: bool = False,
-    stop_after: int | None = None,
-    checkpoints: bool = True,
     looks: Looks | None = None,
-    quiet: bool = False,
-    device: str | None = None,
 ) -> MedVForMaskedDiffusion:
-    """Train `model` in place by `recipe` and save it to the folder `out`; returns the trained model.
+    """Train `model` in place by `recipe` and save it to the folder `out`; returns the trained model (under ZeRO-3 it is whole
+    on the first process alone).
 
-    The global batch of the recipe is cut into `accumulation` parts for each process that a launcher started; what is learned
-    does not depend on the cut. deepspeed: None, "zero2" or "zero3" (the returned model is then whole on the first process
-    alone). base: what a projector trained alone was put on, as `save_projector` notes it; without it a whole model is saved.
-    A folder in which the same run was begun is continued, or, where it was finished, loaded; any other is refused with a
-    ValueError. The same run: of one recipe, seed, LoRA and `about` (names that a person knows it by), with equal contents of
-    starting weights and data. `stop_after` ends early with a checkpoint and saves no result. Raises TrainingStopped, the
-    last checkpoint intact, where loss or gradient is not finite, the disk is full or another process is lost. Without
-    `checkpoints` a run that is stopped begins anew, and a short one does not spend its time on saving. `looks` spare images
-    that were looked at before.
+    base: the model under a projector trained alone, as `save_projector` notes it; without it a whole model is saved. `looks`
+    spares images that were encoded before. A folder in which the same run was begun is continued, or, where it was finished,
+    loaded; any other raises ValueError. The same run: of one recipe, seed, LoRA and `about` (names for people), with equal
+    contents of starting weights and data. Raises TrainingStopped, the last checkpoint intact, where loss or gradient is not
+    finite, the disk is full or another process is lost.
     """
-    saved = out / "checkpoints"
-    with (
-        stopping_in_words(lambda: going_on(saved)),
-        looking_always(model),
-        claimed(out, made_of(model, processor, recipe, examples, validation, seed, lora, about or {})),
-    ):
-        if (out / FINISHED).exists():
-            return load_model(out)[0]
-        join(deepspeed)
-        model.config.loss_normalization = recipe.normalization
-        freeze_except(model, recipe.trains)
-        network = attach_lora(model, lora, seed=seed) if lora else model
-        trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
-        encode = Encoder(processor, loss_tokens=recipe.loss_tokens, max_length=recipe.max_length, looks=looks)
-        steps = training_steps(recipe, len(examples))
-        order = {"seed": seed, "batch_size": recipe.batch_size, "steps": steps, "times": recipe.times}
-        stream = TrainingStream(examples, encode, skip_corrupt=skip_corrupt, order=recipe.order, **order)
-        shown = {"evaluate": bool(validation), "save": checkpoints, "quiet": quiet}
-        trainer = MeteredTrainer(
-            normalization=recipe.normalization,
-            projector_rate=recipe.projector_rate,
-            going_on=lambda: going_on(saved),
-            model=network,
-            args=_arguments(recipe, out, steps, seed, accumulation, deepspeed, device=device, **shown),
-            train_dataset=stream,
-            eval_dataset=ValidationStream(validation, encode) if validation else None,
-            data_collator=Collator(processor.special, padding=recipe.padding, feature_dropout=recipe.feature_dropout),
-            callbacks=[Checkpoints(deepspeed, stream), *([_StopAfter(stop_after)] if stop_after else [])],
-            meter=Meter(model.config, processor.special.end_of_text, "language_model" in recipe.trains and not lora),
-        )
-        if quiet:
-            trainer.remove_callback(PrinterCallback)
-        if recipe.cached_vision:
-            if "vision_end" in recipe.trains:
-                raise ValueError("a vision tower that learns cannot be cached: set cached_vision=False in the recipe")
-            _look_once(model, encode, [*examples, *validation], trainer.args.device, quiet)
-        trainer.train(resume_from_checkpoint=find_checkpoint(saved, deepspeed, stream))
-        unset_hf_deepspeed_config()  # under ZeRO-3 the next model that is made would be cut to parts, too
-        if stop_after and trainer.state.global_step < steps:
-            return model
-        facts = {"seed": seed, "lora": asdict(lora) if lora else None, "trainable_parameters": trainable}
-        facts |= {"processes": processes(), "deepspeed": deepspeed, "skipped": stream.gathered_skips()}
-        trained = _whole(trainer, model, lora, out, zero3=deepspeed == "zero3")
-        if rank() == 0:
-            _save(trained, processor, recipe, out, trainer, facts, base)
-        wait_for_all()
-    return trained
-
-
-def _look_once(model, encode: Encoder, examples: Sequence[Example], device: torch.device, quiet: bool) -> None:
-    """Run the frozen tower over all images now."""
-    if is_deepspeed_zero3_enabled():
-        raise ValueError("cached_vision runs the whole vision tower, which ZeRO-3 has cut: use ZeRO-2 or leave it off")
-    encode.looks.once(model.model, examples, device=device, quiet=quiet)
-
-
-def _whole(
-    trainer: StageTrainer, model: MedVForMaskedDiffusion, lora: LoraRecipe | None, out: Path, *, zero3: bool
-) -> MedVForMaskedDiffusion:
-    """The trained model, put together from the processes and with its adapters folded in, on the first process."""
-    network = trainer.model
-    if zero3:  # each process has a part of it
-        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-        if rank():
-            return model
-        network = model = MedVForMaskedDiffusion(model.config)
-        if lora:
-            network = attach_lora(model, lora)
-        network.load_state_dict(weights)
-    if lora and rank() == 0:
-        return merge_lora(network, out / "adapter")
-    return model
-
-
-def made_of(
-    model: MedVForMaskedDiffusion,
-    processor: MedVProcessor,
-    recipe: StageRecipe,
-    examples: Sequence[Example],
-    validation: Sequence[Example],
-    seed: int,
-    lora: LoraRecipe | None,
-    about: Mapping[str, str],
-) -> Run:
-    """The identity of a training, as `medv.ownership` keeps it. How a batch is cut or shared is no part of it."""
-    limits.seed("seed", seed)
-    return {
+    limits.seed("seed", options.seed)
+    saved, lora, quiet = out / "checkpoints", options.lora, options.quiet
+    run = {
         "made_by": MADE_BY,
-        **about,
-        "seed": seed,
+        **(about or {}),
+        "seed": options.seed,
         "recipe": recipe.settings(),
         "lora": lora and asdict(lora),
         "init": model_contents.contents(model, processor),
         "data": data_contents.contents(examples),
         "validation": data_contents.contents(validation),
     }
+    with clear_failures(lambda: how_to_resume(saved)), same_weights_on_every_process(model), claimed(out, run):
+        if (out / FINISHED).exists():
+            return load_model(out)[0]
+        join(options.deepspeed)
+        model.config.loss_normalization = recipe.normalization
+        freeze_except(model, recipe.trains)
+        network = attach_lora(model, lora, seed=options.seed) if lora else model
+        facts = {"seed": options.seed, "lora": run["lora"], "trainable_parameters": trainable_parameters(network)}
+        encode = Encoder(processor, loss_tokens=recipe.loss_tokens, max_length=recipe.max_length, looks=looks)
+        steps = training_steps(recipe, len(examples))
+        language_learns = "language_model" in recipe.trains and not lora
+        stream = TrainingStream(
+            examples,
+            encode,
+            seed=options.seed,
+            batch_size=recipe.batch_size,
+            steps=steps,
+            times=recipe.times,
+            order=recipe.order,
+            skip_corrupt=options.skip_corrupt,
+        )
+        trainer = StageTrainer(
+            recipe=recipe,
+            meter=Meter(model.config, processor.special.end_of_text, language_learns=language_learns),
+            model=network,
+            args=_arguments(recipe, saved, steps, options, evaluate=bool(validation)),
+            train_dataset=stream,
+            eval_dataset=ValidationStream(validation, encode) if validation else None,
+            data_collator=Collator(processor.special, padding=recipe.padding, feature_dropout=recipe.feature_dropout),
+            callbacks=[Checkpoints(options.deepspeed, stream, options.stop_after)],
+        )
+        if quiet:
+            trainer.remove_callback(PrinterCallback)
+        if recipe.cached_vision:
+            if "vision_end" in recipe.trains:
+                raise ValueError("a vision tower that learns cannot be cached: set cached_vision=False in the recipe")
+            if is_deepspeed_zero3_enabled():
+                raise ValueError("cached_vision runs the whole vision tower, which ZeRO-3 has cut: use ZeRO-2 or leave it off")
+            encode.looks.once(model.model, [*examples, *validation], device=trainer.args.device, quiet=quiet)
+        trainer.train(resume_from_checkpoint=find_checkpoint(saved, options.deepspeed, stream))
+        unset_hf_deepspeed_config()  # under ZeRO-3 the next model would be partitioned, too
+        if options.stop_after and trainer.state.global_step < steps:
+            return model
+        facts |= {"processes": processes(), "deepspeed": options.deepspeed, "skipped": stream.gathered_skips()}
+        trained = _whole_model(trainer, model, options, out)
+        if rank() == 0:
+            if base is not None and recipe.trains == ("projector",):
+                save_projector(trained, out, base)
+            else:
+                trained.save_pretrained(out)
+            processor.save_pretrained(out)
+            write_json(out / "history.json", without_times(trainer.state.log_history))
+            write_json(out / SPEED, {"total": totals(trainer.meter.rows), "rows": trainer.meter.rows})
+            write_json(out / FINISHED, {"recipe": asdict(recipe), "steps": trainer.state.global_step, **facts})
+        PartialState().wait_for_everyone()
+    return trained
+
+
+def train_stages(
+    model: MedVForMaskedDiffusion,
+    processor: MedVProcessor,
+    stages: Mapping[str, tuple[StageRecipe, Sequence[Example], Sequence[Example]]],
+    out: Path,
+    options: RunOptions = DEFAULTS,
+) -> MedVForMaskedDiffusion:
+    """Run stages, given by name as (recipe, training examples, validation examples), one after another into `out`/name.
+
+    Each starts from the folder of the one before, so that a stopped run can be resumed. Returns the model of the last one.
+    """
+    before = None
+    for name, (recipe, examples, validation) in stages.items():
+        if before is not None:
+            model, processor = load_model(before)
+        before = out / name
+        model = train_stage(model, processor, recipe, examples, before, options, validation=validation)
+    return model
 
 
 def claimed(out: Path, run: Run) -> AbstractContextManager:
-    """The folder held for the run by the first process; the others look whether it is theirs."""
+    """The folder held for the run by the first process; the others check that it is theirs."""
     if rank() == 0:
         return claim_folder(out, run)
     check_folder(out, run)
     return nullcontext()
 
 
-def _arguments(
-    recipe: StageRecipe,
-    out: Path,
-    steps: int,
-    seed: int,
-    accumulation: int,
-    deepspeed: str | None,
-    *,
-    evaluate: bool,
-    save: bool,
-    quiet: bool,
-    device: str | None = None,
-) -> OneDeviceArguments:
-    """The Trainer's arguments for a recipe."""
-    world = processes()
-    micro_batch, rest = divmod(recipe.batch_size, world * accumulation)
+def _whole_model(
+    trainer: StageTrainer, model: MedVForMaskedDiffusion, options: RunOptions, out: Path
+) -> MedVForMaskedDiffusion:
+    """The trained model, on the first process gathered from all processes and with its adapters merged."""
+    network = trainer.model
+    if options.deepspeed == "zero3":  # each process has a part of it
+        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        if rank():
+            return model
+        network = model = MedVForMaskedDiffusion(model.config)
+        if options.lora:
+            network = attach_lora(model, options.lora)
+        network.load_state_dict(weights)
+    return merge_lora(network, out / "adapter") if options.lora and rank() == 0 else model
+
+
+def _arguments(recipe: StageRecipe, saved: Path, steps: int, options: RunOptions, *, evaluate: bool) -> OneDeviceArguments:
+    world, parts = processes(), options.accumulation
+    micro_batch, rest = divmod(recipe.batch_size, world * parts)
     if rest or not micro_batch:
         raise ValueError(
-            f"a batch of {recipe.batch_size} cannot be cut into {world} processes x {accumulation} accumulation steps: "
+            f"a batch of {recipe.batch_size} cannot be cut into {world} processes x {parts} accumulation steps: "
             "choose numbers that divide it"
         )
     often = max(1, steps // 8)
-    on_gpu = device_named(device).type == "cuda"
+    on_gpu = device_named(options.device).type == "cuda"
     return OneDeviceArguments(
-        output_dir=str(out / "checkpoints"),
+        output_dir=str(saved),
         max_steps=steps,
         per_device_train_batch_size=micro_batch,
         per_device_eval_batch_size=max(micro_batch, 32),
-        gradient_accumulation_steps=accumulation,
+        gradient_accumulation_steps=parts,
         learning_rate=recipe.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=recipe.warmup,
@@ -265,11 +222,11 @@ def _arguments(
         eval_strategy="steps" if evaluate else "no",
         eval_steps=often,
         logging_steps=max(1, steps // 40),
-        save_strategy="steps" if save else "no",
+        save_strategy="steps" if options.checkpoints else "no",
         save_steps=often,
         report_to="none",
-        seed=seed,
-        deepspeed=None if deepspeed is None else str(deepspeed_config(deepspeed)),
+        seed=options.seed,
+        deepspeed=options.deepspeed and str(deepspeed_config(options.deepspeed)),
         use_cpu=not on_gpu,
         bf16=recipe.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported(),
         optim="adamw_torch_fused",
@@ -277,30 +234,106 @@ def _arguments(
         activation_checkpointing_kwargs={"use_reentrant": False},
         dataloader_num_workers=0,
         dataloader_pin_memory=on_gpu,
-        disable_tqdm=quiet,
+        disable_tqdm=options.quiet,
     )
 
 
-def _save(model, processor, recipe, out: Path, trainer: MeteredTrainer, facts: dict, base: dict[str, str] | None) -> None:
-    """Weights, processor, loss curves and recipe."""
-    if base is not None and recipe.trains == ("projector",):
-        save_projector(model, out, base)
-    else:
-        model.save_pretrained(out)
-    processor.save_pretrained(out)
-    write_json(out / "history.json", without_times(trainer.state.log_history))
-    write_json(out / SPEED, {"total": totals(trainer.meter.rows), "rows": trainer.meter.rows})
-    facts = {"recipe": asdict(recipe), "steps": trainer.state.global_step, **facts}
-    write_json(out / FINISHED, facts)
-
-
 def summary(out: Path) -> dict:
-    """Steps, trainable parameters and last losses of a finished stage, and how many examples were left out, if any were; its
-    speed and memory are in speed.json.
-    """
+    """Steps, trainable parameters and last losses of a finished stage, and how many examples were skipped, if any."""
     facts = json.loads((out / FINISHED).read_text(encoding="utf-8"))
     history = json.loads((out / "history.json").read_text(encoding="utf-8"))
-    last = {name: [row[name] for row in history if name in row][-1:] for name in ("loss", "eval_loss")}
-    losses = {name: values[0] for name, values in last.items() if values}
+    losses = {name: row[name] for name in ("loss", "eval_loss") for row in history if name in row}  # the last of each
     skipped = {"skipped": len(facts["skipped"])} if facts.get("skipped") else {}
     return {"steps": facts["steps"], "trainable_parameters": facts["trainable_parameters"], **losses, **skipped}
+
+
+def starting_point(
+    profile: Profile, init: Path | None, *, seed: int, dtype: torch.dtype = torch.float32, device: str | None = None
+) -> tuple[MedVForMaskedDiffusion, MedVProcessor]:
+    """The model to train and its processor: from the folder `init` (in `dtype`), or the profile's `towers` with a new
+    projector; on the device as `load_model` puts it.
+    """
+    if init is not None:
+        return load_model(init, dtype=dtype, device=device)
+    language, vision = towers(profile)
+    model = place(assemble(language, vision, seed=seed, **profile.model.sight), device)
+    return model, new_processor(load_tokenizer(language), model.config, system=profile.system)
+
+
+def towers(profile: Profile, folder: Path | None = None) -> tuple[Path, Path]:
+    """Folders of the language and the vision tower: the package's, or those that `medv towers` made in `folder`, by default
+    `runs/<profile>/towers`.
+
+    Raises ValueError for a profile that starts from released weights, FileNotFoundError where the towers are missing.
+    """
+    if profile.towers == "bundled":
+        return bundled("language_tower"), bundled("vision_tower")
+    if profile.towers != "packages":
+        raise ValueError(f"profile {profile.name} has no towers of its own: give the weights to start from with --init")
+    return fetched_towers(profile.name, folder or default_out(profile.name) / "towers")
+
+
+def run_stage(
+    stage: str,
+    profile: Profile,
+    out: Path,
+    options: RunOptions = DEFAULTS,
+    *,
+    data: TrainingData = PHANTOMS,
+    init: Path | None = None,
+    examples: Sequence[Example] | None = None,
+) -> dict:
+    """Train one stage into `out`, on `data` or on given `examples`, and return its facts; a stage finished there is not
+    trained again, and its facts have no `seconds`.
+
+    Under a launcher every process calls this alike, see `medv.training.launch`. Raises ValueError where anything else is in
+    `out`, as `train_stage` does, and where it is `init`.
+    """
+    if options.deepspeed is not None:
+        deepspeed_config(options.deepspeed)
+    with reserve(out, MADE_BY, inputs=[init]) if rank() == 0 else nullcontext():
+        train, validation = examples, ()
+        if examples is None:
+            train, validation = stage_examples(stage, profile, data, skip_corrupt=options.skip_corrupt)
+        # DeepSpeed keeps float32 copies of what it trains, so that each process may load half as much.
+        on_gpu = device_named(options.device).type == "cuda"
+        half = options.deepspeed is not None and on_gpu and torch.cuda.is_bf16_supported()
+        dtype = getattr(torch, profile.dtype) if half else torch.float32
+        # The Trainer and DeepSpeed place what they train.
+        model, processor = starting_point(profile, init, seed=options.seed, dtype=dtype, device="cpu")
+        recipe, started = profile.recipe(stage, data.name), time.perf_counter()
+        finished = (out / FINISHED).exists()
+        if not finished:
+            plan = plan_run(model, processor, recipe, train, options)
+            if not options.quiet and rank() == 0:
+                print(plan.memory_sentence(), file=sys.stderr)
+        # what a projector alone is loaded onto; None for towers that are neither a model's nor the package's
+        bundled_base = {"model": "bundled"} if profile.towers == "bundled" else None
+        base = bundled_base if init is None else {"model": str(init)}
+        about = {"stage": stage, "profile": profile.name}
+        train_stage(model, processor, recipe, train, out, options, validation=validation, base=base, about=about)
+    return summary(out) | ({} if finished else {"seconds": time.perf_counter() - started})
+
+
+def plan_run(
+    model: MedVForMaskedDiffusion,
+    processor: MedVProcessor,
+    recipe: StageRecipe,
+    examples: Sequence[Example],
+    options: RunOptions = DEFAULTS,
+) -> StagePlan:
+    """The plan on this machine's devices at the longest of the examples; a ValueError where it cannot fit."""
+    if not examples:
+        raise ValueError("there are no training examples: look at the data set, or at `samples` of the recipe")
+    longest = max(examples, key=lambda example: sum(len(turn.text) for turn in example.turns))
+    encode = Encoder(processor, loss_tokens=recipe.loss_tokens, max_length=recipe.max_length)
+    return check_memory(
+        model.config,
+        recipe,
+        gpus=processes(),
+        zero=ZERO_STAGES[options.deepspeed],
+        lora=options.lora,
+        accumulation=options.accumulation,
+        length=len(encode(longest)["input_ids"]),
+        capacity=device_capacity(int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
+    )

@@ -1,32 +1,39 @@
 """The order of training: which example, at which step, with which noise.
 
-The stream is a plain sequence of positions. Position i holds an example of a permutation drawn from (seed, epoch), and the
-seeds of its noise, (seed, step, example index); so the order and the noise are the same on one process and on eight, with
-and without accumulation, after a resume too, as long as the global batch size is the same. It knows no model.
+Position i of the stream holds an example of a permutation drawn from (seed, epoch), and the seeds of its noise, (seed, step,
+example index). So order and noise are the same on one process and on eight, with and without accumulation, and after a resume,
+as long as the global batch size is the same.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
+from accelerate.utils import gather_object
 from torch.utils.data import Dataset
 
 from medv.data.example import Example
 from medv.data.images import ImageError
-from medv.training.launch import gather_objects
+from medv.profiles import StageRecipe
 
 TIMES = ("iid", "stratified")
 ORDERS = ("shuffled", "by_length")
 POOL = 50  # batches of shuffled examples that are sorted by length together
 
 
+def training_steps(recipe: StageRecipe, examples: int) -> int:
+    """Optimizer steps of a recipe on so many examples."""
+    return max(1, math.ceil(examples * recipe.epochs / recipe.batch_size))
+
+
 class TrainingStream(Dataset):
     """`steps * batch_size` items in training order; item = encode(example) plus the seeds of its noise.
 
     times="iid": each t is uniform (the reference). "stratified": the samples of one global batch take the batch_size equal
-    parts of (0, 1), so that every batch covers the interval evenly (MDLM). order="by_length": batches of like length, in
-    shuffled order; the length is that of the text, in characters. skip_corrupt=True puts the next example of the order in the
-    place of one whose image cannot be read, and notes its id in `skipped`.
+    parts of (0, 1), so that every batch covers the interval evenly (MDLM). order="by_length": batches of similar length, in
+    shuffled order; the length is that of the text, in characters. skip_corrupt=True replaces an example whose image cannot be
+    read by the next one of the order, and adds its id to `skipped`.
     """
 
     def __init__(
@@ -50,9 +57,9 @@ class TrainingStream(Dataset):
         self.examples, self.encode, self.order = examples, encode, order
         self.seed, self.batch_size, self.steps, self.times = seed, batch_size, steps, times
         self.skip_corrupt, self.skipped = skip_corrupt, set[str]()
-        self._order = lru_cache(maxsize=2)(self._permutation)
+        self._permutation = lru_cache(maxsize=2)(self._draw_permutation)
 
-    def _permutation(self, epoch: int) -> np.ndarray:
+    def _draw_permutation(self, epoch: int) -> np.ndarray:
         rng = np.random.default_rng([self.seed, epoch, 0x0DE2])
         order = rng.permutation(len(self.examples))
         if self.order == "shuffled":
@@ -76,29 +83,28 @@ class TrainingStream(Dataset):
             raise IndexError(f"position {position} is outside the {len(self)} of the stream")
         step, slot = divmod(position, self.batch_size)
         stratum = (slot, self.batch_size) if self.times == "stratified" else (0, 1)
-        return self._encoded(position) | {"noise": (self.seed, step, self._index(position)), "stratum": stratum}
-
-    def _index(self, position: int) -> int:
-        epoch, place = divmod(position, len(self.examples))
-        return int(self._order(epoch)[place])
-
-    def _encoded(self, position: int) -> dict:
-        start = position - position % len(self.examples)
-        for further in range(len(self.examples)):
-            example = self.examples[self._index(start + (position - start + further) % len(self.examples))]
+        noise = {"noise": (self.seed, step, self._index(position)), "stratum": stratum}
+        count = len(self.examples)
+        start = position - position % count
+        for further in range(count):
+            example = self.examples[self._index(start + (position - start + further) % count)]
             try:
-                return self.encode(example)
+                return self.encode(example) | noise
             except ImageError as error:
                 if not self.skip_corrupt:
                     raise ImageError(
                         f"example {example.id}: {error}; mend it, or leave such images out with --skip-corrupt"
                     ) from error
                 self.skipped.add(example.id)
-        raise ValueError(f"none of the {len(self.examples)} training images can be read: look at their folder")
+        raise ValueError(f"none of the {count} training images can be read: look at their folder")
+
+    def _index(self, position: int) -> int:
+        epoch, place = divmod(position, len(self.examples))
+        return int(self._permutation(epoch)[place])
 
     def gathered_skips(self) -> list[str]:
-        """The ids of the examples that any process has left out."""
-        return sorted(set().union(*gather_objects(sorted(self.skipped))))
+        """The ids of the examples that any process has skipped."""
+        return sorted(set(gather_object(sorted(self.skipped))))
 
     def names(self, step: int) -> list[str]:
         """The ids of the examples of a global batch."""

@@ -1,58 +1,98 @@
 """The Hugging Face Trainer where a batch is one batch, however many processes and accumulation steps cut it.
 
-Added to it: padding and loss averages over the whole global batch, a stop before a loss or gradient that is not finite can
-reach the weights, and checkpoints that count only when every process has written its part. It knows no stage.
+Added: padding and loss averages over the whole global batch, a stop before a loss or gradient that is not finite can reach the
+weights, checkpoints that count only when every process has written its part, and measurements of speed. These go to a file of
+their own, `speed.json`, which no fingerprint reads: loss curves and weights of two equal runs are equal, their times are not.
 """
 
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from medv.artifacts import write_json
 from medv.diffusion.corruption import masking_probability
+from medv.model.configuration import MedVConfig
 from medv.model.modeling import IGNORED_LABEL, MedVForMaskedDiffusion
-from medv.training.launch import TrainingStopped, gather, processes, rank, wait_for_all
+from medv.profiles import StageRecipe
+from medv.training.costs import mfu, peak_bytes, training_flops
+from medv.training.launch import TrainingStopped, processes, rank
 from medv.training.stream import TrainingStream
 
-COUNTED = ("token", "masked")  # normalizations whose divisor is a count over the batch
 COMPLETE = "complete.json"
 
 
+class Meter:
+    """Counts of this process between two rows of the log; `rows` holds what was logged."""
+
+    def __init__(self, config: MedVConfig, pad: int, *, language_learns: bool):
+        self.config, self.pad, self.language_learns = config, pad, language_learns
+        self.rows: list[dict] = []
+        self._begin_row()
+
+    def _begin_row(self) -> None:
+        self.tokens = self.samples = self.padding = 0
+        self.flops = self.waited = 0.0
+        self.since = time.perf_counter()
+
+    def count(self, batch: dict[str, torch.Tensor], *, masked: int, waited: float) -> None:
+        """Count a micro-batch with so many masked tokens that took so many seconds to come."""
+        ids = batch["input_ids"]
+        behind = (ids == self.pad).flip(1).cumprod(dim=1).sum(dim=1)  # [B]: the run of pads at the end of each row
+        self.waited += waited
+        self.samples += len(ids)
+        self.tokens += ids.numel()
+        self.padding += int((behind - 1).clamp_min(0).sum())  # the first one ends the answer
+        sizes = {"rows": len(ids), "length": ids.shape[1], "masked": masked, "views": len(batch.get("pixel_values", ()))}
+        self.flops += training_flops(self.config, **sizes, language_learns=self.language_learns)
+
+    def close_row(self, step: int, processes: int = 1) -> None:
+        """Write a row up to `step` and begin the next; all processes are taken to be as fast as this one."""
+        seconds = time.perf_counter() - self.since
+        if self.tokens:
+            row = {"step": step, "seconds": seconds}
+            row |= {"tokens_per_second": processes * self.tokens / seconds}
+            row |= {"samples_per_second": processes * self.samples / seconds}
+            row |= {"data_wait_seconds": self.waited, "padding_share": self.padding / self.tokens}
+            self.rows.append(row | {"peak_bytes": peak_bytes(), "mfu": mfu(self.flops, seconds)})
+        self._begin_row()
+
+
 class OneDeviceArguments(TrainingArguments):
-    """A process trains on one device, also where it sees more: theirs are the processes of a launcher."""
+    """A process trains on one device, also where it sees more: the others belong to the other processes of a launcher."""
 
     @property
     def n_gpu(self) -> int:
-        """0 on a CPU, else 1; more would make the Trainer cut batches behind our back."""
+        """0 on a CPU, else 1; with more, the Trainer would split batches itself."""
         return min(super().n_gpu, 1)
 
 
 class StageTrainer(Trainer):
-    """A Trainer over a `TrainingStream` with a `Collator`; `normalization` is the one of the model's loss.
+    """A Trainer over a `TrainingStream` with a `Collator`, for the normalization and rates of a recipe."""
 
-    `going_on` says in words how the run can be continued. The projector learns `projector_rate` times as fast as the rest.
-    """
-
-    def __init__(self, *, normalization: str, going_on: Callable[[], str], projector_rate: float = 1.0, **options):
+    def __init__(self, *, recipe: StageRecipe, meter: Meter, **options):
         super().__init__(**options)
-        self.normalization, self.going_on, self.projector_rate = normalization, going_on, projector_rate
+        self.recipe, self.meter = recipe, meter
 
     def create_optimizer(self, model=None):
-        """The Trainer's optimizer, with groups of their own for the projector where its rate is another."""
+        """The Trainer's optimizer, with groups of their own for the projector where its rate differs."""
         optimizer = super().create_optimizer(model)
-        if self.projector_rate != 1:
+        if self.recipe.projector_rate != 1:
             projector = {id(p) for name, p in self.model.named_parameters() if "projector." in name}
             for group in list(optimizer.param_groups):
                 apart = [p for p in group["params"] if id(p) in projector]
                 group["params"] = [p for p in group["params"] if id(p) not in projector]
                 if apart:
-                    optimizer.add_param_group(group | {"params": apart, "lr": group["lr"] * self.projector_rate})
+                    optimizer.add_param_group(group | {"params": apart, "lr": group["lr"] * self.recipe.projector_rate})
         return optimizer
 
     def get_train_dataloader(self):
@@ -64,49 +104,47 @@ class StageTrainer(Trainer):
             self.data_collator = collate
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """The micro-batches of one step, padded and weighed alike on all processes."""
+        """The micro-batches of one step, padded and weighted alike on all processes."""
+        started = time.perf_counter()
         drawn, failure = [], None
         try:
             drawn = [next(epoch_iterator) for _ in range(num_batches)]
         except (ValueError, OSError) as error:  # an example that cannot be read: every process has to stop
             failure = error
         width = max((self.data_collator.width(items) for items in drawn), default=0)
-        facts = gather(torch.tensor([failure is not None, width], device=device, dtype=torch.long))  # [processes, 2]
+        state = gather(torch.tensor([failure is not None, width], device=device, dtype=torch.long)).view(-1, 2)
         if failure is not None:
             raise failure
-        if facts[:, 0].any():
+        if state[:, 0].any():
             raise TrainingStopped("")
-        wide = int(facts[:, 1].max()) if self.data_collator.padding == "batch" else None
+        wide = int(state[:, 1].max()) if self.data_collator.padding == "batch" else None
         batches = [self.data_collator(items, width=wide) for items in drawn]
-        for batch, share in zip(batches, self._shares(batches, device), strict=True):
+        targets, masked, shares = [], [], [1.0] * len(batches)
+        for batch in batches:
+            own = batch["labels"] != IGNORED_LABEL
+            p_mask = masking_probability(batch["t"], eps=self.meter.config.noise_eps)
+            targets.append(int(own.sum()))
+            masked.append(int(((batch["u"] < p_mask[:, None]) & own).sum()))
+        if counts := {"token": targets, "masked": masked}.get(self.recipe.normalization):  # divisors over the global batch
+            total = int(gather(torch.tensor([sum(counts)], device=device)).sum())
+            shares = [count * len(batches) * processes() / max(total, 1) for count in counts]
+        waited = (time.perf_counter() - started) / len(batches)
+        for batch, share, count in zip(batches, shares, masked, strict=True):
             batch["share"] = share
+            self.meter.count(batch, masked=count, waited=waited)
         return batches, None
 
-    def _shares(self, batches: list[dict], device: torch.device) -> list[float]:
-        """What the loss of each micro-batch is multiplied with, so that their mean is the loss of the global batch."""
-        if self.normalization not in COUNTED:
-            return [1.0] * len(batches)
-        counts = torch.stack([self._count(batch) for batch in batches])  # [micro-batches]
-        total = int(gather(counts.sum()[None].to(device)).sum())
-        parts = len(batches) * processes()
-        return [int(count) * parts / max(total, 1) for count in counts]
-
-    def _count(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The divisor that the loss of this micro-batch uses: its target tokens, or the masked ones."""
-        targets = batch["labels"] != IGNORED_LABEL
-        if self.normalization == "token":
-            return targets.sum()
-        p_mask = masking_probability(batch["t"], eps=self.model.config.noise_eps)
-        return ((batch["u"] < p_mask[:, None]) & targets).sum()
-
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The model's loss; while training its share of the global batch, and a stop where it is not finite anywhere."""
+        """The model's loss; in training its share of the global batch, and a stop where it is not finite on any process.
+
+        The mean of the micro-batches' shares is the loss of the global batch.
+        """
         share = inputs.pop("share", None)
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if share is None:
             return result
         loss = result * share
-        losses = gather(loss.detach()[None])  # [processes, 1]
+        losses = gather(loss.detach()[None])  # [processes]
         if not losses.isfinite().all():
             self._stop_at("loss", float(losses[~losses.isfinite()][0]))
         return loss
@@ -120,19 +158,27 @@ class StageTrainer(Trainer):
     def _stop_at(self, what: str, value: float) -> None:
         if rank():
             raise TrainingStopped("")
-        step, stream = self.state.global_step, self.train_dataset
-        names = stream.names(step)[:8] if isinstance(stream, TrainingStream) else []
+        step = self.state.global_step
+        names = self.train_dataset.names(step)[:8]
         raise TrainingStopped(
             f"the {what} is {value} at step {step + 1}: lower the learning rate, or look at the examples of this batch "
-            f"({', '.join(names)}); {self.going_on()}"
+            f"({', '.join(names)}); {how_to_resume(Path(self.args.output_dir))}"
         )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, and close the row of the meter with that of the loss; validation time belongs to no row."""
+        super().log(logs, start_time)
+        if "loss" in logs:
+            self.meter.close_row(self.state.global_step, self.args.world_size)
+        elif "eval_loss" in logs:
+            self.meter.since = time.perf_counter()
 
 
 @contextmanager
-def looking_always(model: MedVForMaskedDiffusion) -> Iterator[None]:
-    """Let a batch without images use vision tower and projector too, for nothing, while several processes train.
+def same_weights_on_every_process(model: MedVForMaskedDiffusion) -> Iterator[None]:
+    """Run the vision path on a dummy image for a batch without images, while several processes train.
 
-    They share the work on every weight, so one process that skipped some of them would wait for the others forever.
+    The processes share the work on every weight: one that skipped the vision weights would wait for the others forever.
     """
     if processes() == 1:
         yield
@@ -143,7 +189,7 @@ def looking_always(model: MedVForMaskedDiffusion) -> Iterator[None]:
     def look_and_embed(input_ids: torch.Tensor, image_features: torch.Tensor | None) -> torch.Tensor:
         if image_features is not None:
             return embed(input_ids, image_features)
-        # Before the embedding, as with an image: ZeRO-3 collects the weights of all processes in one order.
+        # Before the embedding, as with an image: ZeRO-3 gathers the weights of all processes in one order.
         unused = inner.get_image_features(torch.zeros(1, 3, size, size, device=input_ids.device))
         embeds = embed(input_ids, None)
         return embeds + 0 * unused.sum().to(embeds.dtype)
@@ -156,10 +202,19 @@ def looking_always(model: MedVForMaskedDiffusion) -> Iterator[None]:
 
 
 class Checkpoints(TrainerCallback):
-    """Keeps the newest complete checkpoint: marked when every process has written its part, the older ones removed then."""
+    """Keeps the newest complete checkpoint: it is marked when every process has written its part, then older ones are removed.
 
-    def __init__(self, deepspeed: str | None, stream: TrainingStream):
-        self.deepspeed, self.stream = deepspeed, stream
+    After `stop_after` steps the run ends with a checkpoint, as an interrupted run would.
+    """
+
+    def __init__(self, deepspeed: str | None, stream: TrainingStream, stop_after: int | None = None):
+        self.deepspeed, self.stream, self.stop_after = deepspeed, stream, stop_after
+
+    def on_step_end(self, args, state, control, **_):
+        """Called by the Trainer."""
+        if self.stop_after and state.global_step >= self.stop_after:
+            control.should_save = control.should_training_stop = True
+        return control
 
     def on_save(self, args, state, control, **_):
         """Called by the Trainer on every process when its part is written."""
@@ -174,19 +229,19 @@ class Checkpoints(TrainerCallback):
                     shutil.rmtree(old)
 
 
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest complete checkpoint of a run."""
-    complete = [mark.parent for mark in folder.glob(f"checkpoint-*/{COMPLETE}")]
+def last_checkpoint(folder: Path, mark: str = COMPLETE) -> str | None:
+    """The newest checkpoint of a run that holds the file `mark`, which is written last."""
+    complete = [file.parent for file in folder.glob(f"checkpoint-*/{mark}") if file.stat().st_size]
     return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None
 
 
 def find_checkpoint(folder: Path, deepspeed: str | None, stream: TrainingStream) -> str | None:
-    """The checkpoint to go on from; what a killed run left half-written is removed.
+    """The checkpoint to resume from; what a killed run left half-written is removed.
 
-    Raises ValueError where the parts of the checkpoint do not fit the processes there are now.
+    Raises ValueError where the parts of the checkpoint do not fit the present processes.
     """
     found = last_checkpoint(folder)
-    wait_for_all()
+    PartialState().wait_for_everyone()
     if rank() == 0:
         for half in folder.glob("checkpoint-*"):
             if not (half / COMPLETE).exists():
@@ -203,9 +258,27 @@ def find_checkpoint(folder: Path, deepspeed: str | None, stream: TrainingStream)
     return found
 
 
-def going_on(folder: Path) -> str:
-    """How a stopped run goes on, in words."""
+def how_to_resume(folder: Path) -> str:
+    """The end of the message of a stopped run."""
     found = last_checkpoint(folder)
     if found is None:
         return "there is no checkpoint yet, so the same command begins again"
     return f"the same command goes on from {found}"
+
+
+def totals(rows: Sequence[dict]) -> dict[str, float | None]:
+    """The rows of a run in one: rates over all its seconds, the largest peak. Empty for no rows."""
+    if not rows:
+        return {}
+    seconds = [row["seconds"] for row in rows]
+    rates = ["tokens_per_second", "samples_per_second", "padding_share", *([] if rows[0]["mfu"] is None else ["mfu"])]
+    means = {name: float(np.average([row[name] for row in rows], weights=seconds)) for name in rates}
+    waited = sum(row["data_wait_seconds"] for row in rows) / sum(seconds)
+    return {"mfu": None} | means | {"data_wait_share": waited, "peak_bytes": max(row["peak_bytes"] for row in rows)}
+
+
+def without_times(history: Sequence[dict]) -> list[dict]:
+    """The Trainer's log without what differs between two equal runs."""
+    timed = ("_runtime", "_per_second")
+    kept = [{name: value for name, value in row.items() if not name.endswith(timed)} for row in history]
+    return [row for row in kept if {"loss", "eval_loss", "train_loss"} & set(row)]

@@ -14,8 +14,9 @@ from medv.companion.audit.paper import OURS, counts_that_give
 from medv.data.example import Example
 from medv.data.readers import find_file, read_dataset, read_vqa_rad
 from medv.evaluation.judge import read_judgements
-from medv.evaluation.text import answer_text, read_answers, words
-from medv.evaluation.vqa import Reference, evaluate_vqa
+from medv.evaluation.pairing import Reference
+from medv.evaluation.text import read_answers
+from medv.evaluation.vqa import evaluate_vqa
 from medv.paper import table
 
 JUDGED, ANSWERED = "llava_med_eval_qa50_qa_ans.jsonl", "llava_med_60k_3epoch_answers.jsonl"
@@ -141,11 +142,11 @@ def counting_rules(folder: Path) -> Iterator[Finding]:
     """qa50: words per query of recorded answers under several rules of counting."""
     if not (folder / ANSWERED).exists():
         return
-    texts = [answer_text(row) for row in read_answers(folder / ANSWERED)]
+    texts = [row.answer() for row in read_answers(folder / ANSWERED)]
     rules: dict[str, Callable[[str], int]] = {
-        "split at white space": lambda text: len(words(text)),
+        "split at white space": lambda text: len(text.split()),
         "letters and digits": lambda text: len(re.findall(r"\w+", text)),
-        "different words": lambda text: len(set(words(text.lower()))),
+        "different words": lambda text: len(set(text.lower().split())),
     }
     counts = {name: sum(map(rule, texts)) for name, rule in rules.items()}
     yield Finding(

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from medv.data.example import Example
-from medv.evaluation.normalize import normalize
-from medv.evaluation.vqa import Reference, evaluate_vqa
+from medv.evaluation.pairing import Reference
+from medv.evaluation.vqa import evaluate_vqa, normalize
 from medv.phantoms.facts import score_descriptions, stated_facts
 
 FREQUENT = (10, 100)

@@ -1,9 +1,9 @@
-"""The official sampler with all its costs: the baseline of the benchmarks.
+"""The official sampler with everything that it computes at each step: the baseline for time and memory.
 
-`generate_with_embeds` of LLaDA-MedV (the file of LLaDA-V), reimplemented from its behavior for time and memory: the head on
-every column of the canvas, a float64 softmax of the whole vocabulary at every position, a scan for the stop token position by
-position, one row at a time. On CUDA its float16 autocast casts bfloat16 weights again at every forward; that is optional here.
-Greedy decoding without guidance only; see `medv.diffusion.official` for the tokens in all cases.
+`generate_with_embeds` of LLaDA-MedV (the file of LLaDA-V), rewritten from its behavior: the head on every row of the canvas, a
+float64 softmax of the whole vocabulary at every position of which one number a row is kept, a scan for the stop token position
+by position, one row at a time. On CUDA its float16 autocast casts bfloat16 weights anew at every forward; here that is an
+option. Greedy decoding without guidance only; `medv.diffusion.official` is the sampler that reproduces all its tokens.
 """
 
 from dataclasses import dataclass

@@ -1,13 +1,12 @@
-"""How far a cache leads from what is computed without one, against how often it is refreshed.
+"""How much a cache changes what is written and predicted, against how often it is refreshed.
 
-Two questions. What is written: the share of tokens that a cached run and the exact one agree on, and the first forward that
-writes something else. What is predicted: the divergence KL(exact || cached) at the open positions while both look at the
-same canvas, that of the exact run, so that one early difference is not counted again at every later forward. It knows models
-and prompts; it draws no figure.
+Two questions. Written tokens: the share on which a cached run and the exact one agree, and the first forward that writes
+something else. Predictions: the divergence KL(exact || cached) at the open positions while both see the same canvas, that of
+the exact run, so that one early difference is not counted again at every later forward.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 
 import pandas as pd
 import torch
@@ -25,23 +24,6 @@ INTERVALS = (1, 4, 8, 16, 32, None)
 KINDS = {"prefix": PrefixCache, "dual": DualCache}
 
 
-@dataclass(frozen=True)
-class CacheAgreement:
-    """One policy. interval: None refreshes at block starts alone. identity: the share of equal tokens, up to the longer
-    answer's end. same_answers: the share of equal answers. first_divergence: mean number of forwards before the first that
-    writes something else (all of them where none does). kl: mean over open positions and forwards, in nats. refreshes: the
-    share of forwards that were full ones.
-    """
-
-    kind: str
-    interval: int | None
-    identity: float
-    same_answers: float
-    first_divergence: float
-    kl: float
-    refreshes: float
-
-
 def cache_agreement(
     answerer: Answerer,
     examples: Sequence[Example],
@@ -50,8 +32,12 @@ def cache_agreement(
     intervals: Sequence[int | None] = INTERVALS,
     kinds: Sequence[str] = tuple(KINDS),
 ) -> pd.DataFrame:
-    """One row for each kind of cache and refresh interval: the fields of `CacheAgreement`, on the first questions of the
-    examples as one batch.
+    """One row for each kind of cache and refresh interval, on the first questions of the examples as one batch.
+
+    Columns: kind, interval (None refreshes at block starts alone), identity (the share of equal tokens, up to the longer
+    answer's end), same_answers (the share of equal answers), first_divergence (mean number of forwards before the first that
+    writes something else; all of them where none does), kl (mean over open positions and forwards, in nats), refreshes (the
+    share of forwards that were full ones).
     """
     model, inputs = answerer.model, answerer.inputs(examples)
     exact = model.generate(**inputs, config=replace(config, cache=NO_CACHE))
@@ -60,25 +46,21 @@ def cache_agreement(
         for interval in intervals:
             cached = replace(config, cache=KINDS[kind](interval))
             output = model.generate(**inputs, config=cached)
-            kl = prediction_divergence(model, inputs, cached)
-            rows.append(asdict(_compare(kind, interval, exact, output, kl)))
+            equal = exact.sequences == output.sequences  # [B, L]; both hold the same fill after their ends
+            ends = torch.tensor([max(pair) for pair in zip(exact.lengths, output.lengths, strict=True)], device=equal.device)
+            counted = torch.arange(equal.shape[1], device=equal.device)[None] < ends.clamp_min(1)[:, None]
+            rows.append(
+                {
+                    "kind": kind,
+                    "interval": interval,
+                    "identity": float((equal & counted).sum() / counted.sum()),
+                    "same_answers": float(equal.all(dim=1).float().mean()),
+                    "first_divergence": float(torch.tensor(first_divergences(exact, output)).float().mean()),
+                    "kl": prediction_divergence(model, inputs, cached),
+                    "refreshes": output.refreshes / len({commit.step for commit in output.trace.commits}),
+                }
+            )
     return pd.DataFrame(rows).astype({"interval": "Int64"})  # with a place for None
-
-
-def _compare(kind: str, interval: int | None, exact: SamplerOutput, cached: SamplerOutput, kl: float) -> CacheAgreement:
-    equal = exact.sequences == cached.sequences  # [B, L]; both hold the same fill after their ends
-    ends = torch.tensor([max(pair) for pair in zip(exact.lengths, cached.lengths, strict=True)], device=equal.device)
-    counted = torch.arange(equal.shape[1], device=equal.device)[None] < ends.clamp_min(1)[:, None]
-    forwards = len({commit.step for commit in cached.trace.commits})
-    return CacheAgreement(
-        kind=kind,
-        interval=interval,
-        identity=float((equal & counted).sum() / counted.sum()),
-        same_answers=float(equal.all(dim=1).float().mean()),
-        first_divergence=float(torch.tensor(first_divergences(exact, cached)).float().mean()),
-        kl=kl,
-        refreshes=cached.refreshes / forwards,
-    )
 
 
 def first_divergences(one: SamplerOutput, other: SamplerOutput) -> list[int]:
@@ -106,7 +88,7 @@ def prediction_divergence(model: MedVForMaskedDiffusion, inputs: dict, config: S
 
 
 class _Both:
-    """A denoiser that answers without a cache and notes how far the cached answer would have been from it."""
+    """A denoiser that returns the exact logits and sums up the divergence of the cached ones."""
 
     static, compiled = False, False
 
@@ -118,9 +100,8 @@ class _Both:
         self, canvas: torch.Tensor, columns: slice, *, unconditional: bool = False, positions: torch.Tensor | None = None
     ) -> torch.Tensor:
         """The exact logits."""
-        logits, other = (
-            decoder(canvas, columns, unconditional=unconditional, positions=positions) for decoder in (self.exact, self.cached)
-        )
+        how = {"unconditional": unconditional, "positions": positions}
+        logits, other = (decoder(canvas, columns, **how) for decoder in (self.exact, self.cached))
         p, q = logits.double().log_softmax(dim=-1), other.double().log_softmax(dim=-1)  # [B, K, V]
         divergence = (p.exp() * (p - q)).sum(dim=-1)  # [B, K]
         self.total += float(divergence.sum())

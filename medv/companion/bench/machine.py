@@ -1,27 +1,63 @@
-"""What a bench needs of the machine: clocks, peaks of memory, its own speed, and its name."""
+"""What all benchmarks share: clocks, peaks of memory, the device's own speed and name, and the table of a comparison."""
 
 import contextlib
 import ctypes
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+from rich.table import Table
 
-from medv import __version__
 from medv.artifacts import versions
 
 TIMING = "wall clock between synchronizations of the device after a warm-up, the median of the repeats"
 
 
+@dataclass(frozen=True)
+class Report:
+    """Where a benchmark ran; each adds what it measured."""
+
+    device: str
+    threads: int
+    machine: dict = field(default_factory=dict, kw_only=True)
+
+    def to_dict(self) -> dict:
+        """A JSON-able copy."""
+        return asdict(self)
+
+    def comparison(self, title: str, caption: str, rows: Sequence[Mapping[str, str]]) -> Table:
+        """One row a measurement, by column. Numbers are never cut and names break at blanks, so that it fits 80 columns."""
+        table = Table(title=f"{title}\n{self.device}", caption=caption, box=None, pad_edge=False)
+        for number, column in enumerate(rows[0]):
+            table.add_column(column, justify="right" if number else "left", no_wrap=bool(number))
+        for row in rows:
+            table.add_row(*row.values())
+        return table
+
+
+def here(device: torch.device) -> dict[str, Any]:
+    """The fields of `Report` for this device."""
+    facts = machine(device)
+    return {"device": facts["device"], "threads": torch.get_num_threads(), "machine": facts}
+
+
+def megabytes(count: int | None) -> str:
+    """Bytes as a cell of a table; "?" where the system does not report them."""
+    return "?" if count is None else f"{count / 2**20:.0f} MB"
+
+
+def times(ratio: float | None, digits: int = 1) -> str:
+    """A ratio as a cell of a table."""
+    return "?" if ratio is None else f"{ratio:.{digits}f}x"
+
+
 def machine(device: torch.device) -> dict:
     """Name, memory in bytes, versions and the method of timing, JSON-able."""
-    facts = {
-        "device": device_name(device),
-        "timing": TIMING,
-        "versions": versions() | {"torch": torch.__version__, "medv": __version__},
-    }
+    facts = {"device": device_name(device), "timing": TIMING, "versions": versions()}
     if device.type != "cuda":
         return facts
     free, total = torch.cuda.mem_get_info(device)
@@ -29,45 +65,15 @@ def machine(device: torch.device) -> dict:
 
 
 def bench_device(wanted: str | torch.device | None) -> torch.device:
-    """That device, or the GPU where there is one; ValueError where a GPU is wanted and none is here."""
+    """That device, or the GPU if there is one; ValueError if a GPU is wanted and there is none."""
     device = torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("no CUDA device is here: use the preset cpu, or run this where there is one")
     return device
 
 
-def timed(call: Callable, device: torch.device) -> tuple[float, object]:
-    """Seconds of a call with all the work that it left to the device, and what it returned."""
-    _wait(device)
-    started = time.perf_counter()
-    result = call()
-    _wait(device)
-    return time.perf_counter() - started, result
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def matmul_speed(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large product of two matrices here, the best of five."""
-    size = 8192 if device.type == "cuda" else 1024
-    a = torch.randn(size, size, device=device, dtype=dtype)
-    times = [timed(lambda: a @ a, device)[0] for _ in range(6)]
-    return 2 * size**3 / min(times[1:])
-
-
-def copy_speed(device: torch.device) -> float:
-    """Bytes read and written a second by a large copy on the device, the best of five."""
-    source = torch.empty(2**31 if device.type == "cuda" else 2**26, dtype=torch.uint8, device=device).fill_(1)
-    target = torch.empty_like(source)
-    times = [timed(lambda: target.copy_(source), device)[0] for _ in range(6)]
-    return 2 * source.nbytes / min(times[1:])
-
-
 def device_name(device: torch.device) -> str:
-    """What the numbers were made on."""
+    """The model of the GPU, or of the CPU with the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     with contextlib.suppress(OSError):
@@ -77,8 +83,51 @@ def device_name(device: torch.device) -> str:
     return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
+def timed(call: Callable, device: torch.device) -> tuple[float, Any]:
+    """Seconds of a call, including the work that it queued on the device, and its result."""
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    wait()
+    started = time.perf_counter()
+    result = call()
+    wait()
+    return time.perf_counter() - started, result
+
+
+def best(calls: Sequence[Callable], device: torch.device, repeats: int) -> list[tuple[float, int | None]]:
+    """For each call the least seconds and the least peak bytes of the repeats; calls take turns, so that other work on the
+    machine slows all of them.
+    """
+    runs: list[list[tuple[float, int | None]]] = [[] for _ in calls]
+    for _ in range(repeats):
+        for call, found in zip(calls, runs, strict=True):
+            with peak_memory(device) as peak:
+                seconds, _ = timed(call, device)
+            found.append((seconds, peak.bytes))
+    return [(min(s for s, _ in found), min((b for _, b in found if b is not None), default=None)) for found in runs]
+
+
+def matmul_speed(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a large product of two matrices, the best of five."""
+    size = 8192 if device.type == "cuda" else 1024
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    seconds = [timed(lambda: a @ a, device)[0] for _ in range(6)]
+    return 2 * size**3 / min(seconds[1:])
+
+
+def copy_speed(device: torch.device) -> float:
+    """Bytes read and written a second by a large copy on the device, the best of five."""
+    source = torch.empty(2**31 if device.type == "cuda" else 2**26, dtype=torch.uint8, device=device).fill_(1)
+    target = torch.empty_like(source)
+    seconds = [timed(lambda: target.copy_(source), device)[0] for _ in range(6)]
+    return 2 * source.nbytes / min(seconds[1:])
+
+
 class Peak:
-    """The answer of `peak_memory`, in bytes above the start; None where the system does not tell."""
+    """The result of `peak_memory`, in bytes above the start; None where the system does not report it."""
 
     bytes: int | None = None
 

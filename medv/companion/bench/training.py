@@ -1,21 +1,21 @@
-"""A whole training step, medv's way against the reference's (float32 logits at every position), side by side in one process.
+"""A whole training step, medv's against the reference's (float32 logits at every position), side by side in one process.
 
-The model is a slice of a language tower with random weights and learns in full; the rows hold random tokens in the place of
-image, question and answer, so that nothing is said about learning. Forward, backward and AdamW are in the time.
+The model is a slice of a language tower with random weights, all of which learn; the rows hold random tokens in place of image,
+question and answer. Forward, backward and AdamW are in the time.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from rich.table import Table
 
-from medv.companion.bench.machine import bench_device, machine, matmul_speed, peak_memory, timed
+from medv.companion.bench.machine import Report, bench_device, best, here, matmul_speed, megabytes, times
 from medv.companion.bench.sampler import BenchShape, random_network
 from medv.diffusion.corruption import corrupt, draw_noise
 from medv.diffusion.loss import full_cross_entropy, token_weights
 from medv.model.modeling import IGNORED_LABEL, MedVForMaskedDiffusion
-from medv.training.meter import mfu, training_flops
+from medv.training.costs import mfu, training_flops
 
 TRAINING_PRESETS = {
     "cpu": BenchShape(512, 1536, 4, 8, prompt_length=844, gen_length=256),
@@ -26,8 +26,9 @@ TRAINING_PRESETS = {
 
 @dataclass(frozen=True)
 class StepMeasurement:
-    """One way to train. seconds: of a step, the best of the repeats; bytes: the step's own, above weights, gradients and
-    optimizer; utilization: the model's operations as a share of this device's own matrix products; mfu: of its data sheet.
+    """One training step. seconds: the best of the repeats; bytes: above weights, gradients and optimizer; utilization: the
+    model's operations as a share of this device's own matrix products; mfu: of its data sheet. Ratios are the reference's
+    number over this one.
     """
 
     name: str
@@ -43,11 +44,9 @@ class StepMeasurement:
 
 
 @dataclass(frozen=True)
-class TrainingBench:
-    """All ways, and where they were measured. flops: operations of a step that no way can avoid."""
+class TrainingBench(Report):
+    """All steps, and where they were measured. flops: operations of a step that no implementation can avoid."""
 
-    device: str
-    threads: int
     shape: BenchShape
     rows: int
     masked: int
@@ -55,34 +54,29 @@ class TrainingBench:
     flops: float
     matmul_tflops: float
     measurements: list[StepMeasurement]
-    machine: dict = field(default_factory=dict)
-
-    def to_dict(self) -> dict:
-        """A JSON-able copy."""
-        return asdict(self)
 
     def table(self) -> Table:
         """The same as a table for a terminal."""
         s = self.shape
         what = f"{self.rows} x {s.length} tokens, {self.masked} masked, V = {s.vocab_size}"
-        title = f"training step: {what}, hidden {s.hidden_size} x {s.layers} layers, {s.dtype}\n{self.device}"
-        caption = f"{self.flops / 1e12:.2f} TFLOP a step; {self.matmul_tflops:.2f} TFLOP/s of this device's own products"
-        table = Table(title=title, caption=caption)
-        for column in ("step", "seconds", "less", "tokens/s", "memory", "less", "of own products", "MFU", "loss"):
-            table.add_column(column, justify="left" if column == "step" else "right")
-        for m in self.measurements:
-            table.add_row(
-                m.name,
-                f"{m.seconds:.3f}",
-                f"{m.time_ratio:.2f}x",
-                f"{m.tokens_per_second:.0f}",
-                "?" if m.bytes is None else f"{m.bytes / 2**20:.0f} MB",
-                "?" if m.memory_ratio is None else f"{m.memory_ratio:.1f}x",
-                f"{100 * m.utilization:.0f} %",
-                "" if m.mfu is None else f"{100 * m.mfu:.0f} %",
-                f"{m.loss:.5f}",
-            )
-        return table
+        rows = [
+            {
+                "step": m.name,
+                "seconds": f"{m.seconds:.3f}",
+                "faster": times(m.time_ratio, 2),
+                "memory": megabytes(m.bytes),
+                "less": times(m.memory_ratio),
+                "share": f"{100 * m.utilization:.0f} %",
+                "MFU": "" if m.mfu is None else f"{100 * m.mfu:.0f} %",
+                "loss": f"{m.loss:.5f}",
+            }
+            for m in self.measurements
+        ]
+        title = f"training step: {what}, hidden {s.hidden_size} x {s.layers} layers, {s.dtype}"
+        caption = (
+            f"{self.flops / 1e12:.2f} TFLOP a step; share: of {self.matmul_tflops:.2f} TFLOP/s, this device's own products"
+        )
+        return self.comparison(title, caption, rows)
 
 
 def bench_training(
@@ -94,7 +88,7 @@ def bench_training(
     seed: int = 0,
     progress: Callable[[str], None] = lambda name: None,
 ) -> TrainingBench:
-    """Measure every way once; `progress` hears what is measured next."""
+    """Measure every step once; `progress` is called with the name of the next."""
     device = bench_device(device)
     progress("matrix products")
     speed = matmul_speed(device, getattr(torch, shape.dtype))
@@ -103,27 +97,29 @@ def bench_training(
     batch = _batch(network, shape, rows, seed)
     masked = int(network(**batch).masked.sum())
     flops = training_flops(network.config, rows=rows, length=shape.length, masked=masked)
-    found = []
-    for name, loss in (("full logits, as the reference", _reference_loss), ("medv", _loss), ("medv, checkpointing", _loss)):
+    found: list[StepMeasurement] = []
+    for name in ("full logits, as the reference", "medv", "medv, checkpointing"):
         progress(name)
         if name.endswith("checkpointing"):
             network.gradient_checkpointing_enable({"use_reentrant": False})
-        seconds, peak, value, norm = _steps(network, batch, loss, repeats)
-        rates = {"tokens_per_second": rows * shape.length / seconds, "utilization": flops / seconds / speed}
-        share = mfu(flops, seconds) if device.type == "cuda" else None
-        found.append(StepMeasurement(name, seconds, bytes=peak, mfu=share, loss=value, gradient_norm=norm, **rates))
-    first = found[0]
-    found = [
-        replace(
-            m,
-            time_ratio=first.seconds / m.seconds,
-            memory_ratio=first.bytes / max(m.bytes, 1) if m.bytes and first.bytes else None,
+        step = _step(network, batch, _loss if name.startswith("medv") else _reference_loss)
+        value, norm = step()  # warm: from here on gradients and moments are held
+        ((seconds, peak),) = best([step], device, repeats)
+        one = StepMeasurement(
+            name=name,
+            seconds=seconds,
+            tokens_per_second=rows * shape.length / seconds,
+            bytes=peak,
+            utilization=flops / seconds / speed,
+            mfu=mfu(flops, seconds) if device.type == "cuda" else None,
+            loss=float(value),
+            gradient_norm=float(norm),
         )
-        for m in found
-    ]
-    where = machine(device)
-    facts = (where["device"], torch.get_num_threads(), shape, rows, masked, seed, flops, speed / 1e12)
-    return TrainingBench(*facts, found, where)
+        first = found[0] if found else one
+        memory_ratio = first.bytes / max(peak, 1) if peak and first.bytes else None
+        found.append(replace(one, time_ratio=first.seconds / seconds, memory_ratio=memory_ratio))
+    facts = {"rows": rows, "masked": masked, "flops": flops, "matmul_tflops": speed / 1e12}
+    return TrainingBench(shape=shape, seed=seed, measurements=found, **facts, **here(device))
 
 
 def _batch(network: MedVForMaskedDiffusion, shape: BenchShape, rows: int, seed: int) -> dict[str, torch.Tensor]:
@@ -149,10 +145,8 @@ def _reference_loss(network: MedVForMaskedDiffusion, batch: dict[str, torch.Tens
     return full_cross_entropy(network.model(noise.ids), network.lm_head, batch["labels"], noise.masked, weights)
 
 
-def _steps(
-    network: MedVForMaskedDiffusion, batch: dict[str, torch.Tensor], loss: Callable, repeats: int
-) -> tuple[float, int | None, float, float]:
-    """Best seconds, least peak bytes, and loss and gradient norm at the first weights; weights are as before afterwards."""
+def _step(network: MedVForMaskedDiffusion, batch: dict[str, torch.Tensor], loss: Callable) -> Callable:
+    """A training step that returns the loss and the norm of the gradients and leaves the weights as they are."""
     learns = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learns, lr=0.0, weight_decay=0.0, fused=True)
 
@@ -164,11 +158,4 @@ def _steps(
         optimizer.zero_grad(set_to_none=False)
         return value.detach(), norm
 
-    value, norm = step()  # warm; from here on gradients and moments are held
-    seconds, peaks = [], []
-    for _ in range(repeats):
-        with peak_memory(network.device) as peak:
-            seconds.append(timed(step, network.device)[0])
-        peaks.append(peak.bytes)
-    least = None if peaks[0] is None else min(peaks)
-    return min(seconds), least, float(value), float(norm)
+    return step

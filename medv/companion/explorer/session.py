@@ -1,27 +1,28 @@
-"""The explorer without its widgets: ask about a picture, sweep Z, remember every run, and say what stands on a canvas when.
+"""The explorer without its widgets: ask about a picture, sweep Z, and keep every run.
 
-A `Session` keeps each answer under (picture, question, setting), so that a Z that was asked once is shown again at once.
-What is drawn is made in `explorer.view`; what is clicked, in `explorer.widgets`. It knows one answer a run:
-for means and intervals there are the notebooks.
+A `Session` keeps each answer under (picture, question, setting), so that a Z that was asked before is shown at once. HTML is
+made in `explorer.view`, widgets in `explorer.widgets`. A run is one answer: means and intervals are in the notebooks.
 """
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pandas as pd
 from PIL import Image
 
+from medv.companion.figures.traces import Cell, cells, forwards_of
 from medv.data.example import Example
 from medv.data.images import ImageError, open_image
 from medv.diffusion.config import SamplerConfig
 from medv.diffusion.revision import ReMDM, RevealRemask, Revision
-from medv.diffusion.schedules import SCHEDULES, schedule_named
-from medv.diffusion.trace import COMMIT, Events, Trace
+from medv.diffusion.schedules import schedule_named
+from medv.diffusion.trace import Events, Trace
 from medv.evaluation.answering import Answer, Answerer
-from medv.evaluation.repetition import repeated_parts
+from medv.evaluation.text import repeated_parts
 from medv.phantoms.sets import description_set
 
 REVISIONS: dict[str, Revision | None] = {"none": None, "reveal-remask": RevealRemask(budget=0.25), "remdm": ReMDM()}
@@ -34,7 +35,7 @@ class Cancelled(Exception):
 
 @dataclass(frozen=True)
 class Setting:
-    """What can be set: L, B, Z, the names of a schedule and a revision, temperature, seed."""
+    """The fields of the explorer: L, B, Z, the names of a schedule and a revision, temperature, seed."""
 
     gen_length: int = 64
     block_length: int = 32
@@ -45,7 +46,7 @@ class Setting:
     seed: int = 0
 
     def config(self) -> SamplerConfig:
-        """The sampler configuration; raises ValueError, in words, for numbers or names that do not fit together."""
+        """The sampler configuration; raises ValueError for numbers or names that do not fit together."""
         if self.revision not in REVISIONS:
             raise ValueError(f"unknown revision {self.revision!r}: use one of {', '.join(REVISIONS)}")
         return SamplerConfig(
@@ -59,33 +60,42 @@ class Setting:
         )
 
     def sweep(self) -> tuple["Setting", ...]:
-        """This setting at every Z that gives each forward of a block the same number of tokens, the largest Z first."""
+        """This setting at every Z at which each forward of a block writes the same number of tokens, the largest Z first."""
         config = replace(self, steps=self.gen_length).config()
         shares = [share for share in range(self.block_length, 0, -1) if self.block_length % share == 0]
         return tuple(replace(self, steps=config.blocks * share) for share in shares)
 
     def family(self) -> str:
-        """The setting without its Z, in words: runs of one family make one line on the chart."""
-        said = f"L {self.gen_length}, B {self.block_length}, {self.schedule}"
-        said += f", {self.revision}" if self.revision != "none" else ""
-        said += f", temperature {self.temperature:g}" if self.temperature else ""
-        return said + (f", seed {self.seed}" if self.seed else "")
+        """A label of the setting without its Z: runs of one family make one line on the chart."""
+        parts = [f"L {self.gen_length}, B {self.block_length}, {self.schedule}"]
+        parts += [self.revision] if self.revision != "none" else []
+        parts += [f"temperature {self.temperature:g}"] if self.temperature else []
+        parts += [f"seed {self.seed}"] if self.seed else []
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run. parts: the text cut where it repeats itself, each part with whether it is a repetition. picture: its name."""
+    """One run. picture: its name."""
 
     picture: str
     setting: Setting
     answer: Answer
     trace: Trace = field(repr=False)
-    parts: tuple[tuple[str, bool], ...]
+
+    @cached_property
+    def parts(self) -> list[tuple[str, bool]]:
+        """The text cut where it repeats itself, each part with whether it is a repetition."""
+        return repeated_parts(self.answer.text)
 
     @property
     def frames(self) -> int:
-        """Forwards of the trace: frame k of it is the canvas after k forwards."""
-        return self.trace.events[-1].step + 1 if self.trace.events else 0
+        """Forwards of the trace: frame k is the canvas after k forwards."""
+        return forwards_of(self.trace.events)
+
+    def canvas(self, frame: int) -> list[Cell]:
+        """The positions of the canvas after `frame` forwards."""
+        return cells(self.trace.events, self.trace.gen_length, frame)
 
     @property
     def words(self) -> int:
@@ -100,44 +110,12 @@ class Outcome:
     def row(self) -> dict:
         """The run as a row of the history."""
         numbers = {"forwards": self.answer.forwards, "seconds": self.answer.seconds, "words": self.words}
-        told = {"picture": self.picture, "question": self.answer.question, "text": self.answer.text}
-        return told | asdict(self.setting) | numbers | {"repetition": self.repetition}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One position of the canvas after some forward.
-
-    state: "open" (masked), "written", "fresh" (by the last forward), "lost" (taken back by it); token: None where open;
-    confidence: when it was written; taken: how often it was taken back so far; forward: of its last event, from 1.
-    """
-
-    state: str
-    token: int | None = None
-    confidence: float = 0.0
-    taken: int = 0
-    forward: int = 0
-
-
-def cells(trace: Trace, frame: int) -> list[Cell]:
-    """The canvas of a trace of one row after `frame` forwards; 0 is all masks."""
-    canvas = [Cell("open")] * trace.gen_length
-    for event in trace.events:
-        if event.step >= frame:
-            break
-        last, before = event.step == frame - 1, canvas[event.position]
-        if event.kind == COMMIT:
-            state = "fresh" if last else "written"
-            canvas[event.position] = Cell(state, event.token, event.confidence, before.taken, event.step + 1)
-        else:
-            token = event.token if last else None
-            state = "lost" if last else "open"
-            canvas[event.position] = Cell(state, token, event.confidence, before.taken + 1, event.step + 1)
-    return canvas
+        asked = {"picture": self.picture, "question": self.answer.question, "text": self.answer.text}
+        return asked | asdict(self.setting) | numbers | {"repetition": self.repetition}
 
 
 def compare(outcomes: Sequence[Outcome]) -> str:
-    """What a sweep says, in two sentences made from its numbers alone. Raises ValueError for fewer than two runs."""
+    """The result of a sweep in two sentences. Raises ValueError for fewer than two runs."""
     runs = sorted(outcomes, key=lambda outcome: outcome.setting.steps)
     if len(runs) < 2:
         raise ValueError(f"{len(runs)} runs cannot be compared: sweep Z first")
@@ -152,7 +130,7 @@ def compare(outcomes: Sequence[Outcome]) -> str:
 
 
 def read_upload(name: str, content: bytes) -> Image.Image:
-    """The picture in an uploaded file; raises ImageError, in words and with the file's own name, for what is none."""
+    """The picture in an uploaded file. Raises ImageError, with the file's own name, where it cannot be read."""
     suffix = Path(name).suffix.lower()
     with TemporaryDirectory() as folder:
         path = Path(folder) / f"upload{suffix if suffix[1:].isalnum() and len(suffix) < 8 else ''}"
@@ -164,7 +142,7 @@ def read_upload(name: str, content: bytes) -> Image.Image:
 
 
 class Session:
-    """A model, and every answer that it has given here; asking the same again gives the kept outcome."""
+    """A model and its answers so far; asking the same again returns the kept outcome."""
 
     def __init__(self, answerer: Answerer):
         self.answerer = answerer
@@ -191,30 +169,22 @@ class Session:
         name: str = "picture",
         on_step: Callable[[Events], None] | None = None,
     ) -> Outcome:
-        """The answer to one question; `on_step` sees the events of each forward and may raise `Cancelled`.
+        """Answer one question; `on_step` gets the events of each forward and may raise `Cancelled`.
 
-        Raises ValueError, in words, for a setting that does not fit, an empty question, and one that is too long.
+        Raises ValueError for a setting that does not fit, an empty question, and one that is too long.
         """
         kept = self.found(picture, question, setting)
         if kept is not None:
             return kept
         answer, trace = self.answerer.ask(picture, question, setting.config(), on_step=on_step)
-        outcome = Outcome(name, setting, answer, trace, tuple(repeated_parts(answer.text)))
+        outcome = Outcome(name, setting, answer, trace)
         self.outcomes[_digest(picture), question, setting] = outcome
         return outcome
 
-    def sweep(
-        self,
-        picture: Image.Image,
-        question: str,
-        setting: Setting,
-        *,
-        name: str = "picture",
-        on_step: Callable[[Events], None] | None = None,
-    ) -> Iterator[Outcome]:
-        """The outcomes of `setting.sweep()`, the largest Z first; what is there already is not asked again."""
+    def sweep(self, picture: Image.Image, question: str, setting: Setting, *, name: str = "picture") -> Iterator[Outcome]:
+        """The outcomes of `setting.sweep()`, the largest Z first; kept ones are not asked again."""
         for each in setting.sweep():
-            yield self.ask(picture, question, each, name=name, on_step=on_step)
+            yield self.ask(picture, question, each, name=name)
 
     def history(self) -> pd.DataFrame:
         """All runs so far, one row each: picture, question, text, the setting, forwards, seconds, words, repetition (%)."""
@@ -222,7 +192,7 @@ class Session:
 
 
 def gallery(count: int = 6, *, image_size: int = 64) -> list[Example]:
-    """Test phantoms to begin with, in the order of the set: one of each domain, then what shows something new."""
+    """Test phantoms to begin with, in the order of the set: one of each domain, then other findings."""
     seen, domains, more = set(), [], []
     for example in description_set("test", 8 * count, image_size=image_size):
         scene = example.meta["scene"]
@@ -234,13 +204,8 @@ def gallery(count: int = 6, *, image_size: int = 64) -> list[Example]:
     return (domains + more)[:count]
 
 
-def schedules() -> list[str]:
-    """The names of the schedules there are."""
-    return list(SCHEDULES)
-
-
 def _digest(picture: Image.Image) -> str:
-    """A name of the pixels, kept with the picture; a few microseconds from the second time on."""
+    """A digest of the pixels, kept with the picture."""
     if "medv_digest" not in picture.info:
         head = f"{picture.mode} {picture.size}".encode()
         picture.info["medv_digest"] = hashlib.sha256(head + picture.tobytes()).hexdigest()

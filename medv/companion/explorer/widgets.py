@@ -14,10 +14,11 @@ import ipywidgets as widgets
 from PIL import Image
 
 from medv.companion.explorer import view
-from medv.companion.explorer.session import REVISIONS, Cancelled, Outcome, Session, Setting, gallery, read_upload, schedules
+from medv.companion.explorer.session import REVISIONS, Cancelled, Outcome, Session, Setting, gallery, read_upload
+from medv.companion.figures.lessons import questions_about
 from medv.companion.figures.traces import word_of
-from medv.companion.figures.tutorial import questions_about
 from medv.data.example import Example, load_image
+from medv.diffusion.schedules import SCHEDULES
 from medv.diffusion.trace import Events
 from medv.evaluation.answering import Answerer
 
@@ -86,7 +87,7 @@ class Explorer(widgets.VBox):
         self.steps = widgets.IntText(64, description="Z, steps", layout=small, style=style)
         self.seed = widgets.IntText(0, description="seed", layout=small, style=style)
         medium = {"width": "220px"}
-        self.schedule = widgets.Dropdown(options=schedules(), description="schedule", layout=medium, style=style)
+        self.schedule = widgets.Dropdown(options=list(SCHEDULES), description="schedule", layout=medium, style=style)
         self.revision = widgets.Dropdown(options=list(REVISIONS), description="revision", layout=medium, style=style)
         self.temperature = widgets.FloatSlider(0.0, min=0, max=2, step=0.1, description="temperature", style=style)
         self.temperature.layout = widgets.Layout(width="300px")
@@ -339,9 +340,9 @@ class Explorer(widgets.VBox):
     def _draw_canvas(self) -> None:
         if self._quiet or self.outcome is None:
             return
-        self.canvas.value = view.canvas_html(self.outcome.trace, self.frame.value, self.word)
+        self.canvas.value = view.canvas_html(self.outcome, self.frame.value, self.word)
         kept = self.pinned
-        self.pinned_canvas.value = "" if kept is None else view.canvas_html(kept.trace, self.frame.value, self.word)
+        self.pinned_canvas.value = "" if kept is None else view.canvas_html(kept, self.frame.value, self.word)
 
     def _draw_chart(self) -> None:
         self.chart.value = view.chart_html(list(self.session.outcomes.values()), self.outcome)

@@ -1,20 +1,36 @@
-"""The figures of the tutorials: a training stage at a glance, and answers beside their images and beside each other.
+"""The small pictures and frames of the tutorials: phantoms in a grid, a canvas as it fills, masks at several times.
 
-Frames in, figures out, as in `figures.plots`, whose parts these combine. Nothing is trained, asked or scored here.
+Notebooks 00-02 call these and narrate. Everything here is for the eye: nothing is trained, and what is scored is scored
+elsewhere in the library.
 """
 
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 
-from medv.companion.figures.answers import answers_side_by_side
-from medv.companion.figures.plots import INK, PALETTE, new_figure, theme
-from medv.data.example import Example, load_image, picture_of
+from medv import paper
+from medv.companion.figures.plots import PALETTE, new_figure, theme
+from medv.companion.figures.words import token_text
+from medv.data.check import MISPRINTS, check_dataset
+from medv.data.example import Example, Turn
+from medv.diffusion.corruption import corrupt, draw_noise
+from medv.diffusion.loss import NORMALIZATIONS
+from medv.evaluation.controls import majority_answers
+from medv.evaluation.pairing import Reference
+from medv.evaluation.vqa import evaluate_vqa
+from medv.model.modeling import MedVForMaskedDiffusion
+from medv.model.processing import MedVProcessor
+from medv.phantoms.pictures import phantom_image, phantom_scene
+from medv.phantoms.questions import ask, kinds_of
+from medv.phantoms.scene import DOMAINS, FINDINGS, NORMAL, Scene
+from medv.phantoms.wording import caption
+from medv.training.collate import Collator, Encoder
 
-GOOD, BAD = "#0b6b3a", "#b3261e"
 METRIC_NAMES = {
     "closed_accuracy": "closed accuracy",
     "closed_strict_accuracy": "closed accuracy, strict",
@@ -22,36 +38,189 @@ METRIC_NAMES = {
 }
 
 
-def stage_figure(losses: pd.DataFrame, findings: pd.DataFrame, title: str) -> tuple[Figure, pd.DataFrame]:
-    """Left: loss against step. Right: findings precision, recall and F1 of several systems with their intervals.
+# --- Pictures of the data (notebooks 00, 01) ---
 
-    losses: step, loss, split. findings: system, metric, value, low, high (percent). Returns the figure and what it draws.
+
+def phantom_gallery(size: int = 128) -> tuple[list, list[str], pd.DataFrame]:
+    """One test phantom of each domain and finding, its caption, and both as a frame with the facts; domain by domain."""
+    scenes = [
+        phantom_scene("test", index, domain=domain, finding=finding)
+        for index, domain in enumerate(DOMAINS)
+        for finding in (NORMAL, *FINDINGS[domain])
+    ]
+    captions = [caption(scene, np.random.default_rng([place, 0x9A11])) for place, scene in enumerate(scenes)]
+    facts = [dict(sorted(scene.facts())) | {"caption": said} for scene, said in zip(scenes, captions, strict=True)]
+    return [phantom_image(scene, size) for scene in scenes], captions, pd.DataFrame(facts)
+
+
+def questions_about(scene: Scene, *, image_size: int = 64, seed: int = 0) -> list[Example]:
+    """One question of every kind that the scene has an answer to, open and closed in turn, in the words of stage 3."""
+    rng = np.random.default_rng([seed, 0xA5C])
+    asked = [ask(scene, kind, ("open", "closed")[place % 2], rng) for place, kind in enumerate(kinds_of(scene))]
+    return [
+        Example(
+            f"tutorial/{place}",
+            partial(phantom_image, scene, image_size),
+            (Turn("user", question.text), Turn("assistant", question.answer)),
+            question.form.upper(),
+            {"scene": scene, "kind": question.kind},
+        )
+        for place, question in enumerate(asked)
+    ]
+
+
+def answer_table(examples: Sequence[Example], answers: Sequence[str]) -> pd.DataFrame:
+    """Question, the model's answer, the truth, and whether the metric of stage 3 calls it right (open: all words said)."""
+    items = evaluate_vqa([Reference.of(example) for example in examples], answers).items
+    right = [bool(item.strict_hit) if item.answer_type == "CLOSED" else item.set_recall == 1 for item in items]
+    rows = zip(examples, answers, right, strict=True)
+    return pd.DataFrame([{"question": e.question, "answer": a, "truth": e.answer, "right": r} for e, a, r in rows])
+
+
+def question_balance(train: Sequence[Example], test: Sequence[Example]) -> pd.DataFrame:
+    """What the question alone gives away, per kind: share of yes, and the score of the most frequent training answer to it.
+
+    Closed questions are scored by accuracy, open ones by recall, in percent.
     """
-    systems, metrics = list(dict.fromkeys(findings["system"])), list(dict.fromkeys(findings["metric"]))
-    width = 0.8 / len(systems)
+    blind = majority_answers(train, test).lookup
+    items = evaluate_vqa([Reference.of(example) for example in test], blind).items
+    rows = [
+        {
+            "kind": example.meta["kind"],
+            "form": example.answer_type.lower(),
+            "yes": float(example.answer == "yes") if example.answer_type == "CLOSED" else np.nan,
+            "blind": item.hit if item.answer_type == "CLOSED" else item.recall,
+        }
+        for example, item in zip(test, items, strict=True)
+    ]
+    frame = pd.DataFrame(rows)
+    frame = pd.concat([frame, frame.assign(kind="all")])
+    grouped = frame.groupby(["form", "kind"], sort=False)
+    table = grouped.agg(n=("blind", "size"), yes=("yes", "mean"), blind=("blind", "mean")).reset_index()
+    table[["yes", "blind"]] *= 100
+    return table.rename(columns={"yes": "answer is yes (%)", "blind": "question-only look-up (%)"})
+
+
+def table8(folders: Mapping[str, str | Path | None], phantoms: Mapping[str, Sequence[Example]]) -> pd.DataFrame:
+    """Table 8 as rows of (data, split): the paper's counts, ours where a folder was given, and what to know of the row.
+
+    `folders` maps vqa_rad, slake and pathvqa to a folder or None; `phantoms` maps a split to its questions.
+    """
+    published = paper.table("table8").set_index("detail")
+    quantities = list(published.index)
+    rows = []
+    for column in published.columns:
+        name, _, split = column.rpartition("_")
+        printed = {f"{quantity} (paper)": int(published.loc[quantity, column]) for quantity in quantities}
+        rows.append({"data": name, "split": split} | printed | _counted(name, split, folders.get(name), quantities))
+    for split, examples in phantoms.items():
+        closed = sum(example.answer_type == "CLOSED" for example in examples)
+        counts = (len({e.image.args for e in examples}), len(examples), closed, len(examples) - closed)
+        ours = {f"{q} (ours)": count for q, count in zip(quantities, counts, strict=True)}
+        rows.append({"data": "phantoms", "split": split} | ours | {"remark": "ours alone, one image per question"})
+    order = ["data", "split", *(f"{q} ({side})" for q in quantities for side in ("ours", "paper")), "remark"]
+    return pd.DataFrame(rows).reindex(columns=order).convert_dtypes()
+
+
+def _counted(name: str, split: str, folder: str | Path | None, quantities: Sequence[str]) -> dict:
+    long = {"val": "validation"}.get(split, split)
+    known = [f"{q}: {why}" for q in quantities if (why := MISPRINTS.get((name, long, q), (0, ""))[1])]
+    if folder is None:
+        return {"remark": "; ".join(["not counted in this run", *known])}
+    counts = [count for count in check_dataset(name, folder).counts if count.split == long]
+    ours = {f"{count.quantity} (ours)": count.counted for count in counts if count.quantity in quantities}
+    verdicts = {f"{count.quantity}: {count.note or count.verdict}" for count in counts if "mis" in count.verdict}
+    remark = "; ".join(sorted(verdicts)) or ("equal" if counts else "this split is not in the folder")
+    return ours | {"remark": remark}
+
+
+# --- Noise and loss (notebook 02) ---
+
+
+def corruption_rows(
+    processor: MedVProcessor, question: str, answer: str, times: Sequence[float], *, seed: int = 0
+) -> tuple[list[tuple[str, list[str], list[bool]]], pd.DataFrame]:
+    """One sentence at several times t, for `figures.masked_strip`: the question never masks, the answer by Eq. 1.
+
+    The uniforms are the same at all times, so a token that is hidden at t stays hidden at every later time.
+    """
+    prompt, response = (processor.tokenizer.encode(text, add_special_tokens=False) for text in (question, answer))
+    ids = torch.tensor([prompt + response])  # [1, T]
+    targets = torch.tensor([[False] * len(prompt) + [True] * len(response)])
+    _, u = draw_noise(seed, 0, [0], ids.shape[1])
+    tokens = [token_text(processor, token) for token in ids[0].tolist()]
+    rows, table = [], []
+    for t in times:
+        noise = corrupt(ids, targets, torch.tensor([float(t)]), u, processor.special.mask)
+        masked = noise.masked[0].tolist()
+        rows.append((f"t = {t:g}", tokens, masked))
+        for place, (token, hidden) in enumerate(zip(tokens, masked, strict=True)):
+            part = "response" if place >= len(prompt) else "prompt"
+            table.append({"t": t, "position": place, "part": part, "token": token, "masked": hidden})
+    return rows, pd.DataFrame(table)
+
+
+@torch.inference_mode()
+def loss_noise(
+    model: MedVForMaskedDiffusion,
+    processor: MedVProcessor,
+    examples: Sequence[Example],
+    *,
+    draws: int,
+    normalizations: Sequence[str] = tuple(NORMALIZATIONS),
+    seed: int = 0,
+) -> pd.DataFrame:
+    """The loss of one fixed batch under `draws` draws of the noise: normalization, times ("iid", "stratified"), draw, loss.
+
+    The model is restored to the normalization that it came with.
+    """
+    encode = Encoder(processor, loss_tokens="response", max_length=8192)
+    collate = Collator(processor.special, padding="none")
+    items, own = [encode(example) for example in examples], model.config.loss_normalization
+    rows = []
+    for draw in range(draws):
+        for times in ("iid", "stratified"):
+            strata = [(k, len(items)) if times == "stratified" else (0, 1) for k in range(len(items))]
+            batch = collate([item | {"noise": (seed, draw, k), "stratum": strata[k]} for k, item in enumerate(items)])
+            for name in normalizations:
+                model.config.loss_normalization = name
+                loss = float(model(**{key: value.to(model.device) for key, value in batch.items()}).loss)
+                rows.append({"normalization": name, "times": times, "draw": draw, "loss": loss})
+    model.config.loss_normalization = own
+    return pd.DataFrame(rows)
+
+
+def loss_spread(noise: pd.DataFrame) -> pd.DataFrame:
+    """Mean and variance of `loss_noise` per normalization, and how many times smaller stratified times make the variance."""
+    table = noise.pivot_table(index="normalization", columns="times", values="loss", aggfunc=["mean", "var"], sort=False)
+    table.columns = [f"{'variance' if what == 'var' else what}, {times}" for what, times in table.columns]
+    table["variance ratio"] = table["variance, iid"] / table["variance, stratified"]
+    return table.reset_index()
+
+
+def loss_weights_figure(noise: pd.DataFrame, eps: float) -> tuple[Figure, pd.DataFrame]:
+    """Left: the weight 1 / p against t. Right: the losses of one batch under many draws, iid beside stratified times."""
+    t = np.linspace(0, 1, 201)
+    weight = 1 / ((1 - eps) * t + eps)
+    names = list(dict.fromkeys(noise["normalization"]))
     with theme():
-        fig, (left, right) = new_figure(10.5, 4.0, ncols=2, gridspec_kw={"width_ratios": [1, 1.15]})
-        for color, (split, part) in zip(PALETTE, losses.groupby("split", sort=False), strict=False):
-            left.plot(part["step"], part["loss"], color=color, lw=1.8, label=split, marker="o" if len(part) < 15 else None)
-        left.set(title=title, xlabel="optimizer step", ylabel="loss")
-        if losses.empty:
-            left.text(0.5, 0.5, "no losses: trained elsewhere", transform=left.transAxes, ha="center")
-        else:
-            left.legend()
-        for place, system in enumerate(systems):
-            rows = findings[findings["system"] == system].set_index("metric").reindex(metrics)
-            at = np.arange(len(metrics)) + (place - (len(systems) - 1) / 2) * width
-            spread = np.abs(rows[["low", "high"]].to_numpy(float).T - rows["value"].to_numpy(float))
-            hatch = "///" if "wrong image" in system else None
-            color = PALETTE[place // 2] if hatch is None else "#d5d8dc"
-            style = {"color": color, "label": system, "hatch": hatch, "edgecolor": "white"}
-            right.bar(at, rows["value"], width * 0.92, yerr=spread, error_kw={"ecolor": INK, "capsize": 2}, **style)
-        right.set_xticks(range(len(metrics)), [{"f1": "F1"}.get(metric, metric) for metric in metrics])
-        right.set(title="Facts in the text", ylabel="score (%)", ylim=(0, 105))
-        right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2)
-        right.grid(False, axis="x")
-    frames = [losses.assign(panel="loss"), findings.assign(panel="findings")]
-    return fig, pd.concat(frames, ignore_index=True)
+        fig, (left, right) = new_figure(10.5, 3.6, ncols=2, gridspec_kw={"width_ratios": [1, 1.5]})
+        left.plot(t, weight, color=PALETTE[0], lw=1.8)
+        left.set(yscale="log", xlabel="time t", ylabel="weight 1 / p of a masked token", title="Few masks, large weight")
+        for place, (name, times) in enumerate((n, s) for n in names for s in ("iid", "stratified")):
+            losses = noise[(noise["normalization"] == name) & (noise["times"] == times)]["loss"]
+            color = PALETTE[1] if times == "iid" else PALETTE[2]
+            spread = np.linspace(-0.22, 0.22, len(losses))
+            label = f"{times} t" if place < 2 else None
+            right.scatter(place + spread, losses, s=10, color=color, alpha=0.7, lw=0, label=label)
+        right.set_xticks([2 * k + 0.5 for k in range(len(names))], names)
+        right.set(xlabel="normalization", ylabel="loss of the same batch", title="One batch, many draws of the noise")
+        right.legend()
+    curve = pd.DataFrame({"panel": "weight", "t": t, "weight": weight})
+    return fig, pd.concat([curve, noise.assign(panel="loss")], ignore_index=True)
+
+
+# --- Stage 3 (notebook 12) ---
 
 
 def control_bars(summary: pd.DataFrame, test: str) -> pd.DataFrame:
@@ -75,46 +244,3 @@ def chosen_answers(items: pd.DataFrame, test: str, *, condition: str = "after st
     wrong = rows[~rows["right"]].head(count - len(right))
     columns = ["id", "kind", "question", "reference", "answer", "right"]
     return pd.concat([right, wrong])[columns].reset_index(drop=True)
-
-
-def answer_figure(chosen: pd.DataFrame, examples: Sequence[Example], title: str, *, columns: int = 5) -> Figure:
-    """Each image with its question, the answer (green right, red wrong) and, where wrong, the reference."""
-    by_id = {example.id: example for example in examples}
-    rows = -(-len(chosen) // columns)
-    with theme():
-        fig, axes = new_figure(2.25 * columns, 3.2 * rows, nrows=rows, ncols=columns, squeeze=False)
-        fig.get_layout_engine().set(rect=(0, 0.05, 1, 0.95), hspace=0.12)
-        for ax in axes.flat:
-            ax.set_axis_off()
-        for ax, row in zip(axes.flat, chosen.itertuples(), strict=False):
-            ax.imshow(np.asarray(load_image(by_id[row.id])), interpolation="nearest")
-            ax.set_title(textwrap.fill(row.question, 30), fontsize=8, weight="normal", loc="left", parse_math=False)
-            said = (row.answer or "(nothing)") + ("" if row.right else f"  [truth: {row.reference}]")
-            style = {"transform": ax.transAxes, "va": "top", "fontsize": 8, "weight": "bold", "parse_math": False}
-            ax.text(0, -0.04, textwrap.fill(said, 30), color=GOOD if row.right else BAD, **style)
-        fig.suptitle(title, fontsize=11, fontweight="bold")
-    return fig
-
-
-def setting_answers(
-    items: pd.DataFrame, settings: pd.DataFrame, group: str, example: Example, title: str
-) -> tuple[Figure, pd.DataFrame]:
-    """One image as the settings of a group of Table 5 describe it. items: as `medv.companion.studies.generation.ask_all` gives.
-
-    Returns the figure and its rows: setting, question, text, score, words, repeated_share.
-    """
-    wanted = settings[settings["group"] == group]["setting"]
-    rows = items[items["id"] == example.id].set_index("setting").loc[list(wanted)].reset_index()
-    rows = rows[["setting", "question", "text", "score", "words", "repeated_share"]]
-    return compared_answers(rows.rename(columns={"setting": "name"}), example, title), rows
-
-
-def compared_answers(rows: pd.DataFrame, example: Example, title: str, *, per_row: int = 2) -> Figure:
-    """Answers to one request side by side. rows: name, text, score (percent or empty), words."""
-    scene = example.meta.get("scene")
-    columns = [
-        (f"{r.name}: {r.words} words" + ("" if np.isnan(r.score) else f", facts {r.score:.0f}"), r.text, scene)
-        for r in rows.itertuples(index=False)
-    ]
-    image = picture_of(example)
-    return answers_side_by_side(columns, title, image=image, question=example.question, per_row=per_row, characters=58)

@@ -6,7 +6,7 @@ ids: the same data gives the same bytes.
 """
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from medv.artifacts import atomic_file
 from medv.companion.figures.tables import cells
+from medv.intervals import NOT_MEASURED
 
 PALETTE = sns.color_palette("colorblind").as_hex()
 INK, MUTED = "#1b1b1b", "#5f6368"
@@ -76,10 +78,15 @@ def save(fig: Figure, stem: str | Path, dpi: int = 160) -> tuple[Path, Path]:
     return png, svg
 
 
-def _columns(frame: pd.DataFrame, *names: str) -> None:
+def _require(frame: pd.DataFrame, *names: str) -> None:
     missing = [name for name in names if name not in frame.columns]
     if missing:
         raise ValueError(f"the frame lacks {', '.join(missing)}: it has {', '.join(map(str, frame.columns))}")
+
+
+def spread(rows: pd.DataFrame) -> np.ndarray:
+    """The lengths of error bars [2, N] of rows with value, low and high."""
+    return np.abs(rows[["low", "high"]].to_numpy(float).T - rows["value"].to_numpy(float))
 
 
 def loss_history(history: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -92,42 +99,68 @@ def loss_history(history: Sequence[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["step", "loss", "split"])
 
 
-def loss_curves(frame: pd.DataFrame, title: str = "", *, log: bool = False, ylabel: str = "loss") -> Figure:
-    """Loss against step, one line per split. `frame`: step, loss, split, and optionally run (one color each)."""
-    _columns(frame, "step", "loss", "split")
-    hue = "run" if "run" in frame.columns else "split"
+def draw_losses(ax: Axes, frame: pd.DataFrame, title: str) -> None:
+    """A line of the loss against the step for each split. frame: step, loss, split; it may be empty."""
+    _require(frame, "step", "loss", "split")
+    for color, (split, part) in zip(PALETTE, frame.groupby("split", sort=False), strict=False):
+        ax.plot(part["step"], part["loss"], color=color, lw=1.8, label=split, marker="o" if len(part) < 15 else None)
+    ax.set(title=title, xlabel="optimizer step", ylabel="loss")
+    if frame.empty:
+        ax.text(0.5, 0.5, "no losses: trained elsewhere", transform=ax.transAxes, ha="center")
+    else:
+        ax.legend()
+
+
+def loss_curves(frame: pd.DataFrame, title: str = "") -> Figure:
+    """`draw_losses` as a figure."""
     with theme():
         fig, ax = new_figure(6.5, 3.6)
-        sns.lineplot(frame, x="step", y="loss", hue=hue, style="split", ax=ax, palette=PALETTE[: frame[hue].nunique()], lw=1.8)
-        ax.set(title=title, xlabel="optimizer step", ylabel=ylabel, yscale="log" if log else "linear")
+        draw_losses(ax, frame, title)
         sns.despine(fig)
     return fig
 
 
-def accuracy_bars(frame: pd.DataFrame, title: str = "", *, ylabel: str = "score (%)") -> Figure:
-    """Bars with confidence intervals: a model beside its controls.
+def draw_bars(
+    ax: Axes, frame: pd.DataFrame, styles: Mapping[str, Mapping[str, Any]] | None = None, *, numbers: bool = True
+) -> None:
+    """Grouped bars: a group for each metric, in it a bar for each system, with an interval where low and high are given.
 
-    `frame`: metric (a group of bars), system (a bar of the group), value, low, high (percent); low and high may be empty.
+    frame: metric, system, value, and optionally low and high, which may be empty. styles: options of `Axes.bar` by system.
+    numbers: write each value above its bar.
     """
-    _columns(frame, "metric", "system", "value", "low", "high")
     metrics, systems = list(dict.fromkeys(frame["metric"])), list(dict.fromkeys(frame["system"]))
     width = 0.8 / len(systems)
+    for place, system in enumerate(systems):
+        rows = frame[frame["system"] == system].set_index("metric").reindex(metrics)
+        at = np.arange(len(metrics)) + (place - (len(systems) - 1) / 2) * width
+        ax.bar(
+            at,
+            rows["value"],
+            width * 0.92,
+            label=system,
+            **{"color": PALETTE[place % len(PALETTE)]} | (styles or {}).get(system, {}),
+        )
+        up = np.zeros(len(rows))
+        if "low" in rows:
+            around = np.nan_to_num(spread(rows))
+            ax.errorbar(at, rows["value"], yerr=around, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
+            up = around[1]
+        for x, value, above in zip(at, rows["value"], up, strict=True):
+            if numbers and np.isfinite(value):
+                ax.text(x, value + above + 1.5, f"{value:.0f}", ha="center", va="bottom", fontsize=8)
+    ax.set_xticks(range(len(metrics)), metrics)
+    ax.grid(False, axis="x")
+
+
+def accuracy_bars(frame: pd.DataFrame, title: str = "") -> Figure:
+    """`draw_bars` of percentages as a figure: a model beside its controls. frame: metric, system, value, low, high."""
+    _require(frame, "metric", "system", "value", "low", "high")
     with theme():
-        fig, ax = new_figure(1.8 + 2.6 * len(metrics), 3.8)
-        for place, system in enumerate(systems):
-            rows = frame[frame["system"] == system].set_index("metric").reindex(metrics)
-            at = np.arange(len(metrics)) + (place - (len(systems) - 1) / 2) * width
-            spread = np.nan_to_num(np.abs(rows[["low", "high"]].to_numpy(float).T - rows["value"].to_numpy(float)))
-            ax.bar(at, rows["value"], width * 0.92, label=system, color=PALETTE[place % len(PALETTE)])
-            ax.errorbar(at, rows["value"], yerr=spread, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
-            for x, value, up in zip(at, rows["value"], spread[1], strict=True):
-                if np.isfinite(value):
-                    ax.text(x, value + up + 1.5, f"{value:.0f}", ha="center", va="bottom", fontsize=8)
-        ax.set_xticks(range(len(metrics)), metrics)
-        ax.set(title=title, ylabel=ylabel, ylim=(0, 112))
+        fig, ax = new_figure(1.8 + 2.6 * frame["metric"].nunique(), 3.8)
+        draw_bars(ax, frame)
+        ax.set(title=title, ylabel="score (%)", ylim=(0, 112))
         ax.set_yticks(range(0, 101, 20))
-        ax.grid(False, axis="x")
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=min(4, len(systems)))
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=min(4, frame["system"].nunique()))
         sns.despine(fig)
     return fig
 
@@ -156,40 +189,12 @@ def gallery(
     return fig
 
 
-def masked_strip(rows: Sequence[tuple[str, Sequence[str], Sequence[bool]]], title: str = "") -> Figure:
-    """Tokens as boxes, masked ones dark: one line per state of a canvas.
-
-    `rows`: (label, tokens, masked) with the same number of tokens everywhere; a masked box hides its token.
-    """
-    counts = {len(tokens) for _, tokens, _ in rows} | {len(masked) for _, _, masked in rows}
-    if len(counts) != 1:
-        raise ValueError(f"the rows of a strip differ in length: {sorted(counts)}")
-    widths = np.array([max(len(tokens[i]) for _, tokens, _ in rows) + 1.4 for i in range(counts.pop())])
-    left = np.concatenate([[0.0], np.cumsum(widths)])
-    with theme():
-        fig, ax = new_figure(max(6.0, left[-1] * 0.085 + 1), 0.42 * len(rows) + 0.5)
-        for line, (_, tokens, masked) in enumerate(rows):
-            for x, width, token, hidden in zip(left, widths, tokens, masked, strict=False):
-                color = INK if hidden else "#dcebf7"
-                ax.barh(line, width - 0.3, left=x, height=0.78, color=color, edgecolor="none")
-                if not hidden:
-                    ax.text(
-                        x + (width - 0.3) / 2, line, token, ha="center", va="center", fontsize=7.5, family="DejaVu Sans Mono"
-                    )
-        ax.set_yticks(range(len(rows)), [label for label, _, _ in rows])
-        ax.set(ylim=(len(rows) - 0.4, -0.6), xlim=(0, left[-1]), xticks=[], title=title)
-        ax.grid(False)
-        ax.tick_params(length=0)
-        sns.despine(fig, left=True, bottom=True)
-    return fig
-
-
 def curve(frame: pd.DataFrame, x: str, y: str, title: str = "", *, hue: str | None = None, **axes: Any) -> Figure:
     """A line per `hue` of `y` against `x`, with a band from the columns low and high if there are any.
 
     `axes` as in `Axes.set` (xlabel, yscale, ylim ...). Used for t against the loss weight, and for sweeps.
     """
-    _columns(frame, x, y, *([hue] if hue else []))
+    _require(frame, x, y, *([hue] if hue else []))
     groups = [(None, frame)] if hue is None else list(frame.groupby(hue, sort=False))
     with theme():
         fig, ax = new_figure(6.0, 3.6)
@@ -202,6 +207,35 @@ def curve(frame: pd.DataFrame, x: str, y: str, title: str = "", *, hue: str | No
         if hue:
             ax.legend(title=hue)
         sns.despine(fig)
+    return fig
+
+
+def setting_curves(
+    frame: pd.DataFrame, x: str, title: str = "", *, xlabel: str, names: dict[str, str], hue: str | None = None
+) -> Figure:
+    """One panel per metric against a setting, with 95 % intervals as bars. frame: x, metric, value, low, high (and hue).
+
+    names: metric -> the label of its axis.
+    """
+    groups = [(None, frame)] if hue is None else list(frame.groupby(hue, sort=False))
+    with theme():
+        fig, axes = new_figure(2.9 * len(names), 3.1, ncols=len(names), squeeze=False)
+        for ax, (metric, label) in zip(axes.flat, names.items(), strict=True):
+            for color, (name, rows) in zip(PALETTE, groups, strict=False):
+                part = rows[rows["metric"] == metric].sort_values(x)
+                style = {"marker": "o", "ms": 4, "lw": 1.6, "capsize": 3, "color": color, "label": name}
+                ax.errorbar(part[x], part["value"], yerr=spread(part), **style)
+            if frame[frame["metric"] == metric]["value"].isna().all():
+                ax.text(0.5, 0.5, NOT_MEASURED, transform=ax.transAxes, ha="center", color=MUTED)
+            ax.set_xscale("log", base=2)
+            ticks = sorted(frame[x].unique())
+            ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            ax.minorticks_off()
+            ax.set(xlabel=xlabel, title=label, ylim=(0, None))
+        if hue is not None:
+            handles, labels = axes.flat[-1].get_legend_handles_labels()
+            fig.legend(handles, labels, loc="outside right center", title=hue)
+        fig.suptitle(title, fontsize=11, fontweight="bold")
     return fig
 
 

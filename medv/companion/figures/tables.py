@@ -10,8 +10,6 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from medv.evaluation.repetition import SPAN, repeated_parts
-
 OURS, PAPER = "ours", "paper"
 
 
@@ -61,17 +59,6 @@ def cells(frame: pd.DataFrame, digits: int = 2) -> list[list[str]]:
     return [list(row) for row in zip(*columns, strict=True)]
 
 
-def to_markdown(frame: pd.DataFrame, digits: int = 2) -> str:
-    """The frame as a Markdown table; bars and line breaks in cells are escaped, the index is left out."""
-
-    def row(texts: Sequence[object]) -> str:
-        safe = (str(text).replace("\\", "\\\\").replace("|", "\\|").replace("\n", "<br>") for text in texts)
-        return "| " + " | ".join(safe) + " |"
-
-    body = [row(texts) for texts in cells(frame, digits)]
-    return "\n".join([row(list(frame.columns)), "|" + " --- |" * frame.shape[1], *body]) + "\n"
-
-
 def to_html(frame: pd.DataFrame, digits: int = 2) -> str:
     """The frame as an HTML table, every cell escaped; cells of numeric columns carry class "n", the paper's class "paper"."""
     kinds = [
@@ -87,9 +74,3 @@ def to_html(frame: pd.DataFrame, digits: int = 2) -> str:
     body = "".join(row("td", texts) for texts in cells(frame, digits))
     head = row("th", [str(name).replace("_", " ") for name in frame.columns])
     return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
-
-
-def repeats_html(text: str, n: int = SPAN) -> str:
-    """The text as HTML, escaped, with its repeated parts (`medv.evaluation.repetition.repeated_parts`) inside <mark>."""
-    parts = ((html.escape(part), again) for part, again in repeated_parts(text, n))
-    return "".join(f"<mark>{part}</mark>" if again else part for part, again in parts)

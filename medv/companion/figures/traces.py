@@ -1,29 +1,34 @@
-"""A trace for people: one animated HTML page that needs nothing else, or a JSON file; and which of them a name asks for.
+"""A trace for people: an animated HTML page, a JSON file, or a canvas in the terminal while it is sampled.
 
-The page embeds its style, its script and the picture, and its content policy forbids every request. Words of tokens, the
-question and the answer are data: escaped in the text of the page, and set as text, never as markup, by its script. It reads
-a finished `medv.diffusion.trace.Trace`; to watch one grow in a terminal is `medv.companion.figures.trace_terminal`.
+The page is one file: it embeds its style, its script and the picture, and its content policy forbids every request. The
+template escapes the words of tokens, the question and the answer; the script sets them as text, never as markup.
 """
 
 import base64
-import html
 import io
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 from PIL import Image
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
 
 from medv.artifacts import write_text
-from medv.diffusion.trace import FORMAT, REMASK, Trace
+from medv.companion.figures.templates import template
+from medv.diffusion.trace import COMMIT, FORMAT, Event, Events, Trace
 from medv.reading import check_regular, open_regular
 
 TERMINAL, SUFFIXES = "-", (".html", ".json")
 SPECIAL = "∎"
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-_BEGIN = "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta http-equiv='Content-Security-Policy'"
+PAGE_BEGIN = "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta http-equiv='Content-Security-Policy'"
+"""How the template begins: a file that begins so is a trace and may be replaced."""
 PICTURE = 320  # pixels, the longer side
+LOW, HIGH = (246, 169, 122), (143, 195, 234)  # the colors of confidence 0 and 1 in the terminal, as on the page
 
 Word = Callable[[int], str]
 
@@ -44,14 +49,13 @@ def trace_targets(names: Sequence[str]) -> tuple[bool, list[Path]]:
         if blocked is not None:
             raise ValueError(f"{path} cannot be written: {blocked} is a file")
         check_regular(path)
-        if path.exists() and not _ours(path):
+        if path.exists() and not _is_trace_or_empty(path):
             raise ValueError(f"{path} exists and is no trace, so that it is not written over: choose another name")
     return TERMINAL in names, files
 
 
-def _ours(path: Path) -> bool:
-    """Whether a file is empty, or begins as a trace of its kind does."""
-    begin = (_BEGIN if path.suffix == ".html" else json.dumps({"format": FORMAT})[:-1]).encode()
+def _is_trace_or_empty(path: Path) -> bool:
+    begin = (PAGE_BEGIN if path.suffix == ".html" else json.dumps({"format": FORMAT})[:-1]).encode()
     with open_regular(path) as stream:
         found = b" ".join(stream.read(len(begin) + 64).split()).replace(b"{ ", b"{", 1)[: len(begin)]
     return found in (b"", begin)
@@ -66,6 +70,45 @@ def word_of(tokenizer) -> Word:
 def printable(text: str) -> str:
     """`text` with ↵ for a line break and · for what would move a cursor or show nothing."""
     return "".join("↵" if c == "\n" else c if c.isprintable() else "·" for c in text) or "·"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One position of the canvas after some forward.
+
+    state: "open" (masked), "written", "fresh" (by the last forward), "lost" (taken back by it); token: None where open;
+    confidence: when it was written; taken: how often it was taken back so far; forward: of its last event, from 1.
+    """
+
+    state: str = "open"
+    token: int | None = None
+    confidence: float = 0.0
+    taken: int = 0
+    forward: int = 0
+
+
+def cells(events: Sequence[Event], gen_length: int, frame: int) -> list[Cell]:
+    """The canvas after `frame` forwards of the events of one row; 0 is all masks."""
+    canvas = [Cell()] * gen_length
+    for event in events:
+        if event.step >= frame:
+            break
+        last, taken = event.step == frame - 1, canvas[event.position].taken
+        token: int | None = event.token
+        if event.kind == COMMIT:
+            state = "fresh" if last else "written"
+        else:
+            state, token, taken = ("lost", token, taken + 1) if last else ("open", None, taken + 1)
+        canvas[event.position] = Cell(state, token, event.confidence, taken, event.step + 1)
+    return canvas
+
+
+def forwards_of(events: Sequence[Event]) -> int:
+    """The forwards that wrote or took back a token, up to the last that did."""
+    return events[-1].step + 1 if events else 0
+
+
+# --- Files ---
 
 
 def write_trace(
@@ -85,61 +128,76 @@ def trace_page(trace: Trace, word: Word, *, question: str = "", answer: str = ""
     rows = {event.row for event in trace.events}
     if len(rows) > 1:
         raise ValueError(f"a page shows one row, but the trace has {len(rows)}: pass trace.of_row(0), for example")
-    style, script = (resources.files(__package__).joinpath(f"trace.{kind}").read_text("utf-8") for kind in ("css", "js"))
-    title = html.escape(question or "A trace")
-    image = f"<img alt='the image that was asked about' src='{_embedded(picture)}'>" if picture is not None else ""
-    head = (
-        f' content="{POLICY}">'
-        f"<meta name='viewport' content='width=device-width'><title>medv: {title}</title><style>{style}</style>"
-    )
-    body = (
-        f"<header>{image}<div><h1>{title}</h1><p id='answer'>{html.escape(answer) or '(an empty answer)'}</p></div></header>"
-        f"{_PLAYER}<details><summary>All {len(trace.events)} events as a table</summary>{_table(trace, word)}</details>"
-        f"<script type='application/json' id='data'>{_data(trace, word)}</script><script>{script}</script>"
-    )
-    return f"{_BEGIN}{head}</head><body>{body}</body></html>\n"
-
-
-_PLAYER = """<section aria-label="how the answer was unmasked">
-<div id="controls"><button id="play" type="button">Play</button>
-<button id="back" type="button" aria-label="one forward back">‹</button>
-<button id="next" type="button" aria-label="one forward on">›</button>
-<input id="slider" type="range" min="0" value="0" aria-label="forwards">
-<label>speed <select id="speed"><option value="2">2 a second</option><option value="6" selected>6 a second</option>
-<option value="20">20 a second</option></select></label></div>
-<div id="timeline" aria-hidden="true"></div>
-<p id="status" role="status">This page needs JavaScript to play; the answer and the table of events are there without.</p>
-<div id="canvas"></div>
-<ul class="legend"><li><span class="ramp"></span>confidence when written, 0 to 1</li>
-<li><span class="cell fresh">new</span>written by this forward</li>
-<li><span class="cell lost">old</span>taken back by this forward</li>
-<li><span class="cell again">word</span>written again</li><li><span class="cell open">&nbsp;</span>masked</li>
-<li><span class="cell">∎</span>end of the answer, or another special token</li></ul>
-<p class="keys">Space plays and pauses; arrow keys step; Home and End go to the ends.</p></section>"""
-
-
-def _data(trace: Trace, word: Word) -> str:
-    """What the script reads; no "<" in it, so that no word ends the element it stands in."""
     words = {token: word(token) for token in {event.token for event in trace.events}}
-    events = [[e.step, e.position, e.kind != REMASK, words[e.token], round(e.confidence, 4)] for e in trace.events]
-    return json.dumps({"length": trace.gen_length, "events": events}, ensure_ascii=False).replace("<", "\\u003c")
-
-
-def _table(trace: Trace, word: Word) -> str:
-    rows = "".join(
-        f"<tr><td>{e.step + 1}</td><td>{e.position}</td><td>{e.kind}</td><td>{html.escape(word(e.token))}</td>"
-        f"<td>{e.token}</td><td>{e.confidence:.3f}</td></tr>"
-        for e in trace.events
+    events = [[e.step, e.position, e.kind == COMMIT, words[e.token], round(e.confidence, 4)] for e in trace.events]
+    folder = resources.files(__package__)
+    return template(__package__, "trace.html.jinja").render(
+        policy=POLICY,
+        style=folder.joinpath("trace.css").read_text("utf-8"),
+        script=folder.joinpath("trace.js").read_text("utf-8"),
+        question=question,
+        answer=answer,
+        picture=None if picture is None else data_address(picture, PICTURE),
+        events=trace.events,
+        words=words,
+        data={"length": trace.gen_length, "events": events},
     )
-    names = ("forward", "position", "event", "word", "token", "confidence")
-    head = "".join(f"<th scope='col'>{name}</th>" for name in names)
-    return f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
 
 
-def _embedded(picture: Image.Image) -> str:
-    """The picture, small, as a data address."""
+def data_address(picture: Image.Image, size: int) -> str:
+    """The picture, at most `size` pixels wide and high, as a data address."""
     small = picture.convert("RGB")
-    small.thumbnail((PICTURE, PICTURE))
+    small.thumbnail((size, size))
     stream = io.BytesIO()
     small.save(stream, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+# --- Terminal ---
+
+
+class TerminalView:
+    """A context that draws batch row 0 of a stream: call it with the events of each forward.
+
+    Color is the confidence at commit time; the newest words are bold and underlined, masks are ░, and a position that was
+    taken back and waits is ↺.
+    """
+
+    def __init__(self, console: Console, gen_length: int, word: Word):
+        self.word, self.gen_length, self.forwards = word, gen_length, 0
+        self.events: list[Event] = []
+        # Drawn when there is news: a thread of its own would only draw the same again.
+        self.live = Live(console=console, auto_refresh=False)
+
+    def __enter__(self) -> "TerminalView":
+        self.live.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.live.stop()
+
+    def __call__(self, events: Events) -> None:
+        """Take in one forward and draw."""
+        self.forwards += 1
+        self.events += [event for event in events if event.row == 0]
+        self.live.update(self.picture(), refresh=True)
+
+    def picture(self) -> Group:
+        """The canvas and a line about it."""
+        places = cells(self.events, self.gen_length, forwards_of(self.events))
+        written = [position for position, cell in enumerate(places) if cell.state in ("written", "fresh")]
+        canvas = Text(overflow="fold")
+        for position, cell in enumerate(places):
+            if position not in written:
+                canvas.append("↺" if cell.taken else "░", style="dim" if position > max(written, default=-1) else "")
+                continue
+            text = self.word(cell.token)
+            bare = text.lstrip(" ")
+            color = [round(low + cell.confidence * (high - low)) for low, high in zip(LOW, HIGH, strict=True)]
+            look = "bold underline " if cell.state == "fresh" else ""
+            canvas.append(text[: len(text) - len(bare)])
+            canvas.append(bare, style=f"{look}black on rgb({color[0]},{color[1]},{color[2]})")
+        taken = sum(cell.taken for cell in places)
+        back = f", {taken} taken back" if taken else ""
+        status = f"forward {self.forwards}: {len(written)} of {self.gen_length} positions written{back}"
+        return Group(canvas, Text(status, style="dim"))

@@ -1,16 +1,16 @@
-"""How long the notebooks of a profile take on this machine: counted work times measured seconds, told before they run.
+"""Estimates how long the notebooks of a profile take on this machine: counted work times measured seconds.
 
-Counted are examples learned from, forwards of one answer each, and pictures drawn; measured is one of each on a network of the
-profile's sizes with random weights, for it is the sizes that take time. A notebook without an entry takes minutes.
+Counted are examples learned from, forwards of one answer each, and pictures drawn; one of each is timed on a network of the
+profile's sizes with random weights. A notebook without an entry takes minutes.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from medv.checkpoints.assembly import random_model
+from medv.companion.bench.machine import bench_device, timed
 from medv.companion.studies import adaptation, generation, initialization
 from medv.companion.studies import lora as lora_study
 from medv.companion.studies import repetition as repetition_study
@@ -38,9 +38,8 @@ class Work:
 
 
 def work_of(notebook: str, profile: Profile) -> Work:
-    """The work of a notebook by its name in the registry, on phantoms; nothing for those that take minutes."""
-    count = _COUNTS.get(notebook)
-    return Work() if count is None else count(profile)
+    """The work of a notebook by the name of its node, on phantoms; none for those that take minutes."""
+    return _COUNTS[notebook](profile) if notebook in _COUNTS else Work()
 
 
 def _stage1(profile: Profile) -> Work:
@@ -126,10 +125,10 @@ _COUNTS: dict[str, Callable[[Profile], Work]] = {
 
 
 def measure(profile: Profile) -> Work:
-    """Seconds of one of each on this machine: an example of a training step, a forward of one answer, a picture drawn and
-    looked at.
+    """Seconds of one of each here, the second time: an example of a training step, a forward of one answer, a picture
+    drawn and seen by the vision tower.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = bench_device(None)
     rows = MANY if device.type == "cuda" else 2
     model = random_model(profile.model, SpecialTokens(*range(7)), seed=0).to(device).train()
     model.model.vision_tower.requires_grad_(False)
@@ -151,16 +150,6 @@ def measure(profile: Profile) -> Work:
         model.model.look(pixels)
 
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-        learned, asked, looked = (_seconds(step, device) / rows for step in (learn, ask, look))
-    return Work(learned, asked, looked + _seconds(lambda: load_image(example), device))
-
-
-def _seconds(step: Callable[[], object], device: torch.device) -> float:
-    """Of the second call."""
-    for _ in range(2):
-        started = time.perf_counter()
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        taken = time.perf_counter() - started
-    return taken
+        learned, asked, looked = ([timed(step, device)[0] for _ in range(2)][1] / rows for step in (learn, ask, look))
+    drawn = [timed(lambda: load_image(example), device)[0] for _ in range(2)][1]
+    return Work(learned, asked, looked + drawn)

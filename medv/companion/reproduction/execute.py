@@ -1,8 +1,7 @@
-"""Run one notebook through papermill in a kernel of its own, and keep the executed copy.
+"""Runs one notebook through papermill in a kernel of its own and keeps the executed copy.
 
-The copy appears under its name only when every cell has run; a failed one is kept as `NAME.failed.ipynb` to look at; what
-the kernel itself printed goes to `NAME.log`. This
-module knows no graph and no cache.
+The copy appears under its name only when every cell has run; a failed one is kept as `NAME.failed.ipynb`, and what the kernel
+itself printed goes to `NAME.log`.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,7 +20,7 @@ class NotebookFailed(Exception):
 
 
 class _Engine(NBClientEngine):
-    """Papermill's own engine, with a working folder, an environment for the kernel, and word of each cell."""
+    """Papermill's own engine with a working folder, an environment for the kernel, and a callback for each cell."""
 
     @classmethod
     def execute_managed_notebook(cls, nb_man, kernel_name, *, folder, environment, log, on_cell, **_papermill):
@@ -58,37 +57,22 @@ def execute(
     """
     executed.parent.mkdir(parents=True, exist_ok=True)
     partial = executed.with_name(f".{executed.stem}.partial.ipynb")
-    failed = executed.with_name(f"{executed.stem}.failed.ipynb")
-    log = executed.with_name(f"{executed.stem}.log")
-    options = {"folder": notebook.parent, "environment": environment, "log": log, "on_cell": on_cell}
+    failed, log = executed.with_name(f"{executed.stem}.failed.ipynb"), executed.with_name(f"{executed.stem}.log")
+    # Papermill formats paths with the parameters: braces in a path are doubled.
+    source, target = (str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, partial))
+    ours = {"folder": notebook.parent, "environment": environment, "log": log, "on_cell": on_cell}
+    how = {"engine_name": "medv", "kernel_name": "python3", "language": "python", "progress_bar": False}
     try:
-        execute_notebook(
-            _literal(notebook),
-            _literal(partial),
-            dict(parameters),
-            engine_name="medv",
-            kernel_name="python3",
-            language="python",
-            progress_bar=False,
-            **options,
-        )
+        execute_notebook(source, target, dict(parameters), **how, **ours)
     except PapermillExecutionError as error:
         partial.replace(failed)
-        raise NotebookFailed(_describe(error, failed)) from None
+        lines = error.source.strip().split("\n")
+        shown = "\n".join(f"  | {line}" for line in lines[:15])
+        rest = f"\n  | ... {len(lines) - 15} more lines" if len(lines) > 15 else ""
+        cell = f"in cell {error.cell_index} of {failed}:\n{shown}{rest}"
+        raise NotebookFailed(f"{error.ename}: {error.evalue}\n{cell}") from None
     except DeadKernelError:
         partial.replace(failed)
         raise NotebookFailed(f"the kernel died (out of memory, or killed): see {failed} and {log}") from None
     partial.replace(executed)
     failed.unlink(missing_ok=True)
-
-
-def _literal(path: Path) -> str:
-    """The path as papermill wants it: braces doubled, because it formats paths with the parameters."""
-    return str(path).replace("{", "{{").replace("}", "}}")
-
-
-def _describe(error: PapermillExecutionError, failed: Path) -> str:
-    source = error.source.strip().split("\n")
-    shown = "\n".join(f"  | {line}" for line in source[:15])
-    rest = f"\n  | ... {len(source) - 15} more lines" if len(source) > 15 else ""
-    return f"{error.ename}: {error.evalue}\nin cell {error.cell_index} of {failed}:\n{shown}{rest}"

@@ -1,8 +1,8 @@
-"""`medv reproduce`: run the notebooks as a graph, each only when something that it depends on has changed.
+"""`medv reproduce`: runs the notebooks as a graph, each only when something that it depends on has changed.
 
-Finished notebooks are remembered under the run folder, so that a killed reproduction continues where it was. A notebook that
-fails blocks those that need it, and no others. Where the profile's models are small, notebooks share the machine, each with its
-part of the cores; else heavy ones (training) get it alone.
+Finished notebooks are recorded in the run folder, so that a stopped reproduction resumes. A notebook that fails blocks those
+that need it, and no others. Where the profile's models are small, heavy notebooks (training) share the cores with others;
+elsewhere they run alone.
 """
 
 import os
@@ -10,10 +10,11 @@ import queue
 import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -21,8 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from medv.artifacts import PACKAGE, default_out, fingerprint
-from medv.companion.reproduction import cache
-from medv.companion.reproduction.cache import SUFFIXES, Workshop
+from medv.companion.reproduction.cache import FORCE_KEY, RESUME_KEY, SUFFIXES, Workshop
 from medv.companion.reproduction.registry import EXHIBITS, Node, chain_lengths, nodes_for, ordered, parents
 from medv.ownership import check_empty, hold
 from medv.profiles import get_profile
@@ -32,7 +32,7 @@ COLORS = {"cached": "green", "done": "green", "running": "cyan", "failed": "red"
 
 @dataclass
 class Progress:
-    """Where one notebook stands: "waiting", "running", "done", "cached", "failed" or "blocked"; not selected: "stale"."""
+    """State of one notebook: "waiting", "running", "done", "cached", "failed" or "blocked"; if not selected also "stale"."""
 
     node: Node
     status: str = "waiting"
@@ -43,13 +43,8 @@ class Progress:
 
     @property
     def finished(self) -> bool:
-        """Whether what this notebook makes is there and up to date."""
+        """Whether the products of this notebook exist and are up to date."""
         return self.status in ("done", "cached")
-
-    @property
-    def elapsed(self) -> float | None:
-        """Seconds of this or, when cached, of the earlier execution."""
-        return time.monotonic() - self.started if self.status == "running" else self.seconds
 
 
 def reproduce(
@@ -68,27 +63,31 @@ def reproduce(
 ) -> int:
     """Bring figures, tables and artifacts up to date and write `index.html`; returns the exit code (0 good, 1 a failure).
 
-    `only` names notebooks, figures or tables; what they need comes along. `out` defaults to `runs/<profile>`. `jobs` notebooks
-    may run at once, each with its share of the cores. `publish` copies the results of a wholly good run to `figures/<profile>/`
-    of the source tree.
+    `only` names notebooks, figures or tables; what they need is included. `out` defaults to `runs/<profile>`. Up to `jobs`
+    notebooks run at once, each with its share of the cores. `publish` copies the results of a wholly good run to
+    `figures/<profile>/` of the source tree.
     Raises ValueError for unknown names and parameters, and if another process works in the same folder.
     """
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}: at least one notebook must be allowed to run")
     console = console or Console()
-    folder = Path(notebooks) if notebooks else source_notebooks()
+    folder = Path(notebooks) if notebooks else PACKAGE.parent / "notebooks"
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder} is not there: the notebooks come with the source tree, so clone it and `pip install -e .` there"
+        )
     shop = Workshop(folder.resolve(), Path(out or default_out(profile)).resolve(), get_profile(profile), seed)
     nodes = nodes_for(shop.profile) if nodes is None else nodes
     chosen = ordered(nodes, only)
     for node in chosen:
-        cache.check_parameters(node, shop)
+        shop.check_parameters(node)
     if shop.profile.notes:
         console.print(Text(f"profile {profile}: {shop.profile.notes}"), soft_wrap=True)
     if shop.profile.towers == "packages":
-        console.print(_estimate_table(chosen, shop))
+        console.print(_estimates(chosen, shop))
         console.print("what is finished is kept: the same command goes on after a stop")
     if dry_run:
-        console.print(_plan_table(chosen, nodes, shop, force))
+        console.print(_plan(chosen, nodes, shop, force))
         return 0
     if shop.profile.towers == "packages":
         from medv.checkpoints.bundled import fetched_towers
@@ -110,145 +109,127 @@ def reproduce(
         return _conclude(shop, nodes, progress, console, publish)
 
 
-def source_notebooks() -> Path:
-    """The `notebooks/` folder beside the package; raises FileNotFoundError if medv does not run from a source tree."""
-    folder = PACKAGE.parent / "notebooks"
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"{folder} is not there: the notebooks come with the source tree, so clone it and `pip install -e .` there"
-        )
-    return folder
-
-
 class _Schedule:
-    """Start what is ready, wait for what runs, until nothing is left."""
+    """Starts what is ready and waits for what runs, until nothing is left."""
 
-    def __init__(self, shop, nodes, progress: dict[str, Progress], force: bool, jobs: int, console: Console):
-        self.shop, self.nodes, self.progress, self.force, self.jobs, self.console = (
-            shop,
-            nodes,
-            progress,
-            force,
-            jobs,
-            console,
-        )
-        self.messages: queue.Queue[tuple[Progress, str | None]] = queue.Queue()
-        self.plain = not console.is_terminal
+    def __init__(
+        self, shop: Workshop, nodes: Sequence[Node], progress: dict[str, Progress], force: bool, jobs: int, console: Console
+    ):
+        self.shop, self.nodes, self.progress = shop, nodes, progress
+        self.force, self.jobs, self.console = force, jobs, console
+        self.ended: queue.Queue[tuple[Progress, str | None]] = queue.Queue()  # with the error, if it failed
         lengths = chain_lengths(nodes)
         self.order = sorted(progress.values(), key=lambda item: -lengths[item.node.name])
 
     def run(self) -> None:
-        view = Live(console=self.console, get_renderable=self._view, refresh_per_second=4, transient=True)
-        with nullcontext() if self.plain else view:
+        title = f"medv reproduce · profile {self.shop.profile.name}"
+        view = Live(
+            console=self.console,
+            get_renderable=lambda: _progress_table(title, self.progress.values()),
+            refresh_per_second=4,
+            transient=True,
+        )
+        with view if self.console.is_terminal else nullcontext():
             while any(item.status in ("waiting", "running") for item in self.progress.values()):
                 self._start_ready()
                 if any(item.status == "running" for item in self.progress.values()):
-                    self._finish(*self.messages.get())
+                    item, error = self.ended.get()
+                    item.seconds = time.monotonic() - item.started
+                    self._set(item, "failed" if error else "done", (error or "").split("\n")[0])
+                    if error:
+                        self.console.print(Text(f"{item.node.notebook} failed: {error}", style="red"), soft_wrap=True)
 
     def _start_ready(self) -> None:
+        """Begin every notebook whose inputs are there and for which there is room."""
+        everyone = self.progress.values()
         for item in self.order:
             if item.status != "waiting":
                 continue
-            before = [self.progress[parent.name] for parent in parents(item.node, self.nodes)]
-            if item.node.last and any(o.status in ("waiting", "running") and not o.node.last for o in self.progress.values()):
+            if item.node.last and any(o.status in ("waiting", "running") and not o.node.last for o in everyone):
                 continue
-            if any(parent.status in ("failed", "blocked") for parent in before):
-                bad = next(parent.node.name for parent in before if parent.status in ("failed", "blocked"))
-                self._say(item, "blocked", f"needs {bad}")
-            elif all(parent.finished for parent in before) and self._room_for(item.node):
+            before = [self.progress[parent.name] for parent in parents(item.node, self.nodes)]
+            bad = next((parent.node.name for parent in before if parent.status in ("failed", "blocked")), None)
+            running = [other.node for other in everyone if other.status == "running"]
+            room = len(running) < self.jobs and not any(map(self._exclusive, running))
+            if bad:
+                self._set(item, "blocked", f"needs {bad}")
+            elif all(parent.finished for parent in before) and (not running if self._exclusive(item.node) else room):
                 self._begin(item)
-
-    def _room_for(self, node: Node) -> bool:
-        running = [item.node for item in self.progress.values() if item.status == "running"]
-        if self._exclusive(node):
-            return not running
-        return len(running) < self.jobs and not any(self._exclusive(other) for other in running)
 
     def _exclusive(self, node: Node) -> bool:
         return node.alone or (node.heavy and not self.shop.profile.side_by_side)
 
     def _begin(self, item: Progress) -> None:
-        made_from = cache.parts(item.node, self.shop)
-        reason = "forced" if self.force else cache.stale_reason(item.node, self.shop, made_from)
+        made_from = self.shop.made_from(item.node)
+        reason = "forced" if self.force else self.shop.stale_reason(item.node, made_from)
         if reason is None:
-            item.seconds = cache.recall(item.node, self.shop)["seconds"]
-            self._say(item, "cached")
+            item.seconds = self.shop.recall(item.node)["seconds"]
+            self._set(item, "cached")
             return
         item.started = time.monotonic()
-        self._say(item, "running", reason)
-        threading.Thread(target=self._work, args=(item, made_from), daemon=True).start()
+        self._set(item, "running", reason)
+        threading.Thread(target=self._execute, args=(item, made_from), daemon=True).start()
 
-    def _work(self, item: Progress, made_from: dict) -> None:
-        """In a thread: execute, check that everything declared was made, remember. Any error is the notebook's."""
+    def _execute(self, item: Progress, made_from: dict[str, Any]) -> None:
+        """In a thread: execute, check that everything declared was made, record it. Any error is the notebook's."""
+        node, shop = item.node, self.shop
+
+        def on_cell(number: int, count: int) -> None:
+            item.cell = f"{number}/{count}"
+
         try:
-            from medv.companion.reproduction.execute import (
-                execute,  # papermill takes seconds to import: a cached run does without
-            )
+            # Papermill takes seconds to import: a cached run does without it.
+            from medv.companion.reproduction.execute import execute
 
-            def on_cell(number: int, count: int) -> None:
-                item.cell = f"{number}/{count}"
-
-            executed = self.shop.out / "notebooks" / item.node.notebook
-            source = self.shop.notebooks / item.node.notebook
-            _forget(item.node, self.shop)
-            environment = self._environment(item.node, made_from)
-            execute(source, executed, self.shop.parameters(item.node), environment=environment, on_cell=on_cell)
-            if missing := self.shop.missing(item.node):
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            threads = cores if self._exclusive(node) else max(1, cores // self.jobs)
+            defaults = {"OMP_NUM_THREADS": str(threads), "PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false"}
+            keys = {RESUME_KEY: f"k{fingerprint(made_from)[:16]}"} | ({FORCE_KEY: "1"} if self.force else {})
+            # A failure or a kill must not be taken for the success of an earlier run.
+            shop.state_file(node).unlink(missing_ok=True)
+            source, executed = shop.notebooks / node.notebook, shop.out / "notebooks" / node.notebook
+            environment = defaults | os.environ | keys
+            execute(source, executed, shop.parameters(node), environment=environment, on_cell=on_cell)
+            if missing := shop.missing(node):
                 raise RuntimeError(f"every cell ran, but {', '.join(missing)} was not made")
-            cache.remember(item.node, self.shop, made_from, time.monotonic() - item.started)
+            shop.remember(node, made_from, time.monotonic() - item.started)
         except Exception as error:
-            self.messages.put((item, str(error) or repr(error)))
+            self.ended.put((item, str(error) or repr(error)))
         else:
-            self.messages.put((item, None))
+            self.ended.put((item, None))
 
-    def _environment(self, node: Node, made_from: dict) -> dict[str, str]:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        threads = cores if self._exclusive(node) else max(1, cores // self.jobs)
-        defaults = {"OMP_NUM_THREADS": str(threads), "PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false"}
-        force = {cache.FORCE_KEY: "1"} if self.force else {}
-        return defaults | os.environ | {cache.RESUME_KEY: f"k{fingerprint(made_from)[:16]}"} | force
-
-    def _finish(self, item: Progress, error: str | None) -> None:
-        item.seconds = time.monotonic() - item.started
-        if error is None:
-            self._say(item, "done")
-        else:
-            self._say(item, "failed", error.split("\n")[0])
-            self.console.print(Text(f"{item.node.notebook} failed: {error}", style="red"), soft_wrap=True)
-
-    def _say(self, item: Progress, status: str, note: str = "") -> None:
+    def _set(self, item: Progress, status: str, note: str = "") -> None:
         item.status, item.note = status, note
-        if self.plain:
+        if not self.console.is_terminal:
             seconds = f" ({_duration(item.seconds)})" if item.finished else ""
             self.console.print(Text(f"{status:8} {item.node.name}{seconds}{': ' if note else ''}{note}"), soft_wrap=True)
 
-    def _view(self) -> Table:
-        return _table(self.progress.values(), f"medv reproduce · profile {self.shop.profile.name}")
 
-
-def _forget(node: Node, shop: Workshop) -> None:
-    """Drop the note of an earlier success, so that a failure or a kill is not taken for it."""
-    (shop.out / "state" / f"{node.name}.json").unlink(missing_ok=True)
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
+def _duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds // 60)} min {int(seconds % 60)} s"
 
 
-def _table(items, title: str) -> Table:
+def _table(title: str, rows: Iterable[Sequence[str | Text]], *columns: str) -> Table:
+    """A table without lines; the columns "time" and "about" are numbers."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for column in ("notebook", "status", "time", "cell", ""):
-        table.add_column(column, justify="right" if column == "time" else "left")
-    for item in items:
-        status = Text(item.status, style=COLORS.get(item.status, ""))
-        table.add_row(item.node.name, status, _duration(item.elapsed), item.cell, Text(item.note))
+    for column in columns:
+        table.add_column(column, justify="right" if column in ("time", "about") else "left")
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
-def _plan_table(chosen: Sequence[Node], nodes: Sequence[Node], shop: Workshop, force: bool) -> Table:
-    """What would run and why, without running it."""
+def _progress_table(title: str, items: Iterable[Progress]) -> Table:
+    rows = []
+    for item in items:
+        seconds = time.monotonic() - item.started if item.status == "running" else item.seconds
+        status = Text(item.status, style=COLORS.get(item.status, ""))
+        rows.append((item.node.name, status, "" if seconds is None else _duration(seconds), item.cell, Text(item.note)))
+    return _table(title, rows, "notebook", "status", "time", "cell", "")
+
+
+def _plan(chosen: Sequence[Node], nodes: Sequence[Node], shop: Workshop, force: bool) -> Table:
+    """Which notebooks would run and why, without running them."""
     items, rerun = [], set()
     for node in chosen:
         before = [n.name for n in (chosen if node.last else parents(node, nodes)) if n.name in rerun]
@@ -257,68 +238,55 @@ def _plan_table(chosen: Sequence[Node], nodes: Sequence[Node], shop: Workshop, f
         elif before:
             reason = f"needs {', '.join(before)}, which will run"
         else:
-            reason = cache.stale_reason(node, shop, cache.parts(node, shop))
+            reason = shop.stale_reason(node, shop.made_from(node))
         if reason:
             rerun.add(node.name)
         items.append(Progress(node, "run" if reason else "cached", reason or ""))
-    return _table(items, f"plan · profile {shop.profile.name} · {len(rerun)} of {len(items)} notebooks would run")
+    title = f"plan · profile {shop.profile.name} · {len(rerun)} of {len(items)} notebooks would run"
+    return _progress_table(title, items)
 
 
-def _estimate_table(chosen: Sequence[Node], shop: Workshop) -> Table:
-    """How long each notebook takes on this machine; cached ones too, for whether they are is seen when they start."""
+def _estimates(chosen: Sequence[Node], shop: Workshop) -> Table:
+    """How long each notebook takes on this machine, whether it is cached or not."""
     from medv.companion.reproduction.budget import measure, work_of
     from medv.companion.reproduction.run import on_this_machine
 
     profile = on_this_machine(shop.profile)
-    unit, works = measure(profile), {node.name: work_of(node.name, profile) for node in chosen}
-    seconds = {name: work.seconds(unit) for name, work in works.items()}
+    unit = measure(profile)
+    seconds = {node.name: work_of(node.name, profile).seconds(unit) for node in chosen}
+    seconds["all"] = sum(seconds.values())
     about = f"{unit.learned:.3g} s an example learned, {unit.asked:.3g} s an answer's forward, {unit.drawn:.3g} s a picture"
-    table = Table(title=f"on this machine, estimated ({about})", title_justify="left", box=None, pad_edge=False)
-    table.add_column("notebook")
-    table.add_column("about", justify="right")
-    for name, value in (seconds | {"all": sum(seconds.values())}).items():
-        table.add_row(name, f"{value / 3600:.1f} h" if value >= 3600 else f"{value / 60:.0f} min" if value else "minutes")
-    return table
-
-
-def _outsiders(shop: Workshop, nodes: Sequence[Node], progress: dict[str, Progress]) -> dict[str, Progress]:
-    """The notebooks that were not asked for, as an earlier run left them."""
-    found = {}
-    for node in nodes:
-        if node.name in progress:
-            continue
-        state = cache.recall(node, shop)
-        item = Progress(node, "stale" if state else "waiting", seconds=state["seconds"] if state else None)
-        inputs_there = all((shop.out / name).exists() for name in node.needs)
-        if state and inputs_there and cache.stale_reason(node, shop, cache.parts(node, shop)) is None:
-            item.status = "cached"
-        found[node.name] = item
-    return found
+    rows = [
+        (name, f"{value / 3600:.1f} h" if value >= 3600 else f"{value / 60:.0f} min" if value else "minutes")
+        for name, value in seconds.items()
+    ]
+    return _table(f"on this machine, estimated ({about})", rows, "notebook", "about")
 
 
 def _conclude(shop: Workshop, nodes: Sequence[Node], progress: dict[str, Progress], console: Console, publish: bool) -> int:
     """Print the summary, write the index, publish if asked; the exit code."""
     from medv.companion.reproduction.index import write_index
 
-    everything = progress | _outsiders(shop, nodes, progress)
-    items = [everything[node.name] for node in ordered(nodes)]
+    items = []
+    for node in ordered(nodes):
+        item = progress.get(node.name)
+        if item is None:  # not asked for: as an earlier run left it
+            state = shop.recall(node)
+            item = Progress(node, "stale" if state else "waiting", seconds=state["seconds"] if state else None)
+            inputs_there = all((shop.out / name).exists() for name in node.needs)
+            if state and inputs_there and shop.stale_reason(node, shop.made_from(node)) is None:
+                item.status = "cached"
+        items.append(item)
     index = write_index(shop.out, shop.profile.name, shop.seed, items, EXHIBITS)
-    console.print(_table(progress.values(), f"medv reproduce · profile {shop.profile.name}"))
-    good = all(item.finished for item in progress.values())
+    console.print(_progress_table(f"medv reproduce · profile {shop.profile.name}", progress.values()))
     console.print(Text(f"index: {os.path.relpath(index)}"), soft_wrap=True)
+    good = all(item.finished for item in progress.values())
     if publish and good:
-        console.print(Text(f"published to {os.path.relpath(_publish(shop, progress))}"), soft_wrap=True)
+        target = shop.notebooks.parent / "figures" / shop.profile.name
+        target.mkdir(parents=True, exist_ok=True)
+        for name in (f"{result}{suffix}" for item in progress.values() for result in item.node.results for suffix in SUFFIXES):
+            shutil.copyfile(shop.out / "figures" / name, target / name)
+        console.print(Text(f"published to {os.path.relpath(target)}"), soft_wrap=True)
     elif publish:
         console.print("not published: not every notebook finished", style="yellow")
     return 0 if good else 1
-
-
-def _publish(shop: Workshop, progress: dict[str, Progress]) -> Path:
-    """Copy the results of the finished notebooks to `figures/<profile>/` beside `notebooks/`."""
-    target = shop.notebooks.parent / "figures" / shop.profile.name
-    target.mkdir(parents=True, exist_ok=True)
-    for item in progress.values():
-        for name in item.node.results:
-            for suffix in SUFFIXES:
-                shutil.copyfile(shop.out / "figures" / f"{name}{suffix}", target / f"{name}{suffix}")
-    return target

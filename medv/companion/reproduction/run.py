@@ -1,7 +1,11 @@
-"""What a notebook holds while it runs: its profile, its folder, its inputs, and where its figures and tables go.
+"""A notebook's `Run`: its profile, its folder, its inputs, and where its figures and tables go.
 
-A notebook opens one `Run` in its second cell and goes through it for every file, so that inputs are found or explained,
-outputs are whole or absent, and each figure says what made it. Driven by papermill or by hand, the same code runs.
+A notebook opens one `Run` in its second cell and uses it for every file, so that missing inputs are explained, outputs are
+whole or absent, and each figure records what made it. The same code runs under papermill and by hand.
+
+What a result is labelled with is read from its examples and its model, never from the profile's name: a drawn image is a
+phantom, whatever its data set is called, and a result compares with the paper's only where real images were shown to a model of
+the paper's size.
 """
 
 import os
@@ -15,32 +19,24 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from medv import limits
-from medv.artifacts import (
-    MANIFEST,
-    Manifest,
-    atomic_directory,
-    code_fingerprint,
-    default_out,
-    fingerprint,
-    versions,
-    write_text,
-)
-from medv.checkpoints.adapters import is_adapter
+from medv import artifacts, limits
+from medv.artifacts import MANIFEST, PACKAGE, Manifest, fingerprint
+from medv.checkpoints.adapters import base_folder, is_adapter
+from medv.checkpoints.shards import read_object
 from medv.companion.figures import plots as figures
 from medv.companion.reproduction.cache import FORCE_KEY, RESUME_KEY
-from medv.companion.reproduction.labels import PHANTOMS, label
 from medv.companion.reproduction.registry import EXHIBITS, Node, counterpart, find_node, makers, nodes_for
 from medv.data.example import Example
 from medv.intervals import NOT_MEASURED
-from medv.profiles import Profile, get_profile
+from medv.profiles import PAPER, Profile, get_profile
 
+PHANTOMS = "synthetic phantoms"
 _NUMBERS = {"index": 0, "picture": 0, "draws": 1}
 """The parameters of notebooks that are numbers, and the least that each may be; all others are names, folders or switches."""
 ASKED = ("batch_size", "preset")
 """The parameters of notebooks that say how a model is asked; None takes the profile's."""
 GIVEN, FOUND = "given", "found"
-"""What an artifact is that was not made: put there by hand, or finished before by the very same work."""
+"""States of an artifact that was not made now: put there by hand, or finished before by the very same work."""
 
 
 def open_run(
@@ -51,21 +47,23 @@ def open_run(
     out: str | Path | None = None,
     parameters: Mapping[str, Any] | None = None,
 ) -> "Run":
-    """Open the run of a notebook, named as in `medv.companion.reproduction.registry`.
+    """Open the run of a notebook, by the name of its node.
 
     `out` defaults to `runs/<profile>` under the project, the folder that `medv reproduce` uses. `parameters` are the
-    notebook's own parameters, for the manifests. Raises ValueError for an unknown notebook or profile, for a parameter of
-    another kind than the notebook's (papermill's -p makes numbers of digits, and text of all else), and where a launcher
-    started the notebook several times.
+    notebook's own parameters, for the manifests. Raises ValueError for an unknown notebook or profile, for a parameter of the
+    wrong type (papermill's -p makes numbers of digits, and text of all else), and where a launcher started the notebook
+    several times.
     """
     if (world := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
         raise ValueError(
             f"{world} processes were started of this notebook, which is one: start papermill without torchrun, and only "
             f"trainings with it (`torchrun --nproc_per_node {world} -m medv train ...`)"
         )
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read by transformers when it is imported
     limits.seed("seed", seed)
-    asked = {name: value for name in ASKED if (value := (parameters or {}).get(name)) is not None}
-    for name, value in {"profile": profile, "out": out, **(parameters or {})}.items():
+    own = dict(parameters or {})
+    asked = {name: value for name in ASKED if (value := own.get(name)) is not None}
+    for name, value in {"profile": profile, "out": out, **own}.items():
         if name in asked:
             continue  # checked with the profile that it becomes a part of
         if name in _NUMBERS:
@@ -74,30 +72,24 @@ def open_run(
             raise ValueError(f"{name} is {value!r}: it must be text, in quotes (papermill: -r {name} {value})")
     chosen = on_this_machine(get_profile(profile)).asked(**asked)
     node = find_node(node_name, nodes_for(chosen))
-    _set_up_display()
-    folder = Path(out) if out else default_out(profile)
-    return Run(node, chosen, seed, folder.expanduser().resolve(), dict(node.parameters) | dict(parameters or {}))
+    import IPython
+    from IPython.core.pylabtools import select_figure_formats
+
+    shell = IPython.get_ipython()
+    if shell is not None:  # in a notebook: bare figures are shown, and table cells whole
+        select_figure_formats(shell, {"png"}, bbox_inches="tight")
+        pd.set_option("display.max_colwidth", None)
+    folder = Path(out) if out else artifacts.default_out(profile)
+    return Run(node, chosen, seed, folder.expanduser().resolve(), dict(node.parameters) | own)
 
 
 def on_this_machine(profile: Profile) -> Profile:
-    """The profile with as many seeds as there is time for: where a GPU is wanted and missing, the first alone."""
+    """The profile with the seeds that there is time for: only the first where a GPU is wanted and missing."""
     import torch
 
     if profile.towers == "bundled" or torch.cuda.is_available():
         return profile
     return replace(profile, seeds=profile.seeds[:1])
-
-
-def _set_up_display() -> None:
-    """In a notebook: bare figures are shown, table cells are shown whole, and reading weights draws no progress bar."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read by transformers when it is imported
-    import IPython
-    from IPython.core.pylabtools import select_figure_formats
-
-    shell = IPython.get_ipython()
-    if shell is not None:
-        select_figure_formats(shell, {"png"}, bbox_inches="tight")
-        pd.set_option("display.max_colwidth", None)
 
 
 def _is_given(path: Path) -> bool:
@@ -110,18 +102,31 @@ def _is_given(path: Path) -> bool:
     return made is not None and made != fingerprint(path)
 
 
-def _unmeasured(frame: pd.DataFrame) -> list[str]:
-    """The columns without a single number, or in which a cell says so; and the metrics of a long table without a value."""
-    found = [name for name in frame if len(frame) and (frame[name].isna().all() or (frame[name] == NOT_MEASURED).any())]
-    if {"metric", "value"} <= set(frame):
-        known = frame.groupby("metric", sort=False)["value"].count()
-        found += list(known.index[known == 0])
-    return list(map(str, found))
+def label(profile: Profile, examples: Iterable[Example] = (), model: Path | None = None, name: str = "") -> dict[str, Any]:
+    """`data`, `comparable` and `gaps` of a result, as `Run.figure` takes them. Without examples it is of phantoms.
+
+    name: of real data ("vqa_rad questions"). A gap says which stand-in was used instead of what the profile is made for. Of the
+    model's folder only the configuration is read; an adapter is as large as its base.
+    """
+    examples, size, own = list(examples), None, None
+    drawn = not examples or any(callable(example.image) or "scene" in example.meta for example in examples)
+    if model is not None:
+        folder = Path(model).resolve()
+        own = f"bundled {folder.name.replace('_', ' ')}" if folder.is_relative_to(PACKAGE.resolve()) else None
+    if model is not None and not drawn:
+        while is_adapter(folder):
+            folder = base_folder(folder)
+        text = read_object(folder / "config.json").get("text_config", {})
+        size = (text.get("hidden_size"), text.get("num_hidden_layers"))
+    data = [PHANTOMS if drawn else f"real {name}".strip(), *([] if own is None else [own])]
+    gaps = [f"{PHANTOMS} stand in for real images"] if drawn and not profile.synthetic else []
+    gaps += [f"the {own} stands in for a model of this profile"] if own and profile.towers != "bundled" else []
+    return {"data": ", ".join(data), "comparable": size == (PAPER.model.hidden_size, PAPER.model.layers), "gaps": gaps}
 
 
 @dataclass
 class Run:
-    """One notebook at work. `out` is absolute; the names of inputs and outputs are those that its `node` declares."""
+    """One running notebook. `out` is absolute; the names of inputs and outputs are those that its `node` declares."""
 
     node: Node
     profile: Profile
@@ -133,28 +138,30 @@ class Run:
     _kept: dict[str, str] = field(default_factory=dict)
 
     def banner(self) -> None:
-        """Print what this run is: notebook, profile, seed, device, versions, folder."""
+        """Print notebook, profile, seed, device, versions and folder."""
         import torch
 
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-        known = versions()
-        packages = ", ".join(f"{name} {known[name]}" for name in ("medv", "python", "torch", "transformers"))
+        packages = ", ".join(f"{name} {artifacts.versions()[name]}" for name in ("medv", "python", "torch", "transformers"))
         print(f"{self.node.title}\nprofile  {self.profile.name}: {self.profile.purpose}\nseed     {self.seed}")
         print(f"device   {device}\nversions {packages}\nresults  {os.path.relpath(self.out)}")
 
-    def artifact(self, name: str) -> Path:
-        """The path of an artifact that this notebook needs (or has made).
-
-        Raises ValueError if the registry does not declare it, FileNotFoundError, naming the notebook that makes it, if
-        it is not there yet.
-        """
-        if name not in (*self.node.needs, *self.node.makes):
+    def _check_declared(self, name: str, kind: str, known: Sequence[str]) -> None:
+        if name not in known:
             raise ValueError(
-                f"{self.node.name!r} does not declare {name!r}: add it to `needs` of its node in medv/companion/studies"
+                f"{self.node.name!r} does not declare {name!r}: add it to `{kind}` of its node in medv/companion/studies"
             )
+
+    def artifact(self, name: str) -> Path:
+        """The path of an artifact that this notebook needs or has made.
+
+        Raises ValueError if its node does not declare it, FileNotFoundError, naming the notebook that makes it, if it is not
+        there yet.
+        """
+        self._check_declared(name, "needs", (*self.node.needs, *self.node.makes))
         path = self.out / name
         if not path.exists():
-            maker = makers().get(name)
+            maker = makers(nodes_for(self.profile)).get(name)
             by = f"run notebooks/{maker.notebook} first, or `medv reproduce --only {maker.name}`" if maker else "make it first"
             raise FileNotFoundError(f"{name} is not in {self.out}: {by} (profile {self.profile.name})")
         if name in self.node.needs:
@@ -178,36 +185,32 @@ class Run:
 
         parts, folder = fetched_towers(self.profile.name, self.towers), self.out / "models" / f"start-seed{self.seed}"
         if not (folder / ASSEMBLED_FILE).exists():
-            options = {"system": self.profile.system, "seed": self.seed, **self.profile.model.sight}
-            save_assembled(*parts, folder, **options)
+            save_assembled(*parts, folder, system=self.profile.system, seed=self.seed, **self.profile.model.sight)
         return folder
 
     @contextmanager
     def making(self, name: str) -> Iterator[Path]:
         """Yield a folder to build an artifact in; it takes its place, with a manifest, when the block ends without an error.
 
-        A folder left by a stopped run is handed back, so that a training can continue from its checkpoints: under `medv
-        reproduce` one of the very same notebook and inputs, by hand or by papermill one of the same parameters, inputs and
-        library. A finished artifact of just this work, and a model that was put there by hand, is handed back as it is, where
-        it is, unless the reproduction is forced.
+        The folder of a stopped run is yielded again, so that a training continues from its checkpoints: under `medv reproduce`
+        that of the very same notebook and inputs, by hand or by papermill that of the same parameters, inputs and library. A
+        finished artifact of exactly this work, and a model that was put there by hand, is yielded where it is, unless the
+        reproduction is forced.
         """
-        if name not in self.node.makes:
-            raise ValueError(
-                f"{self.node.name!r} does not declare {name!r}: add it to `makes` of its node in medv/companion/studies"
-            )
+        self._check_declared(name, "makes", self.node.makes)
         if standing := self._standing(name):
             self._kept[name] = standing
             yield self.out / name
             return
-        keep = os.environ.get(RESUME_KEY) or self._resume_key()
-        with atomic_directory(self.out / name, keep=keep) as folder:
+        key = os.environ.get(RESUME_KEY)
+        with artifacts.atomic_directory(self.out / name, keep=key or self._resume_key()) as folder:
             yield folder
-            about = {"work": self._resume_key(), "key": os.environ.get(RESUME_KEY), "contents": fingerprint(folder)}
+            about = {"work": self._resume_key(), "key": key, "contents": fingerprint(folder)}
             self._manifest(name, about).write(folder)
 
     def obtain(self, name: str, work: Callable[[Path], Any]) -> Any:
-        """A model made by `work(folder)`, whose answer is returned; one that is there already is kept, and said to be "given"
-        (put there by hand) or "found" (finished here before). A training that was stopped goes on.
+        """A model made by `work(folder)`, whose result is returned; one that exists already is kept, and {name: "given"} (put
+        there by hand) or {name: "found"} (finished here before) is returned. A stopped training continues.
         """
         if standing := self._standing(name):
             self._kept[name] = standing
@@ -217,7 +220,7 @@ class Run:
             return work(folder)
 
     def _standing(self, name: str) -> str | None:
-        """GIVEN or FOUND for what stands in the place of an artifact and is to be kept; None where it has to be made."""
+        """GIVEN or FOUND for an existing artifact that is to be kept; None where it has to be made."""
         path, key = self.out / name, os.environ.get(RESUME_KEY)
         if os.environ.get(FORCE_KEY) or not path.exists():
             return None
@@ -230,7 +233,16 @@ class Run:
 
     def _resume_key(self) -> str:
         made_from = {"profile": self.profile.to_dict(), "seed": self.seed, "parameters": self.parameters}
-        return "h" + fingerprint(made_from, self._inputs, code_fingerprint())[:16]
+        return "h" + fingerprint(made_from, self._inputs, artifacts.code_fingerprint())[:16]
+
+    def source(self, examples: Iterable[Example] = (), model: Path | None = None, name: str = "") -> dict[str, Any]:
+        """`data`, `comparable` and `gaps` of what was made of these examples and this model folder, by `label`."""
+        return label(self.profile, examples, model, name)
+
+    def footer(self, data: str | None = None, comparable: bool = False) -> str:
+        """The line under a figure: where its data come from and whether they compare with the paper's."""
+        data = data or PHANTOMS
+        return data if comparable else f"{data}, profile {self.profile.name}: not comparable with the paper"
 
     def figure(
         self,
@@ -249,65 +261,42 @@ class Run:
         profile changes (a formula, a count of a real data set). `gaps` says what is missing here and why ("no endpoint: not
         judged"); the index shows it. All three of examples and a model: `**run.source(...)`.
         """
-        return self._save(fig, name, frame, caption, data, comparable, gaps)
-
-    def source(self, examples: Iterable[Example] = (), model: Path | None = None, name: str = "") -> dict[str, Any]:
-        """`data`, `comparable` and `gaps` of what was made of these examples and this model folder, by `labels.label`."""
-        return label(self.profile, examples, model, name)
-
-    def table(
-        self,
-        frame: pd.DataFrame,
-        name: str,
-        *,
-        caption: str = "",
-        data: str | None = None,
-        comparable: bool = False,
-        gaps: Sequence[str] = (),
-        digits: int = 2,
-    ) -> pd.DataFrame:
-        """Save a table as CSV, JSON (the manifest), PNG and SVG; returns the frame to show it. Options as in `figure`."""
-        title = caption or EXHIBITS.get(name, name)
-        self._save(figures.table_figure(frame, title, digits=digits), name, frame, title, data, comparable, gaps)
-        return frame
-
-    def footer(self, data: str | None = None, comparable: bool = False) -> str:
-        """The line under a figure that says where its data come from and whether they compare with the paper's."""
-        data = data or PHANTOMS
-        return data if comparable else f"{data}, profile {self.profile.name}: not comparable with the paper"
-
-    def _save(
-        self, fig: Figure, name: str, frame: pd.DataFrame, caption: str, data: str | None, comparable: bool, gaps: Sequence[str]
-    ) -> Figure:
-        if name not in self.node.results:
-            raise ValueError(
-                f"{self.node.name!r} does not declare {name!r}: add it to `results` of its node in medv/companion/studies"
-            )
+        self._check_declared(name, "results", self.node.results)
         if data is None:
             gaps = [*gaps, *self.source()["gaps"]]
+        # Columns without a single number, or in which a cell says so; and metrics of a long table without a value.
+        missing = [c for c in frame if len(frame) and (frame[c].isna().all() or (frame[c] == NOT_MEASURED).any())]
+        if {"metric", "value"} <= set(frame):
+            counts = frame.groupby("metric", sort=False)["value"].count()
+            missing += list(counts.index[counts == 0])
         text, stem = self.footer(data, comparable), self.out / "figures" / name
         figures.footer(fig, text)
         figures.save(fig, stem)
-        write_text(stem.with_name(f"{name}.csv"), frame.to_csv(index=False, lineterminator="\n"))
+        artifacts.write_text(stem.with_name(f"{name}.csv"), frame.to_csv(index=False, lineterminator="\n"))
         about = {
             "caption": caption or EXHIBITS.get(name, ""),
             "data": text,
             "comparable": comparable,
             "counterpart": counterpart(name),
-            "gaps": [*gaps, *(f"{what}: {NOT_MEASURED}" for what in _unmeasured(frame))],
+            "gaps": [*gaps, *(f"{column}: {NOT_MEASURED}" for column in missing)],
             "kind": "table" if name.startswith("table") else "figure",
         }
         self._manifest(name, about).write(stem.with_name(f"{name}.json"))
         return fig
 
+    def table(self, frame: pd.DataFrame, name: str, *, caption: str = "", digits: int = 2, **labels: Any) -> pd.DataFrame:
+        """Save a table as CSV, JSON (the manifest), PNG and SVG; returns the frame to show it. `labels` as in `figure`."""
+        caption = caption or EXHIBITS.get(name, name)
+        self.figure(figures.table_figure(frame, caption, digits=digits), name, frame, caption=caption, **labels)
+        return frame
+
     def _manifest(self, name: str, about: dict[str, Any]) -> Manifest:
-        about = {"node": self.node.name, "notebook": self.node.notebook, "kept": dict(self._kept), **about}
         return Manifest(
             name=name,
             profile=self.profile.to_dict(),
             seed=self.seed,
             parameters=dict(self.parameters),
             inputs=dict(self._inputs),
-            about=about,
+            about={"node": self.node.name, "notebook": self.node.notebook, "kept": dict(self._kept), **about},
             seconds=round(time.perf_counter() - self.started, 3),
         )

@@ -25,16 +25,14 @@ from medv.data.chat import SpecialTokens
 from medv.data.texts import Document, read_documents, split_documents
 from medv.diffusion.config import SamplerConfig
 from medv.diffusion.sampler import sample
-from medv.evaluation.repetition import repetition
+from medv.evaluation.text import repetition
 from medv.intervals import span
 from medv.model.devices import device_named
 from medv.phantoms.sets import text_set
 from medv.profiles import Profile, SamplerSpec
-from medv.training.adapt import adapt, half_on, held_out_losses, load_tower
-from medv.training.adapt_batches import ATTENTION, WEIGHTS, AdaptRecipe
-from medv.training.command import towers
-from medv.training.packing import pack
-from medv.training.self_text import Writing, write_text_of
+from medv.training.adapt import ATTENTION, WEIGHTS, AdaptRecipe, adapt, half_on, held_out_losses, load_tower
+from medv.training.stages import towers
+from medv.training.text import Writing, pack, write_text_of
 
 NODES = (
     Node(

@@ -23,15 +23,16 @@ from medv.companion.studies.trials import as_rows, difference_rows, judged, run_
 from medv.companion.studies.vqa_study import sampler_config, summarize, vqa_study
 from medv.data.example import Example
 from medv.evaluation.answering import Answerer
-from medv.evaluation.repetition import repetition
+from medv.evaluation.text import repetition
 from medv.intervals import NOT_MEASURED, span
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.phantoms.facts import score_descriptions
 from medv.phantoms.sets import description_set, vqa_set
 from medv.profiles import Profile, SamplerSpec
-from medv.training.command import towers as training_towers
 from medv.training.examples import PHANTOM_SETS
-from medv.training.stages import train_stage
+from medv.training.launch import RunOptions
+from medv.training.stages import towers as training_towers
+from medv.training.stages import train_stages
 
 NODES = (
     Node(
@@ -167,16 +168,16 @@ def initial(arm: Arm, parts: Mapping[str, Path], profile: Profile, *, seed: int)
 
 def tune(start: Answerer, arm: Arm, plan: InitPlan, profile: Profile, folder: Path, *, seed: int) -> Answerer:
     """Stage 1 (where the arm has it) and stage 2 by the profile's recipes, for the plan's steps, on the seed's examples."""
-    model, reader = start.model, start.processor
     steps = {"align": plan.align_steps, "instruct": plan.instruct_steps} if arm.aligned else {"instruct": plan.instruct_steps}
+    stages = {}
     for stage, count in steps.items():
         recipe = profile.stages[stage]
         batch = plan.batch_size or recipe.batch_size
         size = count * batch
         examples = PHANTOM_SETS[stage]("train", size, seed=seed, image_size=profile.model.image_size)
-        recipe = replace(recipe, samples=size, epochs=1, batch_size=batch)
-        model = train_stage(model, reader, recipe, examples, folder / stage, seed=seed, checkpoints=False, quiet=True)
-    return Answerer(model, reader)
+        stages[stage] = (replace(recipe, samples=size, epochs=1, batch_size=batch), examples, ())
+    options = RunOptions(seed=seed, checkpoints=False, quiet=True)
+    return Answerer(train_stages(start.model, start.processor, stages, folder, options), start.processor)
 
 
 def examine(answerer: Answerer, plan: InitPlan, profile: Profile, *, seed: int) -> pd.DataFrame:

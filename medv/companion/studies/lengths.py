@@ -191,19 +191,6 @@ def twin_table(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(stages) if stages else note
 
 
-def loss_history(folder: Path) -> pd.DataFrame:
-    """The loss of a finished training against its steps, from its folder: step, loss, split."""
-    rows = json.loads((folder / "history.json").read_text(encoding="utf-8"))
-    splits = {"loss": "training", "eval_loss": "validation"}
-    found = [
-        {"step": row["step"], "loss": row[name], "split": split}
-        for row in rows
-        for name, split in splits.items()
-        if name in row
-    ]
-    return pd.DataFrame(found)
-
-
 def twin_in(folder: Path) -> Path | None:
     """The folder, or None where its twin.json says that this profile has no twin."""
     return None if "none" in twin_facts(folder) else folder

@@ -26,9 +26,9 @@ from medv.intervals import NOT_MEASURED, span, verdict
 from medv.phantoms.sets import instruct_set
 from medv.profiles import Profile
 from medv.training.collate import Collator, Encoder
-from medv.training.command import run_stage
-from medv.training.lora import LoraRecipe, attach_lora
-from medv.training.stages import freeze_except
+from medv.training.launch import RunOptions
+from medv.training.lora import LoraRecipe, attach_lora, freeze_except
+from medv.training.stages import run_stage
 from medv.training.stream import TrainingStream
 
 NODES = (
@@ -130,7 +130,7 @@ def padded_start(profile: Profile, plan: LoraPlan, folder: Path, init: Path) -> 
     recipe = replace(recipe, samples=size, epochs=1, padding="fixed:32")
     examples = instruct_set("train", size, seed=1, image_size=profile.model.image_size)
     chosen = replace(profile, stages=profile.stages | {"instruct": recipe})
-    run_stage("instruct", chosen, folder / "start", init=init, examples=examples, quiet=True)
+    run_stage("instruct", chosen, folder / "start", RunOptions(quiet=True), init=init, examples=examples)
     shutil.rmtree(folder / "start" / "checkpoints", ignore_errors=True)
     return folder / "start"
 
@@ -158,8 +158,8 @@ def compare_lora(
         recipe = replace(recipe, learning_rate=rate, samples=trial.size, epochs=epochs)
         chosen = replace(profile, stages=profile.stages | {"vqa": recipe})
         examples, lora = drawn(train, trial.size, trial.seed), recipe_of(trial.rank)
-        options = {"init": init, "examples": examples, "lora": lora, "seed": trial.seed}
-        facts = run_stage("vqa", chosen, scratch, **options, checkpoints=False, quiet=True)
+        options = RunOptions(seed=trial.seed, lora=lora, checkpoints=False, quiet=True)
+        facts = run_stage("vqa", chosen, scratch, options, init=init, examples=examples)
         config = sampler_config(profile.answer, seed=trial.seed)
         how = {"seed": trial.seed, "conditions": ["model"], "batch_size": profile.answer.batch_size, "quiet": True}
         items = vqa_study(Answerer.load(scratch), train, asked, config, **how)

@@ -31,7 +31,7 @@ from medv.diffusion.schedules import (
     ThresholdSchedule,
 )
 from medv.evaluation.answering import Answerer
-from medv.evaluation.repetition import distinct_n, repetition
+from medv.evaluation.text import distinct_n, repetition
 from medv.intervals import NOT_MEASURED, bootstrap_interval, span, verdict
 from medv.phantoms.facts import score_description
 
@@ -210,7 +210,7 @@ def model_quality(
 
 
 def _repetition(tokens: Sequence[int]) -> dict[str, float]:
-    """As `medv.evaluation.repetition` measures, shares in percent."""
+    """As `medv.evaluation.text` measures, shares in percent."""
     found = repetition(tokens) | {"distinct_2": distinct_n(tokens, 2)}
     return {name: value if name == "longest_run" else 100 * value for name, value in found.items()}
 

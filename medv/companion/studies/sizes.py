@@ -13,14 +13,15 @@ from matplotlib.figure import Figure
 
 from medv import paper
 from medv.checkpoints.assembly import shape_config
-from medv.checkpoints.key_names import lladav_to_llada8b, medv_to_lladav
+from medv.checkpoints.released import lladav_to_llada8b, medv_to_lladav
 from medv.companion.figures.plots import new_figure, theme
 from medv.companion.studies.node import Node
 from medv.data.chat import SpecialTokens
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.views import ViewPlan
 from medv.profiles import PAPER, ModelShape, Profile
-from medv.training.stages import freeze_except
+from medv.training.costs import bytes_per_parameter
+from medv.training.lora import freeze_except
 
 NODES = (Node("model", "03_model_and_checkpoints.ipynb", "The model, its stages and its checkpoints", results=("table6",)),)
 
@@ -91,14 +92,13 @@ def stage_memory(profile: Profile) -> pd.DataFrame:
     A trainable parameter costs weight + gradient + AdamW's two moments in float32, and in bfloat16 a float32 master copy; a
     frozen one costs its weight alone.
     """
-    half = profile.dtype == "bfloat16"
-    weight, optimizer = (2, 12) if half else (4, 8)
+    weight, gradient, optimizer = bytes_per_parameter(half=profile.dtype == "bfloat16")
     model = empty_model(profile.model)
     total = sum(p.numel() for p in model.parameters())
     rows = []
     for stage, recipe in profile.stages.items():
         trainable = freeze_except(model, recipe.trains)
-        sizes = (weight * total / 1e9, weight * trainable / 1e9, optimizer * trainable / 1e9)
+        sizes = (weight * total / 1e9, gradient * trainable / 1e9, optimizer * trainable / 1e9)
         row = {
             "stage": stage,
             "trains": " + ".join(recipe.trains),

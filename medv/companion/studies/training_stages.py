@@ -29,8 +29,9 @@ from medv.phantoms.facts import score_descriptions
 from medv.phantoms.questions import KINDS
 from medv.phantoms.sets import vqa_set
 from medv.profiles import Profile, SamplerSpec
-from medv.training.command import run_stage
-from medv.training.examples import question_split, stage_examples
+from medv.training.examples import TrainingData, question_split, stage_examples
+from medv.training.launch import RunOptions
+from medv.training.stages import run_stage
 
 NODES = (
     Node(
@@ -71,9 +72,9 @@ SENTENCE = SamplerSpec(gen_length=16, block_length=16, steps=16)
 """Room for the full sentences with which a stage-2 model answers a question."""
 
 
-def finish_stage(stage: str, profile: Profile, folder: Path, **options) -> dict:
+def finish_stage(stage: str, profile: Profile, folder: Path, *, seed: int = 0, **source) -> dict:
     """`run_stage`, then without its checkpoints: facts of the run and `seconds`, also where the stage was finished before."""
-    facts = run_stage(stage, profile, folder, **options)
+    facts = run_stage(stage, profile, folder, RunOptions(seed=seed), **source)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return facts
 
@@ -159,7 +160,7 @@ def question_sets(
         return train, tests | {"phantoms, hard": vqa_set("test", count, hard=True, image_size=size)}
     if data_dir is None:
         raise ValueError(f"data={data!r} needs the folder of the data set: set data_dir")
-    train, tests = question_split(data, data_dir, protocol)
+    train, tests = question_split(TrainingData(data, Path(data_dir), protocol))
     for test in tests.values():
         check_pictures(test, Path(data_dir))
     return train, {name: [_with_kind(example) for example in test] for name, test in tests.items()}
@@ -200,11 +201,11 @@ def train_seeds(
     weights of the first seed are copied to `folder` itself, so that the folder is a model like any other.
     """
     rows = []
-    source = {"data": data, "data_dir": None if data_dir is None else Path(data_dir), "protocol": protocol}
+    source = TrainingData(data, None if data_dir is None else Path(data_dir), protocol)
     for seed in profile.seeds:
-        rows.append({"seed": seed} | finish_stage("vqa", profile, folder / f"seed{seed}", init=init, seed=seed, **source))
+        rows.append({"seed": seed} | finish_stage("vqa", profile, folder / f"seed{seed}", init=init, seed=seed, data=source))
         if blind:
-            gray = blinded(stage_examples("vqa", profile, **source)[0])
+            gray = blinded(stage_examples("vqa", profile, source)[0])
             finish_stage("vqa", profile, folder / f"blind{seed}", init=init, seed=seed, examples=gray)
     shutil.copytree(folder / f"seed{profile.seeds[0]}", folder, dirs_exist_ok=True)
     write_json(folder / "seeds.json", rows)

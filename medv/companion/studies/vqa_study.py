@@ -17,7 +17,8 @@ from medv.diffusion.config import SamplerConfig
 from medv.diffusion.official import OfficialConfig
 from medv.evaluation.answering import Answerer
 from medv.evaluation.controls import blinded, majority_answers, nearest_answers, shuffled_images
-from medv.evaluation.vqa import Reference, VQAScores, evaluate_vqa
+from medv.evaluation.pairing import Reference
+from medv.evaluation.vqa import VQAScores, evaluate_vqa
 from medv.model.looks import Looks
 from medv.profiles import SamplerSpec
 

@@ -1,14 +1,14 @@
-"""The vision tower in the role of SigLIP2: a small SigLIP encoder trained on drawn images before any language.
+"""The vision tower in the role of SigLIP2: a small SigLIP encoder trained on synthetic images (phantoms) before any language.
 
-SigLIP2 learned from image-text pairs of the web. A tower of half a million parameters and minutes of one core cannot; it is
-told the attributes of the drawing instead (which domain, which finding, which side, ...), at every patch token, because
-patch tokens are what the language tower will read. That is supervision the real tower never had, and a reader of the tiny
-results should know it. Images come from the training split only.
+SigLIP2 learned from image-text pairs of the web. A tower of half a million parameters trained for minutes on one core cannot:
+it is given the attributes of the drawing instead (which domain, which finding, which side, ...), at every patch token, because
+the language tower will read patch tokens. The real tower never had this supervision; keep it in mind when reading the tiny
+results. Images come from the training split only.
 """
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,39 +24,22 @@ from medv.phantoms.general import ShapeScene, draw_shapes, sample_shapes
 from medv.phantoms.pictures import draw, phantom_scene
 from medv.phantoms.scene import NORMAL, Scene, split_seed
 from medv.profiles import ModelShape
-from medv.training.trainer import OneDeviceArguments
+from medv.training.launch import RunOptions
+from medv.training.trainer import OneDeviceArguments, last_checkpoint
 
 UNKNOWN = -100
 ATTRIBUTES = ("domain", "finding", "side", "level", "size", "acquisition", "shape", "color", "count")
-
 LOCAL = ("finding", "side", "level", "size")
+Values = dict[str, list[str]]  # the values of each attribute, in a fixed order
 
 
-@dataclass(frozen=True)
-class Labels:
-    """The values of each attribute, in a fixed order, learned from scenes."""
-
-    values: dict[str, tuple[str, ...]]
-
-    @classmethod
-    def of(cls, scenes: Sequence[Scene | ShapeScene]) -> "Labels":
-        """Every value that occurs."""
-        found = {name: sorted({str(_value(scene, name)) for scene in scenes} - {"None"}) for name in ATTRIBUTES}
-        return cls({name: tuple(values) for name, values in found.items()})
-
-    def encode(self, scene: Scene | ShapeScene) -> list[int]:
-        """Class indices of a scene, -100 where the attribute does not apply."""
-        pairs = ((self.values[name], str(_value(scene, name))) for name in ATTRIBUTES)
-        return [values.index(value) if value in values else UNKNOWN for values, value in pairs]
-
-
-def _value(scene: Scene | ShapeScene, name: str) -> str | int | None:
+def _value(scene: Scene | ShapeScene, name: str) -> str:
     if name == "domain" and isinstance(scene, ShapeScene):
         return "general"
-    return getattr(scene, name, None)
+    return str(getattr(scene, name, None))
 
 
-def tower_scenes(split: str, count: int) -> list[Scene | ShapeScene]:
+def _scenes(split: str, count: int) -> list[Scene | ShapeScene]:
     """`count` scenes of the tower's own range of a split; one in six is of the general family."""
     start = 500_000_000
     return [
@@ -65,13 +48,13 @@ def tower_scenes(split: str, count: int) -> list[Scene | ShapeScene]:
 
 
 class SceneImages(Dataset):
-    """Drawn scenes with their labels, in order; a drawn image is kept as bytes.
-
-    `patches` [P] bool says which patches show the finding: those where the image differs from the same image drawn without.
+    """Drawn scenes in order: pixel_values [3, H, W], `labels` [A], the class indices of the attributes (UNKNOWN where one does
+    not apply), and `patches` [P] bool, the patches that show the finding: those where the image differs from the same image
+    without it. A drawn image is kept as bytes.
     """
 
-    def __init__(self, scenes: Sequence[Scene | ShapeScene], labels: Labels, image_size: int, patch_size: int):
-        self.scenes, self.labels, self.size, self.patch = scenes, labels, image_size, patch_size
+    def __init__(self, scenes: Sequence[Scene | ShapeScene], values: Values, shape: ModelShape):
+        self.scenes, self.values, self.size, self.patch = scenes, values, shape.image_size, shape.patch_size
         self._picture = functools.lru_cache(maxsize=None)(self._draw)
 
     def _draw(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -91,22 +74,23 @@ class SceneImages(Dataset):
         return self._item(index, *self._picture(index))
 
     def _item(self, index: int, picture: np.ndarray, where: np.ndarray) -> dict:
-        labels = torch.tensor(self.labels.encode(self.scenes[index]))
+        pairs = ((self.values[name], _value(self.scenes[index], name)) for name in ATTRIBUTES)
+        labels = [values.index(value) if value in values else UNKNOWN for values, value in pairs]
         side = self.size // self.patch
         share = where.reshape(side, self.patch, side, self.patch).mean(axis=(1, 3)).reshape(-1)  # [P]
         pixels = torch.from_numpy(picture).permute(2, 0, 1).float() / 127.5 - 1  # [3, H, W]
-        return {"pixel_values": pixels, "labels": labels, "patches": torch.from_numpy(share > 0.25)}
+        return {"pixel_values": pixels, "labels": torch.tensor(labels), "patches": torch.from_numpy(share > 0.25)}
 
 
 class AugmentedImages(SceneImages):
     """`draws` random scenes, each shifted by up to 4 pixels and changed a little in contrast and brightness.
 
-    What is drawn at a position depends on (seed, position) alone. Shifts are small beside the distance of a lesion from the
+    The item at a position depends on (seed, position) alone. Shifts are small compared with the distance of a lesion from the
     midlines, so every label stays true.
     """
 
-    def __init__(self, scenes, labels, image_size: int, patch_size: int, *, draws: int, seed: int):
-        super().__init__(scenes, labels, image_size, patch_size)
+    def __init__(self, scenes: Sequence[Scene | ShapeScene], values: Values, shape: ModelShape, *, draws: int, seed: int):
+        super().__init__(scenes, values, shape)
         self.draws, self.seed = draws, seed
 
     def __len__(self) -> int:
@@ -125,17 +109,17 @@ class AugmentedImages(SceneImages):
 
 
 class AttributeTower(nn.Module):
-    """A SigLIP encoder with linear heads: all attributes on every visual token and on their mean, and on each patch what
+    """A SigLIP encoder with linear heads: all attributes on every visual token and on their mean, and on each patch which
     finding it shows, of which side, level and size, or none.
     """
 
-    def __init__(self, config: SiglipVisionConfig, labels: Labels, image_pool: int):
+    def __init__(self, config: SiglipVisionConfig, values: Values, image_pool: int):
         super().__init__()
         self.tower = SiglipVisionModel(config)
         self.pool = image_pool
-        self.sizes = [len(labels.values[name]) for name in ATTRIBUTES]
+        self.sizes = [len(values[name]) for name in ATTRIBUTES]
         self.heads = nn.Linear(config.hidden_size, sum(self.sizes))
-        self.patch_sizes = [len(labels.values[name]) + 1 for name in LOCAL]
+        self.patch_sizes = [len(values[name]) + 1 for name in LOCAL]
         self.patch_heads = nn.Linear(config.hidden_size, sum(self.patch_sizes))
 
     def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor, patches: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -162,32 +146,22 @@ class AttributeTower(nn.Module):
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy over attributes and tokens; logits [B, n, C]."""
-        losses = [
-            F.cross_entropy(
-                part.flatten(0, 1), labels[:, i].repeat_interleave(part.shape[1]), ignore_index=UNKNOWN, reduction="sum"
-            )
-            / ((labels[:, i] != UNKNOWN).sum().clamp_min(1) * part.shape[1])
-            for i, part in enumerate(logits.split(self.sizes, dim=-1))
-        ]
+        losses = []
+        for i, part in enumerate(logits.split(self.sizes, dim=-1)):
+            target = labels[:, i].repeat_interleave(part.shape[1])
+            total = F.cross_entropy(part.flatten(0, 1), target, ignore_index=UNKNOWN, reduction="sum")
+            losses.append(total / ((labels[:, i] != UNKNOWN).sum().clamp_min(1) * part.shape[1]))
         losses[ATTRIBUTES.index("finding")] = 2 * losses[ATTRIBUTES.index("finding")]  # the one of many values
         return torch.stack(losses).mean()
 
-    def accuracy(self, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-        """Share of right answers per attribute; logits [n, C], labels [n, A]."""
-        result = {}
-        for i, part in enumerate(logits.split(self.sizes, dim=-1)):
-            known = labels[:, i] != UNKNOWN
-            result[ATTRIBUTES[i]] = float((part.argmax(-1) == labels[:, i])[known].float().mean())
-        return result
 
-
-def train_tower(shape: ModelShape, out: Path, *, steps: int, seed: int, images: int = 36_000, quiet: bool = False) -> dict:
+def train_tower(shape: ModelShape, out: Path, options: RunOptions, *, steps: int, images: int) -> dict[str, float]:
     """Train the tower and save it to `out` (a SiglipVisionModel folder); returns its validation accuracy per attribute."""
-    scenes = tower_scenes("train", images)
-    labels = Labels.of(scenes)
+    scenes = _scenes("train", images)
+    values = {name: sorted({_value(scene, name) for scene in scenes} - {"None"}) for name in ATTRIBUTES}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = AttributeTower(vision_config(shape), labels, shape.image_pool)
+        torch.manual_seed(options.seed)
+        model = AttributeTower(vision_config(shape), values, shape.image_pool)
     args = OneDeviceArguments(
         output_dir=str(out / "checkpoints"),
         max_steps=steps,
@@ -201,24 +175,24 @@ def train_tower(shape: ModelShape, out: Path, *, steps: int, seed: int, images: 
         logging_steps=max(1, steps // 50),
         report_to="none",
         use_cpu=not torch.cuda.is_available(),
-        seed=seed,
-        disable_tqdm=quiet,
+        seed=options.seed,
+        disable_tqdm=options.quiet,
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
     )
-    held_out = SceneImages(tower_scenes("validation", 1200), labels, shape.image_size, shape.patch_size)
-    drawn = AugmentedImages(scenes, labels, shape.image_size, shape.patch_size, draws=steps * args.train_batch_size, seed=seed)
+    drawn = AugmentedImages(scenes, values, shape, draws=steps * args.train_batch_size, seed=options.seed)
     trainer = Trainer(model=model, args=args, train_dataset=drawn)
-    trainer.train(resume_from_checkpoint=_newest(out / "checkpoints"))
+    # The Trainer writes its state last: a checkpoint without it is incomplete.
+    trainer.train(resume_from_checkpoint=last_checkpoint(out / "checkpoints", "trainer_state.json"))
     model.eval()
     model.tower.save_pretrained(out)
+    held_out = SceneImages(_scenes("validation", 1200), values, shape)
     with torch.inference_mode():
         items = [held_out[i] for i in range(len(held_out))]
-        batch = {key: torch.stack([item[key] for item in items]).to(trainer.args.device) for key in items[0]}
-        return model.accuracy(model(**batch)["logits"].cpu(), batch["labels"].cpu())
-
-
-def _newest(folder: Path) -> str | None:
-    """The newest complete checkpoint. The Trainer writes its state last: a run killed while saving has none."""
-    complete = [state.parent for state in folder.glob("checkpoint-*/trainer_state.json") if state.stat().st_size]
-    return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None
+        batch = {key: torch.stack([item[key] for item in items]).to(args.device) for key in items[0]}
+        logits, labels = model(**batch)["logits"].cpu(), batch["labels"].cpu()  # [n, C], [n, A]
+    accuracy = {}
+    for name, part, target in zip(ATTRIBUTES, logits.split(model.sizes, dim=-1), labels.T, strict=True):
+        known = target != UNKNOWN
+        accuracy[name] = float((part.argmax(-1) == target)[known].float().mean())
+    return accuracy

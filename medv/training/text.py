@@ -1,13 +1,18 @@
-"""Text that a causal tower writes itself, to be adapted on it without any download: `medv train adapt --self`.
+"""Text for `medv.training.adapt`: documents packed into rows, and documents that a causal tower writes itself (`--self`).
 
-A folder of JSON lines (`medv.data.texts` reads them), one file a batch. What a file holds depends on the tower, the settings
-and its number alone; a stopped run goes on with the next file. All prompts of a batch have one length in tokens: no padding,
-hence no attention mask, hence the fastest attention.
+Rows are documents laid end to end and cut to one length: no position is padding. A document that has ended is followed by 1 to
+`ENDS` end-of-text tokens, masked and scored like all others, which teach a model to continue with them after the end of a text.
+Attention crosses the seams between documents.
+
+Written text is a folder of JSON lines (`medv.data.texts` reads them), one file a batch. What a file holds depends on the tower,
+the settings and its number alone; a stopped run continues with the next file. All prompts of a batch have one length in tokens:
+no padding, no attention mask, hence the fastest attention.
 """
 
 import json
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,13 +29,36 @@ from medv.data.prompts import PROMPTS
 from medv.data.texts import Document
 from medv.training.adapt import half_on, load_tower
 
-CANDIDATES = 64  # the most probable tokens among which is drawn: to sort a whole vocabulary at each token takes too long
-LOOK = 32  # tokens between two looks at whether all answers have ended
+ENDS = 32
+CANDIDATES = 64  # sampling is among the most probable tokens: sorting the whole vocabulary at each token takes too long
+LOOK = 32  # tokens between two checks whether all answers have ended
+
+
+def pack(
+    documents: Sequence[Document], tokenizer: PreTrainedTokenizerFast, length: int, *, seed: int = 0, name: str = "text"
+) -> torch.Tensor:
+    """int64 [rows, length]; documents come in an order drawn from `seed`, and an incomplete last row is dropped.
+
+    Raises ValueError where they do not fill one row.
+    """
+    special, rng = SpecialTokens.of(tokenizer), np.random.default_rng([seed, 0x9AC2])
+    texts = [document.string() for document in documents]
+    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    counts = rng.integers(1, ENDS + 1, size=len(documents))
+    stream: list[int] = []
+    for index in rng.permutation(len(documents)):
+        stream += encoded[index]
+        if documents[index].ended:
+            stream += [special.end_of_text] * int(counts[index])
+    rows = len(stream) // length
+    if not rows:
+        raise ValueError(f"the {name} has {len(stream)} tokens, less than one row of {length}: shorten the rows")
+    return torch.tensor(stream[: rows * length]).view(rows, length)
 
 
 @dataclass(frozen=True)
 class Writing:
-    """How text is written. new_tokens: at most so many an answer, which is cut off there."""
+    """How text is written. new_tokens: of an answer at most, which is cut off there."""
 
     batch_size: int = 64
     new_tokens: int = 256
@@ -51,7 +79,7 @@ def write_text_of(
         raise ValueError(f"{folder} holds text that was written otherwise: choose another folder or delete it")
     write_json(note, settings)
     tokenizer = load_tokenizer(language)
-    prompts = by_length(tokenizer)
+    prompts = _prompts_by_length(tokenizer)
     causal, number, total, fresh, seconds = None, 0, 0, 0, 0.0
     with tqdm(total=tokens, unit="token", desc="writing", disable=quiet) as bar:
         while total < tokens:
@@ -59,7 +87,7 @@ def write_text_of(
             if not file.exists():
                 causal = causal or load_tower(language, dtype=half_on(device), causal=True).to(device)
                 started = time.perf_counter()
-                rows = write_batch(causal, tokenizer, prompts, writing, number)
+                rows = _write_batch(causal, tokenizer, prompts, writing, number)
                 write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
                 fresh, seconds = fresh + sum(row["tokens"] for row in rows), seconds + time.perf_counter() - started
             written = sum(json.loads(line)["tokens"] for line in file.read_text(encoding="utf-8").split("\n") if line)
@@ -68,24 +96,19 @@ def write_text_of(
     return {"files": number, "tokens": total, "tokens_per_second": fresh / seconds if seconds else None, "seconds": seconds}
 
 
-def by_length(tokenizer: PreTrainedTokenizerFast) -> list[list[tuple[str, list[int]]]]:
-    """The prompts and their ids, those of one length together.
-
-    A tokenizer that has a chat template of its own knows best how its model wants to be asked.
-    """
-    texts = [
-        tokenizer.apply_chat_template([{"role": "user", "content": p}], add_generation_prompt=True, tokenize=False)
-        if tokenizer.chat_template
-        else Document("", p).opening()
-        for p in PROMPTS
-    ]
+def _prompts_by_length(tokenizer: PreTrainedTokenizerFast) -> list[list[tuple[str, list[int]]]]:
+    """The prompts and their ids, those of one length together; by the tokenizer's own chat template where it has one."""
+    texts = [Document("", prompt).opening() for prompt in PROMPTS]
+    if tokenizer.chat_template:
+        dialogues = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+        texts = tokenizer.apply_chat_template(dialogues, add_generation_prompt=True, tokenize=False)
     groups: dict[int, list[tuple[str, list[int]]]] = defaultdict(list)
     for prompt, ids in zip(PROMPTS, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True):
         groups[len(ids)].append((prompt, ids))
     return [groups[size] for size in sorted(groups)]
 
 
-def write_batch(
+def _write_batch(
     causal: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts, writing: Writing, number: int
 ) -> list[dict]:
     """The answers of one batch: rows of prompt, text, ended, tokens."""
@@ -95,24 +118,24 @@ def write_batch(
     chosen = [group[i] for i in rng.integers(len(group), size=writing.batch_size)]
     known = token_ids(SpecialTokens.of(tokenizer))
     stops = known["stop_token_ids"]
-    ids = torch.tensor([ids for _, ids in chosen])
     banned = sorted({*tokenizer.all_special_ids, *known["suppress_token_ids"]} - set(stops))
+    ids = torch.tensor([ids for _, ids in chosen])
     answers = continue_ids(causal, ids, writing, stops, banned, seed=int(rng.integers(2**31))).tolist()
-    ends = [next((i for i, token in enumerate(answer) if token in stops), None) for answer in answers]
-    texts = tokenizer.batch_decode([answer[:end] for answer, end in zip(answers, ends, strict=True)])
-    return [
-        {"prompt": prompt, "text": text.strip(), "ended": end is not None, "tokens": len(answer[:end])}
-        for (prompt, _), text, answer, end in zip(chosen, texts, answers, ends, strict=True)
-    ]
+    rows = []
+    for (prompt, _), answer in zip(chosen, answers, strict=True):
+        end = next((i for i, token in enumerate(answer) if token in stops), None)
+        row = {"prompt": prompt, "text": tokenizer.decode(answer[:end]).strip()}
+        rows.append(row | {"ended": end is not None, "tokens": len(answer[:end])})
+    return rows
 
 
 @torch.inference_mode()
 def continue_ids(
     causal: LlamaForCausalLM, ids: torch.Tensor, writing: Writing, stops: list[int], banned: list[int], *, seed: int
 ) -> torch.Tensor:
-    """What the causal tower writes after ids [B, P], drawn at the temperature from the nucleus: int64 [B, at most new_tokens].
+    """Continuations of ids [B, P] by the causal tower, sampled at the temperature from the nucleus: int64 [B, <= new_tokens].
 
-    What stands behind a stop token has no meaning.
+    Tokens behind a stop token have no meaning.
     """
     generator = torch.Generator(causal.device).manual_seed(seed)
     stop, never = (torch.tensor(tokens, device=causal.device) for tokens in (stops, banned))

@@ -13,7 +13,7 @@ from functools import cache
 import pytest
 import torch
 from PIL import Image
-from reference import FOLDER
+from reference import FOLDER, needs_reference
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import tokenizer
@@ -26,6 +26,8 @@ from medv.diffusion.loss import masked_cross_entropy, token_weights
 from medv.model.configuration import MedVConfig
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
+
+pytestmark = needs_reference
 
 IMAGE_PLACEHOLDER = -200  # in the reference's ids
 PIXEL_STRIDE = 24  # of the stored pixels

@@ -13,21 +13,23 @@ from functools import cache
 import pytest
 import torch
 from PIL import Image
-from reference import FOLDER
+from reference import FOLDER, needs_reference
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import special, tokenizer
 from transformers import LlamaConfig, SiglipVisionConfig
 
 from medv.checkpoints.assembly import new_processor
-from medv.data.chat import SYSTEM_PROMPTS, encode_dialogue, encode_plain, encode_prompt, prompt_text, turn_numbers
+from medv.data.chat import SYSTEM_PROMPTS, encode_dialogue, encode_plain, encode_prompt, prompt_text
 from medv.data.example import IMAGE_TOKEN, Turn
 from medv.diffusion.config import SamplerConfig
 from medv.diffusion.official import add_gumbel_noise
 from medv.diffusion.schedules import transfer_counts
 from medv.model.configuration import MedVConfig
 from medv.model.modeling import MedVForMaskedDiffusion
-from medv.training.collate import Collator, conversation_mask
+from medv.training.collate import Collator
+
+pytestmark = needs_reference
 
 IMAGE_PLACEHOLDER = -200  # in the reference's ids
 COLUMN_STRIDE = 997  # of the stored logits
@@ -53,7 +55,6 @@ def tensors(name: str) -> dict[str, torch.Tensor]:
 GEN, MM, LOSS, LABELS = (read(f"{name}.json") for name in ("gen", "mm", "loss", "labels"))
 FORWARD_KEYS, GEN_KEYS = (keys(f"{name}.safetensors") for name in ("forward", "gen"))
 FORWARDS = [key.removesuffix(".hidden") for key in FORWARD_KEYS if key.endswith(".hidden")]
-MASKED_FORWARDS = [key.removesuffix(".conversation_mask") for key in FORWARD_KEYS if key.endswith("_mask") and "conv" in key]
 
 
 def robust(cases: list[dict]) -> list:
@@ -110,6 +111,12 @@ def positions(inputs: torch.Tensor) -> torch.Tensor:
     return torch.arange(inputs.shape[1])[None]
 
 
+def conversation_mask(turns: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """bool [B, 1, T, T] of turns [B, T]: a query (third dimension) sees the keys of its own turn and of earlier ones."""
+    seen = turns[:, :, None] >= turns[:, None, :]
+    return (seen if attention_mask is None else seen & attention_mask[:, None, :].bool())[:, None]
+
+
 def stored_parts(file: str, name: str) -> dict[str, torch.Tensor]:
     return {k.removeprefix(f"{name}."): v for k, v in tensors(file).items() if k.startswith(f"{name}.")}
 
@@ -130,14 +137,6 @@ def test_hidden_states_and_logits_are_those_of_the_reference(name, text_network)
     torch.testing.assert_close(output.last_hidden_state[real], stored["hidden"][real], rtol=0, atol=1e-5)
     if "logits" in stored:
         torch.testing.assert_close(output.logits[real], stored["logits"][real], rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize("name", MASKED_FORWARDS)
-def test_conversation_masks_of_turns_are_those_of_the_reference(name):
-    stored = tensors("forward.safetensors")
-    mask = stored[f"{name}.conversation_mask"]
-    seen = mask.bool() if mask.unique().tolist() == [0, 1] or mask.dtype == torch.bool else mask == 0  # or added to scores
-    assert conversation_mask(stored[f"{name}.conversation_ids"]).equal(seen)
 
 
 def loss_case(name: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -398,22 +397,9 @@ def test_batches_are_padded_as_in_the_reference(key):
     items = []
     for index, (ids, labels) in enumerate(zip(wanted["input_ids"], wanted["labels"], strict=True)):
         length = max(place for place, token in enumerate(ids) if token != end) + 1
-        turns = turn_numbers(ids[:length], their_tokenizer())
-        item = {"input_ids": ids[:length], "labels": labels[:length], "answer_length": 1, "turns": turns}
+        item = {"input_ids": ids[:length], "labels": labels[:length], "answer_length": 1}
         items.append(item | {"noise": (0, 0, index), "stratum": (0, 1)})
     their_special = replace(special(), end_of_text=end)
     batch = Collator(their_special, padding="batch")(items)
     assert batch["input_ids"].tolist() == wanted["input_ids"] and batch["labels"].tolist() == wanted["labels"]
     assert batch["attention_mask"].all()
-    masked = Collator(their_special, padding="batch", masked_turns=True)(items)["attention_mask"]
-    width = len(wanted["input_ids"][0])
-    assert masked.shape == (len(items), 1, width, width)
-    for row, ids in zip(masked[:, 0], wanted["input_ids"], strict=True):
-        numbers = turn_numbers(ids, their_tokenizer())
-        assert row.tolist() == [[key <= query for key in numbers] for query in numbers]
-
-
-@pytest.mark.parametrize("key", MM.get("conversation_ids", {}))
-def test_turns_are_numbered_as_in_the_reference(key):
-    wanted = MM["conversation_ids"][key]
-    assert turn_numbers(wanted["labels"], their_tokenizer()) == wanted["ids"]

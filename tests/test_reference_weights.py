@@ -4,13 +4,15 @@ import json
 
 import pytest
 import torch
-from reference import FOLDER, converted_model, released_folder, vision_folder
+from reference import FOLDER, converted_model, needs_reference, released_folder, vision_folder
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM, SiglipVisionModel
 
 from medv.checkpoints.convert import convert
-from medv.checkpoints.key_names import llada8b_to_lladav, lladav_to_llada8b, lladav_to_medv, medv_to_lladav
+from medv.checkpoints.released import llada8b_to_lladav, lladav_to_llada8b, lladav_to_medv, medv_to_lladav
 from medv.model.modeling import MedVForMaskedDiffusion
+
+pytestmark = needs_reference
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

@@ -1,0 +1,111 @@
+"""Options that several commands share: each is declared once, and those that always come together as a dataclass."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from medv.profiles import SAMPLERS, Profile, get_profile
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+ProfileName = Annotated[str, typer.Option("--profile", "-p", help="tiny, small, paper or smoke.")]
+Device = Annotated[str | None, typer.Option(help="cuda, cuda:1, mps or cpu; default: the best available.")]
+Seed = Annotated[int, typer.Option(help="Random seed.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Batch size.")]
+Accumulation = Annotated[int, typer.Option(min=1, help="Gradient accumulation steps: parts of each batch.")]
+Lora = Annotated[bool, typer.Option("--lora", help="LoRA adapters on the language tower instead of full fine-tuning.")]
+RunFolder = Annotated[Path, typer.Option(help="Output folder; a run that was stopped there continues.")]
+SkipCorrupt = Annotated[bool, typer.Option("--skip-corrupt", help="Skip and count images that cannot be read.")]
+ImageRoots = Annotated[
+    list[Path] | None,
+    typer.Option("--image-root", help="A folder that images may link to (a cache, DVC, git-annex); repeatable."),
+]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The options of a sampler; lengths and steps default to those of the profile."""
+
+    profile: ProfileName = "tiny"
+    gen_length: Annotated[int | None, typer.Option(help="L, tokens of the response canvas; default: the profile's.")] = None
+    block_length: Annotated[int | None, typer.Option(help="B, tokens of a block; default: the profile's.")] = None
+    steps: Annotated[int | None, typer.Option(help="Z, forwards over all blocks; default: the profile's.")] = None
+    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 takes the most probable token.")] = 0.0
+    seed: Seed = 0
+    schedule: Annotated[str, typer.Option(help="How many predictions a forward writes, and which:")] = "linear"
+    cache: Annotated[str, typer.Option(help="Keys and values kept between forwards:")] = "none"
+    preset: Annotated[str, typer.Option(help="medv, or official: the reference's own sampler, one question at a time.")] = (
+        "medv"
+    )
+    cuda_graphs: Annotated[
+        bool | None,
+        typer.Option("--cuda-graphs/--no-cuda-graphs", help="Replay CUDA graphs; default: where the model is on one GPU."),
+    ] = None
+    device: Device = None
+
+    @property
+    def chosen_profile(self) -> Profile:
+        """The profile of that name."""
+        return get_profile(self.profile)
+
+    def config(self):
+        """The sampler's configuration of these options; raises ValueError where they do not fit together."""
+        from medv.diffusion.caching import cache_named
+        from medv.diffusion.config import SamplerConfig
+        from medv.diffusion.schedules import schedule_named
+
+        settings = {"temperature": self.temperature, "seed": self.seed}
+        for name in ("gen_length", "block_length", "steps"):
+            given = getattr(self, name)
+            settings[name] = getattr(self.chosen_profile.describe, name) if given is None else given
+        how = {"schedule": schedule_named(self.schedule), "cache": cache_named(self.cache)}
+        if self.preset not in SAMPLERS:
+            raise ValueError(f"unknown preset {self.preset!r}: use one of {', '.join(SAMPLERS)}")
+        if self.preset != "official":
+            return SamplerConfig(**settings, **how)
+        if (self.schedule, self.cache) != ("linear", "none"):
+            raise ValueError("the preset 'official' has no schedule and no cache: leave them out")
+        return SamplerConfig.official(**settings)
+
+
+class SamplingCommand(TyperCommand):
+    """A command whose help lists the registered schedules and caches; they are imported only when the help is printed."""
+
+    def format_help(self, ctx: typer.Context, formatter: Any) -> None:
+        """Complete the two options, then print."""
+        from medv.diffusion.caching import CACHES
+        from medv.diffusion.schedules import SCHEDULES
+
+        for option in self.params:
+            registry = {"schedule": SCHEDULES, "cache": CACHES}.get(option.name)
+            if registry is not None and not option.help.endswith("."):
+                option.help += f" {', '.join(registry)}."
+        super().format_help(ctx, formatter)
+
+
+def expand_options(command: Callable) -> Callable:
+    """Let typer see the fields of each parameter that is a dataclass (such as `Sampling`) as options of the command."""
+    parameters = signature(command).parameters
+    groups = {name: parameter.annotation for name, parameter in parameters.items() if is_dataclass(parameter.annotation)}
+    shown = []
+    for name, parameter in parameters.items():
+        if name in groups:
+            for item in fields(groups[name]):
+                shown.append(Parameter(item.name, Parameter.KEYWORD_ONLY, default=item.default, annotation=item.type))
+        else:
+            shown.append(parameter.replace(kind=Parameter.KEYWORD_ONLY))
+
+    @wraps(command)
+    def wrapped(**given):
+        for name, group in groups.items():
+            given[name] = group(**{item.name: given.pop(item.name) for item in fields(group)})
+        return command(**given)
+
+    wrapped.__signature__ = Signature(shown)
+    wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
+    return wrapped

@@ -1,0 +1,211 @@
+"""The figures of single studies: training stages, LoRA, samplers, caches, and a benchmark by groups of questions.
+
+Frames in, matplotlib figures out, as in `medv.companion.figures.plots`.
+"""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullLocator
+
+from medv.companion.figures.plots import INK, MUTED, PALETTE, accuracy_bars, draw_bars, draw_losses, new_figure, spread, theme
+from medv.companion.figures.words import FALSE, TRUE
+from medv.data.example import Example, load_image
+
+COSTS = {
+    "trainable_parameters": "trained\nparameters",
+    "peak_memory_bytes": "peak\nmemory",
+    "step_seconds": "step\ntime",
+    "checkpoint_bytes": "checkpoint\nsize",
+}
+QUALITY_AXES = {
+    "log_likelihood": "log-likelihood (nats a token)",
+    "f1": "F1 of stated findings (%)",
+    "adjacent_duplicates": "adjacent duplicates (%)",
+}
+CACHE_AXES = {
+    "identity": ("tokens as without a cache (%)", 100),
+    "first_divergence": ("first differing forward", 1),
+    "kl": ("KL(exact || cached), nats", 1),
+}
+
+
+def stage_figure(losses: pd.DataFrame, findings: pd.DataFrame, title: str) -> tuple[Figure, pd.DataFrame]:
+    """Left: loss against step. Right: findings precision, recall and F1 of several systems with their intervals.
+
+    losses: step, loss, split. findings: system, metric, value, low, high (percent). Returns the figure and what it draws.
+    """
+    styles = {}
+    for place, system in enumerate(dict.fromkeys(findings["system"])):
+        control = "wrong image" in system
+        styles[system] = {"color": "#d5d8dc" if control else PALETTE[place // 2], "hatch": "///" if control else None}
+        styles[system]["edgecolor"] = "white"
+    with theme():
+        fig, (left, right) = new_figure(10.5, 4.0, ncols=2, gridspec_kw={"width_ratios": [1, 1.15]})
+        draw_losses(left, losses, title)
+        draw_bars(right, findings.replace({"metric": {"f1": "F1"}}), styles, numbers=False)
+        right.set(title="Facts in the text", ylabel="score (%)", ylim=(0, 105))
+        right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2)
+    return fig, pd.concat([losses.assign(panel="loss"), findings.assign(panel="findings")], ignore_index=True)
+
+
+def answer_figure(chosen: pd.DataFrame, examples: Sequence[Example], title: str) -> Figure:
+    """Each image with its question, the answer (green right, red wrong) and, where wrong, the reference.
+
+    chosen: id, question, reference, answer, right.
+    """
+    by_id = {example.id: example for example in examples}
+    columns, rows = 5, -(-len(chosen) // 5)
+    with theme():
+        fig, axes = new_figure(2.25 * columns, 3.2 * rows, nrows=rows, ncols=columns, squeeze=False)
+        fig.get_layout_engine().set(rect=(0, 0.05, 1, 0.95), hspace=0.12)
+        for ax in axes.flat:
+            ax.set_axis_off()
+        for ax, row in zip(axes.flat, chosen.itertuples(), strict=False):
+            ax.imshow(np.asarray(load_image(by_id[row.id])), interpolation="nearest")
+            ax.set_title(textwrap.fill(row.question, 30), fontsize=8, weight="normal", loc="left", parse_math=False)
+            answer = (row.answer or "(nothing)") + ("" if row.right else f"  [truth: {row.reference}]")
+            style = {"transform": ax.transAxes, "va": "top", "fontsize": 8, "weight": "bold", "parse_math": False}
+            ax.text(0, -0.04, textwrap.fill(answer, 30), color=TRUE if row.right else FALSE, **style)
+        fig.suptitle(title, fontsize=11, fontweight="bold")
+    return fig
+
+
+def lora_figure(curve: pd.DataFrame, cost: pd.DataFrame, levels: Mapping[str, float]) -> Figure:
+    """Left: score against training questions with 95 % intervals. Right: what an arm costs, in percent of the arm "full".
+
+    curve: arm, size, value, low, high (percent). cost: arm and the columns of COSTS. levels: dashed lines, by name.
+    """
+    arms = list(cost["arm"])
+    with theme():
+        fig, (left, right) = new_figure(11.5, 4.3, ncols=2, gridspec_kw={"width_ratios": [1.1, 1]})
+        for place, arm in enumerate(arms):
+            rows = curve[curve["arm"] == arm].sort_values("size")
+            at = rows["size"] * 1.06 ** (place - (len(arms) - 1) / 2)  # side by side, so that intervals are seen
+            style = {"color": PALETTE[place], "marker": "os^Dvp"[place % 6], "ms": 5, "lw": 1.6, "capsize": 3}
+            left.errorbar(at, rows["value"], yerr=spread(rows), label=arm, **style)
+        for (name, value), line in zip(levels.items(), ("--", ":", "-."), strict=False):
+            left.axhline(value, color=MUTED, lw=1.2, ls=line, label=name)
+        sizes = sorted(set(curve["size"]))
+        left.set(xscale="log", xlabel="training questions", ylabel="score (%)", title="Test score after stage 3")
+        left.set_xticks(sizes, [str(size) for size in sizes])
+        left.xaxis.set_minor_locator(NullLocator())
+        left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
+        costs = cost.set_index("arm")[list(COSTS)].rename(columns=COSTS)
+        shares = (
+            (100 * costs / costs.loc["full"]).reset_index().melt("arm", var_name="metric").rename(columns={"arm": "system"})
+        )
+        draw_bars(right, shares)
+        right.set(title="Cost of a training", ylabel="percent of full fine-tuning")
+        right.margins(y=0.1)  # room for the numbers
+    return fig
+
+
+def pareto_figure(points: pd.DataFrame, title: str) -> Figure:
+    """A column for each judge, quality above repetition, against forwards; the front is drawn through.
+
+    Strategies that used the same number of forwards are drawn side by side.
+
+    points: judge, strategy ("schedule" or "schedule + filter"), metric, forwards, value, low, high (95 %), front.
+    """
+    strategies = list(dict.fromkeys(points["strategy"]))
+    schedules = list(dict.fromkeys(strategy.partition(" + ")[0] for strategy in strategies))
+    colors = dict(zip(reversed(schedules), PALETTE * 2, strict=False))  # the last, our own, in the first color
+    beside = {strategy: 1.01 ** (place - (len(strategies) - 1) / 2) for place, strategy in enumerate(strategies)}
+    judges = list(dict.fromkeys(points["judge"]))
+    with theme():
+        fig, axes = new_figure(4.4 * len(judges) + 2.0, 7.0, nrows=2, ncols=len(judges), squeeze=False)
+        for column, judge in zip(axes.T, judges, strict=True):
+            mine = points[points["judge"] == judge]
+            for ax, (metric, part) in zip(column, mine.groupby("metric", sort=False), strict=True):
+                _draw_points(ax, part, colors, beside)
+                ax.set(xlabel="forwards a text", ylabel=QUALITY_AXES[metric], xscale="log")
+                ticks = sorted(part["steps"].unique())
+                ax.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
+                ax.set_xticks([], minor=True)
+            column[0].set_title(f"{judge}, n = {int(mine['n'].max())}")
+        handles = [Line2D([], [], color=colors[s], marker="o", ls="", label=s) for s in schedules]
+        handles += [
+            Line2D([], [], color=MUTED, marker="o", mfc="white", ls="", label="without filter"),
+            Line2D([], [], color=MUTED, marker="s", ls="", label="with duplicate veto"),
+            Line2D([], [], color=INK, lw=1, label="front"),
+        ]
+        fig.legend(handles=handles, loc="outside right center")
+        fig.suptitle(title, fontsize=11, fontweight="bold")
+    return fig
+
+
+def _draw_points(ax: Axes, part: pd.DataFrame, colors: Mapping[str, str], beside: Mapping[str, float]) -> None:
+    best = part[part["front"]].sort_values("forwards")
+    ax.plot(best["forwards"] * best["strategy"].map(beside), best["value"], color=INK, lw=1, zorder=1)
+    for row in part.itertuples():
+        schedule, filtered, _ = row.strategy.partition(" + ")
+        color, x = colors[schedule], row.forwards * beside[row.strategy]
+        ax.plot([x, x], [row.low, row.high], color=color, lw=1.0, alpha=0.45, zorder=2)
+        style = {"marker": "s" if filtered else "o", "mfc": color if filtered else "white", "mec": color, "ms": 4.5}
+        ax.plot(x, row.value, zorder=3, **style)
+
+
+def cache_figure(frame: pd.DataFrame, title: str) -> Figure:
+    """Token identity, first divergence and KL against the refresh interval, a line for each kind of cache.
+
+    frame: kind, interval (missing = at block starts alone), identity (share), first_divergence (forwards), kl (nats).
+    """
+    labels = ["block\nstart" if pd.isna(value) else str(value) for value in frame["interval"]]
+    places = list(dict.fromkeys(labels))
+    with theme():
+        fig, axes = new_figure(11.5, 3.6, ncols=3)
+        for ax, (name, (label, scale)) in zip(axes, CACHE_AXES.items(), strict=True):
+            for color, (kind, rows) in zip(PALETTE, frame.groupby("kind", sort=False), strict=False):
+                at = [places.index(labels[row]) for row in rows.index]
+                ax.plot(at, scale * rows[name], color=color, marker="o", ms=4, lw=1.8, label=f"{kind} cache")
+            ax.set_xticks(range(len(places)), places)
+            ax.set(xlabel="forwards between refreshes", ylabel=label)
+            ax.margins(y=0.12)
+        axes[0].legend()
+        fig.suptitle(title, fontsize=11, fontweight="bold")
+    return fig
+
+
+def radar(frame: pd.DataFrame, title: str = "", *, labels: Mapping[str, str] | None = None) -> Figure:
+    """A polygon per system on axes from 0 to 100. frame: system, group, value (percent); labels: group -> its text.
+
+    Raises ValueError with fewer than three groups, which span no area.
+    """
+    groups = list(dict.fromkeys(frame["group"]))
+    if len(groups) < 3:
+        raise ValueError(f"a radar needs at least three groups, but there are {len(groups)}: {', '.join(groups)}")
+    angles = np.linspace(0, 2 * np.pi, len(groups), endpoint=False)
+    with theme():
+        fig = Figure(figsize=(8.2, 4.6), layout="constrained")
+        ax = fig.add_subplot(projection="polar")
+        ax.set_theta_offset(np.pi / 2)
+        ax.set_theta_direction(-1)
+        for place, (system, part) in enumerate(frame.groupby("system", sort=False)):
+            values = part.set_index("group")["value"].reindex(groups).to_numpy(float)
+            style = {"color": PALETTE[place % len(PALETTE)], "marker": "osD^vPX"[place % 7], "ms": 4, "lw": 1.7}
+            closed = np.append(angles, angles[0]), np.append(values, values[0])
+            ax.plot(*closed, ("-", "--", ":", "-.")[place % 4], label=system, **style)
+        ax.set(ylim=(0, 100))
+        ax.set_xticks(angles, [(labels or {}).get(group, group) for group in groups])
+        ax.set_yticks([25, 50, 75, 100])
+        ax.tick_params(axis="x", pad=12)
+        ax.set_title(title, pad=22)
+        fig.legend(loc="outside right center")
+    return fig
+
+
+def group_scores(frame: pd.DataFrame, title: str = "", *, labels: Mapping[str, str] | None = None) -> Figure:
+    """The groups of a benchmark as a `radar`, or, where there are fewer than three, as bars with the overall score.
+
+    frame: system, group (one of them "overall"), value, low, high.
+    """
+    groups = frame[frame["group"] != "overall"]
+    if groups["group"].nunique() > 2:
+        return radar(groups, title, labels=labels)
+    return accuracy_bars(frame.assign(metric=frame["group"].replace(labels or {})), title)
