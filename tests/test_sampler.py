@@ -132,7 +132,7 @@ def reading(seed: int) -> Callable:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize(("block_length", "steps"), [(12, 12), (12, 5), (4, 6), (3, 12), (1, 12), (6, 24)])
+@pytest.mark.parametrize(("block_length", "steps"), [(12, 12), (12, 5), (4, 6), (3, 12), (1, 12)])
 def test_the_sampler_writes_what_algorithm_1_writes(block_length, steps, temperature):
     denoise, prompt = reading(block_length), torch.full((1, 2), 5)
     options = {"gen_length": 12, "block_length": block_length, "steps": steps, "temperature": temperature}
