@@ -122,16 +122,16 @@ def damage(folder: Path, kind: str) -> None:
     elif kind == "missing shard":
         shards[1].unlink()
     elif kind == "wrong shape":
-        held = load_file(shards[0])
+        held = load_file(shards[-1])
         name = min(held)
-        save_file(held | {name: torch.zeros(3, 5)}, shards[0])
+        save_file(held | {name: torch.zeros(3, 5)}, shards[-1])
     elif kind == "foreign tensor":
-        save_file(load_file(shards[0]) | {"model.layers.0.self_attn.rotary.bias": torch.zeros(1)}, shards[0])
+        save_file(load_file(shards[-1]) | {"model.layers.0.self_attn.rotary.bias": torch.zeros(1)}, shards[-1])
     elif kind == "lost tensor":
-        held = load_file(shards[0])
+        held = load_file(shards[-1])
         name = min(held)
         del held[name], index["weight_map"][name]
-        save_file(held, shards[0])
+        save_file(held, shards[-1])
         (folder / INDEX).write_text(json.dumps(index))
     elif kind == "index outside":
         name = min(index["weight_map"])

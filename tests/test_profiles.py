@@ -1,7 +1,9 @@
 """The dial: frozen, printable, and true to the paper's sizes."""
 
+import ast
 import dataclasses
 import json
+import re
 
 import pytest
 import torch
@@ -55,6 +57,22 @@ def test_a_profile_names_only_choices_that_exist(profile):
     for spec in (profile.describe, profile.answer):
         assert isinstance(sampler_config(spec), SamplerConfig) and spec.batch_size >= 1
     assert profile.stages["align"].trains == ("projector",)
+
+
+def test_no_module_and_no_notebook_asks_for_a_profile_by_name(root):
+    """A comparison with a profile's name, or a table by their names, is a second dial."""
+    cells = [cell for path in (root / "notebooks").glob("*.ipynb") for cell in json.loads(path.read_text())["cells"]]
+    sources = {path: path.read_text(encoding="utf-8") for path in (root / "medv").rglob("*.py") if path.name != "profiles.py"}
+    sources |= {number: "".join(cell["source"]) for number, cell in enumerate(cells) if cell["cell_type"] == "code"}
+    for place, source in sources.items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Compare):
+                assert not re.search(r"profile(_name)?\.name\b", ast.unparse(node)), f"{place}: {ast.unparse(node)}"
+            elif isinstance(node, ast.Dict):
+                keys = {key.value for key in node.keys if isinstance(key, ast.Constant)}
+                assert len(keys & set(PROFILES)) < 2, f"{place}: {ast.unparse(node)}"
+            elif isinstance(node, ast.Subscript):
+                assert "profile.name" not in ast.unparse(node.slice), f"{place}: {ast.unparse(node)}"
 
 
 @each_profile

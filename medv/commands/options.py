@@ -72,6 +72,14 @@ class Sampling:
             raise ValueError("the preset 'official' has no schedule and no cache: leave them out")
         return SamplerConfig.official(**settings)
 
+    def answerer(self, folder: Path | None):
+        """The Answerer of a model folder; None is the bundled tiny model."""
+        from medv.checkpoints.bundled import bundled
+        from medv.evaluation.answering import Answerer
+
+        dtype = self.chosen_profile.dtype if folder else "float32"
+        return Answerer.load(folder or bundled("tiny_model"), dtype=dtype, device=self.device, graphs=self.cuda_graphs)
+
 
 class SamplingCommand(TyperCommand):
     """A command whose help lists the registered schedules and caches; they are imported only when the help is printed."""

@@ -3,7 +3,7 @@
 A notebook opens one `Run` in its second cell and uses it for every file, so that missing inputs are explained, outputs are
 whole or absent, and each figure records what made it. The same code runs under papermill and by hand.
 
-What a result is labelled with is read from its examples and its model, never from the profile's name: a drawn image is a
+The labels of a result come from its examples and its model, never from the profile's name: a drawn image is a
 phantom, whatever its data set is called, and a result compares with the paper's only where real images were shown to a model of
 the paper's size.
 """
@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def open_run(
     for name, value in {"profile": profile, "out": out, **own}.items():
         if name in asked:
             continue  # checked with the profile that it becomes a part of
-        if name in _NUMBERS:
+        if name in _NUMBERS and value is not None:
             limits.whole(name, value, _NUMBERS[name])
         elif value is not None and not isinstance(value, str | Path | Mapping | bool):
             raise ValueError(f"{name} is {value!r}: it must be text, in quotes (papermill: -r {name} {value})")
@@ -89,7 +89,7 @@ def on_this_machine(profile: Profile) -> Profile:
 
     if profile.towers == "bundled" or torch.cuda.is_available():
         return profile
-    return replace(profile, seeds=profile.seeds[:1])
+    return profile.with_seeds(profile.seeds[:1])
 
 
 def _is_given(path: Path) -> bool:
