@@ -143,12 +143,14 @@ def test_a_row_of_an_adaptive_batch_is_its_single_run(network, schedule, cache):
 
 @pytest.mark.parametrize("revision", [RevealRemask(0.5, tokens=3), ReMDM("cap", eta=0.6), ReMDM("loop", eta=0.5)])
 def test_so_it_does_with_a_revision(network, revision):
+    kinds = Counter()
     for number in range(3000, 3006):
         config, inputs = drawn_case(number)
         config = replace(config, schedule=SCHEDULES[number % 7], filters=FILTERS[number % 4], revision=revision)
         fast = network.generate(**inputs, config=config)
         assert same(fast, network.generate(**inputs, config=config, reference=True)), (number, config)
-        assert [event.kind for event in fast.trace.events].count(REMASK) or not config.blocks < config.steps
+        kinds.update(event.kind for event in fast.trace.events)
+    assert kinds[REMASK] > 5, "tokens are taken back"
 
 
 def test_a_revision_runs_with_and_without_a_cache(network):
@@ -226,7 +228,8 @@ def test_images_may_be_looked_at_beforehand(network):
 def test_a_model_answers_as_algorithm_1_writes(network):
     for number in range(0, CASES, 5):
         config, _ = drawn_case(number)
-        config = replace(config, cfg_scale=0.0, remasking="low_confidence", stop_tokens=(), suppress_tokens=(special().mask,))
+        plain = {"cfg_scale": 0.0, "remasking": "low_confidence", "stop_tokens": (), "suppress_tokens": (special().mask,)}
+        config = replace(config, steps=min(config.steps, config.gen_length), **plain)
         inputs = prompts([number % 4], images=False)
 
         def denoise(canvas, columns):
