@@ -12,7 +12,7 @@ _HOMES = {
     "MedVConfig": "medv.model.configuration",
     "MedVForMaskedDiffusion": "medv.model.modeling",
     "MedVProcessor": "medv.model.processing",
-    "SamplerConfig": "medv.diffusion.sampler",
+    "SamplerConfig": "medv.diffusion.config",
 }
 
 

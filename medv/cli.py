@@ -33,6 +33,7 @@ from medv.commands.options import (
     ProfileName,
     RunFolder,
     Sampling,
+    SamplingCommand,
     Seed,
     SkipCorrupt,
     expand_options,
@@ -69,7 +70,7 @@ def reproduce(
     raise typer.Exit(run(profile, only=tuple(only or ()), out=out, **options))
 
 
-@app.command()
+@app.command(cls=SamplingCommand)
 @expand_options
 @report_errors
 def ask(
@@ -183,7 +184,7 @@ for _stage, _about in (("pretrain", "Train the bundled towers again."), ("align"
 train_app.command("adapt")(adapt)
 
 
-@app.command()
+@app.command(cls=SamplingCommand)
 @expand_options
 @report_errors
 def generate(

@@ -23,8 +23,8 @@ from medv.cli import app
 from medv.companion.studies import adaptation
 from medv.companion.studies.adaptation import continue_documents
 from medv.data.texts import Document, all_prompts, read_documents, split_documents
+from medv.diffusion.config import SamplerConfig
 from medv.diffusion.corruption import noise_generator
-from medv.diffusion.sampler import SamplerConfig
 from medv.model.twin import language_tower
 from medv.profiles import PROFILES, get_profile
 from medv.training.adapt import Adapter, AdaptRecipe, Batches, adapt, distance, held_out_losses, load_tower, opened_attention

@@ -13,6 +13,7 @@ from medv.companion.reproduction.run import open_run
 from medv.companion.studies import conversation, generation, lengths
 from medv.companion.studies.vqa_study import sampler_config
 from medv.diffusion.config import SamplerConfig
+from medv.diffusion.official import OfficialConfig
 from medv.evaluation.answering import Answerer
 from medv.phantoms.sets import description_set
 from medv.profiles import SamplerSpec, get_profile
@@ -61,8 +62,8 @@ def test_every_study_asks_the_diffusion_model_by_the_preset_and_the_twin_by_its_
     configs += [config for name, (_, config) in ways.items() if name.startswith(lengths.DIFFUSION)]
     plan = OFFICIAL.initialization
     configs += [sampler_config(spec) for spec in (plan.describe, plan.answer, OFFICIAL.answer)]
-    assert {config.preset for config in configs} == {"official"}
-    assert {config.preset for name, (_, config) in ways.items() if name.startswith(lengths.TWIN)} == {"medv"}
+    assert {type(config) for config in configs} == {OfficialConfig}
+    assert {type(config) for name, (_, config) in ways.items() if name.startswith(lengths.TWIN)} == {SamplerConfig}
     assert plan.describe.batch_size == 3 and plan.describe.gen_length == get_profile("smoke").initialization.describe.gen_length
 
 

@@ -1,4 +1,4 @@
-"""The fast sampler gives what the plain one gives, case by case; caches are exact where they must be and valid elsewhere."""
+"""The decoder gives what the whole forward gives, case by case; caches are exact where they must be and valid elsewhere."""
 
 import copy
 import random
@@ -11,14 +11,15 @@ from tiny import QUESTIONS, model, picture, processor, shape, special
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from medv.checkpoints.assembly import shape_config
+from medv.diffusion.algorithm import sample_response
 from medv.diffusion.caching import DualCache, NoCache, PrefixCache
-from medv.diffusion.confidence import best_allowed, log_confidence
 from medv.diffusion.config import SamplerConfig
-from medv.diffusion.fast import sample_fast
+from medv.diffusion.corruption import noise_generator
 from medv.diffusion.filters import DuplicateVeto, MinSpacing
-from medv.diffusion.revision import RevealRemask
-from medv.diffusion.sampler import sample
+from medv.diffusion.revision import ReMDM, RevealRemask
+from medv.diffusion.sampler import best_allowed, log_confidence, sample
 from medv.diffusion.schedules import BudgetedSchedule, EntropyBoundSchedule, FactorSchedule, FixedSchedule, ThresholdSchedule
+from medv.diffusion.trace import REMASK
 from medv.model import decoding
 from medv.model.decoding import Decoder
 from medv.model.modeling import MedVForMaskedDiffusion
@@ -83,7 +84,7 @@ def drawn_case(number: int) -> tuple[SamplerConfig, dict]:
 
 
 @pytest.mark.parametrize("part", range(8))
-def test_generated_cases_are_identical_to_the_plain_sampler(network, part):
+def test_a_decoder_writes_what_the_forward_of_the_model_writes(network, part):
     ended = Counter()
     for number in range(part, CASES, 8):
         config, inputs = drawn_case(number)
@@ -119,7 +120,7 @@ FILTERS = ((), (MinSpacing(2),), (DuplicateVeto(),), (MinSpacing(3), DuplicateVe
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("filters", FILTERS)
-def test_schedules_and_filters_are_identical_too(network, schedule, filters):
+def test_so_it_does_with_every_schedule_and_filter(network, schedule, filters):
     sides = SCHEDULES.index(schedule), FILTERS.index(filters)
     for number in range(4):
         config, inputs = drawn_case(1000 + 100 * sides[0] + 10 * sides[1] + number)
@@ -138,6 +139,18 @@ def test_a_row_of_an_adaptive_batch_is_its_single_run(network, schedule, cache):
         alone = network.generate(**prompts([row]), config=config, row_indices=[5 + row])
         assert batch.sequences[row].equal(alone.sequences[0]) and batch.forwards[row] == alone.forwards[0]
         assert [c[2:4] for c in batch.trace.of_row(row).commits] == [c[2:4] for c in alone.trace.commits]
+
+
+@pytest.mark.parametrize("revision", [RevealRemask(0.5, tokens=3), ReMDM("cap", eta=0.6), ReMDM("loop", eta=0.5)])
+def test_so_it_does_with_a_revision(network, revision):
+    kinds = Counter()
+    for number in range(3000, 3006):
+        config, inputs = drawn_case(number)
+        config = replace(config, schedule=SCHEDULES[number % 7], filters=FILTERS[number % 4], revision=revision)
+        fast = network.generate(**inputs, config=config)
+        assert same(fast, network.generate(**inputs, config=config, reference=True)), (number, config)
+        kinds.update(event.kind for event in fast.trace.events)
+    assert kinds[REMASK] > 5, "tokens are taken back"
 
 
 def test_a_revision_runs_with_and_without_a_cache(network):
@@ -212,6 +225,23 @@ def test_images_may_be_looked_at_beforehand(network):
     assert same(network.generate(**inputs, image_features=features, config=BASE), expected)
 
 
+def test_a_model_answers_as_algorithm_1_writes(network):
+    for number in range(0, CASES, 5):
+        config, _ = drawn_case(number)
+        plain = {"cfg_scale": 0.0, "remasking": "low_confidence", "stop_tokens": (), "suppress_tokens": (special().mask,)}
+        config = replace(config, steps=min(config.steps, config.gen_length), **plain)
+        inputs = prompts([number % 4], images=False)
+
+        def denoise(canvas, columns):
+            logits = network(canvas, logits_to_keep=columns).logits
+            return logits.index_fill(-1, torch.tensor([special().mask, special().image]), -torch.inf)
+
+        names = ("gen_length", "block_length", "steps", "temperature")
+        options = {name: getattr(config, name) for name in names} | {"generator": noise_generator(config.seed, 0, 0)}
+        expected = sample_response(denoise, inputs["input_ids"], mask_token_id=special().mask, **options)
+        assert network.generate(**inputs, config=config).sequences.equal(expected), (number, config)
+
+
 # What it saves.
 
 
@@ -224,11 +254,11 @@ class Watched(Decoder):
         return logits
 
 
-def own_sample(network, inputs, config, kind=Watched, sampler=sample_fast):
+def own_sample(network, inputs, config, kind=Watched):
     """Sample with a decoder of one's own, after the prompts' ids alone."""
     ids = {"mask_token_id": special().mask, "fill_token_id": special().end_of_text}
     decoder = kind(network, inputs["input_ids"], config.gen_length, attention_mask=inputs["attention_mask"], cache=config.cache)
-    return sampler(decoder, inputs["input_ids"], config, **ids), decoder
+    return sample(decoder, inputs["input_ids"], config, **ids), decoder
 
 
 def test_only_open_positions_reach_the_head(network):
@@ -311,7 +341,7 @@ def test_a_decoder_begins_anew_with_its_graphs_and_buffers(network, monkeypatch,
     again = prompts([2, 1, 4], images=False)  # as wide, padded otherwise
     assert again["input_ids"].shape == (3, decoder.width)
     decoder.begin(again["input_ids"], again["attention_mask"], None)
-    assert same(sample_fast(decoder, again["input_ids"], config, **ids), own_sample(network, again, config)[0])
+    assert same(sample(decoder, again["input_ids"], config, **ids), own_sample(network, again, config)[0])
     assert Rerun.made == made and [part.data_ptr() for part in decoder.streams[False].keys] == buffers
 
 
@@ -348,7 +378,7 @@ def test_no_step_of_a_fixed_schedule_waits(network, cache):
         watch = Waits()
         watch.count = 0
         with watch:
-            output = sample_fast(decoder, inputs["input_ids"], config, **ids)
+            output = sample(decoder, inputs["input_ids"], config, **ids)
         counts.append(watch.count)
         assert output.forwards == [2 * length] * 3
     assert counts[0] == counts[1], "only what is done once a call may wait"
@@ -410,13 +440,6 @@ def test_a_cached_row_of_a_ragged_batch_is_its_single_run(network, policy, cfg_s
         alone = network.generate(**prompts([row]), config=config)
         assert batch.sequences[row].equal(alone.sequences[0])
         assert [c[2:4] for c in batch.trace.of_row(row).commits] == [c[2:4] for c in alone.trace.commits]
-
-
-@pytest.mark.parametrize("cache", [NoCache(), PrefixCache(4), DualCache(4)])
-def test_the_plain_loop_takes_the_decoder_too(network, cache):
-    config = replace(BASE, cache=cache, stop_tokens=(), suppress_tokens=())
-    inputs = prompts([0, 2], images=False)
-    assert same(own_sample(network, inputs, config, sampler=sample)[0], own_sample(network, inputs, config)[0])
 
 
 def test_a_cache_changes_what_is_written(network):

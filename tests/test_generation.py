@@ -6,7 +6,8 @@ import pytest
 import torch
 from tiny import QUESTIONS, model, picture, processor, special
 
-from medv.diffusion.sampler import SamplerConfig, sample
+from medv.diffusion.config import SamplerConfig
+from medv.diffusion.sampler import sample
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 

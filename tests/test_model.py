@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor, SiglipVisionModel
 
 from medv.checkpoints.assembly import assemble, new_processor, random_model
 from medv.checkpoints.bundled import load_model
-from medv.diffusion.sampler import SamplerConfig
+from medv.diffusion.config import SamplerConfig
 from medv.model.configuration import MedVConfig
 from medv.model.modeling import MedVForMaskedDiffusion, pool_patches
 from medv.model.processing import MedVProcessor

@@ -1,11 +1,13 @@
-"""The presets that repeat the public references, on a network whose answers are written by hand."""
+"""The samplers of the public references, on a network whose answers are written by hand."""
 
 import pytest
 import torch
 from tiny import model, picture, processor
 
+from medv.diffusion import official, sampler
+from medv.diffusion.caching import NO_CACHE
+from medv.diffusion.config import SamplerConfig
 from medv.diffusion.official import add_gumbel_noise
-from medv.diffusion.sampler import SamplerConfig, sample
 
 VOCABULARY, MASK, FILL = 12, 11, 10
 
@@ -29,6 +31,7 @@ def peaks(tokens: list[int], sureness: list[float]) -> list[list[float]]:
 
 
 def run(denoise, prompt, config, **options):
+    sample = sampler.sample if isinstance(config, SamplerConfig) else official.sample
     return sample(denoise, torch.tensor([prompt], dtype=torch.long), config, mask_token_id=MASK, fill_token_id=FILL, **options)
 
 
@@ -125,19 +128,27 @@ def test_padding_on_the_left_is_hidden_but_moves_positions_as_in_the_reference()
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("make", "settings"),
     [
-        ({"preset": "fast"}, "unknown preset 'fast'"),
-        ({"suffix": (1,)}, "suffix"),
-        ({"stop_sequences": ((1,),)}, "official"),
-        ({"unsure_tokens": (1,)}, "llada"),
-        ({"preset": "official", "stop_tokens": (1,)}, "stop_sequences"),
-        ({"preset": "official", "stop_sequences": ((),)}, "empty"),
+        (SamplerConfig, {"preset": "official"}),
+        (SamplerConfig, {"suffix": (1,)}),
+        (SamplerConfig, {"stop_sequences": ((1,),)}),
+        (SamplerConfig, {"unsure_tokens": (1,)}),
+        (SamplerConfig.official, {"stop_tokens": (1,)}),
+        (SamplerConfig.official, {"cache": NO_CACHE}),
+        (SamplerConfig.official, {"unsure_tokens": (1,)}),
+        (SamplerConfig.llada, {"stop_sequences": ((1,),)}),
+        (SamplerConfig.llada, {"min_length": 1}),
     ],
 )
-def test_settings_that_do_not_fit_the_preset_are_refused(settings, words):
-    with pytest.raises(ValueError, match=words):
-        SamplerConfig(**settings)
+def test_settings_of_another_sampler_are_refused(make, settings):
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{next(iter(settings))}'"):
+        make(**settings)
+
+
+def test_an_empty_stop_sequence_is_refused():
+    with pytest.raises(ValueError, match="a stop sequence is empty"):
+        SamplerConfig.official(stop_sequences=((),))
 
 
 @pytest.mark.parametrize("preset", [SamplerConfig.official, SamplerConfig.llada])
@@ -153,7 +164,7 @@ def test_lengths_and_steps_that_do_not_divide_are_refused(preset):
 def test_the_official_preset_takes_one_row():
     with pytest.raises(ValueError, match="one row at a time, not 2"):
         config = SamplerConfig.official(**SMALL)
-        sample(network(), torch.ones(2, 3, dtype=torch.long), config, mask_token_id=MASK, fill_token_id=FILL)
+        official.sample(network(), torch.ones(2, 3, dtype=torch.long), config, mask_token_id=MASK, fill_token_id=FILL)
 
 
 def test_ids_and_embeddings_give_the_same_hidden_states():

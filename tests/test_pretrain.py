@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 import medv
 from medv.checkpoints.bundled import BUNDLED, bundled, load_model
 from medv.companion.towers.pretrain import PARTS, pretrain
-from medv.diffusion.sampler import SamplerConfig
+from medv.diffusion.config import SamplerConfig
 from medv.evaluation.answering import Answerer
 from medv.evaluation.controls import blinded
 from medv.phantoms.sets import vqa_set

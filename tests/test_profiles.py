@@ -13,8 +13,8 @@ from transformers import LlamaForCausalLM
 
 from medv.checkpoints.assembly import shape_config
 from medv.companion.studies.vqa_study import sampler_config
+from medv.diffusion.config import SamplerConfig
 from medv.diffusion.loss import NORMALIZATIONS
-from medv.diffusion.sampler import SamplerConfig
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.paper import table
 from medv.profiles import PROFILES, STAGES, get_profile

@@ -22,8 +22,9 @@ from transformers import LlamaConfig, SiglipVisionConfig
 from medv.checkpoints.assembly import new_processor
 from medv.data.chat import SYSTEM_PROMPTS, encode_dialogue, encode_plain, encode_prompt, prompt_text
 from medv.data.example import IMAGE_TOKEN, Turn
-from medv.diffusion.config import SamplerConfig, transfer_counts
+from medv.diffusion.config import SamplerConfig
 from medv.diffusion.official import add_gumbel_noise
+from medv.diffusion.schedules import transfer_counts
 from medv.model.configuration import MedVConfig
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.training.collate import Collator

@@ -73,7 +73,7 @@ def test_a_stream_tells_each_forward_and_ends_in_the_ordinary_call(network, conf
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_plain_and_fast_stream_the_same(network, config):
+def test_a_decoder_and_the_forward_stream_the_same(network, config):
     fast = followed(network.stream(**prompts(), config=config))[1]
     plain = followed(network.stream(**prompts(), config=config, reference=True))[1]
     told = [[[(*event[:4], event.kind) for event in events] for events in seen] for seen in (fast, plain)]
@@ -104,7 +104,7 @@ def test_nothing_is_told_where_nobody_listens(network):
 
 
 @pytest.mark.parametrize("preset", [SamplerConfig.official, SamplerConfig.llada])
-def test_a_preset_tells_everything_at_once(network, preset):
+def test_a_published_sampler_tells_everything_at_once(network, preset):
     config = preset(gen_length=8, block_length=4, steps=8)
     output, seen = followed(network.stream(**prompts((0,)), config=config))
     assert seen == [output.trace.events] and len(seen[0]) == 8
@@ -132,7 +132,7 @@ def test_a_trace_comes_back_from_json_and_from_its_file(tmp_path, make):
     assert Trace.load(trace.save(tmp_path / "a" / "trace.json", about={"question": "?"})) == trace
 
 
-def test_a_trace_of_a_preset_that_predicts_masks_comes_back_too():
+def test_a_trace_of_a_published_sampler_that_predicts_masks_comes_back_too():
     logits = confident([1, MASK, 3, 4], [0.9, 0.8, 0.7, 0.6])
     logits[1] = torch.where(torch.arange(10) == MASK, 0.0, -5.0)
     config = SamplerConfig.official(gen_length=4, block_length=4, steps=4)

@@ -13,7 +13,7 @@ from medv.companion.figures import lessons, words
 from medv.companion.studies import sizes
 from medv.companion.studies import training_stages as stages
 from medv.companion.studies.summaries import summarize_scores
-from medv.diffusion.sampler import SamplerConfig
+from medv.diffusion.config import SamplerConfig
 from medv.phantoms.pictures import phantom_scene
 from medv.phantoms.sets import description_set, vqa_set
 from medv.profiles import SamplerSpec, get_profile

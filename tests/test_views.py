@@ -11,7 +11,7 @@ from tiny import QUESTIONS, shape, special, tokenizer
 from medv.checkpoints.assembly import new_processor, random_model, shape_config
 from medv.checkpoints.bundled import load_model
 from medv.data.example import Example, Turn
-from medv.diffusion.sampler import SamplerConfig
+from medv.diffusion.config import SamplerConfig
 from medv.evaluation.answering import Answerer
 from medv.model.looks import Looks
 from medv.model.modeling import MedVForMaskedDiffusion

@@ -5,11 +5,12 @@ from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
-from medv.profiles import get_profile
+from medv.profiles import SAMPLERS, get_profile
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 ProfileName = Annotated[str, typer.Option("--profile", "-p", help="tiny, small, paper or smoke.")]
@@ -36,9 +37,11 @@ class Sampling:
     steps: Annotated[int | None, typer.Option(help="Z, forwards over all blocks; default: the profile's.")] = None
     temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 takes the most probable token.")] = 0.0
     seed: Seed = 0
-    schedule: Annotated[str, typer.Option(help="linear, cosine, shift, threshold, factor, entropy or budgeted.")] = "linear"
-    cache: Annotated[str, typer.Option(help="none, prefix or dual.")] = "none"
-    preset: Annotated[str, typer.Option(help="medv, or official: the sampler of the reference.")] = "medv"
+    schedule: Annotated[str, typer.Option(help="How many predictions a forward writes, and which:")] = "linear"
+    cache: Annotated[str, typer.Option(help="Keys and values kept between forwards:")] = "none"
+    preset: Annotated[str, typer.Option(help="medv, or official: the reference's own sampler, one question at a time.")] = (
+        "medv"
+    )
     cuda_graphs: Annotated[
         bool | None,
         typer.Option("--cuda-graphs/--no-cuda-graphs", help="Replay CUDA graphs; default: where the model is on one GPU."),
@@ -46,20 +49,23 @@ class Sampling:
     device: Device = None
 
     def config(self):
-        """The SamplerConfig of these options; raises ValueError where they do not fit together."""
+        """The sampler's configuration of these options; raises ValueError where they do not fit together."""
         from medv.diffusion.caching import cache_named
         from medv.diffusion.config import SamplerConfig
         from medv.diffusion.schedules import schedule_named
 
-        spec, lengths = get_profile(self.profile).describe, {}
+        settings = {"temperature": self.temperature, "seed": self.seed}
         for name in ("gen_length", "block_length", "steps"):
             given = getattr(self, name)
-            lengths[name] = getattr(spec, name) if given is None else given
+            settings[name] = getattr(get_profile(self.profile).describe, name) if given is None else given
         how = {"schedule": schedule_named(self.schedule), "cache": cache_named(self.cache)}
-        draws = {"temperature": self.temperature, "seed": self.seed}
-        if self.preset == "official" and (self.schedule, self.cache) == ("linear", "none"):
-            return SamplerConfig.official(**lengths, **draws)
-        return SamplerConfig(**lengths, preset=self.preset, **how, **draws)
+        if self.preset not in SAMPLERS:
+            raise ValueError(f"unknown preset {self.preset!r}: use one of {', '.join(SAMPLERS)}")
+        if self.preset != "official":
+            return SamplerConfig(**settings, **how)
+        if (self.schedule, self.cache) != ("linear", "none"):
+            raise ValueError("the preset 'official' has no schedule and no cache: leave them out")
+        return SamplerConfig.official(**settings)
 
     def answerer(self, folder: Path | None):
         """The Answerer of a model folder; None is the bundled tiny model."""
@@ -68,6 +74,21 @@ class Sampling:
 
         dtype = get_profile(self.profile).dtype if folder else "float32"
         return Answerer.load(folder or bundled("tiny_model"), dtype=dtype, device=self.device, graphs=self.cuda_graphs)
+
+
+class SamplingCommand(TyperCommand):
+    """A command whose help lists the registered schedules and caches; they are imported only when the help is printed."""
+
+    def format_help(self, ctx: typer.Context, formatter: Any) -> None:
+        """Complete the two options, then print."""
+        from medv.diffusion.caching import CACHES
+        from medv.diffusion.schedules import SCHEDULES
+
+        for option in self.params:
+            registry = {"schedule": SCHEDULES, "cache": CACHES}.get(option.name)
+            if registry is not None and not option.help.endswith("."):
+                option.help += f" {', '.join(registry)}."
+        super().format_help(ctx, formatter)
 
 
 def expand_options(command: Callable) -> Callable:

@@ -1,10 +1,9 @@
-"""Which keys and values of a canvas are recomputed at a forward: policies without state.
+"""Cache policies: which columns of a canvas get new keys and values at a forward.
 
-Attention in a masked-diffusion model looks both ways, so one new token changes the keys and values of all layers but the
-first at every position. A cache keeps old ones and is an approximation, except that a refresh at every forward equals no
-cache. A policy says what to recompute; the denoiser of a sampling call owns the tensors. Prefix and dual caches with block
-updates are those of Fast-dLLM (arXiv 2505.22618), the refresh interval that of LLaDA-V's prefix cache, the vicinity that of
-dInfer (arXiv 2510.08666). This module knows columns of a canvas and no tensors.
+Attention in a masked-diffusion model is bidirectional, so one new token changes the keys and values of all layers but the first
+at every position. A cache keeps old ones and is an approximation, unless it is refreshed at every forward. The denoiser of a
+sampling call owns the tensors. Prefix and dual caches with block updates are those of Fast-dLLM (arXiv 2505.22618), the refresh
+interval that of LLaDA-V's prefix cache, the vicinity that of dInfer (arXiv 2510.08666).
 """
 
 from dataclasses import dataclass
@@ -14,18 +13,18 @@ from medv import limits
 
 
 class CachePolicy(Protocol):
-    """What a forward recomputes. Steps count the forwards of a block from 0."""
+    """The columns that a forward recomputes. Steps count the forwards of a block from 0."""
 
     def refreshes(self, step: int) -> bool:
         """Whether the whole canvas is recomputed at this step of a block."""
 
     def window(self, block: slice, length: int) -> slice:
-        """The columns that a forward recomputes where it does not refresh; `length` is that of the canvas."""
+        """The columns recomputed at a step without refresh; `length` is that of the canvas."""
 
 
 @dataclass(frozen=True)
 class NoCache:
-    """Every forward looks at the whole canvas: exact."""
+    """Every forward recomputes the whole canvas: exact."""
 
     def refreshes(self, step: int) -> bool:
         """Always."""
@@ -41,16 +40,17 @@ NO_CACHE = NoCache()
 
 @dataclass(frozen=True)
 class PrefixCache:
-    """What lies left of the block (prompt and finished blocks) is kept; the block and all masks after it are recomputed.
+    """Keeps the prompt and finished blocks; the block and all masks after it are recomputed.
 
-    refresh_interval: a full forward at the start of each block and after every so many forwards in it; None leaves it at
-    the starts. 1 equals no cache.
+    refresh_interval: a full forward at the start of each block and after this number of forwards in it; None refreshes at
+    the starts alone. 1 equals no cache.
     """
 
     refresh_interval: int | None = 32
 
     def __post_init__(self):
-        _check_interval(self.refresh_interval)
+        if self.refresh_interval is not None:
+            limits.whole("refresh_interval", self.refresh_interval, 1)
 
     def refreshes(self, step: int) -> bool:
         """At the first forward of a block and at every multiple of the interval."""
@@ -63,15 +63,12 @@ class PrefixCache:
 
 @dataclass(frozen=True)
 class DualCache(PrefixCache):
-    """All but the block is kept, the masks after it too.
-
-    vicinity: so many columns before and after the block are recomputed with it.
-    """
+    """Keeps all but the block. vicinity: columns before and after the block that are recomputed with it."""
 
     vicinity: tuple[int, int] = (0, 0)
 
     def __post_init__(self):
-        _check_interval(self.refresh_interval)
+        super().__post_init__()
         if len(self.vicinity) != 2:
             raise ValueError(f"vicinity is {self.vicinity}: give two numbers of columns, before and after the block")
         for columns in self.vicinity:
@@ -83,16 +80,11 @@ class DualCache(PrefixCache):
         return slice(max(0, block.start - before), min(length, block.stop + after))
 
 
-def _check_interval(interval: int | None) -> None:
-    if interval is not None:  # None: at block starts alone
-        limits.whole("refresh_interval", interval, 1)
-
-
 CACHES: dict[str, CachePolicy] = {"none": NO_CACHE, "prefix": PrefixCache(), "dual": DualCache()}
 
 
 def cache_named(name: str) -> CachePolicy:
-    """One of CACHES with its defaults; ValueError for another name."""
+    """One of CACHES. Raises ValueError for an unknown name."""
     if name not in CACHES:
         raise ValueError(f"unknown cache {name!r}: use one of {', '.join(CACHES)}")
     return CACHES[name]

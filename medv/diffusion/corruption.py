@@ -1,8 +1,7 @@
-"""The forward process: which tokens of a response are hidden at time t (Eq. 1 and 2 of the paper).
+"""The forward process: tokens of a response are hidden at time t (Eq. 1 and 2 of the paper).
 
-All randomness is a function of (seed, step, sample index), never of the batch a sample happens to sit in: one process or
-eight, micro-batches or not, a resumed run or not, a sample meets the same noise. Nothing here touches torch's global
-generator. This module knows no model.
+All randomness is a function of (seed, step, sample index): a sample gets the same noise in any batch, number of processes or
+resumed run. Torch's global generator is not used.
 """
 
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ class Corruption:
 
 
 def noise_generator(seed: int, step: int, index: int) -> torch.Generator:
-    """A CPU generator that depends on nothing but its three arguments."""
+    """A CPU generator that depends on its three arguments alone."""
     digest = blake2b(f"{seed}:{step}:{index}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
@@ -32,11 +31,11 @@ def noise_generator(seed: int, step: int, index: int) -> torch.Generator:
 def draw_noise(
     seed: int, step: int, indices: Sequence[int], length: int, *, strata: Sequence[tuple[int, int]] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw t ~ U(0, 1) [B] and u ~ U(0, 1) [B, length], both float32 on the CPU, one generator a sample.
+    """Draw t ~ U(0, 1) [B] and u ~ U(0, 1) [B, length], both float32 on the CPU, one generator per sample.
 
-    With `strata`, a pair (k, n) per sample, t falls uniformly into the k-th of n equal parts of the interval: t stays
-    U(0, 1) for each when the n samples of a global batch take the n parts, and the batch covers the interval evenly. What
-    that does to the variance of the loss depends on the normalization; notebook 02 measures it.
+    With `strata`, a pair (k, n) per sample, t is uniform in the k-th of n equal parts of the interval, so that the n samples
+    of a global batch cover it evenly. The effect on the variance of the loss depends on the normalization; notebook 02
+    measures it.
     """
     times, uniforms = [], []
     for row, index in enumerate(indices):
@@ -51,7 +50,7 @@ def draw_noise(
 
 
 def masking_probability(t: torch.Tensor, eps: float = EPS) -> torch.Tensor:
-    """p = (1 - eps) t + eps: the chance that a token is hidden at time t."""
+    """p = (1 - eps) t + eps, the probability that a token is hidden at time t."""
     return (1 - eps) * t + eps
 
 

@@ -1,8 +1,8 @@
-"""Filters: candidates that had better wait for a later forward, taken away before a schedule chooses.
+"""Filters remove candidates that should be deferred to a later forward, before a schedule chooses.
 
-Tokens written by one forward are predicted without knowledge of each other. Neighbors depend on each other most, and where
-little is known yet the most frequent token is the best guess at all of them: "the the the". Both filters cost no forward;
-what they hold back is predicted again with its neighbors in sight. They know scores and ids, and no network.
+Tokens of one forward are predicted independently of each other. Neighbors depend on each other most, and where little is known
+the most frequent token is the best guess at all of them: "the the the". Filters cost no forward; deferred positions are
+predicted again once their neighbors are written.
 """
 
 import math
@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 
 from medv import limits
-from medv.diffusion.schedules import StepState
+from medv.diffusion.schedules import Filter, StepState
 
 
 @dataclass(frozen=True)
 class MinSpacing:
-    """Two tokens written at once lie at least `distance` apart; the more confident of two that are closer stays.
+    """Tokens written at once lie at least `distance` apart; of two that are closer the more confident stays.
 
-    Dilated unmasking (DUS, arXiv 2506.19037), here as a filter on the order of confidence. 1 allows everything.
+    Dilated unmasking (DUS, arXiv 2506.19037) as a filter on the order of confidence. 1 allows everything.
     """
 
     distance: int = 2
@@ -28,7 +28,7 @@ class MinSpacing:
         limits.whole("distance", self.distance, 1)
 
     def keep(self, state: StepState) -> torch.Tensor:
-        """Take the best candidate, drop those near it, and so on: bool [B, K]."""
+        """Greedily keep the best candidate and drop those near it, bool [B, K]."""
         length, reach = state.response.shape[1], self.distance - 1
         order = state.score.masked_fill(~state.candidates, -torch.inf).sort(dim=1, descending=True, stable=True).indices
         rank = _spread(state, order.argsort(dim=1).float(), length)  # [B, L], 0 = best
@@ -44,20 +44,19 @@ class MinSpacing:
 
 @dataclass(frozen=True)
 class DuplicateVeto:
-    """A token equal to its written neighbor, or to a better candidate next to it, waits unless its confidence is high.
+    """Defers a token equal to its written neighbor, or to a better candidate next to it, unless its confidence is high.
 
-    confidence: from here on a repetition counts as meant. The veto of adjacent repetitions answers section 6.4 of the paper;
-    like a repetition penalty it would forbid what is meant to be repeated, if it did not let the network insist.
+    confidence: from here on a repetition counts as intended. This answers section 6.4 of the paper; unlike a repetition
+    penalty it permits the repetitions that the network is sure of.
     """
 
     confidence: float = 0.95
 
     def __post_init__(self):
-        if not 0 < self.confidence <= 1:
-            raise ValueError(f"confidence is {self.confidence}: it must lie above 0 and up to 1, for example 0.95")
+        limits.real("confidence", self.confidence, 0, 1, open_ends="least")
 
     def keep(self, state: StepState) -> torch.Tensor:
-        """The candidates that repeat nothing, or are sure: bool [B, K]."""
+        """Candidates that repeat nothing or are sure, bool [B, K]."""
         predicted = _spread(state, torch.where(state.candidates, state.tokens, -1), -1)  # [B, L], -1 = not asked
         written = state.response.masked_fill(state.masked, -1)
         score = _spread(state, state.score.masked_fill(~state.candidates, -torch.inf), -torch.inf)
@@ -73,10 +72,13 @@ class DuplicateVeto:
 
 
 def _spread(state: StepState, values: torch.Tensor, rest: float) -> torch.Tensor:
-    """`values` [B, K] at their places in the response, `rest` elsewhere: [B, L]."""
+    """`values` [B, K] at their positions in the response, `rest` elsewhere: [B, L]."""
     return values.new_full(state.response.shape, rest).scatter(1, state.positions, values)
 
 
 def _widest(values: torch.Tensor, reach: int) -> torch.Tensor:
-    """The maximum within `reach` places on both sides, [B, L]."""
+    """The maximum within `reach` positions on both sides, [B, L]."""
     return F.max_pool1d(values[:, None], 2 * reach + 1, stride=1, padding=reach)[:, 0]
+
+
+FILTERS: dict[str, Filter] = {"spacing": MinSpacing(), "veto": DuplicateVeto()}

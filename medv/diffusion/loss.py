@@ -1,9 +1,7 @@
 """The training loss: cross-entropy at the masked positions, weighted by 1 / p (Eq. 3 and 4 of the paper).
 
-Only masked positions reach the output head, so no logits of the whole sequence are ever built, and the gradient of those that
-are built takes their own place. `full_cross_entropy` is the slow and obvious version that the fast one is tested and timed
-against. The normalizations that public code bases use are named here; "sample" is the one of LLaDA, LLaDA-V and LLaDA-MedV.
-This module knows hidden states and a head that maps them to logits; it knows no transformer.
+Only masked positions reach the output head, and the gradient of their logits is written over the logits.
+`full_cross_entropy` is the slow and obvious version, the reference of tests and benchmarks.
 """
 
 from collections.abc import Callable, Iterator
@@ -42,15 +40,15 @@ def token_weights(
 
 
 CHUNK = 1024  # positions whose logits may be in memory together
-SMALL = 2**21  # logits that are not worth the trouble: all those of a tiny vocabulary
-PIECE = 2**20  # numbers of float32 that the softmax copies at a time, so that a CPU keeps them in its cache
-CUDA_PIECE = 2**27  # on a GPU, where many small pieces cost more than they spare
+SMALL = 2**21  # up to so many logits the plain cross-entropy is as good
+PIECE = 2**20  # float32 numbers that the softmax copies at a time, to fit a CPU's cache
+CUDA_PIECE = 2**27  # the same on a GPU, where small pieces cost more than they save
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Cross-entropy of each row in float32, with no copy of the logits: the gradient is written over them.
+    """Cross-entropy of each row in float32 without a copy of the logits: the gradient overwrites them.
 
-    A second backward pass through the same graph is refused by torch, as a saved tensor was changed.
+    Torch refuses a second backward pass through the same graph, because a saved tensor was changed.
     """
 
     @staticmethod
@@ -73,7 +71,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _pieces(logits: torch.Tensor, *columns: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Logits and columns [m, ...] cut into as many rows as the softmax takes at a time."""
+    """Logits and columns [m, ...] in groups of as many rows as the softmax takes at a time."""
     rows = max(1, (CUDA_PIECE if logits.is_cuda else PIECE) // logits.shape[-1])
     return zip(*(column.split(rows) for column in (logits, *columns)), strict=True)
 
@@ -88,12 +86,12 @@ def masked_cross_entropy(
 ) -> torch.Tensor:
     """sum_i weights_i * CE(head(hidden_i), labels_i), a float32 scalar.
 
-    hidden [M, D] are the states of the masked positions, labels [M] int64. More than `chunk` positions are taken chunk by
-    chunk and their logits recomputed in the backward pass, so memory holds chunk * V logits and not M * V. `head` must give
-    new tensors: the backward pass writes over them. With nothing masked the result is a zero that still depends on `hidden`.
+    hidden [M, D] are the states of the masked positions, labels [M] int64. More than `chunk` positions are processed in chunks
+    whose logits are recomputed in the backward pass: memory holds chunk * V logits instead of M * V. `head` must return new
+    tensors: the backward pass overwrites them. With nothing masked the result is a zero that depends on `hidden`.
 
-    In a process group every rank must call this, as all call `head` equally often, with empty chunks where a rank has fewer:
-    the weights of the head may be shared out over the ranks (ZeRO-3), which gather them at each call.
+    In a process group every rank must call this: all call `head` equally often, with empty chunks if necessary, because
+    ZeRO-3 gathers the weights of the head at each call.
     """
 
     def part(states: torch.Tensor, ids: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -113,7 +111,7 @@ def masked_cross_entropy(
 
 
 def _most(count: int, device: torch.device) -> int:
-    """The largest count of any rank."""
+    """The largest count over all ranks."""
     if not (dist.is_available() and dist.is_initialized()):
         return count
     most = torch.tensor(count, device=device)
@@ -128,10 +126,9 @@ def full_cross_entropy(
     masked: torch.Tensor,
     weights: torch.Tensor,
 ) -> torch.Tensor:
-    """The reference's way: float32 logits of every position, of which the masked are kept.
+    """`masked_cross_entropy` as the reference computes it: float32 logits of every position, of which the masked are kept.
 
-    hidden [B, L, D], labels and masked [B, L], weights [M]; the same float32 scalar as `masked_cross_entropy` of the masked
-    rows, for tests and benchmarks.
+    hidden [B, L, D], labels and masked [B, L], weights [M]; returns the same float32 scalar.
     """
     logits = head(hidden).float()  # [B, L, V]
     return (F.cross_entropy(logits[masked], labels[masked], reduction="none") * weights).sum()

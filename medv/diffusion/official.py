@@ -1,57 +1,90 @@
 """The samplers of the public references, step for step: `generate_with_embeds` of LLaDA-V and LLaDA-MedV, generate.py of LLaDA.
 
-Written plainly on purpose: each step predicts every position of the canvas and looks for masks everywhere, because what the
-references do with masks outside the current block changes tokens. `SamplerConfig.official` and `SamplerConfig.llada` list
-these quirks; `medv.diffusion.sampler` is the one to read for the algorithm. This module knows no images and no tokenizer.
+Deliberately plain: each step predicts every position of the canvas and looks for masks everywhere, because what the references
+do with masks outside the current block changes tokens. The configurations list these quirks; read `medv.diffusion.algorithm`
+for the algorithm.
 """
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
-from medv.diffusion.config import Denoiser, SamplerConfig, SamplerOutput, transfer_counts
-from medv.diffusion.trace import Commit, Trace
+from medv.diffusion.blockwise import BlockwiseConfig, Denoiser, SamplerOutput
+from medv.diffusion.schedules import transfer_counts
+from medv.diffusion.trace import Event, Trace
 
 # The uniform draws of a shape and a dtype.
 Uniform = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
 
 
-@dataclass
-class _Run:
-    """One sampling call: canvas [B, P + L + S] int64, the prompt's width P, where the text stops (P + L while unknown)."""
+@dataclass(frozen=True)
+class OfficialConfig(BlockwiseConfig):
+    """The sampler of LLaDA-V and LLaDA-MedV (`generate_with_embeds`), token for token; defaults are its demo's.
 
-    denoise: Denoiser
-    config: SamplerConfig
-    mask: int
-    uniform: Uniform
-    canvas: torch.Tensor
-    width: int
-    stop: int
-    stopped: bool = False
-    forwards: int = 0
-    commits: list[Commit] = field(default_factory=list)
+    stop_sequences: ids of the stop strings; the demo's is the end of turn, ((126348,),). suffix: ids after the canvas,
+    seen by every forward, never overwritten, and part of the returned sequence. Differences from `SamplerConfig`:
+
+    * mask ids in the prompt are open: they are filled from the block's budget, so the answer may keep masks;
+    * masks left in earlier blocks stay eligible, and before a known stop so do those of later blocks;
+    * a forward may write more positions than there are eligible ones: the rest is arbitrary (masks behind the stop);
+    * suppressed ids are suppressed at masks only, and the mask itself is not suppressed: a predicted mask stays open;
+    * the confidence is a float64 softmax of the guided and suppressed logits without temperature;
+    * the stop scan covers the whole canvas after each forward, later hits may move the stop to the left, and the first
+      sequence found ends the scan: once a stop is known only the first sequence is looked for;
+    * guidance hides the whole prompt, the image too, but not the suffix;
+    * rows are sampled one by one without padding; all draws come from one generator seeded with `seed`, over the whole
+      canvas, as torch.manual_seed(seed) before a call of the reference on a CPU would give them;
+    * `prefix_refresh_interval` and `threshold`, which its demo passes, have no effect there and are not settings here.
+    """
+
+    preset: ClassVar[str] = "official"
+    block_length: int = 128
+    stop_sequences: tuple[tuple[int, ...], ...] = ()
+    suffix: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not all(self.stop_sequences):
+            raise ValueError("a stop sequence is empty: each needs at least one id")
+
+
+@dataclass(frozen=True)
+class LladaConfig(BlockwiseConfig):
+    """The text sampler of LLaDA (its generate.py), token for token; nothing ends a response early.
+
+    suppress_tokens: never predicted; (126081,) is its logits_eos_inf. unsure_tokens: (end of text, end of turn), its
+    confidence_eos_eot_inf: predicted, but with confidence 0. Quirks: masks in the prompt and in earlier blocks are open
+    as in `OfficialConfig`; padding on the left is hidden but shifts no position; the softmax is in the logits' own dtype;
+    with a temperature only the last of unsure_tokens loses its confidence.
+    """
+
+    preset: ClassVar[str] = "llada"
+    block_length: int = 128
+    suppress_tokens: tuple[int, ...] | None = ()
+    unsure_tokens: tuple[int, ...] = ()
 
 
 def sample(
     denoise: Denoiser,
     prompt: torch.Tensor,
-    config: SamplerConfig,
+    config: OfficialConfig | LladaConfig,
     *,
     mask_token_id: int,
     fill_token_id: int,
     uniform: Uniform | None = None,
 ) -> SamplerOutput:
-    """Sample as the preset of `config` does; prompt [B, P] int64, of one row for "official" (ValueError else).
+    """Sample as `config` says; prompt [B, P] int64, of one row for an `OfficialConfig` (ValueError otherwise).
 
     `denoise` must hide left padding without moving positions. `uniform` gives the random draws in the order in which the
     reference makes them; by default they come from a generator with config.seed. The sequences are [B, L + S]: text before
     the stop, then the suffix.
     """
-    started = time.perf_counter()
+    started, official = time.perf_counter(), isinstance(config, OfficialConfig)
     rows, width = prompt.shape
-    if config.preset == "official" and rows != 1:
+    if official and rows != 1:
         raise ValueError(f"the official preset samples one row at a time, not {rows}: call it for each row")
     if uniform is None:
         generator = torch.Generator().manual_seed(config.seed)
@@ -60,70 +93,77 @@ def sample(
             return torch.rand(shape, generator=generator, dtype=dtype)
 
     answer = prompt.new_full((rows, config.gen_length), mask_token_id)
-    suffix = prompt.new_tensor(config.suffix).expand(rows, -1)  # [B, S]
-    canvas = torch.cat([prompt, answer, suffix], dim=1)
-    run = _Run(denoise, config, mask_token_id, uniform, canvas, width, stop=width + config.gen_length)
-    for block in range(config.blocks):
-        start = width + block * config.block_length
-        if run.stopped and run.stop <= start:
+    suffix = prompt.new_tensor(config.suffix if official else ()).expand(rows, -1)  # [B, S]
+    canvas = torch.cat([prompt, answer, suffix], dim=1)  # [B, T]
+    stop, stopped, steps, events = width + config.gen_length, False, 0, []
+    for start in range(width, width + config.gen_length, config.block_length):
+        end = start + config.block_length
+        if stopped and stop <= start:
             break
-        _fill_block(run, start, start + config.block_length)
-    kept = torch.cat([run.canvas[:, width : run.stop], suffix], dim=1)
+        masks = (canvas[:, start:end] == mask_token_id).sum(dim=1).tolist()
+        for counts in zip(*(transfer_counts(count, config.steps // config.blocks) for count in masks), strict=True):
+            masked = canvas == mask_token_id  # [B, T]
+            text_done = stopped and not masked[:, width:stop].any()
+            if official and (text_done or not masked[:, start:end].any()):
+                break
+            tokens, confidence = _predict(denoise, canvas, masked, config, uniform)
+            confidence[:, stop if stopped else end :] = -torch.inf
+            confidence = confidence.masked_fill(~masked, -torch.inf)
+            for row, count in enumerate(counts):
+                chosen = torch.zeros_like(masked[row])
+                chosen[confidence[row].topk(count).indices] = True  # takes any position where too few are eligible
+                chosen &= masked[row]
+                canvas[row, chosen] = tokens[row, chosen]
+                for column in chosen.nonzero()[:, 0].tolist():
+                    if 0 <= column - width < config.gen_length:
+                        sure = max(confidence[row, column].item(), 0.0)
+                        events.append(Event(steps, row, column - width, int(tokens[row, column]), sure))
+            steps += 1
+            text = canvas[0, width : width + config.gen_length].tolist()
+            for sequence in config.stop_sequences if official else ():
+                size = len(sequence)
+                place = next((i for i in range(len(text) - size + 1) if tuple(text[i : i + size]) == tuple(sequence)), None)
+                if place is not None and (not stopped or width + place < stop):
+                    stop, stopped = width + place, True
+                if stopped:
+                    break
+    kept = torch.cat([canvas[:, width:stop], suffix], dim=1)
     sequences = kept.new_full((rows, config.gen_length + suffix.shape[1]), fill_token_id)
     sequences[:, : kept.shape[1]] = kept
     return SamplerOutput(
         sequences=sequences,
         lengths=[kept.shape[1]] * rows,
-        forwards=[run.forwards] * rows,
+        forwards=[steps * (2 if config.cfg_scale else 1)] * rows,
         seconds=time.perf_counter() - started,
-        finish_reason=["stop" if run.stopped else "length"] * rows,
-        trace=Trace(tuple(run.commits), config.gen_length, mask_token_id),
+        finish_reason=["stop" if stopped else "length"] * rows,
+        trace=Trace(tuple(events), config.gen_length, mask_token_id),
     )
 
 
-def _fill_block(run: _Run, start: int, end: int) -> None:
-    """The steps of one block, columns `start` to `end` of the canvas."""
-    steps = run.config.steps // run.config.blocks
-    masks = (run.canvas[:, start:end] == run.mask).sum(dim=1).tolist()
-    counts = [transfer_counts(count, steps) for count in masks]  # [B][steps]
-    for step in range(steps):
-        masked = run.canvas == run.mask  # [B, T]
-        if run.config.preset == "official":
-            if run.stopped and not masked[:, run.width : run.stop].any():
-                break
-            if not masked[:, start:end].any():
-                break
-        tokens, confidence = _predict(run, masked)
-        limit = run.stop if run.stopped else end
-        confidence[:, limit:] = -torch.inf
-        _write(run, masked, tokens, confidence.masked_fill(~masked, -torch.inf), [row[step] for row in counts])
-        _scan_for_stop(run)
-
-
-def _predict(run: _Run, masked: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Predicted tokens and their confidence at every position, [B, T] each; positions without a mask mean nothing."""
-    config = run.config
-    logits = run.denoise(run.canvas, slice(0, None))  # [B, T, V]
-    run.forwards += 1
-    if config.preset == "official":
+def _predict(
+    denoise: Denoiser, canvas: torch.Tensor, masked: torch.Tensor, config: OfficialConfig | LladaConfig, uniform: Uniform
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Predicted tokens and their confidence, [B, T] each; meaningless at positions without a mask."""
+    official = isinstance(config, OfficialConfig)
+    logits = denoise(canvas, slice(0, None))  # [B, T, V]
+    if official:
         logits = logits.float()
     if config.cfg_scale:
-        hidden = run.denoise(run.canvas, slice(0, None), unconditional=True).to(logits.dtype)
-        run.forwards += 1
-        logits = hidden + (config.cfg_scale + 1) * (logits - hidden)
+        unguided = denoise(canvas, slice(0, None), unconditional=True).to(logits.dtype)
+        logits = unguided + (config.cfg_scale + 1) * (logits - unguided)
     shape = tuple(logits.shape)
-    noise = run.uniform(shape, torch.float64).to(logits.device)[masked] if config.temperature else None  # [M, V]
+    noise = uniform(shape, torch.float64).to(logits.device)[masked] if config.temperature else None  # [M, V]
     logits = logits[masked]
     if config.suppress_tokens:
         logits[:, list(config.suppress_tokens)] = -torch.inf
     predicted = add_gumbel_noise(logits, config.temperature, noise).argmax(dim=-1)  # [M]
-    tokens = run.canvas.masked_scatter(masked, predicted)
+    tokens = canvas.masked_scatter(masked, predicted)
     if config.remasking == "random":
-        return tokens, run.uniform(shape[:2], torch.float32).to(logits.device)
-    if config.unsure_tokens:
-        # With a temperature the reference writes the first of them into the noised copy, which nobody reads again.
+        return tokens, uniform(shape[:2], torch.float32).to(logits.device)
+    if not official and config.unsure_tokens:
+        # With a temperature the reference writes the first of them into the noised copy, which is not read again.
         logits[:, list(config.unsure_tokens[1 if config.temperature else 0 :])] = -torch.inf
-    precision = torch.float64 if config.preset == "official" else logits.dtype
+    precision = torch.float64 if official else logits.dtype
     chosen = logits.to(precision).softmax(dim=-1).gather(-1, predicted[:, None])[:, 0]  # [M]
     return tokens, torch.zeros(shape[:2], dtype=precision, device=logits.device).masked_scatter(masked, chosen)
 
@@ -138,33 +178,18 @@ def add_gumbel_noise(logits: torch.Tensor, temperature: float, uniform: torch.Te
     return logits.double().exp() / (-uniform.double().log()) ** temperature
 
 
-def _write(run: _Run, masked: torch.Tensor, tokens: torch.Tensor, confidence: torch.Tensor, counts: list[int]) -> None:
-    """Write the `counts` [B] most confident tokens; with fewer eligible positions topk takes whatever comes, as there."""
-    length = run.config.gen_length
-    step = run.forwards // (2 if run.config.cfg_scale else 1) - 1
-    for row, count in enumerate(counts):
-        chosen = torch.zeros_like(masked[row])
-        chosen[confidence[row].topk(count).indices] = True
-        chosen &= masked[row]
-        run.canvas[row, chosen] = tokens[row, chosen]
-        for column in chosen.nonzero()[:, 0].tolist():
-            if 0 <= column - run.width < length:
-                sure = max(confidence[row, column].item(), 0.0)
-                run.commits.append(Commit(step, row, column - run.width, int(tokens[row, column]), sure))
-
-
-def _scan_for_stop(run: _Run) -> None:
-    """Move the stop to the first place of the first stop sequence that is there."""
-    text = run.canvas[0, run.width : run.width + run.config.gen_length].tolist()
-    for sequence in run.config.stop_sequences:
-        place = _find(text, sequence)
-        if place is not None and (not run.stopped or run.width + place < run.stop):
-            run.stop, run.stopped = run.width + place, True
-        if run.stopped:
-            break
-
-
-def _find(text: Sequence[int], part: Sequence[int]) -> int | None:
-    """The first place of `part` in `text`."""
-    size = len(part)
-    return next((i for i in range(len(text) - size + 1) if tuple(text[i : i + size]) == tuple(part)), None)
+def join_outputs(outputs: Sequence[SamplerOutput]) -> SamplerOutput:
+    """The rows of several calls with one config as one output, numbered in order."""
+    first, events, rows = outputs[0], [], 0
+    for output in outputs:
+        events += [event._replace(row=event.row + rows) for event in output.trace.events]
+        rows += len(output.lengths)
+    events.sort(key=lambda event: (event.step, event.row, event.position))
+    return SamplerOutput(
+        sequences=torch.cat([output.sequences for output in outputs]),
+        lengths=[length for output in outputs for length in output.lengths],
+        forwards=[count for output in outputs for count in output.forwards],
+        seconds=sum(output.seconds for output in outputs),
+        finish_reason=[reason for output in outputs for reason in output.finish_reason],
+        trace=Trace(tuple(events), first.trace.gen_length, first.trace.mask_token_id),
+    )

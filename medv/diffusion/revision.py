@@ -1,14 +1,12 @@
-"""Revisions: written tokens that are taken back, to be predicted again with more in sight.
+"""Revisions: written tokens are masked again, to be predicted with more context.
 
-A masked-diffusion model sees its own tokens as given: asked again it is sure of them whatever they are. So what is doubtful
-is told by the confidence at commit time, and by repetition. `RevealRemask` spends forwards that it kept from the fill;
-`ReMDM` takes tokens back during the fill. A position is taken back at most `limit` times, a stop token never. Revisions are
-frozen and know no network.
+A masked-diffusion model treats its own tokens as given: re-predicting them only confirms them. Doubt is therefore measured by
+the confidence at commit time and by repetition. `RevealRemask` spends forwards reserved for the time after the fill; `ReMDM`
+takes tokens back during the fill. A position is taken back at most `limit` times, a stop token never.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
@@ -20,9 +18,9 @@ from medv.diffusion.schedules import top_positions
 class RevisionState:
     """A block after a forward: B rows, K positions.
 
-    score [B, K] float32: the logarithm of the confidence when each token was written. tokens [B, K] int64. written [B, K]
-    bool. allowed [B, K] bool: what may be taken back. step: forwards the block has had in this phase, this one included.
-    steps: all forwards of the phase. draw: a function that gives uniform draws [B, K].
+    score [B, K] float32: log-confidence when each token was written. tokens [B, K] int64. written [B, K] bool. allowed [B, K]
+    bool: may be taken back. step: forwards the block has had in this phase, this one included. steps: all forwards of the
+    phase. draw: returns uniform draws [B, K].
     """
 
     score: torch.Tensor
@@ -34,28 +32,31 @@ class RevisionState:
     draw: Callable[[], torch.Tensor]
 
 
-class Revision(Protocol):
-    """What is taken back, and when. `limit`: how often one position may be."""
+class Revision:
+    """Chooses the tokens to take back. `limit`: how often per position."""
 
     limit: int
 
     def reserve(self, steps: int) -> int:
-        """Of the `steps` forwards of a block, how many are kept for the time after it is full; fewer than `steps`."""
+        """Of the `steps` forwards of a block, the number reserved for the time after it is full; fewer than `steps`."""
+        raise NotImplementedError
 
     def during(self, state: RevisionState) -> torch.Tensor | None:
-        """What to take back after a forward of the fill that is not the last, bool [B, K]; None takes nothing."""
+        """Positions to take back after a forward of the fill that is not the last, bool [B, K] or None."""
+        return None
 
     def after(self, state: RevisionState) -> torch.Tensor | None:
-        """What to take back when the block is full and before each reserved forward, bool [B, K]; None takes nothing."""
+        """Positions to take back before each reserved forward, bool [B, K] or None."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class RevealRemask:
-    """The share `budget` of a block's forwards is kept; when the block is full, as many tokens are taken back and refilled.
+class RevealRemask(Revision):
+    """Reserves the share `budget` of a block's forwards; when the block is full, as many tokens are taken back and refilled.
 
-    Those that repeat what stands right before them (1 to `ngram` tokens) go first, then those of the lowest confidence at
-    commit time: remasking by the confidence of the reveal, as in ReMDM-conf (arXiv 2503.00307), after the fill.
-    tokens: positions for each kept forward; 1 predicts them one at a time. ngram: 0 looks at confidence only.
+    Tokens that repeat the 1 to `ngram` tokens before them go first, then those of the lowest confidence at commit time, as in
+    ReMDM-conf (arXiv 2503.00307) but after the fill. tokens: positions per reserved forward; 1 predicts them one at a time.
+    ngram: 0 uses the confidence alone.
     """
 
     budget: float = 0.125
@@ -72,11 +73,8 @@ class RevealRemask:
         """At least one forward where the block has two."""
         return min(max(1, round(self.budget * steps)), steps - 1)
 
-    def during(self, state: RevisionState) -> None:
-        """Nothing."""
-
     def after(self, state: RevisionState) -> torch.Tensor | None:
-        """All at once, before the first kept forward."""
+        """All at once, before the first reserved forward."""
         if state.step > 0:
             return None
         doubt = -state.score
@@ -86,17 +84,14 @@ class RevealRemask:
         return top_positions(doubt, self.tokens * state.steps) & state.allowed
 
 
-KINDS = ("cap", "rescale", "conf", "loop")
-
-
 @dataclass(frozen=True)
-class ReMDM:
+class ReMDM(Revision):
     """Remasking as a sampler of the same diffusion (ReMDM, arXiv 2503.00307), with alpha the share of the block written.
 
     sigma_max = min(1, (1 - alpha_s) / alpha_t) is the largest chance to take a token back between the times t and s. "cap":
     min(eta, sigma_max). "rescale": eta sigma_max. "conf": eta sigma_max, distributed over the written tokens in proportion
-    to exp(-confidence at commit time), so that about one token at most is expected back. "loop": nothing during the fill; a
-    share `budget` of the forwards is kept, and before each of them a token is taken back with chance eta.
+    to exp(-confidence at commit time), so that about one token at most is expected back. "loop": nothing during the fill; the
+    share `budget` of the forwards is reserved, and before each of them a token is taken back with chance eta.
     """
 
     kind: str = "conf"
@@ -105,8 +100,8 @@ class ReMDM:
     limit: int = 2
 
     def __post_init__(self):
-        if self.kind not in KINDS:
-            raise ValueError(f"unknown kind {self.kind!r}: use one of {', '.join(KINDS)}")
+        if self.kind not in ("cap", "rescale", "conf", "loop"):
+            raise ValueError(f"unknown kind {self.kind!r}: use one of cap, rescale, conf, loop")
         limits.real("eta", self.eta, 0, 1, open_ends="least")
         limits.real("budget", self.budget, 0, 1, open_ends="least, most")
         limits.whole("limit", self.limit, 1)
@@ -116,7 +111,7 @@ class ReMDM:
         return min(max(1, round(self.budget * steps)), steps - 1) if self.kind == "loop" else 0
 
     def during(self, state: RevisionState) -> torch.Tensor | None:
-        """Chances as the kind says."""
+        """Each token with the chance of the kind."""
         if self.kind == "loop":
             return None
         now = state.written.float().mean(dim=1, keepdim=True).clamp_min(1e-6)  # [B, 1]
@@ -128,7 +123,7 @@ class ReMDM:
         return (state.draw() < chance) & state.allowed
 
     def after(self, state: RevisionState) -> torch.Tensor | None:
-        """Any token, with chance eta."""
+        """Each token with chance eta."""
         return (state.draw() < self.eta) & state.allowed
 
 

@@ -1,7 +1,7 @@
-"""What happened while a response was sampled: a sparse list of events, from which every canvas can be replayed.
+"""Traces: the events of a sampling call, from which the canvas after each forward can be replayed.
 
-Streams yield the events of each forward as it happens; a `Trace` holds them all and is kept as JSON. It knows ids, and no
-words: pictures of a trace are made in `medv.companion.figures`.
+Streams yield the events of each forward as it happens; a `Trace` holds them all and is stored as JSON. It stores token ids;
+rendering lives in `medv.companion.figures`.
 """
 
 from collections.abc import Callable, Generator
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from medv import limits
 from medv.artifacts import write_json
 from medv.reading import read_json
 
@@ -33,12 +34,11 @@ class Event(NamedTuple):
     kind: str = COMMIT
 
 
-Commit = Event
 Events = tuple[Event, ...]
 
 
 def drain(steps: Generator[Events, None, Result], on_step: Callable[[Events], None] | None = None) -> Result:
-    """Run a stream to its end and return what it returns; `on_step` is called with the events of each forward."""
+    """Run a stream to its end and return its result; `on_step` is called with the events of each forward."""
     while True:
         try:
             events = next(steps)
@@ -50,7 +50,7 @@ def drain(steps: Generator[Events, None, Result], on_step: Callable[[Events], No
 
 @dataclass(frozen=True)
 class Trace:
-    """All events of one sampling call, in order of (step, row, position); what a step takes back comes after its commits."""
+    """All events of one sampling call, in order of (step, row, position); a step's remasks come after its commits."""
 
     events: Events
     gen_length: int
@@ -58,7 +58,7 @@ class Trace:
 
     @property
     def commits(self) -> Events:
-        """The tokens written, those that were taken back later among them."""
+        """The written tokens, including those that were taken back later."""
         return tuple(event for event in self.events if event.kind == COMMIT)
 
     def of_row(self, row: int) -> "Trace":
@@ -66,7 +66,7 @@ class Trace:
         return Trace(tuple(event for event in self.events if event.row == row), self.gen_length, self.mask_token_id)
 
     def replay(self, step: int, row: int = 0) -> list[int]:
-        """The response ids of `row` after forward `step`, masks where nothing is written; step -1 is all masks."""
+        """The response ids of `row` after forward `step`, with the mask id at masked positions; step -1 is all masks."""
         canvas = [self.mask_token_id] * self.gen_length
         for event in self.events:
             if event.row == row and event.step <= step:
@@ -80,14 +80,14 @@ class Trace:
 
     @classmethod
     def from_dict(cls, value: dict) -> "Trace":
-        """The inverse of `to_dict`. Raises ValueError for what no sampler can have told."""
+        """The inverse of `to_dict`. Raises ValueError for a trace that no sampler can produce."""
         if not isinstance(value, dict):
             raise ValueError(f"a trace is a mapping of columns, not {type(value).__name__}: pass what to_dict gave")
         names = {"gen_length", "mask_token_id", *Event._fields}
         if set(value) != names:
             raise ValueError(f"a trace has the keys {sorted(names)}, not {sorted(value)}: pass what to_dict gave")
         for name in ("gen_length", "mask_token_id"):
-            _check_number(name, value[name], low=0)
+            limits.whole(name, value[name], 0)
         columns = [value[name] for name in Event._fields]
         if not all(isinstance(column, list | tuple) for column in columns) or len(set(map(len, columns))) > 1:
             raise ValueError("the columns of a trace are lists of one length: pass what to_dict gave")
@@ -96,12 +96,12 @@ class Trace:
         return trace
 
     def save(self, path: str | Path, about: dict | None = None) -> Path:
-        """Write the trace as JSON, whole or not at all; `about` (question, answer, ...) is kept beside it."""
+        """Write the trace as JSON atomically, with `about` (question, answer, ...) beside it."""
         return write_json(path, {"format": FORMAT, "about": about or {}, "trace": self.to_dict()})
 
     @classmethod
     def load(cls, path: str | Path) -> "Trace":
-        """Read what `save` wrote. Raises ValueError where the file is no trace, or one that cannot be."""
+        """Read a file that `save` wrote. Raises ValueError if it holds no valid trace."""
         try:
             value = read_json(path)
             if not isinstance(value, dict) or value.get("format") != FORMAT or "trace" not in value:
@@ -111,11 +111,11 @@ class Trace:
             raise ValueError(f"{path} holds no trace: {error}") from None
 
     def _check(self) -> None:
-        """Every event must be possible after those before it."""
+        """Raise ValueError for an event that is not possible after those before it."""
         written, last = {}, 0
         for event in self.events:
             for name in ("step", "row", "position", "token"):
-                _check_number(name, getattr(event, name), low=0)
+                limits.whole(name, getattr(event, name), 0)
             sure = event.confidence
             if isinstance(sure, bool) or not isinstance(sure, int | float) or not 0 <= sure <= 1:
                 raise ValueError(f"confidence {sure!r} is not between 0 and 1, in {event}")
@@ -131,8 +131,3 @@ class Trace:
                 raise ValueError(f"{event} writes where a token stands already: it must be taken back first")
             if event.kind == COMMIT and event.token != self.mask_token_id:  # a preset can write the mask itself
                 written[place] = event.token
-
-
-def _check_number(name: str, value: object, low: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ValueError(f"{name} is {value!r}: it must be a whole number, at least {low}")

@@ -18,7 +18,9 @@ from medv.checkpoints.bundled import load_model
 from medv.checkpoints.contents import contents
 from medv.data.example import Example, Turn
 from medv.data.images import as_picture
-from medv.diffusion.sampler import SamplerConfig
+from medv.diffusion.blockwise import BlockwiseConfig
+from medv.diffusion.config import SamplerConfig
+from medv.diffusion.official import OfficialConfig
 from medv.diffusion.trace import Events, Trace, drain
 from medv.model.devices import computes_on, device_named
 from medv.model.looks import Looks, joined
@@ -77,17 +79,17 @@ class Answerer:
         """Hashes of weights, configuration and processor."""
         return contents(self.model, self.processor)
 
-    def settings(self, config: SamplerConfig) -> dict[str, Any]:
+    def settings(self, config: BlockwiseConfig) -> dict[str, Any]:
         """JSON-able: name and dtype (unless float32) of the model; L, B, Z, temperature, seed and other non-default options."""
         dtype = {} if self.model.dtype == torch.float32 else {"dtype": str(self.model.dtype).removeprefix("torch.")}
-        always, default = ("gen_length", "block_length", "steps", "temperature", "seed"), SamplerConfig()
+        always, default = ("gen_length", "block_length", "steps", "temperature", "seed"), type(config)()
         settings = {"model": self.name, **dtype, **{name: getattr(config, name) for name in always}}
         for name in (field.name for field in fields(config) if field.name not in always):
             if getattr(config, name) != getattr(default, name):
                 settings[name] = str(getattr(config, name))
-        return settings
+        return settings if isinstance(config, SamplerConfig) else settings | {"preset": config.preset}
 
-    def check(self, question: str, picture: Image.Image | None, config: SamplerConfig) -> None:
+    def check(self, question: str, picture: Image.Image | None, config: BlockwiseConfig) -> None:
         """Raises ValueError where prompt and canvas together are longer than the model reads."""
         image_tokens = 0 if picture is None else self.processor.view_plan.tokens(*as_picture(picture).size)
         self._check_length(len(self._prompt(question, image_tokens)), config)
@@ -96,7 +98,7 @@ class Answerer:
         self,
         image: Image.Image | Path | Callable[[], Image.Image] | None,
         question: str,
-        config: SamplerConfig,
+        config: BlockwiseConfig,
         *,
         on_step: Callable[[Events], None] | None = None,
     ) -> tuple[Answer, Trace]:
@@ -110,7 +112,7 @@ class Answerer:
         return self._answer_batch([Example("ask", source, (Turn("user", question),))], config, [0], on_step=on_step)[0]
 
     def answer(
-        self, examples: Sequence[Example], config: SamplerConfig, *, batch_size: int = 50, quiet: bool = False, **options
+        self, examples: Sequence[Example], config: BlockwiseConfig, *, batch_size: int = 50, quiet: bool = False, **options
     ) -> list[Answer]:
         """Answer the first question of every example, in order, with a progress bar; options as in `stream`."""
         answers = []
@@ -123,7 +125,7 @@ class Answerer:
     def stream(
         self,
         examples: Sequence[Example],
-        config: SamplerConfig,
+        config: BlockwiseConfig,
         *,
         batch_size: int = 50,
         first_index: int = 0,
@@ -154,13 +156,13 @@ class Answerer:
     def _prompt(self, question: str, image_tokens: int) -> list[int]:
         return self.processor.encode_turns((Turn("user", question.strip()),), image_tokens=image_tokens)
 
-    def _check_length(self, tokens: int, config: SamplerConfig) -> None:
+    def _check_length(self, tokens: int, config: BlockwiseConfig) -> None:
         check_length(tokens, config.gen_length, self.model.config.text_config.max_position_embeddings)
 
     def _answer_batch(
         self,
         batch: Sequence[Example],
-        config: SamplerConfig,
+        config: BlockwiseConfig,
         rows: list[int],
         looks: Looks | None = None,
         on_step: Callable[[Events], None] | None = None,
@@ -191,11 +193,11 @@ class Answerer:
         return [(answer, output.trace.of_row(row)) for row, answer in enumerate(answers)]
 
 
-def with_stop(config: SamplerConfig, processor: MedVProcessor) -> SamplerConfig:
+def with_stop(config: BlockwiseConfig, processor: MedVProcessor) -> BlockwiseConfig:
     """The official preset without stop sequences with the end of turn, as in the reference's demonstration; any other
     configuration unchanged.
     """
-    if config.preset != "official" or config.stop_sequences:
+    if not isinstance(config, OfficialConfig) or config.stop_sequences:
         return config
     return replace(config, stop_sequences=((processor.special.end_of_turn,),))
 

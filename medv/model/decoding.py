@@ -117,7 +117,7 @@ class _Window:
 
 
 class Decoder:
-    """A denoiser (see `medv.diffusion.config.Denoiser`) for the canvases of one sampling call.
+    """A denoiser (see `medv.diffusion.sampler.RowDenoiser`) for the canvases of one sampling call.
 
     `refreshes` counts the forwards that filled a cache. With `graphs` forwards are captured as CUDA graphs, one per width of
     the window, and replayed. `compiled` fuses the operations between the matrix products with `torch.compile`, which changes

@@ -13,7 +13,8 @@ from huggingface_hub.dataclasses import strict
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModel, LlamaForCausalLM
 
-from medv.diffusion.config import SamplerConfig, SamplerOutput
+from medv.diffusion.blockwise import SamplerOutput
+from medv.diffusion.config import SamplerConfig
 from medv.diffusion.trace import Events, Trace
 from medv.model.configuration import MedVConfig
 from medv.model.modeling import IGNORED_LABEL, MedVForMaskedDiffusion, MedVOutput
@@ -75,7 +76,7 @@ class MedVForCausalLM(MedVForMaskedDiffusion):
         refused = [name for name, value in options.items() if value and name not in ("row_indices", "tell")]
         if refused:
             raise ValueError(f"the autoregressive twin has no option {', '.join(refused)}: leave it out")
-        if config != SamplerConfig(**{name: getattr(config, name) for name in FOLLOWED}):
+        if config != SamplerConfig(**{name: getattr(config, name, None) for name in FOLLOWED}):
             raise ValueError(f"the autoregressive twin decodes greedily and cannot follow {config}: leave the rest out")
         settings = self.settings(config)
         started = time.perf_counter()

@@ -17,7 +17,7 @@ from medv.model.modeling import MedVForMaskedDiffusion
 
 @dataclass(frozen=True)
 class BaselineRun:
-    """written: (step, position, token) of every commit, positions in the response. forwards: how many were run."""
+    """written: (step, position in the response, token) of every commit. forwards: network calls."""
 
     written: tuple[tuple[int, int, int], ...]
     forwards: int
@@ -32,7 +32,7 @@ def official_run(
     forwards: int | None = None,
     half: bool = False,
 ) -> BaselineRun:
-    """Sample after a prompt [1, P] as the official code does; `forwards` ends early, `half` is its float16 autocast."""
+    """Sample after a prompt [1, P]; `forwards` ends early, `half` is the official code's float16 autocast."""
     own, width = model.config, prompt.shape[1]
     canvas = torch.cat([prompt, prompt.new_full((1, config.gen_length), own.mask_token_id)], dim=1)
     stop = torch.tensor(own.stop_token_ids[:1], device=prompt.device)

@@ -12,9 +12,10 @@ import pandas as pd
 import torch
 
 from medv.data.example import Example
+from medv.diffusion.blockwise import SamplerOutput
 from medv.diffusion.caching import NO_CACHE, DualCache, PrefixCache
-from medv.diffusion.config import SamplerConfig, SamplerOutput
-from medv.diffusion.fast import sample_fast
+from medv.diffusion.config import SamplerConfig
+from medv.diffusion.sampler import sample
 from medv.evaluation.answering import Answerer
 from medv.model.decoding import Decoder
 from medv.model.modeling import MedVForMaskedDiffusion
@@ -82,7 +83,7 @@ def prediction_divergence(model: MedVForMaskedDiffusion, inputs: dict, config: S
     given = {"attention_mask": inputs["attention_mask"], "image_features": features}
     both = _Both(*(Decoder(model, prompt, config.gen_length, cache=c, **given) for c in (NO_CACHE, config.cache)))
     settings = model.settings(config)
-    sample_fast(both, prompt, settings, mask_token_id=own.mask_token_id, fill_token_id=own.fill_token_id)
+    sample(both, prompt, settings, mask_token_id=own.mask_token_id, fill_token_id=own.fill_token_id)
     return both.total / both.count
 
 

@@ -29,8 +29,9 @@ from medv.companion.bench.machine import (
     timed,
     times,
 )
+from medv.diffusion.blockwise import SamplerOutput
 from medv.diffusion.caching import NO_CACHE, CachePolicy, DualCache, PrefixCache
-from medv.diffusion.config import SamplerConfig, SamplerOutput
+from medv.diffusion.config import SamplerConfig
 from medv.model.configuration import MedVConfig
 from medv.model.decoding import forget_decoders
 from medv.model.modeling import MedVForMaskedDiffusion

@@ -16,8 +16,8 @@ from PIL import Image
 from medv.companion.figures.traces import Cell, cells, forwards_of
 from medv.data.example import Example
 from medv.data.images import ImageError, open_image
+from medv.diffusion.config import SamplerConfig
 from medv.diffusion.revision import ReMDM, RevealRemask, Revision
-from medv.diffusion.sampler import SamplerConfig
 from medv.diffusion.schedules import schedule_named
 from medv.diffusion.trace import Events, Trace
 from medv.evaluation.answering import Answer, Answerer

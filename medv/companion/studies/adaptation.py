@@ -24,7 +24,8 @@ from medv.companion.studies.trials import run_trials
 from medv.companion.studies.vqa_study import sampler_config
 from medv.data.chat import SpecialTokens
 from medv.data.texts import Document, read_documents, split_documents
-from medv.diffusion.sampler import SamplerConfig, sample
+from medv.diffusion.config import SamplerConfig
+from medv.diffusion.sampler import sample
 from medv.evaluation.text import repetition
 from medv.intervals import Estimate
 from medv.model.devices import device_named

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from medv.diffusion.config import Denoiser
+from medv.diffusion.blockwise import Denoiser
 from medv.diffusion.corruption import noise_generator
 
 

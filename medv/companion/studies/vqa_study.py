@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from medv.data.example import Example
-from medv.diffusion.sampler import SamplerConfig
+from medv.diffusion.config import SamplerConfig
+from medv.diffusion.official import OfficialConfig
 from medv.evaluation.answering import Answerer
 from medv.evaluation.controls import blinded, majority_answers, nearest_answers, shuffled_images
 from medv.evaluation.pairing import Reference
@@ -32,7 +33,7 @@ CONDITIONS = ("model", "shuffled images", "gray image", "nearest question", "que
 METRICS = ("closed_accuracy", "open_recall", "closed_strict_accuracy", "open_set_recall", "open_precision", "open_f1")
 
 
-def sampler_config(spec: SamplerSpec, *, seed: int = 0) -> SamplerConfig:
+def sampler_config(spec: SamplerSpec, *, seed: int = 0) -> SamplerConfig | OfficialConfig:
     """The sampler configuration of a profile's L, B and Z."""
     make = SamplerConfig.official if spec.preset == "official" else SamplerConfig
     return make(gen_length=spec.gen_length, block_length=spec.block_length, steps=spec.steps, seed=seed)
