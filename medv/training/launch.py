@@ -1,8 +1,7 @@
-"""One process or many: how a run is done, DeepSpeed's configurations, and failures that end in one sentence.
+"""One process or many: how a training is run, DeepSpeed's configurations, and failures that end in one sentence.
 
-`torchrun`, the `deepspeed` launcher and Slurm set RANK, LOCAL_RANK and WORLD_SIZE; without them there is one process. The
-process group itself is made by the Trainer (NCCL on GPUs, gloo on CPUs), and accelerate talks over it. A launcher runs the
-command that would run alone (`--out` must be a folder that every node sees):
+Launchers set RANK, LOCAL_RANK and WORLD_SIZE; without them there is one process. The Trainer makes the process group (NCCL on
+GPUs, gloo on CPUs), and accelerate uses it. A launcher runs the command that would run alone (every node must see `--out`):
 
     torchrun --nproc_per_node 4 -m medv train instruct --deepspeed zero3 --out runs/s2
     deepspeed --num_gpus 4 --no_local_rank --module medv train instruct --deepspeed zero3 --out runs/s2
@@ -75,10 +74,7 @@ def deepspeed_config(name: str) -> Path:
 
 
 def join(deepspeed: str | None) -> None:
-    """Prepare DeepSpeed, once in a process; without DeepSpeed the Trainer joins the other processes by itself.
-
-    A single process trains on one GPU and warns where there are more. Raises ValueError where DeepSpeed is not installed.
-    """
+    """Prepare DeepSpeed, and warn where a single process leaves GPUs unused; raises ValueError without DeepSpeed."""
     if processes() == 1 and (count := torch.cuda.device_count()) > 1:
         warnings.warn(
             f"this process uses one of {count} GPUs: for all of them, `torchrun --nproc_per_node {count} -m medv train ...`",

@@ -49,8 +49,6 @@ from medv.training.trainer import (
     find_checkpoint,
     how_to_resume,
     same_weights_on_every_process,
-    totals,
-    without_times,
 )
 
 MADE_BY = "medv train"
@@ -144,8 +142,8 @@ def train_stage(
             else:
                 trained.save_pretrained(out)
             processor.save_pretrained(out)
-            write_json(out / "history.json", without_times(trainer.state.log_history))
-            write_json(out / SPEED, {"total": totals(trainer.meter.rows), "rows": trainer.meter.rows})
+            write_json(out / "history.json", trainer.losses())
+            write_json(out / SPEED, trainer.meter.to_dict())
             write_json(out / FINISHED, {"recipe": asdict(recipe), "steps": trainer.state.global_step, **facts})
         PartialState().wait_for_everyone()
     return trained
@@ -326,14 +324,7 @@ def plan_run(
     if not examples:
         raise ValueError("there are no training examples: look at the data set, or at `samples` of the recipe")
     longest = max(examples, key=lambda example: sum(len(turn.text) for turn in example.turns))
-    encode = Encoder(processor, loss_tokens=recipe.loss_tokens, max_length=recipe.max_length)
-    return check_memory(
-        model.config,
-        recipe,
-        gpus=processes(),
-        zero=ZERO_STAGES[options.deepspeed],
-        lora=options.lora,
-        accumulation=options.accumulation,
-        length=len(encode(longest)["input_ids"]),
-        capacity=device_capacity(int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
-    )
+    length = len(Encoder(processor, loss_tokens=recipe.loss_tokens, max_length=recipe.max_length)(longest)["input_ids"])
+    capacity = device_capacity(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    cut = {"gpus": processes(), "zero": ZERO_STAGES[options.deepspeed], "accumulation": options.accumulation}
+    return check_memory(model.config, recipe, **cut, lora=options.lora, length=length, capacity=capacity)
