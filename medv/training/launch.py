@@ -25,6 +25,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 
 from medv.artifacts import disk_is_full
+from medv.model.devices import processes, rank
 from medv.training.lora import LoraRecipe
 
 DEEPSPEED = ("zero2", "zero3")
@@ -54,16 +55,6 @@ class RunOptions:
 
 class TrainingStopped(RuntimeError):
     """A run that cannot go on: one sentence, or an empty one where another process says it."""
-
-
-def rank() -> int:
-    """The number of this process among all, known before there is a process group."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def processes() -> int:
-    """How many processes train together."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def deepspeed_config(name: str) -> Path:

@@ -29,7 +29,7 @@ from medv.checkpoints.bundled import bundled, fetched_towers, load_model, save_p
 from medv.checkpoints.loading import load_tokenizer
 from medv.data import contents as data_contents
 from medv.data.example import Example
-from medv.model.devices import device_named, place
+from medv.model.devices import device_named, place, processes, rank
 from medv.model.looks import Looks
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
@@ -38,7 +38,7 @@ from medv.profiles import Profile, StageRecipe
 from medv.training.collate import Collator, Encoder
 from medv.training.costs import StagePlan, check_memory, device_capacity
 from medv.training.examples import PHANTOMS, TrainingData, stage_examples
-from medv.training.launch import RunOptions, clear_failures, deepspeed_config, join, processes, rank
+from medv.training.launch import RunOptions, clear_failures, deepspeed_config, join
 from medv.training.lora import attach_lora, freeze_except, merge_lora, trainable_parameters
 from medv.training.stream import TrainingStream, ValidationStream, training_steps
 from medv.training.trainer import (

@@ -22,10 +22,11 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from medv.artifacts import write_json
 from medv.diffusion.corruption import masking_probability
 from medv.model.configuration import MedVConfig
+from medv.model.devices import processes, rank
 from medv.model.modeling import IGNORED_LABEL, MedVForMaskedDiffusion
 from medv.profiles import StageRecipe
 from medv.training.costs import mfu, peak_bytes, training_flops
-from medv.training.launch import TrainingStopped, processes, rank
+from medv.training.launch import TrainingStopped
 from medv.training.stream import TrainingStream
 
 COMPLETE = "complete.json"
