@@ -37,7 +37,7 @@ def main() -> None:
         explorer.drag.value = steps
         drags.append(1000 * (time.perf_counter() - before))
     explorer.choose(1)  # a picture that was not asked about
-    explorer.steps.value = LENGTH
+    explorer.fields["steps"].value = LENGTH
     before = time.perf_counter()
     explorer.answer()
     explorer.wait()

@@ -1,7 +1,7 @@
 """Every sampling strategy at equal forwards: `python benchmarks/quality.py --out benchmarks/results/quality_cpu.json`.
 
 On the oracle and, with the facts of its descriptions, on the bundled tiny model (or `--model`). Prints a table for each and
-what the adaptive schedule with the veto does to repetition; the logic is in `medv.companion.studies.sampler_quality`.
+what the adaptive schedule with the veto does to repetition; the logic is in `medv.companion.studies.fast_sampling`.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import torch
 from medv.artifacts import fingerprint, versions, write_json
 from medv.checkpoints.bundled import bundled
 from medv.companion.bench.machine import device_name
-from medv.companion.studies import sampler_quality as quality
+from medv.companion.studies import fast_sampling as quality
 from medv.companion.studies.vqa_study import sampler_config
 from medv.diffusion.config import SamplerConfig
 from medv.evaluation.answering import Answerer

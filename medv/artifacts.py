@@ -1,14 +1,11 @@
-"""Files that are either whole or absent: atomic writes, fingerprints, manifests and resumable JSON lines.
+"""Atomic writes, fingerprints, manifests and resumable JSON lines.
 
-Everything that medv makes (weights, answers, figures, tables) goes through here, so that a run killed at any moment leaves
-nothing half-written, and so that each result says what made it. It knows paths and bytes; it knows no model and no figure.
+A run killed at any moment leaves no half-written file, and each result records what made it.
 """
 
-import csv
 import dataclasses
 import hashlib
 import importlib.metadata
-import io
 import json
 import os
 import platform
@@ -16,7 +13,7 @@ import re
 import shutil
 import subprocess
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
@@ -29,23 +26,18 @@ from medv.reading import DataError, check_regular, read_lines
 
 PACKAGE = Path(__file__).parent
 MANIFEST = "manifest.json"
-SPEED = "speed.json"  # how long a training took and what it held in memory
-VERSIONS = ("medv", "torch", "transformers", "tokenizers", "peft", "deepspeed", "accelerate", "numpy", "pandas", "pillow")
-
-
-def project_root() -> Path:
-    """The nearest folder at or above the current one with a pyproject.toml, else the current one."""
-    here = Path.cwd()
-    return next((folder for folder in (here, *here.parents) if (folder / "pyproject.toml").is_file()), here)
+SPEED = "speed.json"  # time and memory of a training
 
 
 def default_out(profile: str) -> Path:
-    """Where a run of this profile goes if nobody says otherwise: `runs/<profile>` under the project."""
-    return project_root() / "runs" / profile
+    """`runs/<profile>` in the nearest folder with a pyproject.toml at or above the current one, else in the current one."""
+    here = Path.cwd()
+    root = next((folder for folder in (here, *here.parents) if (folder / "pyproject.toml").is_file()), here)
+    return root / "runs" / profile
 
 
 def _plain(value: Any) -> Any:
-    """Turn what `json` does not know (numpy, paths, dataclasses, sets) into what it does."""
+    """The `default` of `json.dumps` for numpy values, paths, dataclasses and sets."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
     if isinstance(value, np.generic | np.ndarray):
@@ -60,23 +52,21 @@ def _plain(value: Any) -> Any:
 
 
 def as_json(value: Any) -> Any:
-    """`value` as it comes back from a JSON file: tuples are lists, numpy values, paths and dataclasses are plain."""
+    """`value` as it comes back from a JSON file: tuples as lists, numpy values, paths and dataclasses as plain values."""
     return json.loads(json.dumps(value, default=_plain))
 
 
-_FULL = re.compile(r"No space left|File too large|quota|os error (27|28|122)\b|PytorchStreamWriter|unexpected pos", re.I)
-
-
 def disk_is_full(error: Exception) -> bool:
-    """Whether an error means that a file could not grow: torch and safetensors say it in words of their own."""
-    return bool(_FULL.search(str(error)))
+    """Whether an error means that a file could not grow; torch and safetensors have messages of their own for it."""
+    full = r"No space left|File too large|quota|os error (27|28|122)\b|PytorchStreamWriter|unexpected pos"
+    return bool(re.search(full, str(error), re.IGNORECASE))
 
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; on success it is flushed to disk and renamed to `path`, else removed.
 
-    Raises ValueError where `path` is a folder, a pipe, a device or a socket.
+    Raises DataError where `path` is a folder, a pipe, a device or a socket.
     """
     path = Path(path)
     check_regular(path)
@@ -94,7 +84,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def _named(path: Path, partial: Path | None = None) -> Iterator[None]:
-    """Give an error of writing the name `path`: that of a full disk names no file, others may name `partial`."""
+    """Let an OSError name `path`: that of a full disk names no file, others may name `partial`."""
     try:
         yield
     except OSError as error:
@@ -111,51 +101,22 @@ def write_text(path: str | Path, text: str) -> Path:
 
 
 def write_json(path: str | Path, value: Any) -> Path:
-    """Write `value` as indented JSON to `path` atomically; numpy values, paths and dataclasses are understood."""
+    """Write `value` as indented JSON to `path` atomically; numpy values, paths and dataclasses are converted."""
     return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=_plain) + "\n")
-
-
-def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]], fields: Sequence[str] | None = None) -> Path:
-    """Write `rows` as CSV to `path` atomically; `fields` defaults to the keys of the first row.
-
-    Raises ValueError if there are neither rows nor fields, or if a row has a key that is not a field.
-    """
-    if fields is None:
-        if not rows:
-            raise ValueError(f"no rows and no fields for {path}: pass fields=[...] to write an empty table")
-        fields = list(rows[0])
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fields, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return write_text(path, text.getvalue())
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 @contextmanager
 def atomic_directory(target: str | Path, keep: str | None = None) -> Iterator[Path]:
-    """Yield a folder beside `target` to build in; it replaces `target` only when the block ends without an error.
+    """Yield an empty folder beside `target` to build in; it replaces `target` only when the block ends without an error.
 
-    A process killed inside the block leaves `target` as it was. The folder is empty, and what a killed builder left behind
-    is removed by the next one; but a builder that passes `keep`, a name for exactly this work, finds its own unfinished
-    folder again.
+    A process killed inside the block leaves `target` as it was; the next builder removes the unfinished folder. A builder that
+    passes `keep`, a name for exactly this work, gets its own unfinished folder back.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial-{keep or os.getpid()}")
     for left in target.parent.glob(f".{target.name}.partial-*"):
-        pid = left.name.rpartition("-")[2]
-        busy = pid.isdigit() and int(pid) != os.getpid() and _alive(int(pid))
-        if not busy and not (keep and left == partial):
+        if not _has_builder(left.name.rpartition("-")[2]) and not (keep and left == partial):
             shutil.rmtree(left)
     partial.mkdir(exist_ok=True)
     try:
@@ -170,6 +131,19 @@ def atomic_directory(target: str | Path, keep: str | None = None) -> Iterator[Pa
     finally:
         if not keep:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _has_builder(owner: str) -> bool:
+    """Whether `owner`, the end of an unfinished folder's name, is the number of another running process."""
+    if not owner.isdigit() or int(owner) == os.getpid():
+        return False
+    try:
+        os.kill(int(owner), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def append_jsonl(path: str | Path, record: Mapping[str, Any]) -> None:
@@ -197,33 +171,32 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """
     if not Path(path).exists():
         return []
-    records = [record for _, record in read_lines(path, whole=True)]
-    for record in records:
+    records = []
+    for _, record in read_lines(path, whole=True):
         if isinstance(record, DataError):
             raise record
+        records.append(record)
     return records
 
 
 def fingerprint(*things: Any) -> str:
-    """The sha256 (hex) of files, folders (names and contents, manifests and speeds left out) and JSON-like values, in order.
+    """The sha256 (hex) of files, folders (names and contents, without manifests and speeds) and JSON-like values, in order.
 
-    A `Path` means the bytes there, whatever it is called; anything else is hashed as canonical JSON. Manifests carry times,
-    so leaving them out makes equal weights equal. Raises FileNotFoundError for a path that does not exist.
+    A `Path` stands for the bytes there, whatever its name; anything else is hashed as canonical JSON. Manifests hold times, so
+    without them equal weights are equal. Raises FileNotFoundError for a path that does not exist.
     """
     digest = hashlib.sha256()
     for thing in things:
-        if isinstance(thing, Path):
-            digest.update(_path_digest(thing))
-        else:
-            digest.update(json.dumps(thing, sort_keys=True, default=_plain).encode())
-        digest.update(b"\0")
+        canonical = (
+            _path_digest(thing) if isinstance(thing, Path) else json.dumps(thing, sort_keys=True, default=_plain).encode()
+        )
+        digest.update(canonical + b"\0")
     return digest.hexdigest()
 
 
 def _path_digest(path: Path) -> bytes:
     if path.is_dir():
-        files = (f for f in path.rglob("*") if f.is_file() and f.name not in (MANIFEST, SPEED))
-        return _tree_digest(path, files)
+        return _tree_digest(path, (f for f in path.rglob("*") if f.is_file() and f.name not in (MANIFEST, SPEED)))
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").digest()
 
@@ -235,28 +208,20 @@ def _tree_digest(root: Path, files: Iterable[Path]) -> bytes:
     return digest.digest()
 
 
-def placeless(value: Any) -> Any:
-    """`value` for a file that may be published: of every absolute path in it, however deep, only the last part is kept."""
-    if isinstance(value, Mapping):
-        return {placeless(name): placeless(part) for name, part in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [placeless(part) for part in value]
-    return Path(value).name if isinstance(value, str | Path) and Path(value).is_absolute() else value
-
-
 @cache
 def code_fingerprint(exclude: tuple[str, ...] = ()) -> str:
-    """The sha256 of the installed medv package: sources and data files, `exclude` (paths inside it) and bytecode left out."""
+    """The sha256 of the installed medv package, sources and data files, without `exclude` (paths inside it) and bytecode."""
     skip = {PACKAGE / name for name in exclude}
-    files = [f for f in PACKAGE.rglob("*") if f.is_file() and "__pycache__" not in f.parts and f not in skip]
+    files = (f for f in PACKAGE.rglob("*") if f.is_file() and "__pycache__" not in f.parts and f not in skip)
     return _tree_digest(PACKAGE, (f for f in files if not f.name.startswith("."))).hex()
 
 
 @cache
 def versions() -> dict[str, str | None]:
-    """The installed versions of the packages that can change a result (None: not installed), and of Python."""
+    """The installed versions of Python and of the packages that can change a result (None: not installed)."""
     found: dict[str, str | None] = {"python": platform.python_version()}
-    for name in VERSIONS:
+    names = "medv", "torch", "transformers", "tokenizers", "peft", "deepspeed", "accelerate", "numpy", "pandas", "pillow"
+    for name in names:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -272,24 +237,32 @@ def machine() -> str:
 @cache
 def git_commit() -> str | None:
     """The commit of the source tree that medv runs from, with "+changes" if it differs from it; None outside git."""
-    command = ["git", "-C", str(PACKAGE), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
+    git = ["git", "-C", str(PACKAGE)]
     try:
         # Without this test, an installed copy would report the commit of whatever repository surrounds the environment.
-        tracked = subprocess.run(["git", "-C", str(PACKAGE), "ls-files", "--error-unmatch", "__init__.py"], capture_output=True)
-        if tracked.returncode:
-            return None
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() or None
+        subprocess.run([*git, "ls-files", "--error-unmatch", "__init__.py"], capture_output=True, check=True)
+        describe = [*git, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
+        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip() or None
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
+def placeless(value: Any) -> Any:
+    """`value` for a file that may be published: every absolute path in it, at any depth, is reduced to its last part."""
+    if isinstance(value, Mapping):
+        return {placeless(name): placeless(part) for name, part in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [placeless(part) for part in value]
+    return Path(value).name if isinstance(value, str | Path) and Path(value).is_absolute() else value
+
+
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What made a result: enough to make it again, and to see what has changed since.
+    """The origin of a result: enough to reproduce it, and to see what has changed since.
 
-    `inputs` maps the name of each artifact read to its fingerprint; `about` holds what only this kind of result has
-    (a caption, the label of the data, a test score). `threads` is OMP_NUM_THREADS, None where it was not set: the order of
-    sums, and so the last digits, depend on it.
+    `inputs` maps the name of each artifact read to its fingerprint; `about` holds what only this kind of result has (a caption,
+    the label of the data, a test score). `threads` is OMP_NUM_THREADS, None where it was not set: the order of sums, and so the
+    last digits, depend on it.
     """
 
     name: str
@@ -307,7 +280,7 @@ class Manifest:
     created: str = dataclasses.field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     def write(self, path: str | Path) -> Path:
-        """Write the manifest as JSON, without places (`placeless`); a folder gets it as `manifest.json`."""
+        """Write the manifest as JSON, `placeless`; a folder gets it as `manifest.json`."""
         path = Path(path)
         return write_json(path / MANIFEST if path.is_dir() else path, placeless(dataclasses.asdict(self)))
 

@@ -100,19 +100,16 @@ def ask(
     picture = open_image(image)
     from transformers.utils import logging
 
-    from medv.checkpoints.bundled import bundled, untrained_projector
-    from medv.evaluation.answering import Answerer
+    from medv.checkpoints.bundled import untrained_projector
 
-    logging.disable_progress_bar()  # of a fraction of a second
-    dtype = sampling.chosen_profile.dtype if model else "float32"
-    where = {"device": sampling.device, "graphs": sampling.cuda_graphs}
-    answerer = Answerer.load(model or bundled("tiny_model"), dtype=dtype, **where)
+    logging.disable_progress_bar()  # loading takes a fraction of a second
+    answerer = sampling.answerer(model)
     word = word_of(answerer.processor.tokenizer)
     watched = watched and not as_json and console.is_terminal
     with TerminalView(console, config.gen_length, word) if watched else nullcontext() as on_step:
-        answer, story = answerer.ask(picture, question, config, on_step=on_step)
+        answer, recorded = answerer.ask(picture, question, config, on_step=on_step)
     for file in files:
-        write_trace(file, story, word, question=question, answer=answer.text, picture=picture)
+        write_trace(file, recorded, word, question=question, answer=answer.text, picture=picture)
     if as_json:
         print_json(answer.to_dict())
         return
@@ -205,7 +202,6 @@ def generate(
 ) -> None:
     """Answer the questions of a benchmark; resumable, and distributed under torchrun."""
     from medv.data.images import ImageFolder
-    from medv.evaluation.answering import Answerer
     from medv.evaluation.baselines import CheckpointAnswerer, availability
     from medv.evaluation.benchmark import answer_file, examine, read_questions, write_skipped
     from medv.model.devices import device_named, rank
@@ -218,11 +214,7 @@ def generate(
         mend = f"fetch it first, for example with `hf download {checkpoint}`"
         raise ValueError(f"{checkpoint}: {found}; {'--model takes ours' if Path(checkpoint).is_dir() else mend}")
     wanted = read_questions(questions, ImageFolder(images, tuple(image_root or ())), data=data)
-    if checkpoint is None:
-        where = {"device": sampling.device, "graphs": sampling.cuda_graphs}
-        answerer = Answerer.load(model, dtype=sampling.chosen_profile.dtype, **where)
-    else:
-        answerer = CheckpointAnswerer.load(checkpoint, device=sampling.device)
+    answerer = sampling.answerer(model) if model else CheckpointAnswerer.load(checkpoint, device=sampling.device)
     wanted, skipped = examine(wanted, answerer, config, skip_corrupt=skip_corrupt)
     count = answer_file(wanted, answerer, config, out, batch_size=batch_size, inputs=[questions])
     if skipped and rank() == 0:

@@ -1,29 +1,49 @@
-"""What an interval of a difference says, in a word; without a score there is no verdict."""
+"""Means with 95 % intervals: three resamplings, one notation and one verdict. A mean of nothing is "not measured".
+
+`bootstrap` draws values, `shared_items` seeds and then the items that all seeds share, `own_items` seeds and then the items of
+each. A paired comparison applies one of them to differences, item by item.
+"""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 NOT_MEASURED = "not measured"
+RESAMPLES, LEVEL = 2000, 0.95
 
 
-def verdict(
-    low: float, high: float, *, above: str = "higher", below: str = "lower", between: str = "no difference shown"
-) -> str:
-    """`above` or `below` where the interval of a difference lies on one side of 0, else `between`; NaN is "not measured"."""
-    if math.isnan(low) or math.isnan(high):
-        return NOT_MEASURED
-    return above if low > 0 else below if high < 0 else between
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and the ends of its 95 % interval over n items and so many seeds; all three are NaN where nothing was measured."""
 
+    value: float
+    low: float
+    high: float
+    n: int = 0
+    seeds: int = 1
 
-def span(value: float, low: float, high: float, *, form: str = ".1f") -> str:
-    """ "value [low, high]" in this form, or "not measured"."""
-    return NOT_MEASURED if math.isnan(value) else f"{value:{form}} [{low:{form}}, {high:{form}}]"
+    @classmethod
+    def of(cls, row: Any) -> "Estimate":
+        """The estimate in a row of a frame, with its columns value, low and high."""
+        return cls(row.value, row.low, row.high)
+
+    def cell(self, form: str = ".1f", ends: str | None = None) -> str:
+        """ "value [low, high]" in this format, with another one for the `ends`, or "not measured"."""
+        ends = ends or form
+        return NOT_MEASURED if math.isnan(self.value) else f"{self.value:{form}} [{self.low:{ends}}, {self.high:{ends}}]"
+
+    def verdict(self, above: str = "higher", below: str = "lower", between: str = "no difference shown") -> str:
+        """`above` or `below` if the interval of a difference lies on one side of 0, else `between`; NaN is "not measured"."""
+        if math.isnan(self.low) or math.isnan(self.high):
+            return NOT_MEASURED
+        return above if self.low > 0 else below if self.high < 0 else between
 
 
 def bootstrap_interval(
-    values: Sequence[float], *, seed: int | Sequence[int], level: float = 0.95, resamples: int = 2000
+    values: Sequence[float], *, seed: int | Sequence[int], level: float = LEVEL, resamples: int = RESAMPLES
 ) -> tuple[float, float]:
     """The percentile bootstrap interval of the mean of `values`, in their unit; the same seed gives the same interval."""
     values = np.asarray(values, dtype=float)
@@ -35,3 +55,38 @@ def bootstrap_interval(
     means = [rng.choice(values, size=values.size).mean() for _ in range(resamples)]
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def bootstrap(values: Sequence[float], *, resamples: int = RESAMPLES) -> Estimate:
+    """The mean of the values that are not NaN, by `bootstrap_interval` with seed 0."""
+    known = np.asarray(values, dtype=float)
+    known = known[~np.isnan(known)]
+    if not known.size:
+        return Estimate(np.nan, np.nan, np.nan)
+    return Estimate(float(known.mean()), *bootstrap_interval(known, seed=0, resamples=resamples), known.size)
+
+
+def shared_items(grid: np.ndarray) -> Estimate:
+    """The mean of a grid [seeds, items] by a two-level bootstrap: seeds are drawn, then items, the same ones for every seed."""
+    rng = np.random.default_rng(0)
+    seeds, items = grid.shape
+    means, mean = [], np.nanmean if np.isnan(grid).any() else np.mean
+    for _ in range(RESAMPLES):
+        columns = rng.integers(items, size=items)
+        means.append(mean(grid[rng.integers(seeds, size=seeds)][:, columns]))
+    low, high = map(float, np.nanquantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
+    return Estimate(float(np.nanmean(grid)), low, high, items, seeds)
+
+
+def own_items(grid: np.ndarray) -> Estimate:
+    """The mean of a grid [seeds, items] by a two-level bootstrap: seeds are drawn, then items within each drawn seed."""
+    rng = np.random.default_rng(0)
+    seeds, items = grid.shape
+    if np.isnan(grid).all():
+        return Estimate(np.nan, np.nan, np.nan, 0, seeds)
+    mean = np.nanmean if np.isnan(grid).any() else np.mean
+    chosen = grid[rng.integers(seeds, size=(RESAMPLES, seeds))]  # [resamples, seeds, items]
+    inside = rng.integers(items, size=(RESAMPLES, seeds, items))
+    means = mean(np.take_along_axis(chosen, inside, axis=2), axis=(1, 2))
+    low, high = map(float, np.nanquantile(means, [0.025, 0.975]))
+    return Estimate(float(mean(grid)), low, high, int((~np.isnan(grid)).sum()), seeds)

@@ -1,11 +1,10 @@
-"""Numbers that are checked where a setting is made, so that no setting without a meaning is run, saved or published."""
+"""Checks of numbers, made where a setting is made: no meaningless setting is run, saved or published."""
 
 import math
 from numbers import Integral, Real
 from typing import Any
 
-LARGEST_SEED = 2**32 - 1
-"""The largest seed that every generator takes (numpy's has 32 bits)."""
+LARGEST_SEED = 2**32 - 1  # numpy's legacy generator takes 32 bits
 
 
 def whole(name: str, value: Any, least: int, most: int | None = None) -> None:
@@ -19,9 +18,7 @@ def whole(name: str, value: Any, least: int, most: int | None = None) -> None:
 
 
 def real(name: str, value: Any, least: float = -math.inf, most: float = math.inf, *, open_ends: str = "") -> None:
-    """Raises ValueError unless `value` is a finite number between `least` and `most`; `open_ends` names the ends ("least",
-    "most") that are too far themselves.
-    """
+    """Raises ValueError unless `value` is a finite number from `least` to `most`; `open_ends` names excluded ends."""
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise ValueError(f"{name} is {value!r}: it must be a finite number")
     if value < least or ("least" in open_ends and value == least):

@@ -1,26 +1,11 @@
-"""Whose a file or folder is: one guard and one lock for everything that takes --out.
+"""Ownership of outputs: one guard and one lock for every command with --out.
 
-A run says what it is made of in a mapping, `run`: "made_by" (the command) and one entry for each thing that decides the
-result, by value (a seed) or by contents (the sha256 of data or weights), never by place or time. The mapping is kept with the
-result, in `run.json` of a folder and under "run" in every row of a file of JSON lines. What is there already is continued
-where it was begun with an equal mapping; anything else is refused, unchanged, with the names of what differs:
+A mapping, `run`, says what a run is made of: "made_by" (the command) and one entry for each thing that decides the result, by
+value (a seed) or by contents (the sha256 of data or weights), never by path or time. It is kept with the result, in `run.json`
+of a folder and under "run" in every row of a file of JSON lines. An output begun with an equal mapping is continued; anything
+else is refused, unchanged, naming what differs.
 
-    with claim_folder(out, run, inputs=[init]):            # new, empty, or begun by the same run; locked inside the block
-        ...
-    with claim_file(out, run, inputs=[questions]) as rows:  # the rows that are there; new ones are `owned(run, row)`
-        append_jsonl(out, owned(run, row))
-    with reserve(out, "medv train", inputs=[init]):         # the folder held, before it is known what the run is made of
-        ...
-    with reserve_file(out, "medv judge", inputs=[answers]):
-        ...
-    with hold(out):                                         # the lock alone, of a file or folder
-        ...
-    check_apart(out, inputs)                                # out is none of the inputs, by whatever name or link
-    check_new(out, inputs)                                  # that, and nothing is there yet
-    check_empty(out)                                        # a folder without anything of others
-
-A lock is refused at once where another process has it, and ends with its process, however that dies; the thread that has it
-may take it again.
+A lock is refused at once where another process has it, and ends with its process; the thread that has it may take it again.
 """
 
 import json
@@ -58,13 +43,13 @@ def hold(out: Path) -> Iterator[None]:
         place.write_text(f"({os.getpid()}) ", encoding="utf-8")
         yield
     finally:
-        if lock.lock_counter == 1:  # while it is held: who opened it meanwhile sees that it is gone, and tries anew
+        if lock.lock_counter == 1:  # while it is held, so that a process that has opened it notices and tries again
             place.unlink(missing_ok=True)
         lock.release()
 
 
 def check_apart(out: Path, inputs: Iterable[Path | None]) -> None:
-    """Raises ValueError where `out` is one of the inputs, lies in one that is a folder, or has one in it."""
+    """Raises ValueError where `out` is one of the inputs, under any name, lies in one that is a folder, or has one in it."""
     for given in inputs:
         if given is None or not given.exists():
             continue
@@ -76,7 +61,7 @@ def check_apart(out: Path, inputs: Iterable[Path | None]) -> None:
 
 
 def check_new(out: Path, inputs: Iterable[Path | None] = ()) -> None:
-    """Raises FileExistsError where there is anything at `out`, a link that leads nowhere included; else as `check_apart`."""
+    """`check_apart`, and raises FileExistsError where anything is at `out`, a link that leads nowhere included."""
     if out.exists() or out.is_symlink():
         raise FileExistsError(f"{out} exists and would be overwritten: choose another name or delete it")
     check_apart(out, inputs)
@@ -84,10 +69,10 @@ def check_new(out: Path, inputs: Iterable[Path | None] = ()) -> None:
 
 @contextmanager
 def reserve(out: Path, made_by: str, *, inputs: Iterable[Path | None] = ()) -> Iterator[None]:
-    """Hold the folder `out`: it is made, or empty, or a run of `made_by` was begun in it.
+    """Hold the folder `out`, which is new, empty or begun by `made_by`, before the rest of the run is known.
 
-    Raises ValueError, with nothing changed, for any other folder, for a file, and where `out` and an input are one. A folder
-    that was made here and is empty at the end is removed.
+    Raises ValueError, with nothing changed, for any other folder, for a file, and where `out` and an input are one. A new
+    folder that is empty at the end is removed.
     """
     check_apart(out, inputs)
     _begun(out, made_by)
@@ -104,7 +89,7 @@ def reserve(out: Path, made_by: str, *, inputs: Iterable[Path | None] = ()) -> I
 
 @contextmanager
 def claim_folder(out: Path, run: Run, *, inputs: Iterable[Path | None] = ()) -> Iterator[None]:
-    """`reserve` the folder `out` for `run`, and note it there; raises ValueError where another run was begun in it."""
+    """`reserve` the folder `out` for `run` and record it there; raises ValueError where another run was begun in it."""
     with reserve(out, run["made_by"], inputs=inputs):
         check_folder(out, run)
         if not (out / RUN_FILE).exists():
@@ -114,23 +99,18 @@ def claim_folder(out: Path, run: Run, *, inputs: Iterable[Path | None] = ()) -> 
 
 def check_folder(out: Path, run: Run) -> None:
     """Raises ValueError as `claim_folder` does, and changes nothing."""
-    begun = _begun(out, run["made_by"])
-    if begun is not None:
+    if (begun := _begun(out, run["made_by"])) is not None:
         _check_same(out, begun, run)
 
 
 def _begun(out: Path, made_by: str) -> Run | None:
-    """What was begun in a folder; None where it is empty or absent."""
+    """The run that was begun in a folder; None where it is empty or absent."""
     if not out.exists() and not out.is_symlink():
         return None
     if not out.is_dir():
         raise ValueError(f"{out} is not a folder: choose another --out")
     if (out / RUN_FILE).is_file():
-        try:
-            begun = json.loads((out / RUN_FILE).read_text(encoding="utf-8"))
-        except (ValueError, RecursionError):
-            begun = None
-        return _check_maker(out, begun, made_by)
+        return _check_maker(out, _parsed((out / RUN_FILE).read_bytes()), made_by)
     check_empty(out)
     return None
 
@@ -147,7 +127,7 @@ def check_empty(out: Path, *, beside: Iterable[str] = ()) -> None:
 
 @contextmanager
 def reserve_file(out: Path, made_by: str, *, inputs: Iterable[Path | None] = ()) -> Iterator[None]:
-    """Hold the file of JSON lines `out`: it is absent, empty, or has rows of `made_by` alone.
+    """Hold the file of JSON lines `out`, which is absent, empty, or has rows of `made_by` alone.
 
     Raises ValueError, with nothing changed, for any other content, for what is no regular file, and for an input.
     """
@@ -159,20 +139,20 @@ def reserve_file(out: Path, made_by: str, *, inputs: Iterable[Path | None] = ())
 
 @contextmanager
 def claim_file(out: Path, run: Run, *, inputs: Iterable[Path | None] = ()) -> Iterator[list[dict[str, Any]]]:
-    """`reserve_file` for `run`, and give the rows that are there; raises ValueError where they are another run's."""
+    """`reserve_file` for `run`, and yield the rows that are there; raises ValueError where they are another run's."""
     with reserve_file(out, run["made_by"], inputs=inputs):
         yield owned_rows(out, run)
 
 
 def owned(run: Run, row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row with what it belongs to, in front, so that a line torn by a crash is known by its beginning."""
+    """The row with its run, in front, so that a line torn by a crash is recognized by its beginning."""
     return {RUN_KEY: dict(run), **row}
 
 
 def owned_rows(out: Path, run: Run) -> list[dict[str, Any]]:
     """The whole rows of a file of JSON lines, all of them of `run`; none where there is no file.
 
-    Raises ValueError for anything else than such rows, and a last line that a crash has torn.
+    Raises ValueError for anything else than such rows and a last line that a crash has torn.
     """
     rows = _rows(out, run["made_by"])
     for row in rows:
@@ -190,17 +170,19 @@ def _rows(out: Path, made_by: str) -> list[dict[str, Any]]:
     with out.open("rb") as stream:
         first = stream.read(len(begins))  # of what may be a large file of somebody else
         *lines, torn = (first + (stream.read() if first == begins else b"")).split(b"\n")
-    if first != begins[: len(first)] or torn[: len(begins)] != begins[: len(torn)]:
+    if not begins.startswith(first) or torn[: len(begins)] != begins[: len(torn)]:
         _check_maker(out, None, made_by)
-    rows = []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
+    rows = [_parsed(line) for line in lines]
+    for row in rows:
         _check_maker(out, row.get(RUN_KEY) if isinstance(row, dict) else None, made_by)
-        rows.append(row)
     return rows
+
+
+def _parsed(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _check_maker(out: Path, begun: Any, made_by: str) -> Run:
@@ -218,7 +200,7 @@ def _check_same(out: Path, begun: Run, run: Run) -> None:
 
 
 def differences(begun: Run, now: Run, place: str = "") -> Iterator[str]:
-    """What differs, in words: values as "seed 0, now 9", contents (sha256) as "data changed"."""
+    """Descriptions of what differs: values as "seed 0, now 9", contents (sha256) as "data changed"."""
     for name in dict.fromkeys((*now, *begun)):
         before, after, where = begun.get(name), now.get(name), f"{place}{name}"
         if isinstance(before, dict) and isinstance(after, dict):

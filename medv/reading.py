@@ -1,8 +1,8 @@
-"""What others wrote: files read with bounds, JSON that is what it seems, text shown so that no terminal obeys it.
+"""Reading files that others wrote: bounded, strict about JSON, and safe to show in a terminal.
 
-A FIFO, a device or a file of many gigabytes is refused before it is read, so that no input hangs a command. JSON here is
-stricter than Python's: no NaN, no key twice, no half of a character, no bottomless nesting. Errors are one sentence with the
-file, the line and the mend. What the values mean is for `medv.data.rows` and the readers.
+A FIFO, a device or a file of many gigabytes is refused before it is read, so that no input hangs a command. JSON is stricter
+than Python's: no NaN, no duplicate key, no lone surrogate, no deep nesting. Errors are one sentence with the file, the line and
+the remedy.
 """
 
 import codecs
@@ -11,7 +11,8 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -42,16 +43,16 @@ _MENDS = {
 }
 DEEPEST = 64
 """Levels of nesting in a JSON value."""
-_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # a surrogate, perhaps a lone one
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # perhaps a lone one
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 class DataError(ValueError):
-    """One sentence about what is wrong with a data file, where, and how to mend it."""
+    """One sentence about what is wrong with a data file, where, and the remedy."""
 
 
 def in_a_sentence(error: OSError) -> str:
-    """An operating system's error as a sentence that begins with the path, if the error knows it."""
+    """An operating system's error as a sentence that begins with the path, if the error has one."""
     if error.errno is None:  # raised by hand, with a sentence of its own
         return " ".join(str(error).split())
     path = str(error.filename) if error.filename is not None else "a file"
@@ -59,8 +60,8 @@ def in_a_sentence(error: OSError) -> str:
 
 
 def visible(text: str, *, keep: str = "") -> str:
-    """`text` with every character that a terminal would obey or hide as its escape: controls, line ends (but for those in
-    `keep`), marks that turn the direction of writing, halves of characters.
+    """`text` with escapes for the characters that a terminal would obey or hide: controls, line ends (unless in `keep`), marks
+    that change the direction of writing, surrogates.
     """
     if text.isprintable():
         return text
@@ -81,37 +82,32 @@ def check_regular(path: str | Path, status: os.stat_result | None = None) -> Non
         raise DataError(f"{path} is {kind}: give a regular file")
 
 
-def open_regular(path: str | Path, *, largest: int | None = None) -> BinaryIO:
-    """Open a regular file for reading; it never waits for a pipe or a device.
+@contextmanager
+def open_regular(path: str | Path, *, largest: int | None = None) -> Iterator[BinaryIO]:
+    """Open a regular file of at most `largest` bytes (None: any size) for reading, without waiting for a pipe or a device.
 
-    largest: bytes, None for any size. Raises DataError for what is no regular file or is too large, and OSError as `open`.
+    Raises DataError for anything else, and for an OSError inside the block.
     """
-    status = Path(path).stat()
-    check_regular(path, status)  # before the open, which would wake a device
+    if "\0" in str(path):
+        raise DataError(f"{str(path)!r} is not a file name")
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
-    stream = os.fdopen(os.open(path, flags), "rb")
     try:
-        status = os.fstat(stream.fileno())
-        check_regular(path, status)  # again, of what was opened: the name may mean another file by now
-        if largest is not None and status.st_size > largest:
-            raise DataError(f"{path} has {status.st_size} bytes, over the limit of {largest}: is it the right file?")
-    except BaseException:
-        stream.close()
-        raise
-    return stream
+        check_regular(path, Path(path).stat())  # before the open, which would wake a device
+        with os.fdopen(os.open(path, flags), "rb") as stream:
+            status = os.fstat(stream.fileno())
+            check_regular(path, status)  # again: by now the name may belong to another file
+            if largest is not None and status.st_size > largest:
+                raise DataError(f"{path} has {status.st_size} bytes, over the limit of {largest}: is it the right file?")
+            yield stream
+    except OSError as error:
+        error.filename = path  # a failed read does not name it
+        raise DataError(in_a_sentence(error)) from None
 
 
 def read_bytes(path: str | Path, *, largest: int = LARGEST) -> bytes:
     """The contents of a regular file of at most `largest` bytes; raises DataError for anything else."""
-    try:
-        with open_regular(path, largest=largest) as stream:
-            data = stream.read(largest + 1)
-    except OSError as error:
-        raise DataError(in_a_sentence(error)) from None
-    except DataError:
-        raise
-    except ValueError:  # a zero byte in it
-        raise DataError(f"{str(path)!r} is not a file name") from None
+    with open_regular(path, largest=largest) as stream:
+        data = stream.read(largest + 1)
     if len(data) > largest:  # it grew, or is of a kind that has no size
         raise DataError(f"{path} has more than the limit of {largest} bytes: is it the right file?")
     return data
@@ -143,39 +139,37 @@ def read_json(path: str | Path) -> Any:
 
 
 def read_values(path: str | Path) -> Iterator[tuple[str, Any]]:
-    """Where it stands ("row 2" of one list, "line 2" of values one after another) and the value, for each row.
+    """The place ("row 2" of one list, "line 2" of values one after another) and the value of each row.
 
     Raises DataError, naming the line, at the first that is not JSON.
     """
     # Not by lines: answers contain separators that str.splitlines takes for line ends, and objects may span lines.
     reader = _Values(read_text(path), path)
-    listed = reader.skip() == "["
-    if listed:
-        reader.place += 1
-        more = reader.skip() != "]"
-    else:
-        more = bool(reader.skip())
+    if reader.skip() != "[":
+        while reader.skip():
+            yield f"line {reader.line}", reader.value()
+        return
+    reader.place += 1
+    more = reader.skip() != "]"
     for number in count(1):
         if not more:
             break
-        yield f"row {number}" if listed else f"line {reader.line}", reader.value()
+        yield f"row {number}", reader.value()
         sign = reader.skip()
-        if listed and sign not in (",", "]"):
+        if sign not in (",", "]"):
             raise reader.error("not JSON (a comma or the end of the list is missing); is the file complete?")
-        more = sign == "," if listed else bool(sign)
-        if listed and more:
-            reader.place += 1
-            reader.skip()
-    if listed:
-        reader.place += 1
-        if reader.skip():
-            raise reader.error("not JSON (something follows the list): give one list, or one object a line")
+        more = sign == ","
+        reader.place += more
+        reader.skip()
+    reader.place += 1
+    if reader.skip():
+        raise reader.error("not JSON (something follows the list): give one list, or one object a line")
 
 
 def read_lines(path: str | Path, *, whole: bool = False) -> Iterator[tuple[int, Any]]:
-    """The number and the value of each line that is not blank; a line that is not JSON gives the DataError that says so.
+    """The number and the value of each line that is not blank; for a line that is not JSON, its DataError instead.
 
-    whole: leave out a last line without its newline, which a crash tore.
+    whole: drop a last line without its newline, which a crash tore.
     """
     lines = read_bytes(path).removeprefix(codecs.BOM_UTF8).split(b"\n")
     for number, line in enumerate(lines[:-1] if whole else lines, start=1):
@@ -189,7 +183,7 @@ def read_lines(path: str | Path, *, whole: bool = False) -> Iterator[tuple[int, 
 
 
 class _Values:
-    """A place in a text of JSON values, and the line that it is on."""
+    """A position in a text of JSON values, and its line."""
 
     def __init__(self, text: str, where: str | Path, line: int = 1):
         self.text, self.where, self.place, self.line = text, where, 0, line
@@ -198,7 +192,7 @@ class _Values:
         return DataError(f"{self.where} line {self.line}: {message}")
 
     def skip(self) -> str:
-        """Go over white space; the next character, empty at the end."""
+        """Skip white space; returns the next character, empty at the end."""
         self._go(_SPACE.match(self.text, self.place).end())
         return self.text[self.place : self.place + 1]
 
@@ -211,16 +205,17 @@ class _Values:
             raise self.error(f"not JSON ({error.msg}); is the file complete?") from None
         except RecursionError:
             raise self.error("nested too deeply to be a data file") from None
-        except (
-            ValueError,
-            OverflowError,
-        ) as error:  # of `_object`, `_number` and `_constant`, or a number of thousands of digits
+        except (ValueError, OverflowError) as error:  # of the decoder's hooks, or a number of thousands of digits
             raise self.error(f"not JSON as it should be ({str(error).partition(';')[0]})") from None
         source = self.text[self.place : end]
-        if source.count("[") + source.count("{") > DEEPEST:
-            self._check_depth(value)
-        if _HALF.search(source):
-            self._check_halves(value)
+        if source.count("[") + source.count("{") > DEEPEST and _depth(value) > DEEPEST:
+            raise self.error("nested too deeply to be a data file")
+        if _SURROGATE.search(source):
+            try:
+                json.dumps(value, ensure_ascii=False).encode()
+            except UnicodeEncodeError as error:
+                half = error.object[error.start].encode("unicode_escape").decode()
+                raise self.error(f"{half} is half of a character (a lone surrogate): remove it") from None
         self._go(end)
         return value
 
@@ -228,23 +223,14 @@ class _Values:
         self.line += self.text.count("\n", self.place, place)
         self.place = place
 
-    def _check_depth(self, value: Any) -> None:
-        level = [value]
-        for _ in range(DEEPEST):
-            level = [part for whole in level for part in _parts(whole)]
-        if level:
-            raise self.error("nested too deeply to be a data file")
 
-    def _check_halves(self, value: Any) -> None:
-        try:
-            json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            half = error.object[error.start].encode("unicode_escape").decode()
-            raise self.error(f"{half} is half of a character (a lone surrogate): remove it") from None
-
-
-def _parts(value: Any) -> Iterable[Any]:
-    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+def _depth(value: Any) -> int:
+    """The levels of nesting, of at most as many as Python's decoder reads."""
+    depth, level = 0, [value]
+    while level := [part for part in level if isinstance(part, dict | list)]:
+        depth += 1
+        level = [part for whole in level for part in (whole.values() if isinstance(whole, dict) else whole)]
+    return depth
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

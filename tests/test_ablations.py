@@ -12,9 +12,11 @@ from medv.companion.figures.studies import lora_figure
 from medv.companion.reproduction.run import open_run
 from medv.companion.studies import initialization as init
 from medv.companion.studies import lora as lora_study
-from medv.companion.studies.trials import difference_rows, run_trials
+from medv.companion.studies.summaries import differences, summarize
+from medv.companion.studies.trials import run_trials
+from medv.intervals import NOT_MEASURED
 from medv.phantoms.sets import vqa_set
-from medv.profiles import get_profile
+from medv.profiles import PROFILES, get_profile
 from medv.training.lora import LoraRecipe, attach_lora
 
 
@@ -81,7 +83,7 @@ def test_a_larger_training_set_holds_the_smaller_and_seeds_draw_others():
 
 
 def test_at_one_size_and_seed_the_arms_differ_in_rank_and_learning_rate_only():
-    for name, plan in lora_study.PLANS.items():
+    for name, plan in ((profile.name, profile.lora) for profile in PROFILES.values()):
         trials = lora_study.trials_of(plan).values()
         alike = {replace(trial, rank=0, learning_rate=0.0) for trial in trials}
         assert len(alike) == len(plan.sizes) * len(plan.seeds), name
@@ -89,7 +91,7 @@ def test_at_one_size_and_seed_the_arms_differ_in_rank_and_learning_rate_only():
 
 
 def test_all_arms_begin_at_one_model_and_without_padded_steps_at_the_given_one(tmp_path, smoke):
-    plan = lora_study.PLANS["smoke"]
+    plan = smoke.lora
     given = bundled("general_model")
     assert lora_study.padded_start(smoke, replace(plan, padded_steps=0), tmp_path, given) == given
     start = lora_study.padded_start(smoke, plan, tmp_path, given)
@@ -97,7 +99,7 @@ def test_all_arms_begin_at_one_model_and_without_padded_steps_at_the_given_one(t
     assert lora_study.padded_start(smoke, plan, tmp_path, given) == start
     assert (start / "model.safetensors").stat().st_mtime_ns == made and not (start / "checkpoints").exists()
     test = vqa_set("test", 8)
-    items, facts = lora_study.compare_lora(smoke, plan, tmp_path, start, vqa_set("train", 16), test, quiet=True)
+    items, facts = lora_study.compare_lora(smoke, plan, tmp_path, start, vqa_set("train", 16), test)
     assert len(facts) == len(lora_study.trials_of(plan)) == 8 and len(items) == 8 * 8
     sizes = facts.groupby("arm")[["checkpoint_bytes", "trainable_parameters"]].first()
     assert (sizes.loc["LoRA r = 2"] < 0.1 * sizes.loc["full"]).all()
@@ -169,7 +171,7 @@ def test_the_arms_share_the_vision_tower_and_differ_in_the_language_tower(smoke)
 
 
 def test_only_aligned_arms_go_through_stage_1(smoke, tmp_path):
-    plan, parts = init.PLANS["smoke"], init.parts_of(smoke)
+    plan, parts = smoke.initialization, init.parts_of(smoke)
     for arm in init.ARMS[1:3]:
         network = init.initial(arm, parts, smoke, seed=0)
         init.tune(network, arm, plan, smoke, tmp_path / arm.name, seed=0)
@@ -205,17 +207,23 @@ def test_the_verdict_on_the_starts_follows_from_the_intervals_and_the_paper_keep
     lines = init.conclusion(init.differences(items)).split("\n")
     assert [": appears;" in line for line in lines] == [True, False, False, True]
     assert "does not appear (higher)" in lines[1] and "does not appear (no difference shown)" in lines[2]
-    table = init.table4(init.summary_of(items)).set_index("model")
+    table = init.table4(summarize(items, list(init.METRICS))).set_index("model")
     assert table.loc["LLaDA-MedV", "judge's overall score (paper)"] == 52.605
     assert table.loc["LLaDA-MedV", "findings F1 (%) (ours)"].startswith("60")
     assert pd.isna(table.loc["random", "judge's overall score (paper)"])
     assert pd.isna(table.loc["LLaVA-Med", "findings F1 (%) (ours)"])
-    assert len(init.bars(init.summary_of(items))) == 4 * 4
+    assert len(init.bars(summarize(items, list(init.METRICS)))) == 4 * 4
 
 
 def test_a_difference_pairs_by_seed_and_text():
     items = pd.DataFrame(
-        [{"condition": c, "seed": s, "id": i, "x": 10.0 * s + i + (c == "b")} for c in "ab" for s in (0, 1) for i in (0, 1)]
+        [
+            {"condition": c, "seed": s, "id": i, "x": 10.0 * s + i + (c == "b"), "y": np.nan}
+            for c in "ab"
+            for s in (0, 1)
+            for i in (0, 1)
+        ]
     )
-    rows = difference_rows(items.iloc[:-1], "b", "a", ["x"])
-    assert rows["x"].tolist() == [1.0, 1.0, 1.0] and set(rows["condition"]) == {"b minus a"}
+    found = differences(items.iloc[:-1], "b", "a", ["x", "y"]).set_index("metric")
+    assert found.loc["x", ["value", "low", "high", "n", "seeds", "verdict"]].tolist() == [1.0, 1.0, 1.0, 2, 2, "higher"]
+    assert found.loc["y", ["n", "seeds", "verdict"]].tolist() == [0, 0, NOT_MEASURED]

@@ -22,11 +22,11 @@ from medv.checkpoints.bundled import bundled
 from medv.cli import app
 from medv.companion.studies import adaptation
 from medv.companion.studies.adaptation import continue_documents
-from medv.data.prompts import PROMPTS
-from medv.data.texts import Document, read_documents, split_documents
+from medv.data.texts import Document, all_prompts, read_documents, split_documents
 from medv.diffusion.corruption import noise_generator
 from medv.diffusion.sampler import SamplerConfig
 from medv.model.twin import language_tower
+from medv.profiles import PROFILES, get_profile
 from medv.training.adapt import Adapter, AdaptRecipe, Batches, adapt, distance, held_out_losses, load_tower, opened_attention
 from medv.training.text import ENDS, Writing, continue_ids, pack, write_text_of
 
@@ -244,7 +244,7 @@ def test_a_causal_tower_writes_text_that_is_kept_and_gone_on_with(causal, tmp_pa
     assert first["tokens"] >= 30 and more["files"] > first["files"] == len(kept)
     assert kept == {name: (tmp_path / name).read_bytes() for name in kept}
     documents = read_documents(tmp_path)
-    assert {document.prompt for document in documents} <= set(PROMPTS) and all(d.text for d in documents)
+    assert {document.prompt for document in documents} <= set(all_prompts()) and all(d.text for d in documents)
     with pytest.raises(ValueError, match="written otherwise"):
         write_text_of(causal, tmp_path, 60, replace(writing, seed=1), quiet=True)
 
@@ -297,8 +297,8 @@ def test_text_is_read_from_folders_and_lines(tmp_path):
     ("name", "content", "words"),
     [
         ("a.jsonl", '{"answer": "x"}', 'row 1 has no "text"'),
-        ("a.jsonl", "{", "line 1 is not JSON"),
-        ("a.txt", b"\xff\xfe", "is not UTF-8"),
+        ("a.jsonl", "{", "line 1: not JSON"),
+        ("a.txt", b"\xff\xfe", "not UTF-8"),
         ("a.txt", "", "holds no text"),
         ("a.csv", "x", "neither .txt nor .jsonl"),
     ],
@@ -349,10 +349,10 @@ def test_a_tower_that_sees_both_directions_is_refused(rows, tmp_path):
 
 def made_up(shift: dict[str, float]) -> dict:
     """Results in which each choice adds what `shift` says to the loss of every row; texts repeat where weights are 1/t."""
-    plan, results = adaptation.PLANS["tiny"], {}
+    plan, results = get_profile("tiny").adaptation, {}
     for seed in plan.seeds:
         noise = torch.randn(40, generator=torch.Generator().manual_seed(seed)) * 0.01
-        for number, arm in enumerate(adaptation.arms_of(plan.recipe)):
+        for number, arm in enumerate(adaptation.arms_of(plan)):
             added = sum(value for name, value in shift.items() if name in arm.split(", "))
             text = "one one" if "1/t" in arm else "one two"
             history = [{"tokens": tokens, "eval_loss": 5 + added} for tokens in (0, 100)]
@@ -361,16 +361,18 @@ def made_up(shift: dict[str, float]) -> dict:
 
 
 def test_the_eight_arms_differ_in_what_their_names_say_and_in_nothing_else():
-    for plan in adaptation.PLANS.values():
-        arms = adaptation.arms_of(plan.recipe)
+    for plan in (profile.adaptation for profile in PROFILES.values() if profile.adaptation):
+        arms = adaptation.arms_of(plan)
         assert len(arms) == 8 and len({*arms.values()}) == 8
         alike = {replace(arm, attention="at_once", align=True, weights="uniform") for arm in arms.values()}
-        assert alike == {replace(plan.recipe, attention="at_once", align=True, weights="uniform")}
-        assert arms["annealed, not aligned, 1/t"] == replace(plan.recipe, attention="annealed", align=False, weights="1/t")
+        assert alike == {replace(AdaptRecipe(**plan.recipe), attention="at_once", align=True, weights="uniform")}
+        assert arms["annealed, not aligned, 1/t"] == replace(
+            AdaptRecipe(**plan.recipe), attention="annealed", align=False, weights="1/t"
+        )
 
 
 def test_the_verdict_on_a_choice_follows_from_its_interval():
-    plan, results = adaptation.PLANS["tiny"], made_up({"aligned": -0.5, "1/t": 0.3})
+    plan, results = get_profile("tiny").adaptation, made_up({"aligned": -0.5, "1/t": 0.3})
     items = adaptation.items_of(plan, results)
     table = adaptation.effects(items).set_index(["factor", "metric"])
     loss = table.xs("cross_entropy", level="metric")

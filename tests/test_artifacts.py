@@ -18,6 +18,7 @@ from medv.companion.figures import tables
 from medv.companion.figures.words import masked_strip
 from medv.companion.reproduction.registry import Node
 from medv.companion.reproduction.run import Run, open_run
+from medv.companion.studies.training_stages import losses_of
 from medv.profiles import get_profile
 
 
@@ -29,14 +30,10 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert path.read_bytes() == b"old\r\n" and list(tmp_path.iterdir()) == [path]
 
 
-def test_json_and_csv_understand_what_science_holds(tmp_path):
+def test_json_holds_numpy_values_paths_and_sets(tmp_path):
     value = {"a": np.float32(0.5), "b": np.arange(2), "c": tmp_path, "d": {"z", "y"}, "é": "é"}
     read = json.loads(artifacts.write_json(tmp_path / "a.json", value).read_text(encoding="utf-8"))
     assert read == {"a": 0.5, "b": [0, 1], "c": tmp_path.as_posix(), "d": ["y", "z"], "é": "é"}
-    rows = artifacts.write_csv(tmp_path / "a.csv", [{"x": 1, "y": "a,b"}]).read_text()
-    assert rows == 'x,y\n1,"a,b"\n'
-    with pytest.raises(ValueError, match="no rows and no fields"):
-        artifacts.write_csv(tmp_path / "b.csv", [])
     with pytest.raises(TypeError, match="object cannot be written as JSON"):
         artifacts.write_json(tmp_path / "b.json", object())
     assert not (tmp_path / "b.json").exists()
@@ -145,7 +142,7 @@ def test_a_figure_is_four_files_the_same_bytes_twice_with_an_honest_footer(run, 
     stem = tmp_path / "figures" / "fig03"
     bytes_of = []
     for _ in range(2):
-        run.figure(figures.loss_curves(frame), "fig03", frame, caption="Loss")
+        run.figure(figures.curve(frame, "step", "loss", hue="split"), "fig03", frame, caption="Loss")
         bytes_of.append([stem.with_name(stem.name + suffix).read_bytes() for suffix in (".png", ".svg", ".csv")])
     assert bytes_of[0] == bytes_of[1]
     about = Manifest.read(stem.with_name("fig03.json")).about
@@ -206,7 +203,7 @@ def test_the_numbers_of_a_column_have_the_same_places_and_counts_have_none():
         lambda: figures.gallery([np.zeros((8, 8), np.uint8), Image.new("RGB", (8, 8))], ["one", "two " * 20], "Title"),
         lambda: masked_strip([("t = 0", ["a", "b"], [False, True])]),
         lambda: figures.curve(pd.DataFrame({"t": [0.1, 1], "w": [10, 1], "low": 0, "high": 11}), "t", "w", yscale="log"),
-        lambda: figures.heatmap(pd.DataFrame([[1.0, None]], index=["r"], columns=["a", "b"])),
+        lambda: figures.heatmap(pd.DataFrame([[1.0, None]], index=["r"], columns=["a", "b"]), label="%"),
     ],
     ids=["bars", "gallery", "strip", "curve", "heatmap"],
 )
@@ -217,11 +214,12 @@ def test_every_plot_draws_and_saves(draw, tmp_path):
 
 def test_a_wrong_frame_is_named(tmp_path):
     with pytest.raises(ValueError, match="lacks split: it has step, loss"):
-        figures.loss_curves(pd.DataFrame({"step": [], "loss": []}))
+        figures.curve(pd.DataFrame({"step": [], "loss": []}), "step", "loss", hue="split")
     with pytest.raises(ValueError, match="2 images but 1 captions"):
         figures.gallery([1, 2], ["one"])
     history = [{"step": 1, "loss": 2}, {"step": 1, "eval_loss": 3, "eval_runtime": 1}, {"step": 2, "train_runtime": 1}]
-    assert figures.loss_history(history).to_dict("records") == [
+    artifacts.write_json(tmp_path / "history.json", history)
+    assert losses_of(tmp_path).to_dict("records") == [
         {"step": 1, "loss": 2.0, "split": "train"},
         {"step": 1, "loss": 3.0, "split": "validation"},
     ]

@@ -10,7 +10,7 @@ from medv.checkpoints.bundled import bundled
 from medv.companion.reproduction.cache import code_cells, parameter_names
 from medv.companion.reproduction.registry import all_nodes
 from medv.companion.reproduction.run import open_run
-from medv.companion.studies import conversation, generation, initialization, lengths
+from medv.companion.studies import conversation, generation, lengths
 from medv.companion.studies.vqa_study import sampler_config
 from medv.diffusion.config import SamplerConfig
 from medv.evaluation.answering import Answerer
@@ -59,11 +59,11 @@ def test_every_study_asks_the_diffusion_model_by_the_preset_and_the_twin_by_its_
     ways = lengths.table3_ways(OFFICIAL, "model", "twin") | lengths.length_ways(OFFICIAL, "model", "twin")
     assert all((model == "twin") == name.startswith(lengths.TWIN) for name, (model, _) in ways.items())
     configs += [config for name, (_, config) in ways.items() if name.startswith(lengths.DIFFUSION)]
-    plan = initialization.plan_of(OFFICIAL)
+    plan = OFFICIAL.initialization
     configs += [sampler_config(spec) for spec in (plan.describe, plan.answer, OFFICIAL.answer)]
     assert {config.preset for config in configs} == {"official"}
     assert {config.preset for name, (_, config) in ways.items() if name.startswith(lengths.TWIN)} == {"medv"}
-    assert plan.describe.batch_size == 3 and plan.describe.gen_length == initialization.PLANS["smoke"].describe.gen_length
+    assert plan.describe.batch_size == 3 and plan.describe.gen_length == get_profile("smoke").initialization.describe.gen_length
 
 
 def test_the_official_sampler_answers_in_any_batch_alike_and_stops_at_the_end_of_a_turn():

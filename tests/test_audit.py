@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from medv.companion.audit import paper as audit
-from medv.companion.audit import recorded
 from medv.companion.audit.annotations import annotation_findings
-from medv.companion.audit.finding import findings_frame
+from medv.companion.audit.findings import AGREES, DIFFERS, counts_that_give, findings_frame
 from medv.companion.audit.gaming import TRUTH, game_findings, game_vqa, inflation
 from medv.paper import table
 from medv.phantoms.sets import description_set, vqa_set
@@ -29,17 +28,17 @@ def of(findings, check, verdict):
 
 
 def test_only_the_row_that_does_not_add_up_is_said_not_to(findings):
-    (wrong,) = of(findings, "weighted means", audit.DIFFERS)
+    (wrong,) = of(findings, "weighted means", DIFFERS)
     assert "LLaVA," in wrong.where and "39.924" in wrong.arithmetic and "39.664" in wrong.arithmetic
-    (rest,) = of(findings, "weighted means", audit.AGREES)
+    (rest,) = of(findings, "weighted means", AGREES)
     assert "9 other rows" in rest.where and "LLaDA-MedV" in rest.reading
 
 
 def test_95_15_percent_is_no_count_of_3391_and_the_other_two_are_counts(findings):
-    (wrong,) = of(findings, "closed counts", audit.DIFFERS)
+    (wrong,) = of(findings, "closed counts", DIFFERS)
     assert "pathvqa" in wrong.where and "3362" in wrong.arithmetic
     assert not any(round(100 * k / 3391, 2) == 95.15 for k in range(3392))
-    right = " ".join(finding.arithmetic for finding in of(findings, "closed counts", audit.AGREES))
+    right = " ".join(finding.arithmetic for finding in of(findings, "closed counts", AGREES))
     assert "231 / 272" in right and "384 / 416" in right
 
 
@@ -47,7 +46,7 @@ def test_95_15_percent_is_no_count_of_3391_and_the_other_two_are_counts(findings
 def test_counts_that_give_a_percentage_are_those_that_round_to_it(n):
     chance = random.Random(n)
     for value in [round(100 * k / n, 2) for k in range(0, n + 1, max(1, n // 40))] + [round(chance.random() * 100, 2)]:
-        assert audit.counts_that_give(value, n) == [k for k in range(n + 1) if abs(100 * k / n - value) <= 0.005 + 1e-9]
+        assert counts_that_give(value, n) == [k for k in range(n + 1) if abs(100 * k / n - value) <= 0.005 + 1e-9]
 
 
 def test_the_margin_on_vqa_rad_is_two_questions(findings):
@@ -58,13 +57,13 @@ def test_the_margin_on_vqa_rad_is_two_questions(findings):
 
 
 def test_words_and_seconds_of_table_3_agree_row_by_row(findings):
-    assert len(of(findings, "seconds per word", audit.AGREES)) == len(table("table3"))
-    (counted,) = of(findings, "words per query", audit.AGREES)
+    assert len(of(findings, "seconds per word", AGREES)) == len(table("table3"))
+    (counted,) = of(findings, "words per query", AGREES)
     assert all(total in counted.arithmetic for total in ("7012", "7898", "32151", "32887"))
 
 
 def test_the_text_and_the_table_count_pathvqa_differently_and_the_others_alike(findings):
-    wrong = of(findings, "data set counts", audit.DIFFERS)
+    wrong = of(findings, "data set counts", DIFFERS)
     assert all("PathVQA" in finding.where for finding in wrong)
     assert ["= 4315" in wrong[0].arithmetic, "= 32795" in wrong[1].arithmetic, "832" in wrong[2].arithmetic] == [True] * 3
 
@@ -79,10 +78,8 @@ def test_a_changed_table_is_noticed(monkeypatch):
         return frame
 
     monkeypatch.setattr(audit, "table", spoiled)
-    assert [f.where for f in audit.words_and_seconds() if f.verdict == audit.DIFFERS] == [
-        "Table 3, LLaDA-MedV, Z = 256 (L=256)"
-    ]
-    assert [f.check for f in audit.table5_settings() if f.verdict == audit.DIFFERS] == ["settings"]
+    assert [f.where for f in audit.words_and_seconds() if f.verdict == DIFFERS] == ["Table 3, LLaDA-MedV, Z = 256 (L=256)"]
+    assert [f.check for f in audit.table5_settings() if f.verdict == DIFFERS] == ["settings"]
 
 
 def test_every_finding_has_its_sum_and_stays_neutral(findings):
@@ -122,9 +119,9 @@ def test_the_published_files_give_the_known_counts():
     sums = " | ".join(finding.arithmetic for finding in found)
     for known in ("254 / 272 = 93.38", "355 / 416 = 85.34", "no k / 3391", "3199 / 3362 = 95.1517", "832 different"):
         assert known in sums
-    for known in (f"{k} / {n} =" for k, n in recorded.CEILINGS.values()):
+    for known in (f"{k} / {n} =" for k, n in audit.CEILINGS.values()):
         assert known in sums
-    assert f"{recorded.IMAGES} different" in sums
+    assert f"{audit.IMAGES} different" in sums
     for known in ("2 of 179", "104 of 179", "46.214", "44.431", "9417 / 193 = 48.793"):
         assert known in sums
 
@@ -136,7 +133,7 @@ def test_the_answer_yes_no_scores_what_is_recorded_on_the_published_sets(name):
 
     train, test = (read_dataset(name, DATA / name, split) for split in ("train", "test"))
     scores = game_vqa(name, train, test).set_index("answer to every question")
-    k, n = recorded.YES_NO[name]
+    k, n = audit.YES_NO[name]
     assert scores.at['"yes no"', "closed accuracy"] == scores.at['"yes no"', "closed, gated"] == pytest.approx(100 * k / n)
     assert scores.at['"yes no"', "n closed"] == n
 

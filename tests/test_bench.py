@@ -5,10 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from command import run
 from tiny import examples, model, processor
-from typer.testing import CliRunner
 
-from medv.cli import app
 from medv.companion.bench.baseline import official_run
 from medv.companion.bench.cache_agreement import cache_agreement
 from medv.companion.bench.loss import LossShape, bench_loss
@@ -56,15 +55,15 @@ def test_a_small_benchmark_measures_every_mode():
 def test_the_command_prints_json_and_a_table(tmp_path):
     sizes = {"vocab-size": 1500, "hidden-size": 32, "layers": 1, "prompt-length": 8, "gen-length": 8, "block-length": 4}
     options = [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
-    done = CliRunner().invoke(
-        app, ["bench", "sampler", "--json", "--baseline-forwards", "2", "--out", str(tmp_path / "x.json"), *options]
-    )
+    done = run("bench", "sampler", "--json", "--baseline-forwards", "2", "--out", str(tmp_path / "x.json"), *options)
     assert done.exit_code == 0, done.output
     printed = json.loads(done.stdout)
     assert printed == json.loads((tmp_path / "x.json").read_text())
     assert printed["measurements"][0]["measured_forwards"] == 2
-    assert "ratio" in CliRunner().invoke(app, ["bench", "sampler", *options]).stdout
-    assert CliRunner().invoke(app, ["bench", "sampler", "--preset", "tpu"]).exit_code == 2
+    shown = run("bench", "sampler", *options).stdout
+    assert "ratio" in shown and "official algorithm" in shown and "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    assert run("bench", "sampler", "--preset", "tpu").exit_code == 2
 
 
 def test_peak_memory_sees_a_large_tensor():
@@ -126,9 +125,10 @@ def test_every_way_of_the_training_benchmark_takes_the_same_step():
 def test_the_benchmarks_of_training_print_json_and_a_table(tmp_path, what, sizes, key):
     options = [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
     file = tmp_path / "x.json"
-    done = CliRunner().invoke(app, ["bench", what, "--json", "--repeats", "1", "--out", str(file), *options])
+    done = run("bench", what, "--json", "--repeats", "1", "--out", str(file), *options)
     assert done.exit_code == 0, done.output
     printed = json.loads(done.stdout)
     assert printed == json.loads(file.read_text()) and printed[key] and printed["device"]
-    assert "medv" in CliRunner().invoke(app, ["bench", what, "--repeats", "1", *options]).stdout
-    assert CliRunner().invoke(app, ["bench", what, "--preset", "tpu"]).exit_code == 2
+    shown = run("bench", what, "--repeats", "1", *options).stdout
+    assert "medv" in shown and "…" not in shown and max(map(len, shown.splitlines())) <= 80
+    assert run("bench", what, "--preset", "tpu").exit_code == 2

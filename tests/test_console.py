@@ -9,19 +9,15 @@ import sys
 
 import pytest
 import typer
+from command import run
 from safetensors import SafetensorError
 from torch import OutOfMemoryError
 from typer.testing import CliRunner
 
-from medv.cli import app
 from medv.commands import console
 from medv.commands.console import BUG, plain_console, print_mapping, report_errors
 
 HOSTILE = "\x1b]0;owned\x07\x1b[31m\x9b2J\u202e[red]b[/red] :smile:\ud800"
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def raising(error):

@@ -14,12 +14,11 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from command import run
 from damaged import tree
 from PIL import Image
-from typer.testing import CliRunner
 
 from medv.checkpoints.bundled import load_model
-from medv.cli import app
 from medv.companion.reproduction.run import open_run
 from medv.data.example import Example, Turn
 from medv.diffusion.config import SamplerConfig
@@ -40,10 +39,6 @@ with hold(Path(sys.argv[1])):
     time.sleep(60)
 """
 SIZES = ("--gen-length", "4", "--block-length", "4", "--steps", "4")
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def refused(folder: Path, said: str, *arguments) -> None:

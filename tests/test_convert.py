@@ -10,16 +10,15 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from command import run
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor
-from typer.testing import CliRunner
 
 from medv.checkpoints.assembly import assemble
 from medv.checkpoints.bundled import load_model
 from medv.checkpoints.convert import convert
 from medv.checkpoints.shards import INDEX
-from medv.cli import app
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.twin import language_tower
 
@@ -123,16 +122,16 @@ def damage(folder: Path, kind: str) -> None:
     elif kind == "missing shard":
         shards[1].unlink()
     elif kind == "wrong shape":
-        held = load_file(shards[0])
+        held = load_file(shards[-1])
         name = min(held)
-        save_file(held | {name: torch.zeros(3, 5)}, shards[0])
+        save_file(held | {name: torch.zeros(3, 5)}, shards[-1])
     elif kind == "foreign tensor":
-        save_file(load_file(shards[0]) | {"model.layers.0.self_attn.rotary.bias": torch.zeros(1)}, shards[0])
+        save_file(load_file(shards[-1]) | {"model.layers.0.self_attn.rotary.bias": torch.zeros(1)}, shards[-1])
     elif kind == "lost tensor":
-        held = load_file(shards[0])
+        held = load_file(shards[-1])
         name = min(held)
         del held[name], index["weight_map"][name]
-        save_file(held, shards[0])
+        save_file(held, shards[-1])
         (folder / INDEX).write_text(json.dumps(index))
     elif kind == "index outside":
         name = min(index["weight_map"])
@@ -233,14 +232,14 @@ def test_a_pickle_bomb_does_not_go_off(tmp_path, monkeypatch):
     (tmp_path / "mm_projector.bin").write_bytes(pickle.dumps({"model.mm_projector.0.weight": Bomb()}))
     torch.save({"model.mm_projector.0.weight": Bomb()}, tmp_path / "zipped.bin")
     for name in ("mm_projector.bin", "zipped.bin"):
-        result = CliRunner().invoke(app, ["convert", name, "out"])
+        result = run("convert", name, "out")
         assert result.exit_code == 2 and "not a plain file of tensors" in " ".join(result.output.split())
     assert not (tmp_path / "went-off").exists() and not (tmp_path / "out").exists()
 
 
 def test_a_target_that_exists_is_never_overwritten(model_dir, tmp_path):
     (tmp_path / "kept").write_text("mine")
-    result = CliRunner().invoke(app, ["convert", str(model_dir), str(tmp_path)])
+    result = run("convert", str(model_dir), str(tmp_path))
     assert result.exit_code == 2 and (tmp_path / "kept").read_text() == "mine"
 
 
@@ -258,7 +257,7 @@ def test_towers_are_put_together_by_assemble_and_never_dropped_in_silence(model_
     assert not target.exists()
     convert(language, tmp_path / "language", **MANY)
     command = ["train", "align", "--profile", "smoke", "--init", str(tmp_path / "language"), "--out", str(target)]
-    done = CliRunner().invoke(app, command)
+    done = run(*command)
     assert done.exit_code == 2 and "type 'llama'" in done.output and "`medv assemble`" in done.output
     assert "Traceback" not in done.output
 

@@ -6,9 +6,8 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
-from typer.testing import CliRunner
+from command import run
 
-from medv.cli import app
 from medv.companion.figures.lessons import loss_noise
 from medv.companion.studies.sizes import reach
 from medv.diffusion.caching import DualCache, NoCache, PrefixCache
@@ -237,7 +236,7 @@ def test_the_command_answers_on_the_gpu_what_the_cpu_answers(folders, tmp_path):
         out = tmp_path / f"{device}.jsonl"
         where = ["--questions", questions / "questions.jsonl", "--images", questions, "--model", model, "--out", out]
         before = torch.cuda.memory_stats().get("allocation.all.allocated", 0)
-        done = CliRunner().invoke(app, ["generate", *map(str, where), *sizes, "--device", device])
+        done = run("generate", *map(str, where), *sizes, "--device", device)
         assert done.exit_code == 0, done.output
         used = torch.cuda.memory_stats().get("allocation.all.allocated", 0) - before
         assert bool(used) == (device == "cuda")

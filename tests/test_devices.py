@@ -8,9 +8,8 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
-from typer.testing import CliRunner
+from command import run
 
-from medv.cli import app
 from medv.companion.studies.generation import ask_model
 from medv.diffusion.caching import DualCache, NoCache
 from medv.diffusion.config import SamplerConfig
@@ -30,10 +29,6 @@ def many_gpus(monkeypatch):
     """A machine with four GPUs, as far as torch is asked."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 # Which device.

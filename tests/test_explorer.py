@@ -12,8 +12,8 @@ from tiny import model, processor
 
 from medv.companion.explorer import lesson_widgets
 from medv.companion.explorer import view as explorer_view
-from medv.companion.explorer.figure import explorer_figure
 from medv.companion.explorer.session import Cancelled, Outcome, Session, Setting, compare, gallery, read_upload
+from medv.companion.explorer.view import explorer_figure
 from medv.companion.explorer.widgets import Explorer
 from medv.companion.figures.traces import word_of
 from medv.data.example import load_image
@@ -69,19 +69,19 @@ def test_a_sweep_asks_every_z_once_and_a_dragged_z_shows_the_kept_answer(explore
     explorer.sweep()
     explorer.wait()
     assert explorer.drag.options == (2, 4, 8, 16) and not explorer.drag.disabled
-    assert len(explorer.session.history()) == 4
+    assert len(explorer.session.outcomes) == 4
     monkeypatch.setattr(explorer.session.answerer.model, "stream", None)  # a dragged Z asks the model nothing
     seen = set()
     for steps in (2, 16, 4, 8):
         explorer.drag.value = steps
         kept = explorer.session.found(explorer.picture, "What is shown?", replace(SETTING, steps=steps))
-        assert explorer.outcome is kept and kept.answer.forwards <= steps == explorer.steps.value
+        assert explorer.outcome is kept and kept.answer.forwards <= steps == explorer.fields["steps"].value
         assert f"Z = {steps} " in explorer.text.value and f"of {kept.frames}:" in explorer.canvas.value
         seen.add(explorer.chart.value)
     assert len(seen) == 4, "the ring on the chart follows"
     explorer.sweep()
     explorer.wait()
-    assert len(explorer.session.history()) == 4
+    assert len(explorer.session.outcomes) == 4
 
 
 def test_the_canvas_of_every_frame_is_the_replay_of_the_trace(network):
@@ -137,13 +137,14 @@ def test_words_of_models_questions_and_files_are_never_markup(network):
     ],
 )
 def test_what_cannot_be_asked_is_refused_in_words(explorer, field, value, words):
-    getattr(explorer, field).value = value
+    fields = explorer.fields | {"question": explorer.question}
+    fields[field].value = value
     explorer.answer()
     explorer.wait()
     assert words in explorer.message.value and "medv-error" in explorer.message.value
     assert explorer.outcome is None and not explorer.answer_button.disabled
-    explorer.question.value, explorer.gen_length.value = "What is shown?", 16
-    explorer.block_length.value = explorer.steps.value = 8
+    explorer.question.value, fields["gen_length"].value = "What is shown?", 16
+    fields["block_length"].value = fields["steps"].value = 8
     explorer.answer()
     explorer.wait()
     assert "1 run in" in explorer.message.value
@@ -184,7 +185,7 @@ def test_a_run_can_be_cancelled_and_what_was_finished_stays(explorer, monkeypatc
     go.set()
     explorer.wait()
     assert "cancelled: 1 finished run is kept" in explorer.message.value
-    assert len(explorer.session.history()) == 1 and not explorer.answer_button.disabled
+    assert len(explorer.session.outcomes) == 1 and not explorer.answer_button.disabled
 
 
 def test_a_run_that_dies_says_why(explorer, monkeypatch):
@@ -202,7 +203,7 @@ def test_a_pinned_answer_stays_beside_the_next(explorer):
     explorer.wait()
     first = explorer.outcome
     explorer.pin()
-    explorer.steps.value = 2
+    explorer.fields["steps"].value = 2
     explorer.answer()
     explorer.wait()
     assert explorer.pinned is first and "Z = 2 " in explorer.text.value and "Z = 16 " in explorer.pinned_text.value
@@ -220,7 +221,7 @@ def test_another_picture_or_setting_has_runs_of_its_own(explorer):
     assert explorer.drag.disabled
     explorer.answer()
     explorer.wait()
-    assert len(explorer.session.history()) == 5 and explorer.outcome.picture == "phantom 2"
+    assert len(explorer.session.outcomes) == 5 and explorer.outcome.picture == "phantom 2"
     explorer.choose(0)
     assert explorer.drag.options == (2, 4, 8, 16) and explorer.outcome.picture == "phantom 1"
     assert explorer.chart.value.count("<polyline") == 2 * 4
@@ -241,7 +242,7 @@ def test_a_cancelled_run_leaves_nothing_behind(network):
 
     with pytest.raises(Cancelled):
         session.ask(picture(), "What is shown?", SETTING, on_step=stop)
-    assert session.outcomes == {} and session.history().empty
+    assert session.outcomes == {}
 
 
 def test_a_sweep_is_told_from_its_numbers():

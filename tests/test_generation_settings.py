@@ -12,9 +12,10 @@ from medv import paper
 from medv.checkpoints.bundled import bundled
 from medv.companion.figures.studies import group_scores, radar
 from medv.companion.figures.words import AGAIN, FACTS, FALSE, INK, REPEATED, compared_answers, marked_words
-from medv.companion.studies import conversation, generation, lengths
+from medv.companion.studies import conversation, generation, lengths, summaries
 from medv.companion.studies import repetition as repetition_study
 from medv.data.example import Example, Turn
+from medv.intervals import own_items, shared_items
 from medv.phantoms.facts import fact_spans, stated_facts
 from medv.profiles import get_profile
 
@@ -50,18 +51,19 @@ def test_the_settings_are_those_of_table_5_divided_and_the_papers_own_at_its_siz
 
 def test_a_small_paired_change_is_seen_through_a_large_spread_between_images():
     items = answers({"a": (50, 1), "b": (52, 1), "c": (50, 1)})
-    assert generation.change(items, "score", "a", "b")["verdict"] == "rises"
-    assert generation.change(items, "score", "b", "a")["verdict"] == "falls"
-    assert generation.change(items, "score", "a", "c")["verdict"] == "no change shown"
+    pairs = {("a", "b"): "rises", ("b", "a"): "falls", ("a", "c"): "no change shown"}
+    for pair, expected in pairs.items():
+        assert summaries.direction(summaries.change(items, "score", *pair)) == expected
     claims = [("up", "score", "a", "b", "rises"), ("down", "score", "a", "b", "falls"), ("same", "score", "a", "c", "rises")]
-    assert generation.check_effects(items, claims)["appears here"].tolist() == ["yes", "no: rises", "no: no change shown"]
+    assert summaries.check_effects(items, claims)["appears here"].tolist() == ["yes", "no: rises", "no: no change shown"]
 
 
 def test_the_interval_covers_the_mean_and_widens_with_the_seeds():
-    same = generation.interval([np.arange(50.0), np.arange(50.0)])
-    apart = generation.interval([np.arange(50.0) - 30, np.arange(50.0) + 30])
-    assert same[1] < same[0] < same[2] and same[0] == pytest.approx(24.5)
-    assert apart[2] - apart[1] > 2 * (same[2] - same[1])
+    values = np.arange(50.0)
+    for resampled in (own_items, shared_items):
+        same, apart = resampled(np.stack([values, values])), resampled(np.stack([values - 30, values + 30]))
+        assert same.low < same.value < same.high and same.value == pytest.approx(24.5) and same.seeds == 2
+        assert apart.high - apart.low > 2 * (same.high - same.low)
 
 
 def test_requests_of_different_seeds_show_different_images():
@@ -146,7 +148,7 @@ def test_table_3_and_figure_4_are_made_without_a_twin_too(tmp_path):
     assert set(lengths.length_frame(items, smoke)["model"]) == {"diffusion"}
     claims = lengths.length_claims(smoke, twin=False)
     assert {c[0] for c in claims} < {c[0] for c in lengths.length_claims(smoke)}
-    assert (generation.check_effects(items, claims)["n"] == 2).all()
+    assert (summaries.check_effects(items, claims)["n"] == 2).all()
 
 
 def test_a_radar_of_two_groups_is_refused():

@@ -6,9 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from command import run
 
-from medv.cli import app
 from medv.evaluation.judge import Judgement, JudgeScores, judge_messages, parse_scores, read_judgements
 
 QA50 = Path(os.environ.get("MEDV_SHARED", Path(__file__).parents[1] / "../shared")) / "data/qa50"
@@ -44,7 +43,7 @@ def official_groups(items):
 
 @needs_data
 def test_the_real_judgements_give_the_official_values():
-    done = CliRunner().invoke(app, ["evaluate", "judge", "--judgements", str(JUDGED), "--json"])
+    done = run("evaluate", "judge", "--judgements", str(JUDGED), "--json")
     scores = json.loads(done.stdout)
     means, ratios = official_groups(rows(JUDGED.name))
     assert {group: scores[group] for group in means} == pytest.approx(means, rel=1e-12)
@@ -156,7 +155,7 @@ def test_a_question_that_cannot_be_judged_says_what_it_lacks():
 
 
 def test_a_missing_file_is_one_sentence(tmp_path):
-    done = CliRunner().invoke(app, ["evaluate", "judge", "--judgements", str(tmp_path / "none.jsonl")])
+    done = run("evaluate", "judge", "--judgements", str(tmp_path / "none.jsonl"))
     assert done.exit_code == 2 and "does not exist" in done.stderr
 
 

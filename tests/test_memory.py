@@ -5,11 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from command import run
 from tiny import examples, model, processor, special
-from typer.testing import CliRunner
 
 from medv.checkpoints.assembly import shape_config
-from medv.cli import app
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.profiles import PROFILES, get_profile
 from medv.training.costs import RESERVE, check_memory, plan_stage
@@ -91,10 +90,10 @@ def test_the_plan_of_a_run_looks_at_its_longest_example():
 
 def test_the_command_prints_the_plan_and_ends_with_2_where_it_cannot_fit():
     fits = ["plan", "vqa", "--gpus", "4", "--zero", "3", "--gpu-memory", "80"]
-    done = CliRunner().invoke(app, [*fits, "--json"])
+    done = run(*fits, "--json")
     assert done.exit_code == 0 and json.loads(done.stdout)["fits"]
-    assert "optimizer" in CliRunner().invoke(app, fits).stdout
-    assert CliRunner().invoke(app, ["plan", "vqa", "--gpu-memory", "80"]).exit_code == 2
+    assert "optimizer" in run(*fits).stdout
+    assert run("plan", "vqa", "--gpu-memory", "80").exit_code == 2
 
 
 def test_disk_and_hours_are_the_arithmetic_of_the_recipe():
@@ -114,9 +113,9 @@ def test_disk_and_hours_are_the_arithmetic_of_the_recipe():
 @pytest.mark.parametrize(("data", "examples"), [("vqa_rad", 2 * 1797), ("slake", 49_190), ("pathvqa", 138_285)])
 def test_the_command_knows_the_data_sets_and_tells_disk_and_hours_with_what_is_assumed(data, examples):
     command = ["plan", "vqa", "--data", data, "--gpus", "4", "--zero", "3"]
-    told = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
+    told = json.loads(run(*command, "--json").stdout)
     assert examples <= told["examples"] < examples + 8 and told["hours"] > 0 and told["disk"] > told["total"]
-    said = " ".join(CliRunner().invoke(app, [*command, "--card", "H100", "--mfu", "0.3"]).stdout.split())
+    said = " ".join(run(*command, "--card", "H100", "--mfu", "0.3").stdout.split())
     assert "reach 30% of the peak of 4 x H100" in said and "GB of disk" in said
 
 

@@ -1,16 +1,17 @@
 """The dial: frozen, printable, and true to the paper's sizes."""
 
+import ast
 import dataclasses
 import json
+import re
 
 import pytest
 import torch
+from command import run
 from tiny import model, picture, processor, special
 from transformers import LlamaForCausalLM
-from typer.testing import CliRunner
 
 from medv.checkpoints.assembly import shape_config
-from medv.cli import app
 from medv.companion.studies.vqa_study import sampler_config
 from medv.diffusion.loss import NORMALIZATIONS
 from medv.diffusion.sampler import SamplerConfig
@@ -56,6 +57,22 @@ def test_a_profile_names_only_choices_that_exist(profile):
     for spec in (profile.describe, profile.answer):
         assert isinstance(sampler_config(spec), SamplerConfig) and spec.batch_size >= 1
     assert profile.stages["align"].trains == ("projector",)
+
+
+def test_no_module_and_no_notebook_asks_for_a_profile_by_name(root):
+    """A comparison with a profile's name, or a table by their names, is a second dial."""
+    cells = [cell for path in (root / "notebooks").glob("*.ipynb") for cell in json.loads(path.read_text())["cells"]]
+    sources = {path: path.read_text(encoding="utf-8") for path in (root / "medv").rglob("*.py") if path.name != "profiles.py"}
+    sources |= {number: "".join(cell["source"]) for number, cell in enumerate(cells) if cell["cell_type"] == "code"}
+    for place, source in sources.items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Compare):
+                assert not re.search(r"profile(_name)?\.name\b", ast.unparse(node)), f"{place}: {ast.unparse(node)}"
+            elif isinstance(node, ast.Dict):
+                keys = {key.value for key in node.keys if isinstance(key, ast.Constant)}
+                assert len(keys & set(PROFILES)) < 2, f"{place}: {ast.unparse(node)}"
+            elif isinstance(node, ast.Subscript):
+                assert "profile.name" not in ast.unparse(node.slice), f"{place}: {ast.unparse(node)}"
 
 
 @each_profile
@@ -116,8 +133,6 @@ def test_the_command_trains_on_a_data_set_by_its_own_recipe(tmp_path, data, opti
     rows = [row | {"qid": number, "id": number} for number in range(8)]
     file.write_text(json.dumps(rows) if data == "slake" else "\n".join(map(json.dumps, rows)))
     command = ["train", "vqa", "--profile", "paper", "--data", data, "--data-dir", str(tmp_path), "--json", *options]
-    done = CliRunner().invoke(
-        app, [*command, "--init", str(tmp_path / "start"), "--device", "cpu", "--out", str(tmp_path / "out")]
-    )
+    done = run(*command, "--init", str(tmp_path / "start"), "--device", "cpu", "--out", str(tmp_path / "out"))
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout.splitlines()[-1])["steps"] == steps

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from medv.data import readers
 from medv.data.check import check_dataset, render_check
-from medv.data.readers import read_dataset, read_llava_med, read_pathvqa, read_qa50, read_slake, read_vqa_rad
+from medv.data.readers import DATASETS, read_dataset
 from medv.data.rows import read_rows
 from medv.reading import DataError
 
@@ -22,6 +21,10 @@ def write(path, rows, *, lines=False):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(map(json.dumps, rows)) + "\n" if lines else json.dumps(rows), encoding="utf-8")
     return path
+
+
+def read(name, path, **options):
+    return DATASETS[name].read(path, **options)
 
 
 def rad_row(**fields):
@@ -64,15 +67,15 @@ def test_every_vqa_rad_image_exists_and_frame_rows_never_enter_training():
     train = read_dataset("vqa-rad", DATA / "vqa_rad", "train")
     assert all(e.image.is_file() for e in train)
     assert {e.meta["phrase_type"] for e in train} == {"freeform", "para"}
-    assert len(read_vqa_rad(DATA / "vqa_rad/trainset.json", frame_rows=True)) == 3064
+    assert len(read_dataset("vqa_rad", DATA / "vqa_rad", all_rows=True)) == 3064
 
 
 @needs_data
 @pytest.mark.parametrize(("split", "left"), [("train", 19654), ("val", 6259), ("test", 6719)])
 def test_both_pathvqa_formats_are_the_same_examples_and_duplicates_can_go(split, left):
-    lines = read_pathvqa(DATA / f"pathvqa/{split}.jsonl")
-    assert lines == read_pathvqa(DATA / f"pathvqa/lxmert/pvqa_{split}.json")
-    assert len(read_pathvqa(DATA / f"pathvqa/{split}.jsonl", drop_duplicates=True)) == left
+    lines = read("pathvqa", DATA / f"pathvqa/{split}.jsonl")
+    assert lines == read("pathvqa", DATA / f"pathvqa/lxmert/pvqa_{split}.json")
+    assert len(read("pathvqa", DATA / f"pathvqa/{split}.jsonl", drop_duplicates=True)) == left
 
 
 @needs_data
@@ -86,21 +89,19 @@ def test_slake_speaks_english_chinese_or_both():
 
 
 @needs_data
-def test_the_empty_slake_answer_is_kept_or_dropped_knowingly():
-    path = DATA / "slake/train.json"
-    kept, dropped = read_slake(path), read_slake(path, keep_empty=False)
-    assert {e.id for e in kept} - {e.id for e in dropped} == {"1622"}
+def test_the_empty_slake_answer_is_kept():
+    assert [e.id for e in read_dataset("slake", DATA / "slake") if not e.answer] == ["1622"]
 
 
 @needs_data
 def test_the_chat_benchmark_has_the_counts_of_table_1_in_either_layout(tmp_path):
     path = DATA / "qa50/llava_med_eval_qa50_qa.jsonl"
-    examples = read_qa50(path)
+    examples = read("qa50", path)
     domains = [e.meta["domain"] for e in examples]
-    assert [domains.count(d) for d in readers.QA50_DOMAINS] == [37, 38, 44, 34, 40]
+    assert [domains.count(d) for d in DATASETS["qa50"].domains] == [37, 38, 44, 34, 40]
     pretty = tmp_path / "pretty.json"
     pretty.write_text("".join(json.dumps(row, indent=2) + "\n" for row in read_rows(path)), encoding="utf-8")
-    assert read_qa50(pretty) == examples
+    assert read("qa50", pretty) == examples
 
 
 @needs_data
@@ -136,7 +137,7 @@ def test_vqa_rad_quirks_are_mended(tmp_path):
         rad_row(question="the kidneys \tbladder\tor ureters?"),
         rad_row(phrase_type="frame"),
     ]
-    first, second = read_vqa_rad(write(tmp_path / "trainset.json", rows))
+    first, second = read("vqa_rad", write(tmp_path / "trainset.json", rows))
     assert (first.answer, first.answer_type) == ("3", "CLOSED")
     assert second.question == "the kidneys, bladder, or ureters?"
 
@@ -148,7 +149,7 @@ def test_llava_med_dialogues_lose_the_placeholder_wherever_it_stands(tmp_path, k
     (example,) = read_dataset("llava_med_instruct", tmp_path)
     assert [t.text for t in example.turns] == ["What?", "A lung.", "Which?", "Left\tright."]
     assert (example.id, example.image, example.meta["image"]) == ("p1", None, "p1.jpg")
-    (again,) = read_llava_med(path, images=tmp_path)
+    (again,) = read("llava_med_instruct", path, images=tmp_path)
     assert again.image == tmp_path / "p1.jpg"
 
 
@@ -181,7 +182,7 @@ def test_llava_med_vqa_files_have_answer_types(tmp_path):
 def test_errors_name_the_file_the_row_and_what_is_wrong(tmp_path, row, words):
     path = write(tmp_path / "train.json", [dialogue("a", "b"), row])
     with pytest.raises(DataError, match=words) as caught:
-        read_llava_med(path, images=tmp_path)
+        read("llava_med_instruct", path, images=tmp_path)
     assert str(caught.value).startswith(f"{path} row 2: ")
     assert "\n" not in str(caught.value)
 
@@ -221,7 +222,7 @@ def test_unknown_names_splits_and_folders_are_refused(tmp_path, monkeypatch, arg
     with pytest.raises(DataError, match=words):
         read_dataset(*arguments)
     write(tmp_path / "trainset.json", [rad_row()])
-    for options in ({"language": "zh"}, {"drop_duplicates": True}, {"images": tmp_path / "nowhere"}):
+    for options in ({"language": "zh"}, {"images": tmp_path / "nowhere"}):
         with pytest.raises(DataError):
             read_dataset("vqa_rad", tmp_path, **options)
 
@@ -238,7 +239,7 @@ def test_texts_are_never_cut_at_unusual_line_ends(tmp_path):
     row = {"id": 1, "image": "a.jpg", "question": "a\u2028b\x85c", "answer": "x\u2003y", "answer_type": "OPEN"}
     path = tmp_path / "test.jsonl"
     path.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
-    (example,) = read_pathvqa(path)
+    (example,) = read("pathvqa", path)
     assert (example.question, example.answer) == ("a\u2028b\x85c", "x\u2003y")
 
 
@@ -247,6 +248,6 @@ def test_arbitrary_text_survives_both_layouts(tmp_path):
     for number in range(50):
         text = "".join(chr(c) for c in rng.integers(1, 0xD7FF, size=20)).strip() or "x"
         rows = [dialogue(text.replace("<image>", ""), text)]
-        expected = read_llava_med(write(tmp_path / f"{number}.json", rows))
-        assert read_llava_med(write(tmp_path / f"{number}.jsonl", rows, lines=True)) == expected
+        expected = read("llava_med_instruct", write(tmp_path / f"{number}.json", rows))
+        assert read("llava_med_instruct", write(tmp_path / f"{number}.jsonl", rows, lines=True)) == expected
         assert expected[0].answer == text.strip()

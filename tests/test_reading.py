@@ -99,8 +99,8 @@ def test_a_file_that_becomes_a_pipe_after_the_look_is_still_refused(tmp_path, mo
     os.mkfifo(pipe)
     real = os.open
     monkeypatch.setattr(reading.os, "open", lambda name, flags: real(pipe, flags))
-    with pytest.raises(DataError, match="is a pipe"):
-        open_regular(path)
+    with pytest.raises(DataError, match="is a pipe"), open_regular(path):
+        pass
 
 
 BAD_JSON = {

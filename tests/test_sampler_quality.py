@@ -7,8 +7,8 @@ from tiny import model, processor
 
 from medv.companion.bench.sampler import PRESETS, BenchResult, Measurement
 from medv.companion.figures import studies
-from medv.companion.studies import sampler_quality as quality
-from medv.companion.studies.fast_sampling import Sizes, on_front, oracle_strategies, quality_points, speed_table
+from medv.companion.studies import fast_sampling as quality
+from medv.companion.studies.fast_sampling import on_front, oracle_strategies, quality_points, speed_table
 from medv.companion.studies.markov import word_chain
 from medv.diffusion.config import SamplerConfig
 from medv.phantoms.sets import description_set
@@ -27,7 +27,7 @@ def test_every_schedule_is_there_bare_and_filtered_and_an_unknown_name_is_refuse
     known = quality.strategies()
     for name in quality.SCHEDULES:
         assert {name, f"{name} + veto", f"{name} + spacing + veto"} <= set(known)
-    assert len(set(known.values())) == len(known) and set(oracle_strategies()) <= set(known)
+    assert len({str(strategy) for strategy in known.values()}) == len(known) and set(oracle_strategies()) <= set(known)
     with pytest.raises(ValueError, match="unknown strategy fast: use fixed"):
         quality.chosen(["fixed", "fast"])
 
@@ -107,5 +107,5 @@ def test_the_speed_table_tells_what_was_timed_and_what_is_not_known():
 
 
 def test_a_notebook_for_the_tests_measures_less():
-    smoke, tiny = (Sizes.of(get_profile(name)) for name in ("smoke", "tiny"))
+    smoke, tiny = (get_profile(name).fast for name in ("smoke", "tiny"))
     assert smoke.texts < tiny.texts and smoke.descriptions < tiny.descriptions

@@ -6,25 +6,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from command import run
 from miniature import write_wheels
 from tiny import SHAPE
-from typer.testing import CliRunner
 
 from medv import profiles
 from medv.checkpoints.bundled import load_model, untrained_projector
 from medv.checkpoints.towers import make_towers
-from medv.cli import app
 from medv.companion.reproduction.budget import Work, measure, work_of
 from medv.companion.reproduction.registry import all_nodes, nodes_for
 from medv.companion.reproduction.run import open_run
 from medv.companion.studies import initialization
-from medv.companion.studies import lora as lora_study
 from medv.phantoms.sets import instruct_set
 from medv.profiles import STAGES, SamplerSpec, get_profile
-from medv.training import command
+from medv.training.stages import towers
 
 SMALL = get_profile("small")
 SPEC = SamplerSpec(8, 8, 2)
+FEW = {"align_steps": 1, "instruct_steps": 1, "descriptions": 2, "questions": 6, "batch_size": 2}
 SCALED = replace(
     SMALL,
     model=replace(SMALL.model, image_size=64),
@@ -33,6 +32,8 @@ SCALED = replace(
     answer=SPEC,
     evaluation_questions=8,
     evaluation_descriptions=4,
+    lora=replace(SMALL.lora, sizes=(4,), steps=(1,), questions=4, padded_steps=1),
+    initialization=replace(SMALL.initialization, **FEW, describe=SPEC, answer=SPEC),
 )
 
 
@@ -54,11 +55,6 @@ def fetched(tmp_path_factory) -> Path:
 def scaled(monkeypatch):
     """The profile `small` with miniature numbers."""
     monkeypatch.setitem(profiles.PROFILES, "small", SCALED)
-    plan = replace(lora_study.PLANS["small"], sizes=(4,), steps=(1,), questions=4, padded_steps=1)
-    monkeypatch.setitem(lora_study.PLANS, "small", plan)
-    few = {"align_steps": 1, "instruct_steps": 1, "descriptions": 2, "questions": 6, "batch_size": 2}
-    plan = replace(initialization.PLANS["small"], **few, describe=SPEC, answer=SPEC)
-    monkeypatch.setitem(initialization.PLANS, "small", plan)
 
 
 def run_cells(number: str, root: Path, out: Path) -> dict:
@@ -90,8 +86,8 @@ def test_its_notebooks_run_on_fetched_towers(root, fetched, scaled):
 def test_without_a_gpu_one_seed_is_enough(scaled, tmp_path):
     own = open_run("stage3", profile="small", out=tmp_path).profile
     assert len(own.seeds) == (3 if torch.cuda.is_available() else 1)
-    assert lora_study.plan_of(own).seeds == initialization.plan_of(own).seeds == own.seeds
-    assert set(lora_study.plan_of(own).rates) == {0, 8, 32}, "full, and ranks 8 and 32"
+    assert own.lora.seeds == own.initialization.seeds == own.seeds
+    assert set(own.lora.rates) == {0, 8, 32}, "full, and ranks 8 and 32"
     assert open_run("stage3", profile="tiny", out=tmp_path).profile == get_profile("tiny")
 
 
@@ -103,12 +99,12 @@ def test_the_explorer_asks_stage_2_where_no_model_is_bundled():
 
 def test_towers_that_are_missing_are_named_with_their_command(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"bring them with `medv towers small --out .*towers`"):
-        command.towers(SMALL, tmp_path / "towers")
+        towers(SMALL, tmp_path / "towers")
     with pytest.raises(FileNotFoundError, match=r"`medv towers small"):
         open_run("stage1", profile="small", out=tmp_path).start(None)
     with pytest.raises(ValueError, match=r"profile paper has no towers of its own: give .* with --init"):
-        command.towers(get_profile("paper"))
-    told = CliRunner().invoke(app, ["train", "pretrain", "--profile", "small", "--out", str(tmp_path / "made")])
+        towers(get_profile("paper"))
+    told = run("train", "pretrain", "--profile", "small", "--out", str(tmp_path / "made"))
     assert told.exit_code == 2 and "towers trained elsewhere" in told.stderr
 
 
@@ -136,11 +132,11 @@ def test_time_is_counted_work_times_measured_seconds():
 
 def test_a_dry_run_and_doctor_say_what_it_needs_and_how_long_it_takes(monkeypatch):
     monkeypatch.setattr("medv.companion.reproduction.budget.measure", lambda profile: Work(1.0, 0.1, 0.01))
-    told = CliRunner().invoke(app, ["reproduce", "--profile", "small", "--dry-run"])
+    told = run("reproduce", "--profile", "small", "--dry-run")
     assert told.exit_code == 0 and "runs/small/towers" in told.stdout and "VQA-RAD" in told.stdout
     hours = SMALL.stages["instruct"].samples * SMALL.stages["instruct"].epochs / 3600
     line = next(line for line in told.stdout.splitlines() if line.startswith("stage2 "))
     assert hours <= float(line.split()[1]) <= 1.5 * hours + 1 and line.endswith("h")
     assert "the same command goes on after a stop" in told.stdout and set(STAGES) == set(SMALL.stages)
-    told = CliRunner().invoke(app, ["doctor", "--json"])
+    told = run("doctor", "--json")
     assert "medv towers small" in json.loads(told.stdout)["profile small"]

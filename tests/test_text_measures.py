@@ -4,9 +4,8 @@ import json
 import random
 
 import pytest
-from typer.testing import CliRunner
+from command import run
 
-from medv.cli import app
 from medv.evaluation.text import mark_repeats, measure_answer, measure_texts, repeated_parts, repeated_spans
 
 
@@ -72,11 +71,11 @@ def test_spans_are_apart_in_order_and_inside_whatever_the_text():
 def test_the_command_prints_means_and_marks_repeats(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"question_id": 1, "text": "a lung lung", "seconds": 3, "forwards": 4}) + "\n")
-    done = CliRunner().invoke(app, ["evaluate", "text", "--answers", str(path), "--json"])
+    done = run("evaluate", "text", "--answers", str(path), "--json")
     measured = json.loads(done.stdout)
     assert (measured["words_per_query"], measured["seconds_per_word"], measured["forwards_per_query"]) == (3, 1, 4)
     assert measured["repeated_share"] == pytest.approx(100 / 3)
-    assert "a lung [lung]" in CliRunner().invoke(app, ["evaluate", "text", "--answers", str(path), "--marked"]).stdout
+    assert "a lung [lung]" in run("evaluate", "text", "--answers", str(path), "--marked").stdout
     path.write_text('{"question_id": 1}\n')
-    done = CliRunner().invoke(app, ["evaluate", "text", "--answers", str(path)])
+    done = run("evaluate", "text", "--answers", str(path))
     assert done.exit_code == 2 and "line 1: no 'text'" in done.stderr

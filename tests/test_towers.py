@@ -29,12 +29,10 @@ from transformers import (
     SwinConfig,
     SwinModel,
 )
-from typer.testing import CliRunner
 
 from medv.checkpoints.assembly import assemble, new_processor, vision_config, vision_tower
 from medv.checkpoints.bundled import bundled, load_model
 from medv.checkpoints.towers import chat_tokenizer, make_towers, unpacked
-from medv.cli import app
 from medv.data.chat import SpecialTokens
 from medv.model.processing import image_processor
 from medv.model.vision import grid_features, view_flops
@@ -266,14 +264,13 @@ def test_the_profiles_shape_is_what_the_towers_hold(made):
 
 def test_a_question_about_an_assembled_model_says_that_its_projector_is_untrained(made, tmp_path):
     picture(1).save(tmp_path / "a.png")
-    run = CliRunner().invoke
     command = ["assemble", *(str(made.towers / part) for part in PARTS), str(tmp_path / "model")]
-    told = run(app, [*command, "--image-pool", "2", "--feature-norm", "layer"])
+    told = run(*command, "--image-pool", "2", "--feature-norm", "layer")
     assert told.exit_code == 0 and "untrained" in told.output
     short = ["--gen-length", "4", "--block-length", "4", "--steps", "2"]
-    told = run(app, ["ask", str(tmp_path / "a.png"), "is this?", "--model", str(tmp_path / "model"), *short])
+    told = run("ask", tmp_path / "a.png", "is this?", "--model", tmp_path / "model", *short)
     assert told.exit_code == 0 and "projector of this model is untrained" in told.stderr
-    told = run(app, command)
+    told = run(*command)
     assert told.exit_code == 2 and "exists and would be overwritten" in told.stderr
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from medv.data.readers import DataError, read_dataset, read_pathvqa, read_slake
-from medv.data.training_set import read_training_set
+from medv.data.readers import DATASETS, DataError, read_dataset, read_training_set
 
 DATA = Path(os.environ.get("MEDV_SHARED", Path(__file__).parents[1] / "../shared")) / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the published annotations are not at {DATA} (set MEDV_SHARED)")
@@ -162,12 +161,12 @@ def test_grouped_answers_are_closed_as_the_official_normalization_sees_them(tmp_
     said = ["Yes", "no ", "NO.", "yes", "2", "not seen", "yes and no"]
     row = {"img_id": "test_0001", "sentf": {"pvqa": ["is it?"] * len(said)}}
     (tmp_path / "pvqa_test.json").write_text(json.dumps([row | {"labelf": {"pvqa": [{text: 1.0} for text in said]}}]))
-    examples = read_pathvqa(tmp_path / "pvqa_test.json")
+    examples = DATASETS["pathvqa"].read(tmp_path / "pvqa_test.json")
     assert [example.answer_type for example in examples] == ["CLOSED"] * 4 + ["OPEN"] * 3
 
 
 def test_the_language_is_known_in_any_case_and_a_file_without_it_is_refused(tmp_path):
     (tmp_path / "train.json").write_text(json.dumps([rad(1, img_name="a.png", q_lang="EN")]))
-    assert len(read_slake(tmp_path / "train.json")) == 1
+    assert len(read_dataset("slake", tmp_path)) == 1
     with pytest.raises(DataError, match="no question in the language 'zh'"):
-        read_slake(tmp_path / "train.json", language="zh")
+        read_dataset("slake", tmp_path, language="zh")

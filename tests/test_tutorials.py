@@ -12,6 +12,7 @@ from tiny import model, processor, shape
 from medv.companion.figures import lessons, words
 from medv.companion.studies import sizes
 from medv.companion.studies import training_stages as stages
+from medv.companion.studies.summaries import summarize_scores
 from medv.diffusion.sampler import SamplerConfig
 from medv.phantoms.pictures import phantom_scene
 from medv.phantoms.sets import description_set, vqa_set
@@ -31,7 +32,7 @@ def profile():
 def test_true_descriptions_score_far_above_the_same_texts_about_other_images():
     examples = description_set("test", 30)
     judged = stages.judge_texts("truth", [example.answer for example in examples], examples)
-    summary = stages.summarize_texts(judged).set_index(["system", "metric"])["value"]
+    summary = summarize_scores(judged).set_index(["system", "metric"])["value"]
     assert summary["truth", "f1"] > 95
     assert summary["truth, wrong image", "f1"] < 60
     assert "a gain" in stages.difference(judged, "truth", "truth, wrong image")

@@ -12,15 +12,15 @@ from medv.companion.figures import plots as figures
 from medv.companion.figures.plots import setting_curves
 from medv.companion.reproduction.registry import Node
 from medv.companion.reproduction.run import Run
-from medv.companion.studies import adaptation, conversation, fast_sampling, generation
+from medv.companion.studies import adaptation, conversation, generation, summaries
+from medv.companion.studies import fast_sampling as quality
 from medv.companion.studies import initialization as init
 from medv.companion.studies import lora as lora_study
 from medv.companion.studies import repetition as repetition_study
-from medv.companion.studies import sampler_quality as quality
 from medv.companion.studies import training_stages as stages
 from medv.data.texts import Document
 from medv.diffusion.config import SamplerConfig
-from medv.intervals import NOT_MEASURED, span, verdict
+from medv.intervals import NOT_MEASURED, Estimate
 from medv.phantoms.sets import description_set
 from medv.profiles import get_profile
 
@@ -34,29 +34,27 @@ def asked(settings: list[str], score: float = np.nan, **measures: float) -> pd.D
 
 
 def test_a_word_is_said_of_an_interval_and_none_of_no_interval():
-    assert [verdict(*ends) for ends in ((1, 2), (-2, -1), (-1, 1))] == ["higher", "lower", "no difference shown"]
-    assert verdict(np.nan, np.nan, between="no change shown") == span(np.nan, np.nan, np.nan) == NOT_MEASURED
+    said = [Estimate(0, *ends).verdict() for ends in ((1, 2), (-2, -1), (-1, 1))]
+    assert said == ["higher", "lower", "no difference shown"]
+    nothing = Estimate(np.nan, np.nan, np.nan)
+    assert nothing.verdict(between="no change shown") == nothing.cell() == NOT_MEASURED
+    assert Estimate(1.25, -0.5, 3).cell("+.1f") == "+1.2 [-0.5, +3.0]" and Estimate(1.25, 0, 3).cell(ends=".0f") == "1.2 [0, 3]"
 
 
 @pytest.mark.parametrize("expected", ["rises", "falls", "no change shown"])
 def test_a_claim_about_a_score_that_nobody_gave_does_not_appear_whatever_it_expects(expected):
-    found = generation.check_effects(asked(["a", "b"]), [("a claim", "score", "a", "b", expected)]).iloc[0]
+    found = summaries.check_effects(asked(["a", "b"]), [("a claim", "score", "a", "b", expected)]).iloc[0]
     assert (found["here"], found["n"], found["appears here"]) == (NOT_MEASURED, 0, NOT_MEASURED)
-    assert generation.check_effects(asked(["a", "b"]), [("x", "words", "a", "b", "rises")]).iloc[0]["n"] == 4
+    assert summaries.check_effects(asked(["a", "b"]), [("x", "words", "a", "b", "rises")]).iloc[0]["n"] == 4
 
 
 def test_an_answer_without_a_score_stands_in_no_mean_and_in_no_count():
     items = asked(["a", "b"], 50.0)
     items.loc[0, "score"] = np.nan
-    summary = generation.summarize(items, ["score"]).set_index("setting")
+    summary = summaries.summarize_answers(items, ["score"]).set_index("setting")
     assert summary.loc["a", ["value", "low", "high", "n"]].tolist() == [50, 50, 50, 3] and summary.loc["b", "n"] == 4
-    assert generation.change(items, "score", "a", "b") == {
-        "change": 0,
-        "low": 0,
-        "high": 0,
-        "n": 3,
-        "verdict": "no change shown",
-    }
+    found = summaries.change(items, "score", "a", "b")
+    assert found == Estimate(0, 0, 0, n=3) and summaries.direction(found) == "no change shown"
 
 
 def test_schedules_are_not_said_to_score_no_lower_where_nothing_is_scored():
@@ -77,7 +75,7 @@ def test_the_starts_are_not_compared_by_what_they_were_not_scored_by():
     lines = init.conclusion(init.differences(items)).split("\n")
     assert [f": {NOT_MEASURED};" in line for line in lines] == [True, True, False, False]
     assert ": appears;" in lines[2]
-    assert init.table4(init.summary_of(items)).loc[0, "findings F1 (%) (ours)"] == NOT_MEASURED
+    assert init.table4(summaries.summarize(items, list(init.METRICS))).loc[0, "findings F1 (%) (ours)"] == NOT_MEASURED
 
 
 def test_neither_lora_nor_full_wins_without_a_score():
@@ -88,11 +86,11 @@ def test_neither_lora_nor_full_wins_without_a_score():
 
 
 def test_a_diverged_adaptation_has_no_effect_that_could_be_better_or_worse():
-    plan = adaptation.PLANS["smoke"]
+    plan = SMOKE.adaptation
     rows = [
         {"condition": arm, "seed": 0, "id": f"text {i}", "adjacent_duplicates": 1.0, "cross_entropy": np.nan}
         | dict(zip(adaptation.FACTORS, arm.split(", "), strict=True))
-        for arm, i in itertools.product(adaptation.arms_of(plan.recipe), range(4))
+        for arm, i in itertools.product(adaptation.arms_of(plan), range(4))
     ]
     said = adaptation.conclusion(adaptation.effects(pd.DataFrame(rows))).split("\n")
     assert [NOT_MEASURED in line for line in said] == [True, False] * 3
@@ -104,7 +102,7 @@ def test_a_diverged_adaptation_has_no_effect_that_could_be_better_or_worse():
 def test_a_stage_is_no_gain_over_texts_that_nobody_scored():
     judged = pd.DataFrame([("a", 0, "f1", np.nan), ("b", 0, "f1", np.nan)], columns=["system", "id", "metric", "score"])
     assert stages.difference(judged, "a", "b").endswith(NOT_MEASURED)
-    assert stages.summarize_texts(judged)["n"].tolist() == [0, 0]
+    assert summaries.summarize_scores(judged)["n"].tolist() == [0, 0]
 
 
 def test_a_table_of_conversations_says_which_scores_are_not_there():
@@ -119,9 +117,9 @@ def test_samplers_are_neither_better_nor_worse_on_images_without_known_facts():
     items = quality.model_quality(known, model(), processor(), real, config, [4])
     (told,) = quality.verdicts(quality.against(items), keeps="f1")
     assert told.endswith(f"gap {NOT_MEASURED} ({NOT_MEASURED}), n = 0") and "longest run" in told
-    points = fast_sampling.quality_points({"model": (quality.summarize_quality(items), "f1")})
+    points = quality.quality_points({"model": (quality.summarize_quality(items), "f1")})
     assert not points[points["metric"] == "f1"]["front"].any()
-    assert fast_sampling.on_front(points, ["f1"]) == f"model, f1: {NOT_MEASURED}"
+    assert quality.on_front(points, ["f1"]) == f"model, f1: {NOT_MEASURED}"
 
 
 def test_what_was_not_measured_is_a_gap_of_the_result(tmp_path):

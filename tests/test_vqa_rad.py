@@ -19,7 +19,7 @@ from medv.companion.studies import training_stages as stages
 from medv.companion.studies.trials import as_rows
 from medv.companion.studies.vqa_study import CONDITIONS, vqa_study
 from medv.data.example import Example, Turn
-from medv.data.question_texts import caption_examples, dialogue_examples
+from medv.data.texts import caption_examples, dialogue_examples
 from medv.diffusion.sampler import SamplerConfig
 from medv.evaluation.answering import Answerer
 from medv.evaluation.controls import blinded, nearest_answers

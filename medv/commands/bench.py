@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from medv.commands.console import errors, print_json, print_table, report_errors, say
+from medv.commands.console import console, errors, print_json, report_errors, say
 from medv.commands.options import AsJson, Seed, expand_options
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure medv against the official algorithm.")
@@ -48,7 +48,7 @@ class Bench:
         if self.as_json:
             print_json(result.to_dict())
         else:
-            print_table(result.table())
+            console.print(result.table())
         if failed := getattr(result, "errors", None):
             for name, why in failed.items():
                 say(f"{name} failed: {why}")

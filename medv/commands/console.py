@@ -144,24 +144,3 @@ def print_mapping(title: str, mapping: dict, as_json: bool) -> None:
     for name, value in mapping.items():
         table.add_row(str(name), f"{value:.4f}" if isinstance(value, float) else str(value))
     console.print(table)
-
-
-def print_table(table: Table) -> None:
-    """Print a table; one that is wider than the terminal in parts that repeat its label columns, those before the numbers."""
-    columns, wide = table.columns, console.options.update(width=10_000)
-    labels = start = [column.justify for column in columns].index("right")
-
-    def part(start: int, end: int) -> Table:
-        chosen = [*columns[:labels], *columns[start:end]]
-        title, caption = table.title if start == labels else None, table.caption if end == len(columns) else None
-        made = Table(*(column.copy() for column in chosen), title=title, caption=caption)
-        for row in zip(*(column.cells for column in chosen), strict=True):
-            made.add_row(*row)
-        return made
-
-    while start < len(columns):
-        end = len(columns)
-        while end > start + 1 and console.measure(part(start, end), options=wide).maximum > console.width:
-            end -= 1
-        console.print(part(start, end))
-        start = end

@@ -68,6 +68,14 @@ class Sampling:
             return SamplerConfig.official(**dict(zip(names, lengths, strict=True)), **draws)
         return SamplerConfig(*lengths, preset=self.preset, **how, **draws)
 
+    def answerer(self, folder: Path | None):
+        """The Answerer of a model folder; None is the bundled tiny model."""
+        from medv.checkpoints.bundled import bundled
+        from medv.evaluation.answering import Answerer
+
+        dtype = self.chosen_profile.dtype if folder else "float32"
+        return Answerer.load(folder or bundled("tiny_model"), dtype=dtype, device=self.device, graphs=self.cuda_graphs)
+
 
 def expand_options(command: Callable) -> Callable:
     """Let typer see the fields of each parameter that is a dataclass (such as `Sampling`) as options of the command."""

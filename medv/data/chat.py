@@ -1,16 +1,19 @@
-"""LLaDA's chat format: dialogues to token ids, and which of them are trained on (Eq. 4).
+"""LLaDA's chat format: dialogues as token ids, and the ids that are trained on (Eq. 4).
 
 A message is `<|start_header_id|>role<|end_header_id|>` + two newlines + text + `<|eot_id|>`; a dialogue begins with
-`<|startoftext|>`. Special tokens are looked up by their strings in the tokenizer, never by number. This module knows no
-images: an image is `image_tokens` placeholders and a newline at the front of the first user message.
+`<|startoftext|>`. An image is `image_tokens` placeholders and a newline at the front of the first user message. Special tokens
+are looked up by their strings in the tokenizer, never by number.
 """
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from medv.data.example import IMAGE_TOKEN, Turn
 
-# What the released models were told (LLaDA-V and LLaDA-MedV); which one the released medical weights expect is not stated.
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Of LLaDA-V and LLaDA-MedV; which one the released medical weights expect is not stated.
 SYSTEM_PROMPTS = {
     kind: (
         f"You are a helpful {words}language and vision assistant. You are able to understand the visual content that the "
@@ -20,16 +23,6 @@ SYSTEM_PROMPTS = {
 }
 LOSS_TOKENS = ("official", "response")
 IGNORED = -100
-
-
-class Tokenizer(Protocol):
-    """The two calls of a transformers tokenizer that are used here."""
-
-    def encode(self, text: str, add_special_tokens: bool = ...) -> list[int]:
-        """Text to ids."""
-
-    def convert_tokens_to_ids(self, token: str) -> int | None:
-        """The id of one token string."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +48,7 @@ class SpecialTokens:
     }
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer) -> "SpecialTokens":
+    def of(cls, tokenizer: "PreTrainedTokenizerBase") -> "SpecialTokens":
         """Look the ids up; raises ValueError naming every string that the tokenizer lacks."""
         ids = {name: tokenizer.convert_tokens_to_ids(text) for name, text in cls.STRINGS.items()}
         unknown = getattr(tokenizer, "unk_token_id", None)
@@ -67,7 +60,7 @@ class SpecialTokens:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of one dialogue, their labels (-100 where a token is never hidden) and the length of the last answer."""
+    """Token ids of one dialogue, their labels (-100 where a token is never masked) and the length of the last answer."""
 
     ids: list[int]
     labels: list[int]
@@ -75,18 +68,17 @@ class Encoded:
 
 
 def encode_dialogue(
-    tokenizer: Tokenizer,
+    tokenizer: "PreTrainedTokenizerBase",
     turns: tuple[Turn, ...],
     *,
     system: str | None = None,
     image_tokens: int = 0,
     loss_tokens: str = "official",
 ) -> Encoded:
-    """A whole training dialogue; it must end with an assistant turn.
+    """A training dialogue, which must end with an assistant turn.
 
-    loss_tokens="official": every token of an assistant message is a target, its header too, and so are the structural
-    tokens (start of text, headers, end of turn) of all other messages, as the reference trains. "response": only the text
-    of the assistant and its end of turn, as Eq. 4 is written.
+    loss_tokens="official": the targets are all tokens of assistant messages and the structural tokens (start of text, headers,
+    end of turn) of the others, as in the reference. "response": only the assistant's text and its end of turn, as in Eq. 4.
     """
     if loss_tokens not in LOSS_TOKENS:
         raise ValueError(f"unknown loss_tokens {loss_tokens!r}: use one of {', '.join(LOSS_TOKENS)}")
@@ -106,10 +98,9 @@ def encode_dialogue(
     return Encoded(ids, labels, answer_length=len(body))
 
 
-def encode_plain(tokenizer: Tokenizer, caption: str, *, image_tokens: int) -> Encoded:
-    """The alignment stage's example in the reference: the image, the caption and a newline, without any chat format.
-
-    The caption and the newline are targets; what a user asked is left out, and nothing marks the end.
+def encode_plain(tokenizer: "PreTrainedTokenizerBase", caption: str, *, image_tokens: int) -> Encoded:
+    """An example of the reference's alignment stage: the image, then the caption and a newline as targets, without chat format
+    and without an end token.
     """
     text = _text(tokenizer, caption + "\n")
     special = SpecialTokens.of(tokenizer)
@@ -117,7 +108,7 @@ def encode_plain(tokenizer: Tokenizer, caption: str, *, image_tokens: int) -> En
 
 
 def prompt_text(turns: tuple[Turn, ...], *, system: str | None = None, image: bool = False) -> str:
-    """A prompt as one string, in the form that the released models were demonstrated with."""
+    """A prompt as one string, as in the demonstrations of the released models."""
     messages = [] if system is None else [("system", system)]
     messages += [(turn.role, turn.text.strip()) for turn in turns]
     if image:
@@ -131,12 +122,17 @@ def prompt_text(turns: tuple[Turn, ...], *, system: str | None = None, image: bo
 
 
 def encode_prompt(
-    tokenizer: Tokenizer, turns: tuple[Turn, ...], *, system: str | None = None, image_tokens: int = 0, official: bool = False
+    tokenizer: "PreTrainedTokenizerBase",
+    turns: tuple[Turn, ...],
+    *,
+    system: str | None = None,
+    image_tokens: int = 0,
+    official: bool = False,
 ) -> list[int]:
-    """The ids of a dialogue up to where the assistant's next answer begins; it must end with a user turn.
+    """The ids of a dialogue, which must end with a user turn, up to where the assistant's answer begins.
 
-    official=True repeats what the reference does at inference but not in training: texts are trimmed, and the first token
-    after the image, which is the newline, is lost.
+    official=True as the reference at inference, unlike its training: texts are trimmed, and the newline after the image is
+    lost.
     """
     if not turns or turns[-1].role != "user":
         raise ValueError("a prompt must end with a user turn")
@@ -150,33 +146,31 @@ def encode_prompt(
 
 
 def without_special(text: str) -> str:
-    """Text in which special strings are blanked. Inside data they are text, not commands: they must not become tokens."""
+    """`text` with the strings of special tokens blanked, so that text in data never becomes a special token."""
     for string in SpecialTokens.STRINGS.values():
         text = text.replace(string, " ")
     return text
 
 
 def _messages(
-    tokenizer: Tokenizer, special: SpecialTokens, turns: tuple[Turn, ...], system: str | None, image_tokens: int
+    tokenizer: "PreTrainedTokenizerBase", special: SpecialTokens, turns: tuple[Turn, ...], system: str | None, image_tokens: int
 ) -> list[tuple[str, list[int], list[int]]]:
     """(role, header ids, body ids) of every message; start of text belongs to the first header."""
     messages = [] if system is None else [("system", _text(tokenizer, system))]
-    image_left = image_tokens
     for turn in turns:
         body = _text(tokenizer, turn.text)
-        if turn.role == "user" and image_left:
-            body = [special.image] * image_left + _text(tokenizer, "\n" + turn.text)
-            image_left = 0
+        if turn.role == "user" and image_tokens:
+            body = [special.image] * image_tokens + _text(tokenizer, "\n" + turn.text)
+            image_tokens = 0  # in the first user message alone
         messages.append((turn.role, body))
     encoded = [(role, _header(tokenizer, special, role), [*body, special.end_of_turn]) for role, body in messages]
-    first_role, first_header, first_body = encoded[0]
-    return [(first_role, [special.start_of_text, *first_header], first_body), *encoded[1:]]
+    encoded[0][1].insert(0, special.start_of_text)
+    return encoded
 
 
-def _header(tokenizer: Tokenizer, special: SpecialTokens, role: str) -> list[int]:
+def _header(tokenizer: "PreTrainedTokenizerBase", special: SpecialTokens, role: str) -> list[int]:
     return [special.start_header, *_text(tokenizer, role), special.end_header, *_text(tokenizer, "\n\n")]
 
 
-def _text(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids of plain text."""
+def _text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     return tokenizer.encode(without_special(text), add_special_tokens=False)

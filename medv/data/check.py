@@ -1,6 +1,6 @@
-"""Is a downloaded data set what the paper used? Its counts beside the paper's (Table 8; Table 1 for the chat benchmark).
+"""Compare a downloaded data set with what the paper used: its counts beside Table 8's (Table 1's for the chat benchmark).
 
-Only what the files say is checked: counts, missing images, repeated or empty answers. It opens no image and changes nothing.
+Only what the files say is checked: counts, missing images, repeated or empty answers. No image is opened.
 """
 
 from collections import Counter, defaultdict
@@ -14,13 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from medv.data.example import Example
-from medv.data.readers import FILES, QA50_DOMAINS, find_file, read_dataset
+from medv.data.readers import DataSet, data_set, read_dataset
 from medv.paper import table
 from medv.reading import DataError, visible
-
-_SHORT = {"validation": "val"}  # as the columns of Table 8 are called
-# Cells that the published data contradict: what the data hold, and why that is believed.
-MISPRINTS = {("pathvqa", "validation", "images"): (832, "the paper's cell is wrong: the published files hold 832")}
 
 
 @dataclass(frozen=True)
@@ -38,14 +34,12 @@ class Count:
         """ "match", "mismatch", "misprint" (the data are right and the paper's cell is not) or "" (nothing to compare)."""
         if self.paper is None:
             return ""
-        if self.counted == self.paper:
-            return "match"
-        return "misprint" if self.note else "mismatch"
+        return "match" if self.counted == self.paper else "misprint" if self.note else "mismatch"
 
 
 @dataclass(frozen=True)
 class DatasetCheck:
-    """What was counted and what is odd, in words; `problems` that the paper's own data have too are no obstacle."""
+    """Counts and oddities of a data set; `problems` does not affect `matches`, as the paper's own data have some."""
 
     name: str
     counts: tuple[Count, ...]
@@ -65,71 +59,73 @@ class DatasetCheck:
 def check_dataset(
     name: str, folder: str | Path, *, images: str | Path | None = None, roots: Sequence[Path] = ()
 ) -> DatasetCheck:
-    """Count every split found in a data set's folder and list what is odd about it; images may be links into `roots`.
+    """Count every split found in a data set's folder and list its oddities; images may be links into `roots`.
 
     Raises DataError if no split is found or a file cannot be read.
     """
-    name = name.replace("-", "_")
+    dataset = data_set(name)
     counts, problems, found = [], [], {}
-    for split in FILES.get(name, {"train": ()}):
+    for split in dataset.files:
         try:
-            find_file(name, folder, split)
+            dataset.find(folder, split)
         except DataError as error:
             problems.append(f"{split}: {error}")
             continue
         examples = found[split] = read_dataset(name, folder, split, images=images, roots=roots)
-        counts += _counts(name, split, examples)
+        counts += _counts(dataset, split, examples)
         problems += [f"{split}: {problem}" for problem in _problems(examples)]
     if not found:
         raise DataError(problems[0].partition(": ")[2])
-    problems += _shared_images(found)
+    shown = {split: {e.meta["image"] for e in examples if "image" in e.meta} for split, examples in found.items()}
+    for split in ("validation", "test"):
+        if shared := shown.get(split, set()) & shown.get("train", set()):
+            share = f"{len(shared)} of {len(shown[split])} images also occur in train"
+            problems.append(f"{split}: {share} (the split is by question)")
     if not any(example.image for examples in found.values() for example in examples):
         problems.append("no image folder was given or found, so the images were counted by name only")
-    return DatasetCheck(name, tuple(counts), tuple(problems))
+    return DatasetCheck(dataset.name, tuple(counts), tuple(problems))
 
 
-def _counts(name: str, split: str, examples: Sequence[Example]) -> list[Count]:
-    types = Counter(example.answer_type for example in examples)
-    counted = {"images": len({example.meta.get("image") for example in examples} - {None}), "qa_pairs": len(examples)}
-    if name == "qa50":
-        kinds = Counter(example.meta["type"] for example in examples)
-        domains = Counter(example.meta["domain"] for example in examples)
-        counted = {
-            "images": counted["images"],
-            "conversation": kinds["conversation"],
-            "description": kinds["detailed_description"],
-            **{domain: domains[domain] for domain in QA50_DOMAINS},
-            "overall": len(examples),
-        }
-        paper = {quantity: int(value) for quantity, value in table("table1_counts").iloc[0].items()}
+def _counts(dataset: DataSet, split: str, examples: Sequence[Example]) -> list[Count]:
+    counted = {"images": len({example.meta.get("image") for example in examples} - {None})}
+    if dataset.domains:
+        kinds, domains = (Counter(example.meta[name] for example in examples) for name in ("type", "domain"))
+        counted |= {"conversation": kinds["conversation"], "description": kinds["detailed_description"]}
+        counted |= {domain: domains[domain] for domain in dataset.domains} | {"overall": len(examples)}
+        paper = table("table1_counts").iloc[0].to_dict()
     else:
-        if name in ("vqa_rad", "slake", "pathvqa", "llava_med_vqa"):
+        counted["qa_pairs"] = len(examples)
+        if types := Counter(example.answer_type for example in examples if example.answer_type):
             counted |= {"closed_form": types["CLOSED"], "open_form": types["OPEN"]}
-        published = table("table8").set_index("detail")
-        column = f"{name}_{_SHORT.get(split, split)}"
-        paper = published[column].to_dict() if column in published else {}
+        column = f"{dataset.name}_{'val' if split == 'validation' else split}"
+        paper = table("table8").set_index("detail").get(column, {})
     cells = []
-    for quantity, value in counted.items():
-        true, why = MISPRINTS.get((name, split, quantity), (None, ""))
-        printed = paper.get(quantity)
-        cells.append(Count(split, quantity, value, None if printed is None else int(printed), why if value == true else ""))
+    for quantity, count in counted.items():
+        printed = int(paper[quantity]) if quantity in paper else None
+        true, why = dataset.misprints.get((split, quantity), (None, ""))
+        cells.append(Count(split, quantity, count, printed, why if count == true else ""))
     return cells
 
 
 def _problems(examples: Sequence[Example]) -> list[str]:
-    named = {example.meta["image"]: example.image for example in examples if "image" in example.meta}
-    missing = [name for name, path in named.items() if path is not None and not path.is_file()]
+    """Oddities of one split, as sentences."""
+    images = {example.meta["image"]: example.image for example in examples if "image" in example.meta}
+    missing = [name for name, path in images.items() if path is not None and not path.is_file()]
     empty = [example.id for example in examples if any(not t.text for t in example.turns if t.role == "assistant")]
-    rows = Counter((example.meta.get("image"), example.turns) for example in examples)
-    repeated = sum(count - 1 for count in rows.values())
+    repeated = len(examples) - len({(example.meta.get("image"), example.turns) for example in examples})
     ids = [identity for identity, count in Counter(example.id for example in examples).items() if count > 1]
     damaged = [example.id for example in examples if any("\ufffd" in turn.text for turn in example.turns)]
+    answers = defaultdict(set)
+    for example in examples:
+        if example.answer_type == "CLOSED":
+            answers[example.meta.get("image"), example.question].add(example.answer.lower())
+    contradictions = sum(len(given) > 1 for given in answers.values())
     problems = []
     if missing:
-        problems.append(f"{len(missing)} of {len(named)} images are missing (first: {missing[0]})")
+        problems.append(f"{len(missing)} of {len(images)} images are missing (first: {missing[0]})")
     if repeated:
         problems.append(f"{repeated} rows repeat the image, question and answer of an earlier row")
-    if contradictions := _contradictions(examples):
+    if contradictions:
         problems.append(f"{contradictions} closed questions about one image have several answers")
     if ids:
         problems.append(f"{len(ids)} ids are not unique (first: {ids[0]})")
@@ -140,34 +136,16 @@ def _problems(examples: Sequence[Example]) -> list[str]:
     return problems
 
 
-def _contradictions(examples: Sequence[Example]) -> int:
-    answers = defaultdict(set)
-    for example in examples:
-        if example.answer_type == "CLOSED":
-            answers[example.meta.get("image"), example.question].add(example.answer.lower())
-    return sum(len(given) > 1 for given in answers.values())
-
-
-def _shared_images(found: dict[str, Sequence[Example]]) -> list[str]:
-    images = {split: {e.meta["image"] for e in examples if "image" in e.meta} for split, examples in found.items()}
-    return [
-        f"{split}: {len(shared)} of {len(images[split])} images also occur in train (the split is by question)"
-        for split in ("validation", "test")
-        if (shared := images.get(split, set()) & images.get("train", set()))
-    ]
-
-
 def render_check(check: DatasetCheck, console: Console) -> None:
-    """Print the counts as Table 8 lists them, the paper's beside ours, then what is odd."""
+    """Print the counts in the order of Table 8, the paper's beside ours, then the problems."""
     grid = Table(title=f"{check.name}: counted beside the paper's", title_justify="left")
     for heading, side in (("split", "left"), ("", "left"), ("counted", "right"), ("paper", "right"), ("", "left")):
         grid.add_column(heading, justify=side)
     colors = {"match": "green", "mismatch": "red", "misprint": "yellow", "": "dim"}
     for count in check.counts:
         words = f"mismatch, but {count.note}" if count.verdict == "misprint" else count.verdict
-        verdict = Text(words, style=colors[count.verdict])
         printed = "" if count.paper is None else str(count.paper)
-        grid.add_row(count.split, count.quantity, str(count.counted), printed, verdict)
+        grid.add_row(count.split, count.quantity, str(count.counted), printed, Text(words, style=colors[count.verdict]))
     console.print(grid)
     for problem in check.problems:
         console.print(f"- {visible(problem)}", markup=False, highlight=False)

@@ -1,16 +1,15 @@
-"""DICOM files to 8-bit RGB pictures, as their headers say that they are to be shown.
+"""DICOM files as 8-bit RGB images, displayed as their headers say.
 
 Grayscale goes through the modality table or rescale (PS3.3 C.11.1) and then the VOI table, else the first window (C.11.2);
 without either it is stretched between its percentiles. MONOCHROME1 is inverted at the end, and padding is black. Colors go
-through their palette (C.7.6.3.1.5). Of several frames the middle one is taken. What would be larger than the limits is refused
-before it is inflated or decoded.
+through their palette (C.7.6.3.1.5). Of several frames the middle one is shown. Sizes are checked before anything is inflated or
+decoded.
 """
 
 import io
 import math
 import warnings
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,32 +22,35 @@ from pydicom.filereader import read_dataset
 from pydicom.pixels import apply_color_lut, get_decoder, pixel_array
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, JPEG2000TransferSyntaxes, JPEGTransferSyntaxes
 
-from medv.data.images import DAMAGE, ImageError, check_size, gray_to_rgb, stretch
+from medv.data.images import DAMAGE, MAX_PIXELS, ImageError, check_size, gray_to_rgb, stretch
 
-FRAMES = 16  # full pictures of `max_pixels` that a file may hold in all its frames and samples
-INFLATED = 4  # bytes for each of `max_pixels` that a deflated file may become
+MAX_VALUES = 16 * MAX_PIXELS  # in all frames and samples of a file
+MAX_INFLATED = 4 * MAX_PIXELS  # bytes of a deflated file
 _PIECE = 1 << 20
-_GROUPS = {"PixelValueTransformationSequence", "FrameVOILUTSequence"}
 _COLORS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420", "YBR_PARTIAL_422")
 _DECODERS = "pip install 'pylibjpeg[all]', or save it uncompressed"
 
 
-def open_dicom(path: Path, stream: BinaryIO, max_side: int, max_pixels: int) -> Image.Image:
-    """The picture in a DICOM file that is open at its beginning: RGB, 8 bits. Raises ImageError."""
+def open_dicom(path: Path, stream: BinaryIO) -> Image.Image:
+    """The image in a DICOM file that is open at its beginning: RGB, 8 bits. Raises ImageError."""
     compressed = False
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            _check_inflated(path, stream, INFLATED * max_pixels)
+            _check_inflated(path, stream)
             data = pydicom.dcmread(stream, force=True)
             if "PixelData" not in data:
                 raise ImageError(f"{path} is a DICOM file without an image in it, or not a DICOM file at all")
             if "TransferSyntaxUID" not in data.file_meta:  # a bare data set, as old devices write
                 data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-            compressed = data.file_meta.TransferSyntaxUID.is_compressed
-            _check_values(path, data, max_side, max_pixels)
-            _check_decoder(path, data)
-            return _picture(data, _frame(data))
+            syntax = data.file_meta.TransferSyntaxUID
+            compressed = syntax.is_compressed
+            frames = int(data.get("NumberOfFrames") or 1)
+            shown = (frames - 1) // 2
+            _check_values(path, data, frames, shown)
+            if compressed and not get_decoder(syntax).is_available:
+                raise ImageError(f"{path} is compressed as {syntax.name}, for which no decoder is installed: {_DECODERS}")
+            return _picture(data, shown)
     except ImageError:
         raise
     except DAMAGE as error:
@@ -57,8 +59,8 @@ def open_dicom(path: Path, stream: BinaryIO, max_side: int, max_pixels: int) -> 
         raise ImageError(f"{path} is a damaged or unsupported DICOM file: {reason}{mend}") from None
 
 
-def _check_inflated(path: Path, stream: BinaryIO, most: int) -> None:
-    """Raises ImageError where a deflated data set has more than `most` bytes; pydicom would inflate it whole."""
+def _check_inflated(path: Path, stream: BinaryIO) -> None:
+    """Raises ImageError for a deflated data set over MAX_INFLATED bytes; pydicom would inflate it whole."""
     stream.seek(132 if stream.read(132)[128:] == b"DICM" else 0)
     meta = read_dataset(stream, False, True, stop_when=lambda tag, _vr, _length: tag.group != 2)
     if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
@@ -66,34 +68,27 @@ def _check_inflated(path: Path, stream: BinaryIO, most: int) -> None:
         while piece and not engine.eof:
             size += len(engine.decompress(piece, _PIECE))
             piece = engine.unconsumed_tail or stream.read(_PIECE)
-            if size > most:
-                raise ImageError(f"{path} inflates to more than {most} bytes: it is no picture, or save it uncompressed")
+            if size > MAX_INFLATED:
+                raise ImageError(
+                    f"{path} inflates to more than {MAX_INFLATED} bytes: it is no picture, or save it uncompressed"
+                )
     stream.seek(0)
 
 
-def _frames(data: Dataset) -> int:
-    return int(data.get("NumberOfFrames") or 1)
-
-
-def _frame(data: Dataset) -> int:
-    """The number of the frame that is shown."""
-    return (_frames(data) - 1) // 2
-
-
-def _check_values(path: Path, data: Dataset, max_side: int, max_pixels: int) -> None:
-    """Raises ImageError where the header, or the JPEG below it, speaks of too many pixels, frames or samples."""
-    width, height, frames, samples = int(data.Columns), int(data.Rows), _frames(data), int(data.SamplesPerPixel)
-    check_size(path, width, height, max_side, max_pixels)
-    if frames < 1 or not 1 <= samples <= 4 or width * height * frames * samples > FRAMES * max_pixels:
+def _check_values(path: Path, data: Dataset, frames: int, shown: int) -> None:
+    """Raises ImageError where the header, or the JPEG below it, announces too many pixels, frames or samples."""
+    width, height, samples = int(data.Columns), int(data.Rows), int(data.SamplesPerPixel)
+    check_size(path, width, height)
+    if frames < 1 or not 1 <= samples <= 4 or width * height * frames * samples > MAX_VALUES:
         raise ImageError(
             f"{path} has {frames} frames of {width} x {height} pixels with {samples} samples, over the limit of "
-            f"{FRAMES * max_pixels} values: save the frame to be asked about alone"
+            f"{MAX_VALUES} values: save the frame to be asked about alone"
         )
     if data.file_meta.TransferSyntaxUID in (*JPEGTransferSyntaxes, *JPEG2000TransferSyntaxes):
-        coded = io.BytesIO(get_frame(data.PixelData, _frame(data), number_of_frames=frames))
+        coded = io.BytesIO(get_frame(data.PixelData, shown, number_of_frames=frames))
         try:
             size = Image.open(coded, formats=("JPEG", "JPEG2000")).size
-        except OSError:  # a kind of JPEG that Pillow does not know: another decoder may
+        except OSError:  # a kind of JPEG that Pillow cannot read: another decoder may
             return
         if size != (width, height):
             raise ImageError(
@@ -101,22 +96,15 @@ def _check_values(path: Path, data: Dataset, max_side: int, max_pixels: int) -> 
             )
 
 
-def _check_decoder(path: Path, data: Dataset) -> None:
-    syntax = data.file_meta.TransferSyntaxUID
-    if syntax.is_compressed and not get_decoder(syntax).is_available:
-        raise ImageError(f"{path} is compressed as {syntax.name}, for which no decoder is installed: {_DECODERS}")
-
-
 def _picture(data: Dataset, frame: int) -> Image.Image:
-    """The frame as its header says that it is to be shown."""
+    """One frame as its header says."""
     stored, kind = pixel_array(data, index=frame), data.PhotometricInterpretation
     if kind == "PALETTE COLOR":
         return _colors(*_palette(stored, data))
     if stored.ndim == 3:
         if kind not in _COLORS:
             raise ValueError(f"its colors are of the kind {kind!r}")
-        bits = int(data.BitsStored)
-        return _colors(stored, bits)
+        return _colors(stored, int(data.BitsStored))
     if kind not in ("MONOCHROME1", "MONOCHROME2"):
         raise ValueError(f"its pixels are of the kind {kind!r}")
     values = _modality(stored, data, frame)
@@ -130,13 +118,13 @@ def _picture(data: Dataset, frame: int) -> Image.Image:
 
 
 def _colors(values: np.ndarray, bits: int) -> Image.Image:
-    """RGB [height, width, 3 or 4] of numbers of so many bits; the fourth, opacity, is left out."""
+    """RGB of colors [height, width, 3 or 4] with so many bits; the fourth channel, opacity, is dropped."""
     top = _top(values, bits)
     return Image.fromarray(np.rint(values[..., :3] / top * 255).clip(0, 255).astype(np.uint8))
 
 
 def _top(values: np.ndarray, bits: int) -> float:
-    """The number that means full brightness: that of the bits, or of the words where the numbers go beyond them."""
+    """The value of full brightness: the largest of the bits, or of the data type where a value exceeds them."""
     top = 2**bits - 1
     return float(top if values.size and values.max() <= top else np.iinfo(values.dtype).max)
 
@@ -163,11 +151,7 @@ def _descriptor(values: Any) -> tuple[int, int, int]:
 
 
 def _look_up(values: np.ndarray, data: Dataset, descriptor: Any, table: Any) -> np.ndarray:
-    """The entries of a lookup table for `values`; those beyond its ends have the entry at the end.
-
-    pydicom's own functions count the entries in the type of the table or of the pixels, and so lose those beyond 255 of a
-    table of 8 bits.
-    """
+    """The entries of a lookup table for `values`, clipped to its ends; pydicom loses those beyond 255 of an 8-bit table."""
     entries, first, bits = _descriptor(descriptor)
     if first >= 1 << 15 and values.min() < 0:  # written as unsigned, though the values are not
         first -= 1 << 16
@@ -183,11 +167,10 @@ def _look_up(values: np.ndarray, data: Dataset, descriptor: Any, table: Any) -> 
 
 
 def _modality(stored: np.ndarray, data: Dataset, frame: int) -> np.ndarray:
-    """What the stored values mean (Hounsfield units, for example), as float64."""
+    """The stored values in their unit (Hounsfield units, for example), as float64."""
     if table := data.get("ModalityLUTSequence"):
         return _look_up(stored, data, table[0].LUTDescriptor, table[0].LUTData).astype(np.float64)
-    slope = _number(data, frame, "RescaleSlope")
-    intercept = _number(data, frame, "RescaleIntercept")
+    slope, intercept = (_number(data, frame, name) for name in ("RescaleSlope", "RescaleIntercept"))
     slope, intercept = 1.0 if slope is None else slope, 0.0 if intercept is None else intercept
     if not (math.isfinite(slope) and math.isfinite(intercept)):
         raise ValueError(f"its rescale is {slope} and {intercept}")
@@ -195,7 +178,7 @@ def _modality(stored: np.ndarray, data: Dataset, frame: int) -> np.ndarray:
 
 
 def _padding(stored: np.ndarray, data: Dataset) -> np.ndarray:
-    """bool [height, width]: the pixels that fill what was not taken."""
+    """bool [height, width]: the pixels outside the acquired area."""
     value = data.get("PixelPaddingValue")
     if value is None:
         return np.zeros(stored.shape, bool)
@@ -204,18 +187,14 @@ def _padding(stored: np.ndarray, data: Dataset) -> np.ndarray:
     return (stored >= low) & (stored <= high)
 
 
-def _places(data: Dataset, frame: int) -> Iterator[Dataset]:
-    """The header, then its functional groups (enhanced multi-frame): where a value may stand."""
-    yield data
+def _found(data: Dataset, frame: int, keyword: str) -> Any:
+    """The value of a keyword, the first of several, in the header or (enhanced multi-frame) its functional groups; or None."""
+    places = [data]
     for groups, index in (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0)):
         if len(data.get(groups) or ()) > index:
-            for name in sorted(_GROUPS):
-                yield from list(data[groups][index].get(name) or ())[:1]
-
-
-def _found(data: Dataset, frame: int, keyword: str) -> Any:
-    """The value of a keyword, the first where there are several; None where there is none."""
-    for place in _places(data, frame):
+            for name in ("FrameVOILUTSequence", "PixelValueTransformationSequence"):
+                places += list(data[groups][index].get(name) or ())[:1]
+    for place in places:
         value = place.get(keyword)
         if value is not None and value != "":
             several = hasattr(value, "__getitem__") and not isinstance(value, str)
@@ -230,7 +209,7 @@ def _number(data: Dataset, frame: int, keyword: str) -> float | None:
 
 
 def _voi(values: np.ndarray, data: Dataset, frame: int) -> np.ndarray | None:
-    """Brightness in [0, 1] by the VOI table, else the window; None where the header has neither of use."""
+    """Brightness in [0, 1] by the VOI table, else the window; None where the header has no usable one."""
     table = _found(data, frame, "VOILUTSequence")
     if table is not None:
         shown = _look_up(values, data, table.LUTDescriptor, table.LUTData)

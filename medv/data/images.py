@@ -1,16 +1,16 @@
-"""Image files to 8-bit RGB pictures: JPEG, PNG (8 and 16 bits, palette, transparency) and DICOM, upright and windowed.
+"""Image files as 8-bit RGB: JPEG, PNG (8 and 16 bits, palette, transparency) and DICOM, upright and windowed.
 
-Files are untrusted: the size is checked before any pixel is decoded, and whatever is wrong with a file is one sentence in an
-`ImageError`. A name from a data file never leads out of its image folder. This module knows no data set and no model; it does
-not correct for pixel spacing and does not anonymize.
+Files are untrusted: the size is checked before any pixel is decoded, every fault is one sentence in an `ImageError`, and a name
+from a data file never leads out of its image folder. Pixel spacing is not corrected and nothing is anonymized.
 """
 
 import os
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
-from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -20,16 +20,12 @@ from medv.reading import DataError, in_a_sentence, open_regular
 MAX_SIDE = 16_384
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 1 << 30  # of a file, 1 GiB
-_FORMATS = ("JPEG", "PNG")
-_DICOM_SUFFIXES = (".dcm", ".dicom")
-_DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
-# What the decoders raise on damaged data, besides their own errors.
+# Errors that the decoders raise on damaged data.
 DAMAGE = (
     ArithmeticError,
     AttributeError,
     EOFError,
     LookupError,
-    NotImplementedError,
     OSError,
     RuntimeError,
     SyntaxError,
@@ -40,16 +36,27 @@ DAMAGE = (
 )
 
 
-class ImageError(ValueError):
-    """One sentence about what is wrong with an image file."""
+class ImageError(DataError):
+    """One sentence about what is wrong with an image."""
 
 
-def open_image(path: str | Path, *, max_side: int = MAX_SIDE, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The picture in a JPEG, PNG or DICOM file: RGB, 8 bits, upright.
+@contextmanager
+def _damage(words: str) -> Iterator[None]:
+    """Turn what the decoders raise into an ImageError that begins with `words`."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except DAMAGE as error:
+        raise ImageError(f"{words} is damaged or cut off: {error}") from None
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """The image in a JPEG, PNG or DICOM file: RGB, 8 bits, upright.
 
     Transparent pixels show black. Grayscale of more than 8 bits is stretched between its 0.5 and 99.5 percentiles, or shown as
-    its DICOM header says (`medv.data.dicom`). Raises ImageError for a file that is missing, damaged, of another kind, no
-    regular file, or larger than `max_side` pixels in a direction or `max_pixels` in all.
+    its DICOM header says (`medv.data.dicom`). Raises ImageError for a file that is missing, damaged, of another kind, not
+    regular, or over the limits of bytes and pixels.
     """
     path = Path(path)
     try:
@@ -58,40 +65,40 @@ def open_image(path: str | Path, *, max_side: int = MAX_SIDE, max_pixels: int = 
             stream.seek(0)
             if not head:
                 raise ImageError(f"{path} is empty (0 bytes)")
-            if head[128:] == b"DICM" or path.suffix.lower() in _DICOM_SUFFIXES:
+            if head[128:] == b"DICM" or path.suffix.lower() in (".dcm", ".dicom"):
                 from medv.data.dicom import open_dicom
 
-                return open_dicom(path, stream, max_side, max_pixels)
-            return _open_picture(path, stream, max_side, max_pixels)
-    except OSError as error:
-        error.filename = path  # a failed read does not know it
-        raise ImageError(in_a_sentence(error)) from None
-    except ImageError:
-        raise
+                return open_dicom(path, stream)
+            with warnings.catch_warnings(), _damage(str(path)):
+                warnings.simplefilter("ignore")  # the limit here is stricter than Pillow's; damaged EXIF is handled below
+                try:
+                    image = Image.open(stream, formats=("JPEG", "PNG"))
+                except UnidentifiedImageError:
+                    kinds = "JPEG, PNG or DICOM file"
+                    raise ImageError(f"{path} is not a readable {kinds}, whatever its name says") from None
+                except Image.DecompressionBombError:
+                    raise ImageError(f"{path} is far over the limit of {MAX_PIXELS} pixels: scale it down") from None
+                check_size(path, *image.size)
+                image.load()
+                return _as_rgb(_upright(image))
     except DataError as error:
         raise ImageError(str(error)) from None
-    except ValueError:  # a zero byte in it
-        raise ImageError(f"{str(path)!r} is not a file name") from None
 
 
 def as_picture(image: Image.Image) -> Image.Image:
-    """A picture in memory as `open_image` gives that of a file: RGB, 8 bits, upright; one that is so already is returned.
+    """An image in memory as `open_image` gives that of a file: RGB, 8 bits, upright; the same object if it is so already.
 
-    Raises ImageError for what is no PIL image, and for one that is damaged or too large.
+    Raises ImageError for any other type, and for an image that is damaged or too large.
     """
     if not isinstance(image, Image.Image):
         raise ImageError(
             f"an image is given as {type(image).__name__}: give a PIL image, as medv.data.images.open_image reads it from a "
             "file and PIL.Image.fromarray makes it of an array"
         )
-    check_size("the image", *image.size, MAX_SIDE, MAX_PIXELS)
-    try:
+    check_size("the image", *image.size)
+    with _damage("an image in memory"):
         image.load()
         return _as_rgb(_upright(image))
-    except ImageError:
-        raise
-    except DAMAGE as error:
-        raise ImageError(f"an image in memory is damaged or cut off: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -141,43 +148,25 @@ def resolve_image(folder: str | os.PathLike, name: str) -> Path:
     return path
 
 
-def check_size(path: Path | str, width: int, height: int, max_side: int, max_pixels: int) -> None:
-    """Raises ImageError for a picture without pixels or with too many."""
+def check_size(path: Path | str, width: int, height: int) -> None:
+    """Raises ImageError for an image without pixels or with too many."""
     if width < 1 or height < 1:
         raise ImageError(f"{path} has no pixels ({width} x {height})")
-    if max(width, height) > max_side or width * height > max_pixels:
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
         raise ImageError(
-            f"{path} is {width} x {height} pixels, over the limit of {max_side} a side and {max_pixels} in all: scale it down"
+            f"{path} is {width} x {height} pixels, over the limit of {MAX_SIDE} a side and {MAX_PIXELS} in all: scale it down"
         )
-
-
-def _open_picture(path: Path, stream: BinaryIO, max_side: int, max_pixels: int) -> Image.Image:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # our own limit is stricter than Pillow's warning; damaged EXIF is handled below
-            with Image.open(stream, formats=_FORMATS) as image:
-                check_size(path, *image.size, max_side, max_pixels)
-                image.load()
-                return _as_rgb(_upright(image))
-    except ImageError:
-        raise
-    except UnidentifiedImageError:
-        raise ImageError(f"{path} is not a readable JPEG, PNG or DICOM file, whatever its name says") from None
-    except Image.DecompressionBombError:
-        raise ImageError(f"{path} is far over the limit of {max_pixels} pixels: scale it down") from None
-    except DAMAGE as error:
-        raise ImageError(f"{path} is damaged or cut off: {error}") from None
 
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image) if image.getexif().get(ExifTags.Base.Orientation, 1) != 1 else image
     except DAMAGE:
-        return image  # broken EXIF is common in the wild and says nothing about the pixels
+        return image  # broken EXIF is common and says nothing about the pixels
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in _DEEP_MODES:
+    if image.mode in ("I", "I;16", "I;16L", "I;16B", "I;16N", "F"):
         return stretch(np.asarray(image, dtype=np.float64))
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
         image = image.convert("RGBA")

@@ -1,9 +1,10 @@
-"""Rows of data files: objects with named fields, each with checks that say where it stands and what was found.
+"""Rows of data files: objects with named fields, and checks whose errors say where the row is and what it holds.
 
 Question files, answer files, annotations and judgements are all read here, so that an id, a text or an image name means the
-same everywhere. What a file of some kind must hold is for its reader.
+same everywhere.
 """
 
+import json
 import math
 import os
 import reprlib
@@ -16,26 +17,26 @@ from medv.reading import DataError, read_values
 
 
 class Row(dict[str, Any]):
-    """The fields of one row, and where it stands: `path` and `place` ("row 2" of a list, or "line 2")."""
+    """The fields of one row, and its position: `path` and `place` ("row 2" of a list, or "line 2")."""
 
     def __init__(self, fields: dict[str, Any], path: str | Path, place: str):
         super().__init__(fields)
         self.path, self.place = path, place
 
     def error(self, message: str) -> DataError:
-        """The error that says where the row is."""
+        """An error that begins with the row's position."""
         return DataError(f"{self.path} {self.place}: {message}")
 
     def with_fields(self, fields: dict[str, Any]) -> "Row":
-        """Other fields in the same place."""
+        """Other fields at the same position."""
         return Row(fields, self.path, self.place)
 
     def key(self, *keys: str) -> str:
         """The first of `keys` that the row has; raises DataError where it has none."""
-        there = next((key for key in keys if key in self), None)
-        if there is None:
-            raise self.error(f"no {' or '.join(map(repr, keys))} (the row has {', '.join(self) or 'no field'})")
-        return there
+        for key in keys:
+            if key in self:
+                return key
+        raise self.error(f"no {' or '.join(map(repr, keys))} (the row has {', '.join(self) or 'no field'})")
 
     def text(self, *keys: str, empty: bool = False, numbers: bool = False) -> str:
         """The stripped text in the first of `keys` that the row has; blank only if `empty`, a number only if `numbers`."""
@@ -48,7 +49,7 @@ class Row(dict[str, Any]):
         return value.strip()
 
     def answer(self) -> str:
-        """The text of an answer, in `text` or `answer`, as it stands; it may be empty."""
+        """The text of an answer, in `text` or `answer`, unstripped; it may be empty."""
         self.text("text", "answer", empty=True)
         return self[self.key("text", "answer")]
 
@@ -69,16 +70,14 @@ class Row(dict[str, Any]):
 
     def image(self, folder: str | os.PathLike | None, name: str) -> Path | None:
         """The path of image `name` inside `folder`; None where no folder is given."""
-        if folder is None:
-            return None
         try:
-            return resolve_image(folder, name)
+            return None if folder is None else resolve_image(folder, name)
         except ImageError as error:
             raise self.error(str(error)) from None
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """The objects of a JSON file, be it one list, one object a line, or pretty-printed objects one after another.
+    """The objects of a JSON file: one list, one object a line, or pretty-printed objects one after another.
 
     Raises DataError for a file that cannot be read (`medv.reading`), has no rows, or has a row that is no object.
     """
@@ -93,7 +92,7 @@ def read_rows(path: str | Path) -> list[Row]:
 
 
 def by_id(rows: Iterable[Row], *keys: str) -> dict[str, Row]:
-    """The rows by their ids, those without one by their place (from 0); raises DataError for an id that is there twice."""
+    """The rows by their ids, or by position (from 0) without one; raises DataError for a duplicate id."""
     named: dict[str, Row] = {}
     for place, row in enumerate(rows):
         name = row.identity(*keys) if any(key in row for key in keys) else str(place)
@@ -104,19 +103,17 @@ def by_id(rows: Iterable[Row], *keys: str) -> dict[str, Row]:
 
 
 def as_id(value: Any) -> str | None:
-    """An id as text, the same for 12, 12.0 and " 12"; None for what is no id."""
+    """An id as text, the same for 12, 12.0 and " 12"; None for anything else."""
     if is_number(value) and value == math.floor(value):
         return str(int(value))
     return value.strip() or None if isinstance(value, str) else None
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of JSON is a number that can be counted with; true and false are none."""
+    """Whether a JSON value is a finite number; true and false are none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def found(value: Any) -> str:
-    """A value as an error shows it: short, whatever it is."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return reprlib.repr(value)
+    """A value as an error shows it, shortened."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else reprlib.repr(value)

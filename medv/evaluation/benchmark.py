@@ -15,8 +15,7 @@ from torch import distributed
 from tqdm.auto import tqdm
 
 from medv.artifacts import append_jsonl, write_text
-from medv.data.contents import contents
-from medv.data.example import IMAGE_TOKEN, Example, Turn, picture_of
+from medv.data.example import IMAGE_TOKEN, Example, Turn, contents, picture_of
 from medv.data.images import ImageError, ImageFolder, open_image
 from medv.data.readers import read_dataset
 from medv.data.rows import Row, by_id, read_rows

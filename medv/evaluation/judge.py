@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from medv.data.readers import QA50_DOMAINS
+from medv.data.readers import DATASETS
 from medv.data.rows import as_id, found, read_rows
 from medv.reading import DataError, read_lines
 
 TYPES = ("conversation", "detailed_description")
-DOMAINS = tuple(QA50_DOMAINS)
+DOMAINS = DATASETS["qa50"].domains
 GROUPS = ("overall", *TYPES, *DOMAINS)
 LOWEST, HIGHEST = 1.0, 10.0
 NEEDED = ("text", "gpt4_answer", "fig_label", "fig_caption", "in_text_mention")
@@ -47,7 +47,7 @@ _SCORES = re.compile(
 )
 _FENCE = re.compile(r"(?:```\w*)?")
 _THINKING = r"(?:think|thinking|thought|reasoning)>"
-_THOUGHT, _THINKS = (re.compile(rf"{begin}{_THINKING}", re.IGNORECASE) for begin in ("</", r"\s*<"))
+_THINK_END, _THINK_START = (re.compile(rf"{begin}{_THINKING}", re.IGNORECASE) for begin in ("</", r"\s*<"))
 
 
 def judge_messages(question: Mapping[str, Any], answer: str) -> list[dict[str, str]]:
@@ -98,12 +98,12 @@ def parse_scores(reply: str) -> tuple[float, float]:
 
 def _after_thinking(reply: str) -> str:
     """The reply without the thoughts of a reasoning model. Raises ValueError where their end is unclear."""
-    if not _THOUGHT.search(reply):
-        if _THINKS.match(reply):
+    if not _THINK_END.search(reply):
+        if _THINK_START.match(reply):
             raise ValueError("it ends within <think>: its first line is missing")
         return reply
-    thought, *rest = _THOUGHT.split(reply)
-    if len(rest) > 1 or not (_THINKS.match(thought) or _SCORES.fullmatch(thought.strip().split("\n")[0]) is None):
+    thought, *rest = _THINK_END.split(reply)
+    if len(rest) > 1 or not (_THINK_START.match(thought) or _SCORES.fullmatch(thought.strip().split("\n")[0]) is None):
         raise ValueError("the end of its thinking is unclear: its first line is unknown")
     return rest[0]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medv.data.example import Example
-from medv.data.readers import read_llava_med, read_pathvqa, read_slake, read_vqa_rad
+from medv.data.readers import DATASETS
 from medv.data.rows import read_rows
 from medv.reading import DataError
 
@@ -60,21 +60,12 @@ def read_references(path: str | Path) -> list[Reference]:
     All rows are kept, in file order. Raises DataError for a file of another kind.
     """
     fields = read_rows(path)[0]
-    if "q_lang" in fields:
-        examples = read_slake(path)
-    elif "phrase_type" in fields:
-        examples = read_vqa_rad(path, frame_rows=True)
-    elif "sentf" in fields or {"id", "image", "question", "answer", "answer_type"} <= fields.keys():
-        examples = read_pathvqa(path)
-    elif fields.keys() & {"conversations", "conversatons"} and "answer_type" in fields:
-        examples = read_llava_med(path)
-    else:
-        raise DataError(
-            f"{path} is no annotation file of VQA-RAD, SLAKE, PathVQA or LLaVA-Med VQA (its rows have {', '.join(fields)})"
-        )
-    if not examples:
-        raise DataError(f"{path} has no question in language 'en'")
-    return [Reference.of(example) for example in examples]
+    scored = [dataset for dataset in DATASETS.values() if dataset.fields]
+    dataset = next((one for one in scored if any(names <= fields.keys() for names in one.fields)), None)
+    if dataset is None:
+        *titles, last = (one.title for one in scored)
+        raise DataError(f"{path} is no annotation file of {', '.join(titles)} or {last} (its rows have {', '.join(fields)})")
+    return [Reference.of(example) for example in dataset.read(path, all_rows=True)]
 
 
 def read_predictions(path: str | Path) -> list[Prediction]:

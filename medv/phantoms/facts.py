@@ -1,10 +1,9 @@
-"""An offline judge of descriptions: which facts of a phantom does a text state, and how many of them are right?
+"""An offline judge of descriptions: the facts of a phantom that a text states, and their precision and recall.
 
-`stated_facts` reads free text, also the broken text of a half-trained model, into (attribute, value) pairs as in
-`Scene.facts`; `score_description` compares them with the truth. Precision falls with every invented or contradicting claim,
-recall with every fact left out; denied findings ("no pleural effusion") are no claims. This is a parser of the words of the
-phantoms and their common synonyms. It is not the GPT judge of the paper, knows no grammar beyond negation, does not judge
-style, and never says that a denial is wrong; on real reports its numbers mean nothing.
+`stated_facts` reads free text, also the broken text of a half-trained model, into (attribute, value) pairs as in `Scene.facts`;
+`score_description` compares them with the scene. Denied findings ("no pleural effusion") are no claims. The parser covers the
+words of the phantoms and common synonyms, and no grammar beyond negation; it is not the GPT judge of the paper, and its numbers
+are meaningless on real reports.
 """
 
 import re
@@ -61,14 +60,13 @@ _PATTERNS = {
 _FACTS = {fact: re.compile(rf"\b(?:{pattern})\b") for fact, pattern in _PATTERNS.items()}
 _OF_THE_LESION = ("side", "level", "size")
 
-# Word groups that would be misread: (what is written, what is read instead).
+# Ambiguous word groups and their replacements.
 _READINGS = (
-    (r"without (?:any |intravenous |iv )*contrast|non[- ]?contrast|no contrast|unenhanced", "noncontrast"),
-    (r"mass effect|in contrast|large (?:vessels?|airways?|bowel)|upper limits?", " "),
-    (r"n't\b", " not"),
+    (re.compile(r"without (?:any |intravenous |iv )*contrast|non[- ]?contrast|no contrast|unenhanced"), "noncontrast"),
+    (re.compile(r"mass effect|in contrast|large (?:vessels?|airways?|bowel)|upper limits?"), " "),
+    (re.compile(r"n't\b"), " not"),
 )
-_READINGS = tuple((re.compile(pattern), reading) for pattern, reading in _READINGS)
-# Where one claim ends and the next begins, whatever was denied before.
+# Where one claim ends and the next begins.
 _CLAIMS = re.compile(
     r"[.;!?\n]+|,? \b(?:but|however|although|whereas|while|except)\b|,? and (?=there (?:is|are)\b)"
     r"|, (?=(?:and |with )?(?:a|an|the|there|it|this)\b)"
@@ -80,7 +78,7 @@ _DENIED = re.compile(
     r"not (?:\w+ )?(?:seen|identified|present|detected|visible|found|evident|demonstrated|noted|observed|shown))\b"
 )
 _VERB = re.compile(r"\b(?:is|are|was|were|shows?|showing|has)\b")
-# A remark on what is spared places nothing: "the right lung is clear".
+# "The right lung is clear" states no side of the finding.
 _SPARED = re.compile(r"\b(?:clear|normal|unremarkable|intact|spared|preserved|opposite|contralateral|remaining|other)\b")
 _WHOLE = (
     r"(?:image|study|scan|x-ray|radiograph|film|ct|mri|slide|section|specimen|picture|examination|exam|it|this|abdomen|"
@@ -96,10 +94,13 @@ _ALL_NORMAL = re.compile(
     r"|\b(?:impression|conclusion|diagnosis)\W+(?:normal|unremarkable)\b"
 )
 
+# "Normal" said of a part, or itself denied: "the right lung is normal", "this is not a normal scan".
+_PARTIAL = re.compile(r"\b(?:not|left|right|other|opposite|remaining|rest|otherwise)\b")
+
 
 @dataclass(frozen=True)
 class FindingScore:
-    """Shares of 0..1 and the facts behind them: `correct` is what is both stated and true."""
+    """Shares of 0..1 and the facts behind them; `correct` facts are both stated and true."""
 
     precision: float
     recall: float
@@ -111,10 +112,7 @@ class FindingScore:
 
 @dataclass(frozen=True)
 class FindingScores:
-    """Means of many scores, 0..1, with percentile bootstrap intervals over the descriptions.
-
-    `by_attribute` is the recall of each attribute over the scenes that have it.
-    """
+    """Mean scores, 0..1, with percentile bootstrap intervals; `by_attribute` is the recall of each attribute where present."""
 
     n: int
     precision: float
@@ -126,7 +124,7 @@ class FindingScores:
 
 
 def stated_facts(text: str) -> frozenset[tuple[str, str]]:
-    """The (attribute, value) pairs that a text claims, for example ("finding", "nodule"); denied ones are left out."""
+    """The (attribute, value) pairs that a text claims, for example ("finding", "nodule"), without denied ones."""
     text = re.sub(r"[\u2010-\u2015]", "-", text.lower()).replace("\u2019", "'")
     for pattern, reading in _READINGS:
         text = pattern.sub(reading, text)
@@ -165,10 +163,7 @@ def score_descriptions(texts: Sequence[str], scenes: Sequence[Scene], *, seed: i
 
 
 def fact_spans(text: str, scene: Scene) -> list[tuple[int, int, bool]]:
-    """Where a text states facts: (start, end, whether it is true of the scene), in order, for highlighting.
-
-    Some stated facts have no place of their own ("without contrast") and are not marked.
-    """
+    """The spans (start, end, true of the scene) of stated facts, in order; facts without a span of their own are left out."""
     lower = text.lower() if len(text.lower()) == len(text) else text
     edges = [0, *(edge for cut in _CLAIMS.finditer(lower) for edge in cut.span()), len(lower)]
     true, spans = scene.facts(), set()
@@ -190,13 +185,14 @@ def _claimed(claim: str) -> set[tuple[str, str]]:
     }
     if not any(name == "finding" for name, _ in facts) and _SPARED.search(claim):
         facts = {fact for fact in facts if fact[0] not in _OF_THE_LESION}
-    if any(not _is_denial_denied(match, claim) for match in _ALL_NORMAL.finditer(claim)):
-        facts.add(("finding", NORMAL))
+    for match in _ALL_NORMAL.finditer(claim):
+        if not _PARTIAL.search(claim, 0, match.start()):
+            facts.add(("finding", NORMAL))
     return facts
 
 
 def _denied_spans(claim: str) -> list[tuple[int, int]]:
-    """Where what is named is denied: after "no ...", and before "... are absent"."""
+    """The denied parts of a claim: after "no ...", and before "... are absent"."""
     spans = []
     for cue in _DENIAL.finditer(claim):
         end = _DENIAL_ENDS.search(claim, cue.end())
@@ -209,9 +205,3 @@ def _denied_spans(claim: str) -> list[tuple[int, int]]:
 
 def _inside(position: int, spans: list[tuple[int, int]]) -> bool:
     return any(start <= position < end for start, end in spans)
-
-
-def _is_denial_denied(match: re.Match, claim: str) -> bool:
-    """Whether "normal" is said of a part only, or denied itself: "the right lung is normal", "this is not a normal scan"."""
-    before = claim[: match.start()]
-    return bool(re.search(r"\b(?:not|left|right|other|opposite|remaining|rest|otherwise)\b", before))

@@ -1,7 +1,6 @@
-"""The general domain: colored shapes to count, standing for the everyday images on which LLaDA-V was trained.
+"""The general domain: colored shapes to count, in place of the everyday images of LLaDA-V's training.
 
-A model that has seen only these knows colors, shapes and numbers, and nothing of medicine; the initialization ablation
-(Table 4) starts from it.
+The initialization ablation (Table 4) starts from a model trained on these alone.
 """
 
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ class ShapeScene:
     background: str
 
     def facts(self) -> frozenset[tuple[str, str]]:
-        """The (attribute, value) pairs that a full description states; the count is in words."""
+        """The (attribute, value) pairs that a full description states, the count as a word."""
         return frozenset(
             {("shape", self.shape), ("color", self.color), ("count", COUNTS[self.count]), ("background", self.background)}
         )

@@ -1,7 +1,6 @@
-"""Phantom images: a scene of medv.phantoms.scene drawn as pixels, in five domains, with numpy alone.
+"""Synthetic images (phantoms): a scene of medv.phantoms.scene as pixels, in five domains, drawn with numpy.
 
-The same scene gives the same picture on every machine and shows the same anatomy at every size; only grain is per pixel.
-Phantoms teach a tiny model where to look; they are drawings and stand for no patient.
+The same scene gives the same image on every machine and shows the same anatomy at every size; only grain is per pixel.
 """
 
 import numpy as np

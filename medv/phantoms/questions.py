@@ -1,15 +1,17 @@
-"""Questions about phantoms, balanced by construction: the question alone tells nothing of the answer.
+"""Questions about phantoms, balanced by construction: the question alone reveals nothing about the answer.
 
-`balanced_question` chooses kind, answer and named value first, in strata, and only then samples a scene that fits. Each
-closed question is planned as a pair, once with the answer yes and once with no, so P(yes | question text) = 1/2. Of a
-two-valued attribute the main questions name one value only ("on the left?", never "on the right?"), which makes the answer a
-read-out of the picture; `hard=True` names both, which makes it the exclusive or of question and picture and is far harder for
-a small model. Open questions have uniform answers and never name the finding. `ask` puts a question to a given scene, for
-dialogues; it is balanced over scenes, not by plan.
+`balanced_question` chooses kind, answer and named value first, in strata, and then samples a scene that fits. Each closed
+question is planned as a pair with the answers yes and no, so P(yes | question text) = 1/2. Of a two-valued attribute the main
+questions name one value only ("on the left?", never "on the right?"), so that the answer can be read off the image;
+`hard=True` names both: the exclusive or of question and image, far harder for a small model. Open questions have uniform
+answers and never name the finding. `ask` is for dialogues: a question about a given scene, balanced over scenes. Templates are
+in `questions.json`.
 """
 
+import json
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
@@ -20,101 +22,7 @@ from medv.phantoms.wording import MODALITY, counted, pick, with_article, with_ca
 KINDS = ("modality", "abnormal", "finding", "side", "level", "size", "acquisition")
 SHAPE_KINDS = ("shape", "color", "count")
 
-_CLOSED = {
-    "modality": ("Is this {x}?", "Is the image {x}?", "Are we looking at {x}?", "Is {x} shown?"),
-    "finding": ("Is there {x}?", "Is {x} seen?", "Does the image show {x}?", "Is {x} present?"),
-    "side": (
-        "Is the abnormality on the {x}?",
-        "Is the lesion on the {x} side?",
-        "Is the finding on the {x}?",
-        "Does the abnormality lie on the {x} side?",
-    ),
-    "level": (
-        "Is the abnormality in the {x} part?",
-        "Is the lesion in the {x} part?",
-        "Is the finding {x}?",
-        "Does the abnormality lie in the {x} part?",
-    ),
-    "size": ("Is the abnormality {x}?", "Is the lesion {x}?", "Is the finding {x} in size?", "Is it a {x} lesion?"),
-    "acquisition": ("Is this {x}?", "Is the image {x}?", "Are we looking at {x}?", "Is {x} shown?"),
-}
-_ABNORMAL = {
-    "abnormal": (
-        "Is there an abnormality?",
-        "Is any abnormality seen?",
-        "Does the image show an abnormality?",
-        "Is this image abnormal?",
-    ),
-    "normal": ("Is the image normal?", "Is this a normal study?", "Does the image look normal?", "Is this image normal?"),
-}
-_OPEN = {
-    "modality": (
-        "What kind of image is this?",
-        "What is the modality?",
-        "Which modality is shown?",
-        "What type of study is this?",
-    ),
-    "abnormal": (
-        "Is the image normal or abnormal?",
-        "Is this study normal or abnormal?",
-        "Does the image look normal or abnormal?",
-        "Is it a normal or an abnormal image?",
-    ),
-    "finding": (
-        "What abnormality is seen?",
-        "What is the main finding?",
-        "Which finding is present?",
-        "What is the diagnosis?",
-    ),
-    "side": (
-        "On which side is the abnormality?",
-        "Which side is affected?",
-        "On which side does the lesion lie?",
-        "Is the abnormality on the left or on the right?",
-    ),
-    "level": (
-        "At what level is the abnormality?",
-        "Which level is affected?",
-        "At which level does the lesion lie?",
-        "What is the level of the finding?",
-    ),
-    "size": (
-        "What is the size of the abnormality?",
-        "How big is the lesion?",
-        "What size is the finding?",
-        "Is the abnormality small or large?",
-    ),
-    "acquisition": (
-        "How was this image acquired?",
-        "What is the acquisition?",
-        "Which acquisition was used?",
-        "How was the image obtained?",
-    ),
-}
-_ACQUIRED = {
-    "upright": "upright image",
-    "portable": "portable image",
-    "contrast": "contrast scan",
-    "non-contrast": "non-contrast scan",
-    "T1": "T1 scan",
-    "T2": "T2 scan",
-    "low power": "low power view",
-    "high power": "high power view",
-    "fresh": "fresh specimen",
-    "fixed": "fixed specimen",
-}
-_UNCOUNTED = ("consolidation", "calcification", "edema", "inflammation", "necrosis", "carcinoma", "fibrosis")
-_SHAPES_CLOSED = {
-    "shape": ("Is there a {x}?", "Is the shape a {x}?", "Do we see a {x}?"),
-    "color": ("Is it {x}?", "Is the color {x}?", "Is the shape drawn in {x}?"),
-    "count": ("Is the count {x}?", "Is the number of shapes {x}?", "Do we count {x}?"),
-}
-_SHAPES_OPEN = {
-    "shape": ("What shape is drawn?", "Which shape is seen?", "What is the shape?"),
-    "color": ("What is the color?", "Which color is seen?", "What color is the shape?"),
-    "count": ("How many shapes are there?", "What is the count?", "What is the number of shapes?"),
-}
-_SHAPES_SAY = {"shape": "the shape is a {x}", "color": "the color is {x}", "count": "the count is {x}"}
+_TEMPLATES = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 
 # One polarity: the values that a main closed question may name; of the two values of an attribute the second is asked.
 _MAIN_VALUES = {
@@ -140,8 +48,7 @@ BLOCK = 4 * len(KINDS)  # each kind, closed and open, twice
 
 @dataclass(frozen=True)
 class Question:
-    """A question and the scene it is about. `named` is the value that a closed question names, `answer` the short answer,
-    `sentence` the same in a full sentence."""
+    """A question about a scene, with a short answer and the same as a `sentence`; `named` is the value in a closed question."""
 
     kind: str
     form: str
@@ -190,7 +97,8 @@ def ask(scene: Scene, kind: str, form: str, rng: np.random.Generator, *, hard: b
         raise ValueError(f"unknown form {form!r}: use 'closed' or 'open'")
     truth = value_of(scene, kind)
     if kind in ("modality", "finding"):
-        others = [value for value in _domain_values(scene, kind) if value != truth]
+        values = DOMAINS if kind == "modality" else FINDINGS[scene.domain]
+        others = [value for value in values if value != truth]
         named = truth if rng.random() < 0.5 else pick(rng, others)
     else:
         allowed = (_ALL_VALUES if hard else _MAIN_VALUES)[kind]
@@ -204,32 +112,33 @@ def kinds_of(scene: Scene) -> tuple[str, ...]:
 
 
 def value_of(scene: Scene, kind: str) -> str:
-    """The truth that a question of `kind` asks for, as the scene stores it; "normal" or "abnormal" for "abnormal"."""
+    """The true value of `kind`, as the scene stores it; "normal" or "abnormal" for "abnormal"."""
     if kind == "abnormal":
         return NORMAL if scene.finding == NORMAL else "abnormal"
     return getattr(scene, "domain" if kind == "modality" else kind)
 
 
 def balanced_shapes_question(index: int, *, salt: int, scene_seed: int) -> Question:
-    """The same for the general family: shape, color and count, closed (yes and no) and open (twice), in blocks of 12."""
+    """`balanced_question` for shapes: shape, color and count, closed (yes and no) and open (twice), in blocks of 12."""
     block, place = divmod(index, 4 * len(SHAPE_KINDS))
     rng = np.random.default_rng([salt, block, 0x5B1C])
     slot, draws = int(rng.permutation(4 * len(SHAPE_KINDS))[place]), rng.random((len(SHAPE_KINDS), 4))
     kind, part = SHAPE_KINDS[slot // 4], slot % 4
     values = {"shape": SHAPES, "color": tuple(COLORS), "count": tuple(COUNTS)}[kind]
+    said = _TEMPLATES["statements"][kind]
     named_u, other_u, text_u, open_u = draws[slot // 4]
     named = values[int(named_u * len(values))]
     others = [value for value in values if value != named]
     if part >= 2:  # open
         value = values[(int(open_u * len(values)) + part) % len(values)]
         scene = sample_shapes(scene_seed, **{kind: value})
-        text = _SHAPES_OPEN[kind][int(text_u * 3 + part) % 3]
-        sentence = with_capital(_SHAPES_SAY[kind].format(x=_say(value))) + "."
+        text = _TEMPLATES["open"][kind][int(text_u * 3 + part) % 3]
+        sentence = with_capital(said.format(x=_say(value))) + "."
         return Question(kind, "open", text, _say(value), sentence, None, scene)
     scene = sample_shapes(scene_seed, **{kind: named if part else others[int(other_u * len(others))]})
-    text = _SHAPES_CLOSED[kind][int(text_u * 3)].format(x=_say(named))
+    text = _TEMPLATES["closed"][kind][int(text_u * 3)].format(x=_say(named))
     answer = "yes" if part else "no"
-    sentence = f"{answer.capitalize()}, {_SHAPES_SAY[kind].format(x=_say(getattr(scene, kind)))}."
+    sentence = f"{answer.capitalize()}, {said.format(x=_say(getattr(scene, kind)))}."
     return Question(kind, "closed", text, answer, sentence, _say(named), scene)
 
 
@@ -265,7 +174,7 @@ def _order(size: int, turn: int, key: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _wish(kind: str, value) -> tuple[tuple[tuple[str, str], ...], float]:
-    """What to ask of `sample_scene` so that the answer of `kind` is `value`, and its share of normal images."""
+    """The options of `sample_scene` with which the answer of `kind` is `value`, and the share of normal images."""
     if kind == "abnormal":
         return ((("finding", NORMAL),), 1.0) if value == NORMAL else ((), 0.0)
     if kind == "finding":
@@ -287,12 +196,9 @@ def _opposite(value: str) -> str:
     return {NORMAL: "abnormal", "abnormal": NORMAL}.get(value) or _OTHER[value]
 
 
-def _domain_values(scene: Scene, kind: str) -> tuple[str, ...]:
-    return DOMAINS if kind == "modality" else FINDINGS[scene.domain]
-
-
 def _closed(kind: str, named: str, paraphrase: int, scene: Scene) -> Question:
-    templates = _ABNORMAL[named] if kind == "abnormal" else _CLOSED[kind]
+    templates = _TEMPLATES["closed"][kind]
+    templates = templates[named] if kind == "abnormal" else templates
     answer = "yes" if value_of(scene, kind) == named else "no"
     text = templates[paraphrase].format(x=_phrase(kind, named))
     if kind == "finding":
@@ -305,7 +211,7 @@ def _closed(kind: str, named: str, paraphrase: int, scene: Scene) -> Question:
 def _open(kind: str, paraphrase: int, scene: Scene) -> Question:
     said = _statement(kind, scene)
     answer = _short(kind, value_of(scene, kind))
-    return Question(kind, "open", _OPEN[kind][paraphrase], answer, with_capital(said) + ".", None, scene)
+    return Question(kind, "open", _TEMPLATES["open"][kind][paraphrase], answer, with_capital(said) + ".", None, scene)
 
 
 def _short(kind: str, value: str) -> str:
@@ -317,26 +223,18 @@ def _phrase(kind: str, value: str) -> str:
     if kind == "modality":
         return with_article(MODALITY[value])
     if kind == "acquisition":
-        return with_article(_ACQUIRED[value])
-    if kind == "finding" and value not in _UNCOUNTED:
-        return with_article(value)
-    return value
+        return with_article(_TEMPLATES["acquired"][value])
+    return with_article(value) if kind == "finding" and counted(value) == value else value
 
 
 def _statement(kind: str, scene: Scene) -> str:
-    """What is true, as a clause without its capital and its stop."""
+    """The truth as a clause, without capital and full stop."""
     value = value_of(scene, kind)
     if kind == "abnormal":
         return "the image is normal" if value == NORMAL else "there is an abnormality"
     if kind == "finding":
         return f"there is {with_article(counted(value))}"
-    return {
-        "modality": "this is {x}",
-        "acquisition": "this is {x}",
-        "side": "it is on the {x}",
-        "level": "it is in the {x} part",
-        "size": "it is {x}",
-    }[kind].format(x=_phrase(kind, value))
+    return _TEMPLATES["statements"][kind].format(x=_phrase(kind, value))
 
 
 def _say(value: str | int) -> str:

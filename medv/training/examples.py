@@ -15,9 +15,8 @@ from hashlib import sha256
 from pathlib import Path
 
 from medv.data.example import Example
-from medv.data.question_texts import caption_examples, dialogue_examples
-from medv.data.readers import read_dataset
-from medv.data.training_set import read_training_set
+from medv.data.readers import data_set, read_dataset, read_training_set
+from medv.data.texts import caption_examples, dialogue_examples
 from medv.phantoms import sets as phantom_sets
 from medv.profiles import STAGES, Profile
 
@@ -50,7 +49,7 @@ def stage_examples(
 
     From VQA-RAD the stages align and instruct of a synthetic profile learn captions and dialogues made of its training
     questions, with at most PHANTOMS_ADDED phantoms. With skip_corrupt missing images are left to the training, which counts
-    them. Raises ValueError for what cannot be trained on, see `medv.data.training_set`.
+    them. Raises ValueError for what cannot be trained on, see `medv.data.readers`.
     """
     if stage not in STAGES:
         raise ValueError(f"unknown stage {stage!r}: use pretrain, {', '.join(STAGES)}")
@@ -72,7 +71,7 @@ def stage_examples(
         train = question_split(data, skip_corrupt=skip_corrupt)[0]
     if recipe.lower_case:
         train = in_lower_case(train)
-    if stage == "vqa" or data.name != "vqa_rad" or not profile.synthetic:
+    if stage == "vqa" or not data_set(data.name).captioned or not profile.synthetic:
         return train, []
     texts = caption_examples(train, copies=CAPTIONS)
     texts += dialogue_examples(train, copies=DIALOGUES) if stage == "instruct" else []

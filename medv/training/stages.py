@@ -27,8 +27,8 @@ from medv.checkpoints import contents as model_contents
 from medv.checkpoints.assembly import assemble, new_processor
 from medv.checkpoints.bundled import bundled, fetched_towers, load_model, save_projector
 from medv.checkpoints.loading import load_tokenizer
-from medv.data import contents as data_contents
 from medv.data.example import Example
+from medv.data.example import contents as data_contents
 from medv.model.devices import device_named, place, processes, rank
 from medv.model.looks import Looks
 from medv.model.modeling import MedVForMaskedDiffusion
@@ -88,8 +88,8 @@ def train_stage(
         "recipe": recipe.settings(),
         "lora": lora and asdict(lora),
         "init": model_contents.contents(model, processor),
-        "data": data_contents.contents(examples),
-        "validation": data_contents.contents(validation),
+        "data": data_contents(examples),
+        "validation": data_contents(validation),
     }
     with clear_failures(lambda: how_to_resume(saved)), same_weights_on_every_process(model), claimed(out, run):
         if (out / FINISHED).exists():

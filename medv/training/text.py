@@ -25,8 +25,7 @@ from medv.artifacts import fingerprint, write_json, write_text
 from medv.checkpoints.assembly import token_ids
 from medv.checkpoints.loading import load_tokenizer
 from medv.data.chat import SpecialTokens
-from medv.data.prompts import PROMPTS
-from medv.data.texts import Document
+from medv.data.texts import Document, all_prompts
 from medv.training.adapt import half_on, load_tower
 
 ENDS = 32
@@ -98,12 +97,13 @@ def write_text_of(
 
 def _prompts_by_length(tokenizer: PreTrainedTokenizerFast) -> list[list[tuple[str, list[int]]]]:
     """The prompts and their ids, those of one length together; by the tokenizer's own chat template where it has one."""
-    texts = [Document("", prompt).opening() for prompt in PROMPTS]
+    asked = all_prompts()
+    texts = [Document("", prompt).opening() for prompt in asked]
     if tokenizer.chat_template:
-        dialogues = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+        dialogues = [[{"role": "user", "content": prompt}] for prompt in asked]
         texts = tokenizer.apply_chat_template(dialogues, add_generation_prompt=True, tokenize=False)
     groups: dict[int, list[tuple[str, list[int]]]] = defaultdict(list)
-    for prompt, ids in zip(PROMPTS, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True):
+    for prompt, ids in zip(asked, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True):
         groups[len(ids)].append((prompt, ids))
     return [groups[size] for size in sorted(groups)]
 

@@ -1,7 +1,6 @@
-"""How far each metric can be gamed: scores of answers that never look at the question or the image.
+"""Scores of the same answer to every question: the share of each metric that needs no look at the question or the image.
 
-Every answer here is the same text for all questions, built from training answers at most, so whatever it scores a metric gives
-away for nothing. It runs no model.
+The answers are built from training answers at most, and no model is run.
 """
 
 from collections import Counter
@@ -17,13 +16,22 @@ from medv.phantoms.facts import score_descriptions, stated_facts
 FREQUENT = (10, 100)
 """How many of the most frequent words of training answers are said at once."""
 REPEATS = (1, 3, 20)
-TRUTH = "the reference itself"
-COLUMNS = ("closed accuracy", "closed, gated", "closed, strict", "open recall", "open set recall", "open precision")
-FACTS = ("facts precision", "facts recall", "facts F1")
+TRUTH, ANSWER = "the reference itself", "answer to every question"
+COLUMNS = {
+    "closed accuracy": ("batch", "closed_accuracy"),
+    "closed, gated": ("gated", "closed_accuracy"),
+    "closed, strict": ("batch", "closed_strict_accuracy"),
+    "open recall": ("batch", "open_recall"),
+    "open set recall": ("batch", "open_set_recall"),
+    "open precision": ("batch", "open_precision"),
+}
+"""Columns of a question-answering set: the variant of the metric, and the score."""
+FACTS = {"facts precision": "precision", "facts recall": "recall", "facts F1": "f1"}
+COUNTS = ("n closed", "n open", "n")
 
 
 def constant_answers(train: Sequence[Example]) -> dict[str, str]:
-    """Answers that fit every question, by what they are: "yes", "yes no", the most frequent words of training answers."""
+    """Answers that fit every question, by label: "yes", "yes no", the most frequent words of training answers."""
     counted = Counter(word for ex in train if ex.answer_type == "OPEN" for word in normalize(ex.answer.lower()).split())
     words = [word for word, _ in sorted(counted.items(), key=lambda item: (-item[1], item[0]))]
     several = {f"the {n} most frequent words": " ".join(words[:n]) for n in FREQUENT if n <= len(words)}
@@ -31,25 +39,23 @@ def constant_answers(train: Sequence[Example]) -> dict[str, str]:
 
 
 def game_vqa(name: str, train: Sequence[Example], test: Sequence[Example]) -> pd.DataFrame:
-    """Scores (percent) of each constant answer on a question-answering set, and of the reference itself: test set, answer, the
-    columns `COLUMNS`, n closed, n open.
+    """Scores (percent) of each constant answer on a question-answering set, and of the reference itself: test set, answer to
+    every question, the columns `COLUMNS`, n closed, n open.
     """
     references = [Reference.of(example) for example in test]
-    lists = {key: [text] * len(test) for key, text in constant_answers(train).items()}
+    answers = {TRUTH: [reference.answer for reference in references]}
+    answers |= {label: [text] * len(test) for label, text in constant_answers(train).items()}
     rows = []
-    for answer, said in ({TRUTH: [reference.answer for reference in references]} | lists).items():
-        batch, gated = (evaluate_vqa(references, said, variant=variant) for variant in ("batch", "gated"))
-        scores = (
-            *(batch.closed_accuracy, gated.closed_accuracy, batch.closed_strict_accuracy),
-            *(batch.open_recall, batch.open_set_recall, batch.open_precision),
-        )
-        counts = {"n closed": batch.n_closed, "n open": batch.n_open}
-        rows.append({"test set": name, "answer to every question": answer, **dict(zip(COLUMNS, scores, strict=True)), **counts})
+    for label, texts in answers.items():
+        scores = {variant: evaluate_vqa(references, texts, variant=variant) for variant in ("batch", "gated")}
+        row = {column: getattr(scores[variant], metric) for column, (variant, metric) in COLUMNS.items()}
+        counts = {"n closed": scores["batch"].n_closed, "n open": scores["batch"].n_open}
+        rows.append({"test set": name, ANSWER: label} | row | counts)
     return pd.DataFrame(rows)
 
 
 def inflation(name: str, test: Sequence[Example]) -> pd.DataFrame:
-    """Open recall (percent) of an answer that says one word of the reference again and again: what repetition alone adds.
+    """Open recall (percent) of an answer that repeats one word of the reference: what repetition alone adds.
 
     Only references of at least two different words count. Columns: test set, times, open recall, open set recall, n.
     """
@@ -60,30 +66,34 @@ def inflation(name: str, test: Sequence[Example]) -> pd.DataFrame:
     rows = []
     for times in REPEATS if chosen else ():
         scores = evaluate_vqa([reference for reference, _ in chosen], [" ".join([word] * times) for _, word in chosen])
-        recalls = {"open recall": scores.open_recall, "open set recall": scores.open_set_recall}
-        rows.append({"test set": name, "times": times, **recalls, "n": len(chosen)})
+        rows.append((name, times, scores.open_recall, scores.open_set_recall, len(chosen)))
     return pd.DataFrame(rows, columns=["test set", "times", "open recall", "open set recall", "n"])
 
 
 def game_findings(name: str, train: Sequence[Example], test: Sequence[Example]) -> pd.DataFrame:
-    """Facts precision, recall and F1 (percent) of one text for every image: the training description that fits the training
-    images best, and one that states every fact there is; and of the reference itself. Columns: test set, answer, `FACTS`, n.
+    """Facts precision, recall and F1 (percent) of one text for every image, and of the reference itself. Columns: test set,
+    answer to every question, `FACTS`, n.
+
+    The texts are the training description that fits the training images best, and one that states every fact there is.
     """
     truths = [example.meta["scene"].facts() for example in train]
     texts = {example.answer: stated_facts(example.answer) for example in train}
     best = max(texts, key=lambda text: sum(len(texts[text] & true) / (len(texts[text]) + len(true)) for true in truths))
-    lists = {
+    stated, everything = set(), []
+    for text, facts in texts.items():
+        if facts - stated:
+            everything.append(text)
+            stated |= facts
+    answers = {
         TRUTH: [example.answer for example in test],
         "the best single description": [best] * len(test),
-        "every fact there is": [_everything(texts)] * len(test),
+        "every fact there is": [" ".join(everything)] * len(test),
     }
     rows = []
-    for answer, said in lists.items():
+    for label, said in answers.items():
         scores = score_descriptions(said, [example.meta["scene"] for example in test], resamples=1)
-        values = [100.0 * getattr(scores, metric) for metric in ("precision", "recall", "f1")]
-        rows.append(
-            {"test set": name, "answer to every question": answer, **dict(zip(FACTS, values, strict=True)), "n": scores.n}
-        )
+        row = {column: 100.0 * getattr(scores, metric) for column, metric in FACTS.items()}
+        rows.append({"test set": name, ANSWER: label} | row | {"n": scores.n})
     return pd.DataFrame(rows)
 
 
@@ -91,34 +101,24 @@ def gaming_grid(
     sets: Mapping[str, tuple[Sequence[Example], Sequence[Example]]],
     descriptions: tuple[Sequence[Example], Sequence[Example]] | None = None,
 ) -> pd.DataFrame:
-    """All of the above in one frame: a row per test set and answer, a column per metric (percent), empty where none is.
+    """All of the above: a row per test set and answer, a column per metric (percent), empty where there is none.
 
     sets: training and test examples of question-answering sets by name; descriptions: the same of the phantoms' descriptions.
     """
     frames = []
     for name, (train, test) in sets.items():
         grown = inflation(name, test)
-        times = [f"one word of the reference, {n} times" if n > 1 else "one word of the reference" for n in grown["times"]]
-        frames += [game_vqa(name, train, test), grown.assign(**{"answer to every question": times}).drop(columns="times")]
+        times = ["one word of the reference" + (f", {n} times" if n > 1 else "") for n in grown["times"]]
+        frames += [game_vqa(name, train, test), grown.assign(**{ANSWER: times}).drop(columns="times")]
     if descriptions:
         frames.append(game_findings("descriptions", *descriptions))
     grid = pd.concat(frames, ignore_index=True)
-    counts = ["n closed", "n open", "n"]
-    return grid[[*(column for column in grid.columns if column not in counts), *(c for c in counts if c in grid)]]
+    counts = [column for column in COUNTS if column in grid]
+    return grid[[*grid.columns.drop(counts), *counts]]
 
 
 def most_reached(grid: pd.DataFrame) -> pd.DataFrame:
     """The most (percent) that an answer made without the references' help reaches in each metric, one column per test set."""
-    blind = grid[~grid["answer to every question"].str.contains("reference")]
+    blind = grid[~grid[ANSWER].str.contains("reference")]
     metrics = [column for column in (*COLUMNS, *FACTS) if column in grid]
     return blind.groupby("test set", sort=False)[metrics].max().T
-
-
-def _everything(texts: Mapping[str, frozenset]) -> str:
-    """Training descriptions one after another, each for a fact that those before it do not state."""
-    stated, kept = set(), []
-    for text, facts in texts.items():
-        if facts - stated:
-            kept.append(text)
-            stated |= facts
-    return " ".join(kept)

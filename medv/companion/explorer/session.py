@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import pandas as pd
 from PIL import Image
 
 from medv.companion.figures.traces import Cell, cells, forwards_of
@@ -26,6 +25,7 @@ from medv.evaluation.text import repeated_parts
 from medv.phantoms.sets import description_set
 
 REVISIONS: dict[str, Revision | None] = {"none": None, "reveal-remask": RevealRemask(budget=0.25), "remdm": ReMDM()}
+OnStep = Callable[[Events], None]
 MEASURES = {"repetition": "repeated words (%)", "words": "words", "forwards": "forwards", "seconds": "seconds"}
 
 
@@ -49,15 +49,9 @@ class Setting:
         """The sampler configuration; raises ValueError for numbers or names that do not fit together."""
         if self.revision not in REVISIONS:
             raise ValueError(f"unknown revision {self.revision!r}: use one of {', '.join(REVISIONS)}")
-        return SamplerConfig(
-            self.gen_length,
-            self.block_length,
-            self.steps,
-            temperature=self.temperature,
-            seed=self.seed,
-            schedule=schedule_named(self.schedule),
-            revision=REVISIONS[self.revision],
-        )
+        named = {"schedule": schedule_named(self.schedule), "revision": REVISIONS[self.revision]}
+        sizes = self.gen_length, self.block_length, self.steps
+        return SamplerConfig(*sizes, temperature=self.temperature, seed=self.seed, **named)
 
     def sweep(self) -> tuple["Setting", ...]:
         """This setting at every Z at which each forward of a block writes the same number of tokens, the largest Z first."""
@@ -108,7 +102,7 @@ class Outcome:
         return 100 * sum(len(part.split()) for part, again in self.parts if again) / max(self.words, 1)
 
     def row(self) -> dict:
-        """The run as a row of the history."""
+        """The run as a row of a table: picture, question, text, the setting, forwards, seconds, words, repetition (%)."""
         numbers = {"forwards": self.answer.forwards, "seconds": self.answer.seconds, "words": self.words}
         asked = {"picture": self.picture, "question": self.answer.question, "text": self.answer.text}
         return asked | asdict(self.setting) | numbers | {"repetition": self.repetition}
@@ -152,29 +146,22 @@ class Session:
         """The kept outcome, or None."""
         return self.outcomes.get((_digest(picture), question, setting))
 
-    def known(self, picture: Image.Image, question: str, setting: Setting) -> list[Outcome]:
-        """All kept outcomes that differ from this at most in Z, by Z."""
-        place = (_digest(picture), question)
-        kept = [
-            o for key, o in self.outcomes.items() if key[:2] == place and replace(key[2], steps=1) == replace(setting, steps=1)
-        ]
-        return sorted(kept, key=lambda outcome: outcome.setting.steps)
+    def known(self, picture: Image.Image, question: str, setting: Setting) -> dict[int, Outcome]:
+        """The kept outcomes of this setting at any Z, by Z in order."""
+        kept = {}
+        for (digest, asked, each), outcome in self.outcomes.items():
+            if (digest, asked, replace(each, steps=setting.steps)) == (_digest(picture), question, setting):
+                kept[each.steps] = outcome
+        return dict(sorted(kept.items()))
 
     def ask(
-        self,
-        picture: Image.Image,
-        question: str,
-        setting: Setting,
-        *,
-        name: str = "picture",
-        on_step: Callable[[Events], None] | None = None,
+        self, picture: Image.Image, question: str, setting: Setting, *, name: str = "picture", on_step: OnStep | None = None
     ) -> Outcome:
         """Answer one question; `on_step` gets the events of each forward and may raise `Cancelled`.
 
         Raises ValueError for a setting that does not fit, an empty question, and one that is too long.
         """
-        kept = self.found(picture, question, setting)
-        if kept is not None:
+        if (kept := self.found(picture, question, setting)) is not None:
             return kept
         answer, trace = self.answerer.ask(picture, question, setting.config(), on_step=on_step)
         outcome = Outcome(name, setting, answer, trace)
@@ -185,10 +172,6 @@ class Session:
         """The outcomes of `setting.sweep()`, the largest Z first; kept ones are not asked again."""
         for each in setting.sweep():
             yield self.ask(picture, question, each, name=name)
-
-    def history(self) -> pd.DataFrame:
-        """All runs so far, one row each: picture, question, text, the setting, forwards, seconds, words, repetition (%)."""
-        return pd.DataFrame([outcome.row() for outcome in self.outcomes.values()])
 
 
 def gallery(count: int = 6, *, image_size: int = 64) -> list[Example]:

@@ -1,8 +1,4 @@
-"""The small pictures and frames of the tutorials: phantoms in a grid, a canvas as it fills, masks at several times.
-
-Notebooks 00-02 call these and narrate. Everything here is for the eye: nothing is trained, and what is scored is scored
-elsewhere in the library.
-"""
+"""Computations of the tutorials (notebooks 00, 01, 02, 12): phantoms, questions, counts, masks, the noise of the loss."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -15,9 +11,10 @@ from matplotlib.figure import Figure
 
 from medv import paper
 from medv.companion.figures.plots import PALETTE, new_figure, theme
-from medv.companion.figures.words import token_text
-from medv.data.check import MISPRINTS, check_dataset
+from medv.companion.figures.words import tokens_of
+from medv.data.check import check_dataset
 from medv.data.example import Example, Turn
+from medv.data.readers import DATASETS
 from medv.diffusion.corruption import corrupt, draw_noise
 from medv.diffusion.loss import NORMALIZATIONS
 from medv.evaluation.controls import majority_answers
@@ -38,7 +35,7 @@ METRIC_NAMES = {
 }
 
 
-# --- Pictures of the data (notebooks 00, 01) ---
+# --- Data (notebooks 00, 01) ---
 
 
 def phantom_gallery(size: int = 128) -> tuple[list, list[str], pd.DataFrame]:
@@ -56,43 +53,35 @@ def phantom_gallery(size: int = 128) -> tuple[list, list[str], pd.DataFrame]:
 def questions_about(scene: Scene, *, image_size: int = 64, seed: int = 0) -> list[Example]:
     """One question of every kind that the scene has an answer to, open and closed in turn, in the words of stage 3."""
     rng = np.random.default_rng([seed, 0xA5C])
-    asked = [ask(scene, kind, ("open", "closed")[place % 2], rng) for place, kind in enumerate(kinds_of(scene))]
-    return [
-        Example(
-            f"tutorial/{place}",
-            partial(phantom_image, scene, image_size),
-            (Turn("user", question.text), Turn("assistant", question.answer)),
-            question.form.upper(),
-            {"scene": scene, "kind": question.kind},
-        )
-        for place, question in enumerate(asked)
-    ]
+    image, examples = partial(phantom_image, scene, image_size), []
+    for place, kind in enumerate(kinds_of(scene)):
+        question = ask(scene, kind, ("open", "closed")[place % 2], rng)
+        turns = (Turn("user", question.text), Turn("assistant", question.answer))
+        meta = {"scene": scene, "kind": question.kind}
+        examples.append(Example(f"tutorial/{place}", image, turns, question.form.upper(), meta))
+    return examples
 
 
 def answer_table(examples: Sequence[Example], answers: Sequence[str]) -> pd.DataFrame:
     """Question, the model's answer, the truth, and whether the metric of stage 3 calls it right (open: all words said)."""
     items = evaluate_vqa([Reference.of(example) for example in examples], answers).items
     right = [bool(item.strict_hit) if item.answer_type == "CLOSED" else item.set_recall == 1 for item in items]
-    rows = zip(examples, answers, right, strict=True)
-    return pd.DataFrame([{"question": e.question, "answer": a, "truth": e.answer, "right": r} for e, a, r in rows])
+    questions, truths = [example.question for example in examples], [example.answer for example in examples]
+    return pd.DataFrame({"question": questions, "answer": answers, "truth": truths, "right": right})
 
 
 def question_balance(train: Sequence[Example], test: Sequence[Example]) -> pd.DataFrame:
-    """What the question alone gives away, per kind: share of yes, and the score of the most frequent training answer to it.
+    """Per kind of question: the share of yes, and the score of the most frequent training answer to the same question.
 
     Closed questions are scored by accuracy, open ones by recall, in percent.
     """
     blind = majority_answers(train, test).lookup
     items = evaluate_vqa([Reference.of(example) for example in test], blind).items
-    rows = [
-        {
-            "kind": example.meta["kind"],
-            "form": example.answer_type.lower(),
-            "yes": float(example.answer == "yes") if example.answer_type == "CLOSED" else np.nan,
-            "blind": item.hit if item.answer_type == "CLOSED" else item.recall,
-        }
-        for example, item in zip(test, items, strict=True)
-    ]
+    rows = []
+    for example, item in zip(test, items, strict=True):
+        closed = example.answer_type == "CLOSED"
+        scores = {"yes": float(example.answer == "yes"), "blind": item.hit} if closed else {"yes": np.nan, "blind": item.recall}
+        rows.append({"kind": example.meta["kind"], "form": example.answer_type.lower()} | scores)
     frame = pd.DataFrame(rows)
     frame = pd.concat([frame, frame.assign(kind="all")])
     grouped = frame.groupby(["form", "kind"], sort=False)
@@ -102,17 +91,25 @@ def question_balance(train: Sequence[Example], test: Sequence[Example]) -> pd.Da
 
 
 def table8(folders: Mapping[str, str | Path | None], phantoms: Mapping[str, Sequence[Example]]) -> pd.DataFrame:
-    """Table 8 as rows of (data, split): the paper's counts, ours where a folder was given, and what to know of the row.
+    """Table 8 as rows of (data, split): the paper's counts, ours where a folder was given, and a remark.
 
     `folders` maps vqa_rad, slake and pathvqa to a folder or None; `phantoms` maps a split to its questions.
     """
     published = paper.table("table8").set_index("detail")
-    quantities = list(published.index)
-    rows = []
+    quantities, rows = list(published.index), []
     for column in published.columns:
         name, _, split = column.rpartition("_")
-        printed = {f"{quantity} (paper)": int(published.loc[quantity, column]) for quantity in quantities}
-        rows.append({"data": name, "split": split} | printed | _counted(name, split, folders.get(name), quantities))
+        row = {"data": name, "split": split} | {f"{q} (paper)": int(published.at[q, column]) for q in quantities}
+        split = {"val": "validation"}.get(split, split)
+        if folders.get(name) is None:
+            known = [f"{q}: {why}" for q in quantities if (why := DATASETS[name].misprints.get((split, q), (0, ""))[1])]
+            rows.append(row | {"remark": "; ".join(["not counted in this run", *known])})
+            continue
+        counts = [count for count in check_dataset(name, folders[name]).counts if count.split == split]
+        row |= {f"{count.quantity} (ours)": count.counted for count in counts if count.quantity in quantities}
+        verdicts = {f"{count.quantity}: {count.note or count.verdict}" for count in counts if "mis" in count.verdict}
+        remark = "; ".join(sorted(verdicts)) or ("equal" if counts else "this split is not in the folder")
+        rows.append(row | {"remark": remark})
     for split, examples in phantoms.items():
         closed = sum(example.answer_type == "CLOSED" for example in examples)
         counts = (len({e.image.args for e in examples}), len(examples), closed, len(examples) - closed)
@@ -122,53 +119,41 @@ def table8(folders: Mapping[str, str | Path | None], phantoms: Mapping[str, Sequ
     return pd.DataFrame(rows).reindex(columns=order).convert_dtypes()
 
 
-def _counted(name: str, split: str, folder: str | Path | None, quantities: Sequence[str]) -> dict:
-    long = {"val": "validation"}.get(split, split)
-    known = [f"{q}: {why}" for q in quantities if (why := MISPRINTS.get((name, long, q), (0, ""))[1])]
-    if folder is None:
-        return {"remark": "; ".join(["not counted in this run", *known])}
-    counts = [count for count in check_dataset(name, folder).counts if count.split == long]
-    ours = {f"{count.quantity} (ours)": count.counted for count in counts if count.quantity in quantities}
-    verdicts = {f"{count.quantity}: {count.note or count.verdict}" for count in counts if "mis" in count.verdict}
-    remark = "; ".join(sorted(verdicts)) or ("equal" if counts else "this split is not in the folder")
-    return ours | {"remark": remark}
-
-
 # --- Noise and loss (notebook 02) ---
+
+
+def masked_answer(
+    processor: MedVProcessor, question: str, answer: str, times: Sequence[float], *, seed: int = 0, draw: int = 0
+) -> tuple[list[int], int, list[list[bool]]]:
+    """Question and answer as ids, the length of the question, and which tokens are masked at each time (Eq. 1).
+
+    The question never masks. The uniforms are the same at all times, so a token that is masked at t stays so at later times.
+    """
+    prompt, response = (processor.tokenizer.encode(text, add_special_tokens=False) for text in (question, answer))
+    ids = torch.tensor([prompt + response])  # [1, T]
+    targets = torch.tensor([[False] * len(prompt) + [True] * len(response)])
+    _, u = draw_noise(seed, draw, [0], ids.shape[1])
+    mask = processor.special.mask
+    masked = [corrupt(ids, targets, torch.tensor([float(t)]), u, mask).masked[0].tolist() for t in times]
+    return prompt + response, len(prompt), masked
 
 
 def corruption_rows(
     processor: MedVProcessor, question: str, answer: str, times: Sequence[float], *, seed: int = 0
 ) -> tuple[list[tuple[str, list[str], list[bool]]], pd.DataFrame]:
-    """One sentence at several times t, for `figures.masked_strip`: the question never masks, the answer by Eq. 1.
-
-    The uniforms are the same at all times, so a token that is hidden at t stays hidden at every later time.
-    """
-    prompt, response = (processor.tokenizer.encode(text, add_special_tokens=False) for text in (question, answer))
-    ids = torch.tensor([prompt + response])  # [1, T]
-    targets = torch.tensor([[False] * len(prompt) + [True] * len(response)])
-    _, u = draw_noise(seed, 0, [0], ids.shape[1])
-    tokens = [token_text(processor, token) for token in ids[0].tolist()]
-    rows, table = [], []
-    for t in times:
-        noise = corrupt(ids, targets, torch.tensor([float(t)]), u, processor.special.mask)
-        masked = noise.masked[0].tolist()
-        rows.append((f"t = {t:g}", tokens, masked))
-        for place, (token, hidden) in enumerate(zip(tokens, masked, strict=True)):
-            part = "response" if place >= len(prompt) else "prompt"
-            table.append({"t": t, "position": place, "part": part, "token": token, "masked": hidden})
-    return rows, pd.DataFrame(table)
+    """`masked_answer` as rows of `figures.words.masked_strip`, and as a frame: t, position, part, token, masked."""
+    ids, width, masked = masked_answer(processor, question, answer, times, seed=seed)
+    tokens = tokens_of(processor, ids)
+    parts = ["prompt"] * width + ["response"] * (len(ids) - width)
+    shared = {"position": range(len(ids)), "part": parts, "token": tokens}
+    frames = [pd.DataFrame({"t": float(t)} | shared | {"masked": row}) for t, row in zip(times, masked, strict=True)]
+    rows = [(f"t = {t:g}", tokens, row) for t, row in zip(times, masked, strict=True)]
+    return rows, pd.concat(frames, ignore_index=True)
 
 
 @torch.inference_mode()
 def loss_noise(
-    model: MedVForMaskedDiffusion,
-    processor: MedVProcessor,
-    examples: Sequence[Example],
-    *,
-    draws: int,
-    normalizations: Sequence[str] = tuple(NORMALIZATIONS),
-    seed: int = 0,
+    model: MedVForMaskedDiffusion, processor: MedVProcessor, examples: Sequence[Example], *, draws: int, seed: int = 0
 ) -> pd.DataFrame:
     """The loss of one fixed batch under `draws` draws of the noise: normalization, times ("iid", "stratified"), draw, loss.
 
@@ -182,7 +167,7 @@ def loss_noise(
         for times in ("iid", "stratified"):
             strata = [(k, len(items)) if times == "stratified" else (0, 1) for k in range(len(items))]
             batch = collate([item | {"noise": (seed, draw, k), "stratum": strata[k]} for k, item in enumerate(items)])
-            for name in normalizations:
+            for name in NORMALIZATIONS:
                 model.config.loss_normalization = name
                 loss = float(model(**{key: value.to(model.device) for key, value in batch.items()}).loss)
                 rows.append({"normalization": name, "times": times, "draw": draw, "loss": loss})
@@ -224,10 +209,9 @@ def loss_weights_figure(noise: pd.DataFrame, eps: float) -> tuple[Figure, pd.Dat
 
 
 def control_bars(summary: pd.DataFrame, test: str) -> pd.DataFrame:
-    """The rows of `medv.companion.studies.training_stages.scores` for one test set, as `figures.accuracy_bars` wants them."""
-    rows = summary[(summary["test"] == test) & summary["metric"].isin(METRIC_NAMES)]
-    rows = rows.sort_values("metric", kind="stable", key=lambda column: column.map(list(METRIC_NAMES).index))
-    return rows.assign(metric=rows["metric"].map(METRIC_NAMES)).rename(columns={"condition": "system"})
+    """Rows of `figures.plots.accuracy_bars` for one test set, from `medv.companion.studies.training_stages.scores`."""
+    rows = summary[summary["test"] == test].rename(columns={"condition": "system"})
+    return pd.concat([rows[rows["metric"] == metric].assign(metric=name) for metric, name in METRIC_NAMES.items()])
 
 
 def chosen_answers(items: pd.DataFrame, test: str, *, condition: str = "after stage 3", count: int = 10) -> pd.DataFrame:

@@ -65,59 +65,42 @@ def footer(fig: Figure, text: str) -> None:
     fig.text(0.01, -0.01, wrapped, fontsize=7.5, color=MUTED, ha="left", va="top", gid="footer", in_layout=True)
 
 
-def save(fig: Figure, stem: str | Path, dpi: int = 160) -> tuple[Path, Path]:
-    """Write `stem`.png and `stem`.svg atomically, the same bytes for the same figure, and return both paths."""
-    stem = Path(stem)
-    png, svg = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".svg")
-    with mpl.rc_context({"svg.hashsalt": "medv", "svg.fonttype": "path"}):
-        with atomic_file(png) as partial:
-            fig.savefig(partial, format="png", dpi=dpi, bbox_inches="tight", facecolor="white", metadata={"Software": None})
-        with atomic_file(svg) as partial:
-            nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-            fig.savefig(partial, format="svg", bbox_inches="tight", facecolor="white", metadata=nothing)
-    return png, svg
+def save(fig: Figure, stem: str | Path, dpi: int = 160) -> tuple[Path, ...]:
+    """Write `stem`.png and `stem`.svg atomically, the same bytes for the same figure; returns both paths."""
+    stem, paths = Path(stem), []
+    metadata = {"png": {"Software": None}, "svg": dict.fromkeys(("Date", "Creator", "Format", "Type"))}
+    for kind, nothing in metadata.items():
+        paths.append(stem.with_name(f"{stem.name}.{kind}"))
+        with mpl.rc_context({"svg.hashsalt": "medv", "svg.fonttype": "path"}), atomic_file(paths[-1]) as partial:
+            fig.savefig(partial, format=kind, dpi=dpi, bbox_inches="tight", facecolor="white", metadata=nothing)
+    return tuple(paths)
 
 
-def _require(frame: pd.DataFrame, *names: str) -> None:
-    missing = [name for name in names if name not in frame.columns]
+# --- Parts of figures ---
+
+
+def draw_image(ax: Axes, image: Any) -> None:
+    """An image (PIL or H x W [x 3] uint8), its pixels hard, without axes."""
+    ax.imshow(np.asarray(image), interpolation="nearest", cmap="gray", vmin=0, vmax=255)
+    ax.set_axis_off()
+
+
+def spread(rows: pd.DataFrame, y: str = "value") -> np.ndarray:
+    """The lengths of error bars [2, N] of rows with `y`, low and high."""
+    return np.abs(rows[["low", "high"]].to_numpy(float).T - rows[y].to_numpy(float))
+
+
+def draw_lines(ax: Axes, frame: pd.DataFrame, x: str, y: str = "value", hue: str | None = None) -> None:
+    """A line of `y` against `x` for each `hue`, with error bars from the columns low and high if there are any."""
+    missing = [name for name in (x, y, hue) if name is not None and name not in frame.columns]
     if missing:
         raise ValueError(f"the frame lacks {', '.join(missing)}: it has {', '.join(map(str, frame.columns))}")
-
-
-def spread(rows: pd.DataFrame) -> np.ndarray:
-    """The lengths of error bars [2, N] of rows with value, low and high."""
-    return np.abs(rows[["low", "high"]].to_numpy(float).T - rows["value"].to_numpy(float))
-
-
-def loss_history(history: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Turn a Trainer's log (`history.json`) into a tidy frame: step, loss, split ("train" or "validation")."""
-    rows = []
-    for entry in history:
-        for key, split in (("loss", "train"), ("eval_loss", "validation")):
-            if key in entry:
-                rows.append({"step": int(entry["step"]), "loss": float(entry[key]), "split": split})
-    return pd.DataFrame(rows, columns=["step", "loss", "split"])
-
-
-def draw_losses(ax: Axes, frame: pd.DataFrame, title: str) -> None:
-    """A line of the loss against the step for each split. frame: step, loss, split; it may be empty."""
-    _require(frame, "step", "loss", "split")
-    for color, (split, part) in zip(PALETTE, frame.groupby("split", sort=False), strict=False):
-        ax.plot(part["step"], part["loss"], color=color, lw=1.8, label=split, marker="o" if len(part) < 15 else None)
-    ax.set(title=title, xlabel="optimizer step", ylabel="loss")
-    if frame.empty:
-        ax.text(0.5, 0.5, "no losses: trained elsewhere", transform=ax.transAxes, ha="center")
-    else:
-        ax.legend()
-
-
-def loss_curves(frame: pd.DataFrame, title: str = "") -> Figure:
-    """`draw_losses` as a figure."""
-    with theme():
-        fig, ax = new_figure(6.5, 3.6)
-        draw_losses(ax, frame, title)
-        sns.despine(fig)
-    return fig
+    groups = [(None, frame)] if hue is None else frame.groupby(hue, sort=False)
+    for place, (name, rows) in enumerate(groups):
+        rows = rows.sort_values(x, kind="stable")
+        style = {"color": PALETTE[place % len(PALETTE)], "lw": 1.7, "ms": 4, "marker": "o" if len(rows) <= 20 else None}
+        bars = spread(rows, y) if {"low", "high"} <= set(rows.columns) else None
+        ax.errorbar(rows[x], rows[y], yerr=bars, capsize=3, label=name if name is None else str(name), **style)
 
 
 def draw_bars(
@@ -133,56 +116,44 @@ def draw_bars(
     for place, system in enumerate(systems):
         rows = frame[frame["system"] == system].set_index("metric").reindex(metrics)
         at = np.arange(len(metrics)) + (place - (len(systems) - 1) / 2) * width
-        ax.bar(
-            at,
-            rows["value"],
-            width * 0.92,
-            label=system,
-            **{"color": PALETTE[place % len(PALETTE)]} | (styles or {}).get(system, {}),
-        )
-        up = np.zeros(len(rows))
-        if "low" in rows:
-            around = np.nan_to_num(spread(rows))
-            ax.errorbar(at, rows["value"], yerr=around, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
-            up = around[1]
-        for x, value, above in zip(at, rows["value"], up, strict=True):
-            if numbers and np.isfinite(value):
-                ax.text(x, value + above + 1.5, f"{value:.0f}", ha="center", va="bottom", fontsize=8)
+        style = {"color": PALETTE[place % len(PALETTE)], "label": system} | dict((styles or {}).get(system, {}))
+        around = np.nan_to_num(spread(rows)) if "low" in rows else None
+        whiskers = {"ecolor": INK, "elinewidth": 1.2, "capsize": 3}
+        bars = ax.bar(at, rows["value"], width * 0.92, yerr=around, error_kw=whiskers, **style)
+        if numbers:
+            ax.bar_label(bars, fmt="%.0f", padding=2, fontsize=8)
     ax.set_xticks(range(len(metrics)), metrics)
     ax.grid(False, axis="x")
 
 
+# --- Figures ---
+
+
 def accuracy_bars(frame: pd.DataFrame, title: str = "") -> Figure:
     """`draw_bars` of percentages as a figure: a model beside its controls. frame: metric, system, value, low, high."""
-    _require(frame, "metric", "system", "value", "low", "high")
     with theme():
         fig, ax = new_figure(1.8 + 2.6 * frame["metric"].nunique(), 3.8)
         draw_bars(ax, frame)
-        ax.set(title=title, ylabel="score (%)", ylim=(0, 112))
-        ax.set_yticks(range(0, 101, 20))
+        ax.set(title=title, ylabel="score (%)", ylim=(0, 112), yticks=range(0, 101, 20))
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=min(4, frame["system"].nunique()))
         sns.despine(fig)
     return fig
 
 
-def gallery(
-    images: Sequence[Any], captions: Sequence[str], title: str = "", *, columns: int = 5, wrap: int = 26, size: float = 1.9
-) -> Figure:
-    """A grid of images (PIL or H x W [x 3] arrays) with a wrapped caption under each."""
+def gallery(images: Sequence[Any], captions: Sequence[str], title: str = "", *, wrap: int = 26) -> Figure:
+    """A grid of images (PIL or H x W [x 3] arrays), five in a row, with a caption under each, wrapped to `wrap` characters."""
     if not images or len(images) != len(captions):
         raise ValueError(f"{len(images)} images but {len(captions)} captions: give one caption for each, and at least one")
-    columns = min(columns, len(images))
+    columns = min(5, len(images))
     rows = -(-len(images) // columns)
     texts = [textwrap.fill(caption, wrap) for caption in captions]
     tall = max(text.count("\n") + 1 for text in texts) * 0.14 + 0.2
     with theme():
-        fig, axes = new_figure(size * columns, (size + tall) * rows, nrows=rows, ncols=columns, squeeze=False)
+        fig, axes = new_figure(1.9 * columns, (1.9 + tall) * rows, nrows=rows, ncols=columns, squeeze=False)
         for ax in axes.flat:
             ax.set_axis_off()
         for ax, image, text in zip(axes.flat, images, texts, strict=False):
-            pixels = np.asarray(image)
-            bounds = {"cmap": "gray", "vmin": 0, "vmax": 255 if pixels.dtype == np.uint8 else None}
-            ax.imshow(pixels, interpolation="nearest", **(bounds if pixels.ndim == 2 else {}))
+            draw_image(ax, image)
             ax.text(0.5, -0.04, text, transform=ax.transAxes, ha="center", va="top", fontsize=7.5)
         if title:
             fig.suptitle(title, fontsize=11, fontweight="bold")
@@ -190,21 +161,12 @@ def gallery(
 
 
 def curve(frame: pd.DataFrame, x: str, y: str, title: str = "", *, hue: str | None = None, **axes: Any) -> Figure:
-    """A line per `hue` of `y` against `x`, with a band from the columns low and high if there are any.
-
-    `axes` as in `Axes.set` (xlabel, yscale, ylim ...). Used for t against the loss weight, and for sweeps.
-    """
-    _require(frame, x, y, *([hue] if hue else []))
-    groups = [(None, frame)] if hue is None else list(frame.groupby(hue, sort=False))
+    """`draw_lines` as a figure; `axes` as in `Axes.set` (xlabel, yscale, ylim ...)."""
     with theme():
         fig, ax = new_figure(6.0, 3.6)
-        for color, (name, rows) in zip(PALETTE * (1 + len(groups) // len(PALETTE)), groups, strict=False):
-            marker = "o" if len(rows) <= 20 else None
-            ax.plot(rows[x], rows[y], color=color, lw=1.8, marker=marker, ms=4, label=name if name is None else str(name))
-            if {"low", "high"} <= set(rows.columns):
-                ax.fill_between(rows[x], rows["low"], rows["high"], color=color, alpha=0.18, lw=0)
+        draw_lines(ax, frame, x, y, hue)
         ax.set(**({"title": title, "xlabel": x, "ylabel": y} | axes))
-        if hue:
+        if hue and len(frame):
             ax.legend(title=hue)
         sns.despine(fig)
     return fig
@@ -217,18 +179,15 @@ def setting_curves(
 
     names: metric -> the label of its axis.
     """
-    groups = [(None, frame)] if hue is None else list(frame.groupby(hue, sort=False))
+    ticks = sorted(frame[x].unique())
     with theme():
         fig, axes = new_figure(2.9 * len(names), 3.1, ncols=len(names), squeeze=False)
         for ax, (metric, label) in zip(axes.flat, names.items(), strict=True):
-            for color, (name, rows) in zip(PALETTE, groups, strict=False):
-                part = rows[rows["metric"] == metric].sort_values(x)
-                style = {"marker": "o", "ms": 4, "lw": 1.6, "capsize": 3, "color": color, "label": name}
-                ax.errorbar(part[x], part["value"], yerr=spread(part), **style)
-            if frame[frame["metric"] == metric]["value"].isna().all():
+            part = frame[frame["metric"] == metric]
+            draw_lines(ax, part, x, hue=hue)
+            if part["value"].isna().all():
                 ax.text(0.5, 0.5, NOT_MEASURED, transform=ax.transAxes, ha="center", color=MUTED)
             ax.set_xscale("log", base=2)
-            ticks = sorted(frame[x].unique())
             ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             ax.minorticks_off()
             ax.set(xlabel=xlabel, title=label, ylim=(0, None))
@@ -239,12 +198,12 @@ def setting_curves(
     return fig
 
 
-def heatmap(frame: pd.DataFrame, title: str = "", *, label: str = "accuracy (%)", low: float = 0, high: float = 100) -> Figure:
-    """A labelled grid of numbers: rows are the index, columns the columns; empty cells stay white."""
+def heatmap(frame: pd.DataFrame, title: str = "", *, label: str) -> Figure:
+    """A labelled grid of percentages: rows are the index, columns the columns; empty cells stay white."""
     with theme():
         fig, ax = new_figure(2.2 + 0.9 * frame.shape[1], 1.2 + 0.42 * frame.shape[0])
-        bar = {"label": label}
-        sns.heatmap(frame.astype(float), ax=ax, annot=True, fmt=".0f", cmap="viridis", vmin=low, vmax=high, cbar_kws=bar, lw=1)
+        look = {"cmap": "viridis", "vmin": 0, "vmax": 100, "cbar_kws": {"label": label}, "lw": 1}
+        sns.heatmap(frame.astype(float), ax=ax, annot=True, fmt=".0f", **look)
         ax.set(title=title, xlabel=frame.columns.name or "", ylabel=frame.index.name or "")
         ax.grid(False)  # else it shows in empty cells
         ax.tick_params(length=0)

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from medv.companion.figures.plots import INK, MUTED, PALETTE, accuracy_bars, draw_bars, draw_losses, new_figure, spread, theme
+from medv.companion.figures import plots
+from medv.companion.figures.plots import INK, MUTED, PALETTE, draw_bars, draw_image, draw_lines, new_figure, spread, theme
 from medv.companion.figures.words import FALSE, TRUE
 from medv.data.example import Example, load_image
 
@@ -47,7 +48,12 @@ def stage_figure(losses: pd.DataFrame, findings: pd.DataFrame, title: str) -> tu
         styles[system]["edgecolor"] = "white"
     with theme():
         fig, (left, right) = new_figure(10.5, 4.0, ncols=2, gridspec_kw={"width_ratios": [1, 1.15]})
-        draw_losses(left, losses, title)
+        draw_lines(left, losses, "step", "loss", "split")
+        left.set(title=title, xlabel="optimizer step", ylabel="loss")
+        if losses.empty:
+            left.text(0.5, 0.5, "no losses: trained elsewhere", transform=left.transAxes, ha="center")
+        else:
+            left.legend()
         draw_bars(right, findings.replace({"metric": {"f1": "F1"}}), styles, numbers=False)
         right.set(title="Facts in the text", ylabel="score (%)", ylim=(0, 105))
         right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2)
@@ -67,7 +73,7 @@ def answer_figure(chosen: pd.DataFrame, examples: Sequence[Example], title: str)
         for ax in axes.flat:
             ax.set_axis_off()
         for ax, row in zip(axes.flat, chosen.itertuples(), strict=False):
-            ax.imshow(np.asarray(load_image(by_id[row.id])), interpolation="nearest")
+            draw_image(ax, load_image(by_id[row.id]))
             ax.set_title(textwrap.fill(row.question, 30), fontsize=8, weight="normal", loc="left", parse_math=False)
             answer = (row.answer or "(nothing)") + ("" if row.right else f"  [truth: {row.reference}]")
             style = {"transform": ax.transAxes, "va": "top", "fontsize": 8, "weight": "bold", "parse_math": False}
@@ -158,12 +164,11 @@ def cache_figure(frame: pd.DataFrame, title: str) -> Figure:
     """
     labels = ["block\nstart" if pd.isna(value) else str(value) for value in frame["interval"]]
     places = list(dict.fromkeys(labels))
+    lines = frame.assign(place=[places.index(label) for label in labels], kind=frame["kind"] + " cache")
     with theme():
         fig, axes = new_figure(11.5, 3.6, ncols=3)
         for ax, (name, (label, scale)) in zip(axes, CACHE_AXES.items(), strict=True):
-            for color, (kind, rows) in zip(PALETTE, frame.groupby("kind", sort=False), strict=False):
-                at = [places.index(labels[row]) for row in rows.index]
-                ax.plot(at, scale * rows[name], color=color, marker="o", ms=4, lw=1.8, label=f"{kind} cache")
+            draw_lines(ax, lines.assign(value=scale * lines[name]), "place", hue="kind")
             ax.set_xticks(range(len(places)), places)
             ax.set(xlabel="forwards between refreshes", ylabel=label)
             ax.margins(y=0.12)
@@ -183,17 +188,14 @@ def radar(frame: pd.DataFrame, title: str = "", *, labels: Mapping[str, str] | N
     angles = np.linspace(0, 2 * np.pi, len(groups), endpoint=False)
     with theme():
         fig = Figure(figsize=(8.2, 4.6), layout="constrained")
-        ax = fig.add_subplot(projection="polar")
-        ax.set_theta_offset(np.pi / 2)
-        ax.set_theta_direction(-1)
+        ax = fig.add_subplot(projection="polar", theta_offset=np.pi / 2, theta_direction=-1)
         for place, (system, part) in enumerate(frame.groupby("system", sort=False)):
             values = part.set_index("group")["value"].reindex(groups).to_numpy(float)
             style = {"color": PALETTE[place % len(PALETTE)], "marker": "osD^vPX"[place % 7], "ms": 4, "lw": 1.7}
             closed = np.append(angles, angles[0]), np.append(values, values[0])
             ax.plot(*closed, ("-", "--", ":", "-.")[place % 4], label=system, **style)
-        ax.set(ylim=(0, 100))
+        ax.set(ylim=(0, 100), yticks=[25, 50, 75, 100])
         ax.set_xticks(angles, [(labels or {}).get(group, group) for group in groups])
-        ax.set_yticks([25, 50, 75, 100])
         ax.tick_params(axis="x", pad=12)
         ax.set_title(title, pad=22)
         fig.legend(loc="outside right center")
@@ -208,4 +210,4 @@ def group_scores(frame: pd.DataFrame, title: str = "", *, labels: Mapping[str, s
     groups = frame[frame["group"] != "overall"]
     if groups["group"].nunique() > 2:
         return radar(groups, title, labels=labels)
-    return accuracy_bars(frame.assign(metric=frame["group"].replace(labels or {})), title)
+    return plots.accuracy_bars(frame.assign(metric=frame["group"].replace(labels or {})), title)

@@ -1,7 +1,6 @@
 """Tables: ours beside the paper's, as text and HTML.
 
-The paper's numbers keep to their own columns and are never averaged, ranked or drawn with ours. It knows frames only: which
-table of the paper a frame belongs to is said by the caller.
+The paper's numbers keep to their own columns and are never averaged, ranked or drawn with ours.
 """
 
 import html
@@ -16,22 +15,17 @@ OURS, PAPER = "ours", "paper"
 def compare(ours: pd.DataFrame, paper: pd.DataFrame, on: str | Sequence[str]) -> pd.DataFrame:
     """Put two tables side by side on their key columns: each other column becomes "X (ours)" or "X (paper)".
 
-    Rows of one side only stay, with empty cells on the other. Raises ValueError if a key is missing or names a row twice.
+    Rows of one side only stay, with empty cells on the other. Raises ValueError if a key names a row twice.
     """
     keys = [on] if isinstance(on, str) else list(on)
+    rows = pd.concat([ours[keys], paper[keys]]).drop_duplicates()  # an outer merge would sort them
     for name, frame in ((OURS, ours), (PAPER, paper)):
-        missing = [key for key in keys if key not in frame.columns]
-        if missing:
-            raise ValueError(f"the {name} table has no column {', '.join(missing)}: it has {', '.join(frame.columns)}")
         twice = frame[frame.duplicated(keys)]
         if len(twice):
             raise ValueError(f"the {name} table has two rows {twice[keys].iloc[0].to_dict()}: the keys must be unique")
-    sides = [
-        frame.rename(columns={c: f"{c} ({name})" for c in frame.columns if c not in keys})
-        for name, frame in ((OURS, ours), (PAPER, paper))
-    ]
-    rows = pd.concat([ours[keys], paper[keys]]).drop_duplicates()  # an outer merge would sort them
-    return rows.merge(sides[0], on=keys, how="left").merge(sides[1], on=keys, how="left")
+        side = frame.rename(columns={column: f"{column} ({name})" for column in frame.columns.difference(keys)})
+        rows = rows.merge(side, on=keys, how="left")
+    return rows
 
 
 def show(value: object, digits: int = 2) -> str:

@@ -27,7 +27,7 @@ SPECIAL = "∎"
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 PAGE_BEGIN = "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta http-equiv='Content-Security-Policy'"
 """How the template begins: a file that begins so is a trace and may be replaced."""
-PICTURE = 320  # pixels, the longer side
+PICTURE = 320  # pixels, the longer side of the picture on the page
 LOW, HIGH = (246, 169, 122), (143, 195, 234)  # the colors of confidence 0 and 1 in the terminal, as on the page
 
 Word = Callable[[int], str]
@@ -130,24 +130,16 @@ def trace_page(trace: Trace, word: Word, *, question: str = "", answer: str = ""
         raise ValueError(f"a page shows one row, but the trace has {len(rows)}: pass trace.of_row(0), for example")
     words = {token: word(token) for token in {event.token for event in trace.events}}
     events = [[e.step, e.position, e.kind == COMMIT, words[e.token], round(e.confidence, 4)] for e in trace.events]
-    folder = resources.files(__package__)
-    return template(__package__, "trace.html.jinja").render(
-        policy=POLICY,
-        style=folder.joinpath("trace.css").read_text("utf-8"),
-        script=folder.joinpath("trace.js").read_text("utf-8"),
-        question=question,
-        answer=answer,
-        picture=None if picture is None else data_address(picture, PICTURE),
-        events=trace.events,
-        words=words,
-        data={"length": trace.gen_length, "events": events},
-    )
+    files = {kind: resources.files(__package__).joinpath(f"trace.{kind}").read_text("utf-8") for kind in ("css", "js")}
+    shown = {"question": question, "answer": answer, "picture": None if picture is None else _data_address(picture)}
+    data = {"length": trace.gen_length, "events": events}
+    page = template(__package__, "trace.html.jinja")
+    return page.render(files | shown, policy=POLICY, events=trace.events, words=words, data=data)
 
 
-def data_address(picture: Image.Image, size: int) -> str:
-    """The picture, at most `size` pixels wide and high, as a data address."""
+def _data_address(picture: Image.Image) -> str:
     small = picture.convert("RGB")
-    small.thumbnail((size, size))
+    small.thumbnail((PICTURE, PICTURE))
     stream = io.BytesIO()
     small.save(stream, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()

@@ -1,7 +1,4 @@
-"""Tokens and words as text in a figure: a canvas while it is unmasked, a sentence while it is masked, answers with marks.
-
-`draw_words` sets all of them. Facts are judged by `medv.phantoms.facts`, repetitions found by `medv.evaluation.text`.
-"""
+"""Tokens and words in a figure: a canvas while it is unmasked, a sentence while it is masked, answers with their marks."""
 
 import math
 import textwrap
@@ -14,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from medv.companion.figures.plots import INK, MUTED, new_figure, theme
+from medv.companion.figures.plots import INK, MUTED, draw_image, new_figure, theme
+from medv.companion.figures.traces import word_of
 from medv.data.example import Example, picture_of
 from medv.diffusion.trace import Trace
 from medv.evaluation.text import repeated_parts
@@ -92,10 +90,9 @@ def strips_height(strips: Sequence[Strip], columns: int) -> float:
     return 0.2 * sum(flow(words, columns)[1] + 1.5 for _, words in strips)
 
 
-def token_text(processor: MedVProcessor, token: int) -> str:
-    """The text of one token without its spaces; · where it has none that prints."""
-    text = processor.tokenizer.decode([token]).strip()
-    return text if text and text.isprintable() else "·"
+def tokens_of(processor: MedVProcessor, ids: Sequence[int]) -> list[str]:
+    """The texts of tokens without their spaces."""
+    return [word.strip() or "·" for word in map(word_of(processor.tokenizer), ids)]
 
 
 # --- Masked text ---
@@ -122,7 +119,7 @@ def masked_strip(rows: Sequence[tuple[str, Sequence[str], Sequence[bool]]], titl
 
 def canvas_states(trace: Trace, processor: MedVProcessor, length: int, forwards: Sequence[int]) -> list[State]:
     """The first `length` positions of the canvas after so many forwards: (label, tokens, masked, written since the last)."""
-    final = [token_text(processor, token) for token in trace.replay(10**9)[:length]]
+    final = tokens_of(processor, trace.replay(10**9)[:length])
     states, before = [], [True] * length
     for number in forwards:
         masked = [token == trace.mask_token_id for token in trace.replay(number - 1)[:length]]
@@ -141,8 +138,7 @@ def canvas_figure(image, question: str, states: Sequence[State]) -> Figure:
     with theme():
         tall = max(2.6, strips_height(strips, CANVAS_COLUMNS))
         fig, (left, right) = new_figure(11.5, tall, ncols=2, gridspec_kw={"width_ratios": [1, 3.6]})
-        left.imshow(np.asarray(image), interpolation="nearest")
-        left.set_axis_off()
+        draw_image(left, image)
         left.set_anchor("N")
         left.set_title(question, fontsize=9, wrap=True, parse_math=False)
         draw_strips(right, strips, CANVAS_COLUMNS)
@@ -151,13 +147,11 @@ def canvas_figure(image, question: str, states: Sequence[State]) -> Figure:
 
 def canvas_frame(states: Sequence[State]) -> pd.DataFrame:
     """What `canvas_figure` draws: state, position, token, masked, just_written."""
-    return pd.DataFrame(
-        [
-            {"state": label, "position": place, "token": token, "masked": masked, "just_written": new}
-            for label, *columns in states
-            for place, (token, masked, new) in enumerate(zip(*columns, strict=True))
-        ]
-    )
+    columns = ("token", "masked", "just_written")
+    frames = [pd.DataFrame({"state": label} | dict(zip(columns, state, strict=True))) for label, *state in states]
+    frame = pd.concat(frames)
+    frame.insert(1, "position", frame.index)
+    return frame
 
 
 # --- Answers ---
@@ -210,9 +204,7 @@ def compared_answers(rows: pd.DataFrame, example: Example, title: str) -> Figure
         legend = REPEATED if scene is None else f"{FACTS}   {REPEATED}"
         fig.text(0.01, 1 - 0.45 / tall, legend, fontsize=7.5, color=MUTED, **head)
         if picture is not None:
-            shown = fig.add_axes((0.01, (inches - 1.55) / tall, 1.5 / width, 1.5 / tall))
-            shown.imshow(np.asarray(picture), interpolation="nearest")
-            shown.set_axis_off()
+            draw_image(fig.add_axes((0.01, (inches - 1.55) / tall, 1.5 / width, 1.5 / tall)), picture)
     return fig
 
 

@@ -12,9 +12,8 @@ import torch
 from medv.checkpoints.assembly import random_model
 from medv.companion.bench.machine import bench_device, timed
 from medv.companion.studies import adaptation, generation, initialization
-from medv.companion.studies import lora as lora_study
 from medv.companion.studies import repetition as repetition_study
-from medv.companion.studies.fast_sampling import ON_MODEL, Sizes
+from medv.companion.studies.fast_sampling import ON_MODEL
 from medv.data.chat import SpecialTokens
 from medv.data.example import load_image
 from medv.phantoms.sets import description_set
@@ -59,14 +58,14 @@ def _stage3(profile: Profile) -> Work:
 
 
 def _lora(profile: Profile) -> Work:
-    plan, batch = lora_study.plan_of(profile), profile.stages["vqa"].batch_size
+    plan, batch = profile.lora, profile.stages["vqa"].batch_size
     arms, start = len(plan.rates) * len(plan.seeds), plan.padded_steps * profile.stages["instruct"].batch_size
     asked = arms * len(plan.sizes) * plan.questions * profile.answer.steps
     return Work(start + arms * sum(plan.steps) * batch, asked, start + arms * (sum(plan.sizes) + plan.questions))
 
 
 def _initialization(profile: Profile) -> Work:
-    plan = initialization.plan_of(profile)
+    plan = profile.initialization
     trials = len(plan.seeds) * (len(initialization.ARMS) if profile.towers == "bundled" else 2)
     batch = plan.batch_size or profile.stages["instruct"].batch_size
     learned = batch * (FROZEN * plan.align_steps + plan.instruct_steps)
@@ -77,14 +76,14 @@ def _initialization(profile: Profile) -> Work:
 
 def _adaptation(profile: Profile) -> Work:
     plan, row = adaptation.plan_of(profile), PROMPT + profile.model.image_tokens + 32
-    arms = len(adaptation.arms_of(plan.recipe)) * len(plan.seeds)
+    arms = len(adaptation.arms_of(plan)) * len(plan.seeds)
     asked = arms * plan.openings * plan.write.steps + plan.self_tokens / (PROMPT + profile.describe.gen_length)
-    return Work(7 / 6 * arms * plan.recipe.tokens / row, asked)  # half of the arms also run a teacher
+    return Work(7 / 6 * arms * plan.recipe["tokens"] / row, asked)  # half of the arms also run a teacher
 
 
 def _conversation(profile: Profile) -> Work:
     questions, systems = min(193, 2 * profile.evaluation_descriptions), 3
-    return Work(0, systems * questions * 256 / generation.divisor(profile), systems * questions)
+    return Work(0, systems * questions * generation.canvas_of(profile)[0], systems * questions)
 
 
 def _settings(profile: Profile) -> Work:
@@ -104,7 +103,7 @@ def _answered(profile: Profile, steps: list[int], share: float) -> Work:
 
 
 def _fast(profile: Profile) -> Work:
-    sizes, length = Sizes.of(profile), profile.describe.gen_length
+    sizes, length = profile.fast, profile.describe.gen_length
     asked = sizes.descriptions * len(ON_MODEL) * length * (1 / 8 + 1 / 4 + 1 / 2) + 8 * sizes.cached * length
     return Work(0, asked, sizes.descriptions)
 

@@ -52,14 +52,15 @@ def counterpart(result: str) -> str | None:
 def all_nodes() -> tuple[Node, ...]:
     """The nodes of all studies in the order of their notebooks.
 
-    Only the declarations (`NODES = (Node(...), ...)`, of literals) are evaluated: importing every study takes seconds, and what
-    one declares must not affect the notebook of another (see `medv.companion.reproduction.cache`).
+    Only the declarations, `NODE = Node(...)` or `NODES = (Node(...), ...)` of literals, are evaluated: importing every study
+    takes seconds, and what one declares must not affect the notebook of another (see `medv.companion.reproduction.cache`).
     """
     nodes: list[Node] = []
-    for file in Path(studies.__file__).parent.glob("*.py"):
+    for file in (file for folder in studies.__path__ for file in Path(folder).glob("*.py")):
         for statement in ast.parse(file.read_text(encoding="utf-8")).body:
-            if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "NODES":
-                nodes += eval(compile(ast.Expression(statement.value), str(file), "eval"), {"Node": Node})
+            if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) in ("NODE", "NODES"):
+                found = eval(compile(ast.Expression(statement.value), str(file), "eval"), {"Node": Node})
+                nodes += [found] if isinstance(found, Node) else found
     return tuple(sorted(nodes, key=lambda node: node.notebook))
 
 

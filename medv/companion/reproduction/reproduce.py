@@ -112,7 +112,9 @@ def reproduce(
 class _Schedule:
     """Starts what is ready and waits for what runs, until nothing is left."""
 
-    def __init__(self, shop: Workshop, nodes: Sequence[Node], progress: dict[str, Progress], force: bool, jobs: int, console):
+    def __init__(
+        self, shop: Workshop, nodes: Sequence[Node], progress: dict[str, Progress], force: bool, jobs: int, console: Console
+    ):
         self.shop, self.nodes, self.progress = shop, nodes, progress
         self.force, self.jobs, self.console = force, jobs, console
         self.ended: queue.Queue[tuple[Progress, str | None]] = queue.Queue()  # with the error, if it failed

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def open_run(
     for name, value in {"profile": profile, "out": out, **own}.items():
         if name in asked:
             continue  # checked with the profile that it becomes a part of
-        if name in _NUMBERS:
+        if name in _NUMBERS and value is not None:
             limits.whole(name, value, _NUMBERS[name])
         elif value is not None and not isinstance(value, str | Path | Mapping | bool):
             raise ValueError(f"{name} is {value!r}: it must be text, in quotes (papermill: -r {name} {value})")
@@ -89,7 +89,7 @@ def on_this_machine(profile: Profile) -> Profile:
 
     if profile.towers == "bundled" or torch.cuda.is_available():
         return profile
-    return replace(profile, seeds=profile.seeds[:1])
+    return profile.with_seeds(profile.seeds[:1])
 
 
 def _is_given(path: Path) -> bool:

@@ -19,29 +19,28 @@ from medv.checkpoints.assembly import token_ids
 from medv.checkpoints.bundled import bundled
 from medv.checkpoints.loading import load_tokenizer
 from medv.companion.studies.node import Node
-from medv.companion.studies.trials import judged, run_trials
-from medv.companion.studies.vqa_study import sampler_config, summarize
+from medv.companion.studies.summaries import summarize, with_verdicts
+from medv.companion.studies.trials import run_trials
+from medv.companion.studies.vqa_study import sampler_config
 from medv.data.chat import SpecialTokens
 from medv.data.texts import Document, read_documents, split_documents
 from medv.diffusion.sampler import SamplerConfig, sample
 from medv.evaluation.text import repetition
-from medv.intervals import span
+from medv.intervals import Estimate
 from medv.model.devices import device_named
 from medv.phantoms.sets import text_set
-from medv.profiles import Profile, SamplerSpec
+from medv.profiles import PROFILES, AdaptPlan, Profile
 from medv.training.adapt import ATTENTION, WEIGHTS, AdaptRecipe, adapt, half_on, held_out_losses, load_tower
 from medv.training.stages import towers
 from medv.training.text import Writing, pack, write_text_of
 
-NODES = (
-    Node(
-        "adaptation",
-        "14_from_causal_to_diffusion.ipynb",
-        "From causal to diffusion",
-        makes=("trials/adaptation",),
-        results=("adaptation", "table_adaptation"),
-        heavy=True,
-    ),
+NODE = Node(
+    "adaptation",
+    "14_from_causal_to_diffusion.ipynb",
+    "From causal to diffusion",
+    makes=("trials/adaptation",),
+    results=("adaptation", "table_adaptation"),
+    heavy=True,
 )
 
 HELD_ROWS = 64
@@ -63,9 +62,9 @@ def adapt_on_text(
     quiet: bool = False,
     **options,
 ) -> dict:
-    """Read `text` (or let the tower write `self_tokens` by `writing` into `<out>-text`), adapt the tower, and leave beside
-    it `continuations.json`: what it makes of held-out openings before and after. `options` are those of `adapt`. Returns the
-    facts of the adaptation.
+    """Adapt a tower on `text`, or on `self_tokens` tokens that it writes by `writing` into `<out>-text`. Returns the facts.
+
+    `continuations.json` in `out` holds its continuations of held-out openings before and after. `options` are those of `adapt`.
     """
     if (text is None) == (writing is None):
         raise ValueError("give either a text to adapt on or let the tower write its own, one of the two")
@@ -91,7 +90,7 @@ def adapt_on_text(
 def continue_documents(
     folder: Path, documents: Sequence[Document], *, device: str | torch.device = "cpu", config: SamplerConfig = CONTINUE
 ) -> list[str]:
-    """How a tower, read as a diffusion model, goes on after the prompt of each document, or after its first words."""
+    """A tower's continuation, as a diffusion model, of the prompt of each document, or of its first words."""
     tower = load_tower(folder, dtype=half_on(device), causal=False).to(device)
     tokenizer = load_tokenizer(folder)
     openings = [
@@ -106,7 +105,7 @@ def continue_documents(
 def unmask(
     tower: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, openings: Sequence[Sequence[int]], config: SamplerConfig
 ) -> list[str]:
-    """The text that a bidirectional tower unmasks after each opening (ids), all in one batch."""
+    """The text that a bidirectional tower unmasks after each opening (ids), in one batch."""
     known = token_ids(SpecialTokens.of(tokenizer))
     fill, width = known["fill_token_id"], max(len(ids) for ids in openings)
     prompt = torch.tensor([[fill] * (width - len(ids)) + list(ids) for ids in openings], device=tower.device)  # [B, P]
@@ -124,44 +123,19 @@ def unmask(
     return [text.strip() for text in tokenizer.batch_decode(ids)]
 
 
-# The ablation of notebook 14.
+# --- The ablation (notebook 14) ---
 
 FACTORS = {"attention": ("annealed", "at once"), "alignment": ("aligned", "not aligned"), "weights": ("1/t", "uniform")}
 """The three choices; the effect of one is its first value minus its second."""
 METRICS = {"cross_entropy": "held-out masked cross-entropy (nats)", "adjacent_duplicates": "adjacent duplicates (%)"}
 
 
-@dataclass(frozen=True)
-class AdaptPlan:
-    """What each arm sees and is asked. Where no text is given, so many `documents` are drawn, or the tower writes so many
-    `self_tokens`.
-    """
-
-    recipe: AdaptRecipe
-    seeds: tuple[int, ...]
-    held_rows: int
-    openings: int
-    write: SamplerSpec
-    documents: int = 0
-    self_tokens: int = 0
-
-
-_TINY = AdaptRecipe(tokens=49_152, length=64, batch_size=4, learning_rate=2e-3)
-PLANS = {
-    "tiny": AdaptPlan(_TINY, (0, 1, 2), 32, 20, SamplerSpec(32, 32, 16), documents=4000),
-    "smoke": AdaptPlan(replace(_TINY, tokens=512), (0,), 4, 2, SamplerSpec(8, 8, 4), documents=200),
-    "small": AdaptPlan(
-        AdaptRecipe(tokens=2_000_000, batch_size=32), (0,), 64, 20, SamplerSpec(64, 32, 64), self_tokens=1_000_000
-    ),
-}
-"""Budgets by profile. In `tiny` 192 steps an arm, so that twenty-four runs fit into minutes; `small` needs a GPU."""
-
-
 def plan_of(profile: Profile) -> AdaptPlan:
-    """The budget of a profile; raises ValueError for one whose language tower never was causal."""
-    if profile.name not in PLANS:
-        raise ValueError(f"profile {profile.name} has no causal tower to adapt: use {', '.join(PLANS)}")
-    return PLANS[profile.name]
+    """The plan of a profile; raises ValueError for one without a causal tower."""
+    if profile.adaptation is None:
+        names = ", ".join(name for name, other in PROFILES.items() if other.adaptation)
+        raise ValueError(f"profile {profile.name} has no causal tower to adapt: use {names}")
+    return profile.adaptation
 
 
 @dataclass(frozen=True)
@@ -174,15 +148,15 @@ class AdaptTrial:
 
 
 def tower_of(profile: Profile, language: str | None) -> Path:
-    """The causal tower: the given folder, the package's, or what `medv towers` fetched."""
+    """The causal tower: the given folder, the bundled one, or the one that `medv towers` fetched."""
     if language:
         return Path(language)
     return bundled("twin_tower") if profile.towers == "bundled" else towers(profile)[0]
 
 
-def arms_of(recipe: AdaptRecipe) -> dict[str, AdaptRecipe]:
-    """The eight recipes by name: all choices of FACTORS, in the same words."""
-    arms = {}
+def arms_of(plan: AdaptPlan) -> dict[str, AdaptRecipe]:
+    """The eight recipes by name: all choices of FACTORS."""
+    recipe, arms = AdaptRecipe(**plan.recipe), {}
     for attention, align, weights in product(ATTENTION, (True, False), WEIGHTS):
         words = (attention.replace("_", " "), FACTORS["alignment"][not align], weights)
         arms[", ".join(words)] = replace(recipe, attention=attention, align=align, weights=weights)
@@ -205,46 +179,40 @@ def documents_of(plan: AdaptPlan, tower: Path, text: str | None, folder: Path) -
     return split_documents(read_documents(text))
 
 
-def compare_recipes(
-    plan: AdaptPlan, folder: Path, tower: Path, train: Sequence, held_out: Sequence, *, quiet: bool = False
-) -> dict[str, Any]:
+def compare_recipes(plan: AdaptPlan, folder: Path, tower: Path, train: Sequence, held_out: Sequence) -> dict[str, Any]:
     """Adapt by every arm with every seed; what `folder` holds is kept. Results by trial: `history`, `rows`, `texts`.
 
     `rows`: the cross-entropy of each held-out row, mean over t; `texts`: what stands behind each opening.
     """
-    tokenizer = load_tokenizer(tower)
-    device = device_named()
-    held_rows = pack(held_out, tokenizer, plan.recipe.length, name="held-out part of the text")[: plan.held_rows]
-    packed = {seed: pack(train, tokenizer, plan.recipe.length, seed=seed) for seed in plan.seeds}
+    tokenizer, device = load_tokenizer(tower), device_named()
+    arms, length = arms_of(plan), AdaptRecipe(**plan.recipe).length
+    held_rows = pack(held_out, tokenizer, length, name="held-out part of the text")[: plan.held_rows]
+    packed = {seed: pack(train, tokenizer, length, seed=seed) for seed in plan.seeds}
+    openings, write = held_out[: plan.openings], sampler_config(plan.write)
 
     def work(trial: AdaptTrial, scratch: Path) -> dict[str, Any]:
         how = {"seed": trial.seed, "device": device, "checkpoints": False, "quiet": True}
         adapt(tower, packed[trial.seed], held_rows, trial.recipe, scratch, **how)
-        return _examined(scratch, held_rows, held_out[: plan.openings], plan, device)
+        network = load_tower(scratch, dtype=half_on(device), causal=False).to(device)
+        mask = SpecialTokens.of(load_tokenizer(scratch)).mask
+        losses = held_out_losses(network, held_rows, mask).mean(dim=1)  # [n]
+        texts = continue_documents(scratch, openings, device=device, config=write)
+        history = [row for row in json.loads((scratch / "history.json").read_text(encoding="utf-8")) if "eval_loss" in row]
+        return {"history": history, "rows": losses.tolist(), "texts": texts}
 
     trials = {
         f"{number}-seed{seed}": AdaptTrial(recipe, seed, plan)
         for seed in plan.seeds
-        for number, recipe in enumerate(arms_of(plan.recipe).values())
+        for number, recipe in enumerate(arms.values())
     }
-    return run_trials(folder, trials, work, quiet=quiet)
-
-
-def _examined(folder: Path, rows: torch.Tensor, openings: Sequence[Document], plan: AdaptPlan, device: torch.device) -> dict:
-    """What a trial leaves behind."""
-    tokenizer = load_tokenizer(folder)
-    network = load_tower(folder, dtype=half_on(device), causal=False).to(device)
-    losses = held_out_losses(network, rows, SpecialTokens.of(tokenizer).mask).mean(dim=1)  # [n]
-    texts = continue_documents(folder, openings, device=device, config=sampler_config(plan.write))
-    history = [row for row in json.loads((folder / "history.json").read_text(encoding="utf-8")) if "eval_loss" in row]
-    return {"history": history, "rows": losses.tolist(), "texts": texts}
+    return run_trials(folder, trials, work)
 
 
 def items_of(plan: AdaptPlan, results: Mapping[str, Mapping]) -> pd.DataFrame:
-    """A row per arm, seed and held-out row or text: condition, the FACTORS, seed, id, and the METRICS, NaN where foreign."""
+    """A row per arm, seed and held-out row or text: condition, the FACTORS, seed, id, and the METRICS (or NaN)."""
     frames = []
     for seed in plan.seeds:
-        for number, arm in enumerate(arms_of(plan.recipe)):
+        for number, arm in enumerate(arms_of(plan)):
             result = results[f"{number}-seed{seed}"]
             rows = [{"id": f"row {i}", "cross_entropy": loss} for i, loss in enumerate(result["rows"])]
             for i, text in enumerate(result["texts"]):
@@ -260,21 +228,20 @@ def curves_of(plan: AdaptPlan, results: Mapping[str, Mapping]) -> pd.DataFrame:
     rows = [
         {"arm": arm, "tokens": row["tokens"], "loss": row["eval_loss"]}
         for seed in plan.seeds
-        for number, arm in enumerate(arms_of(plan.recipe))
+        for number, arm in enumerate(arms_of(plan))
         for row in results[f"{number}-seed{seed}"]["history"]
     ]
     return pd.DataFrame(rows).groupby(["arm", "tokens"], sort=False, as_index=False)["loss"].mean()
 
 
 def arm_table(items: pd.DataFrame, held_out: Sequence[Document]) -> pd.DataFrame:
-    """A row per arm, "mean [95 % interval]" of each metric, the best first; last what the held-out text itself has."""
-    summary, rows = summarize(items, metrics=list(METRICS)), []
+    """A row per arm, "mean [95 % interval]" of each metric, the best first; the last row is the held-out text itself."""
+    summary, rows = summarize(items, list(METRICS)), []
     for arm, part in summary.groupby("condition", sort=False):
-        cells = part.set_index("metric").reindex(list(METRICS))
-        row = dict(zip(FACTORS, arm.split(", "), strict=True)) | {"order": cells.loc["cross_entropy", "value"]}
-        for name, title in METRICS.items():
-            row[title] = span(*cells.loc[name, ["value", "low", "high"]], form=".2f")
-        rows.append(row | {"seeds": int(cells["seeds"].max())})
+        found = part.set_index("metric").reindex(list(METRICS))
+        row = dict(zip(FACTORS, arm.split(", "), strict=True)) | {"order": found.loc["cross_entropy", "value"]}
+        row |= {title: Estimate.of(found.loc[name]).cell(".2f") for name, title in METRICS.items()}
+        rows.append(row | {"seeds": int(found["seeds"].max())})
     table = pd.DataFrame(rows).sort_values("order", kind="stable").drop(columns="order")
     own = np.mean([100 * repetition(document.text.split())["adjacent_duplicates"] for document in held_out])
     last = {"attention": "the text itself", METRICS["adjacent_duplicates"]: f"{own:.2f}"}
@@ -282,14 +249,14 @@ def arm_table(items: pd.DataFrame, held_out: Sequence[Document]) -> pd.DataFrame
 
 
 def effects(items: pd.DataFrame) -> pd.DataFrame:
-    """What each factor changes, mean over the four pairs of arms that differ in it alone: factor, metric, value, low, high,
-    n, seeds, verdict. Negative is better in both metrics.
+    """The effect of each factor, mean over the four pairs of arms that differ in it alone: factor, metric, value, low, high, n,
+    seeds, verdict. Negative is better in both metrics.
     """
     frames = []
     for factor, sides in FACTORS.items():
         means = items.groupby([factor, "seed", "id"])[list(METRICS)].mean()
-        gap = (means.loc[sides[0]] - means.loc[sides[1]]).reset_index().assign(condition=factor)
-        frames.append(judged(gap, list(METRICS)).assign(factor=f"{sides[0]} minus {sides[1]}"))
+        gap = (means.loc[sides[0]] - means.loc[sides[1]]).reset_index()
+        frames.append(with_verdicts(gap, list(METRICS)).assign(factor=f"{sides[0]} minus {sides[1]}"))
     table = pd.concat(frames, ignore_index=True)
     return table[["factor", "metric", "value", "low", "high", "n", "seeds", "verdict"]]
 
@@ -299,16 +266,16 @@ def conclusion(table: pd.DataFrame) -> str:
     words = {"lower": "better", "higher": "worse"}
     return "\n".join(
         f"{row.factor}, {METRICS[row.metric]}: {words.get(row.verdict, row.verdict)}, "
-        f"{span(row.value, row.low, row.high, form='+.3f')}, {row.seeds} seed{'s' * (row.seeds > 1)}"
+        f"{Estimate.of(row).cell('+.3f')}, {row.seeds} seed{'s' * (row.seeds > 1)}"
         for row in table.itertuples()
     )
 
 
 def sample_of(plan: AdaptPlan, results: Mapping[str, Mapping], held_out: Sequence[Document], count: int = 2) -> str:
-    """The first openings, and what every arm of the first seed makes of them, to read."""
-    said = []
+    """The first openings and their continuation by every arm of the first seed, to read."""
+    lines = []
     for i, document in enumerate(held_out[:count]):
-        said += [f"asked: {document.prompt or document.text[:80]}", f"  {'the text itself':32} {document.text[:160]}"]
-        for number, arm in enumerate(arms_of(plan.recipe)):
-            said.append(f"  {arm:32} {results[f'{number}-seed{plan.seeds[0]}']['texts'][i] or '(nothing)'}")
-    return "\n".join(said)
+        lines += [f"asked: {document.prompt or document.text[:80]}", f"  {'the text itself':32} {document.text[:160]}"]
+        for number, arm in enumerate(arms_of(plan)):
+            lines.append(f"  {arm:32} {results[f'{number}-seed{plan.seeds[0]}']['texts'][i] or '(nothing)'}")
+    return "\n".join(lines)

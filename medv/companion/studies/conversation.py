@@ -1,9 +1,8 @@
-"""What notebook 20 asks: open questions and requests for descriptions, answered by several models and scored by their facts.
+"""Open conversation (notebook 20): questions and requests for descriptions, answered by several models and scored by facts.
 
-The benchmark has the paper's proportions, 143 conversation questions to 50 descriptions. A conversation question asks for one
-or two facts, and its reference says which; the score is F1 of precision (of the facts that the answer states, how many are true
-of the image) and recall (of the facts that the reference states, how many the answer states too). It is called the findings
-score: no language model judges here, style counts nothing, and real images have none.
+The benchmark has the paper's proportions, 143 conversation questions to 50 descriptions. The findings score of an answer is F1
+of precision (share of its facts that are true of the image) and recall (share of the reference's facts that it states). No
+language model judges, style does not count, and real images have no such score.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,31 +14,29 @@ import pandas as pd
 
 from medv import paper
 from medv.artifacts import read_jsonl
-from medv.companion.studies.generation import PLAIN, divisor, interval
-from medv.companion.studies.lengths import MAIN_BLOCK
+from medv.companion.studies.generation import PLAIN, canvas_of
 from medv.companion.studies.node import Node
+from medv.companion.studies.summaries import estimates
 from medv.companion.studies.vqa_study import sampler_config
 from medv.data.example import Example
 from medv.evaluation import judge
 from medv.evaluation.answering import Answerer
 from medv.evaluation.baselines import BASELINES, availability
 from medv.evaluation.benchmark import answer_file
-from medv.intervals import NOT_MEASURED
+from medv.intervals import Estimate, own_items
 from medv.phantoms.facts import stated_facts
 from medv.phantoms.scene import DOMAINS
 from medv.phantoms.sets import description_set, instruct_set
 from medv.profiles import Profile
 
-NODES = (
-    Node(
-        "open_conversation",
-        "20_open_conversation.ipynb",
-        "Open conversation, and the baseline models",
-        needs=("models/stage1", "models/stage2", "models/twin"),
-        makes=("answers/open_conversation",),
-        results=("table1", "table7", "fig01", "fig02", "fig06", "fig07", "fig08"),
-        heavy=True,
-    ),
+NODE = Node(
+    "open_conversation",
+    "20_open_conversation.ipynb",
+    "Open conversation, and the baseline models",
+    needs=("models/stage1", "models/stage2", "models/twin"),
+    makes=("answers/open_conversation",),
+    results=("table1", "table7", "fig01", "fig02", "fig06", "fig07", "fig08"),
+    heavy=True,
 )
 
 CONVERSATIONS, DESCRIPTIONS = 143, 50
@@ -75,8 +72,8 @@ def findings_score(text: str, example: Example) -> float:
     return 200.0 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-def systems(profile: Profile, models: Mapping[str, Path], twin: Path | None) -> dict[str, tuple[Path, bool]]:
-    """Who answers: name -> (model folder, whether questions get a short canvas). `models`: name -> diffusion model folder."""
+def systems(models: Mapping[str, Path], twin: Path | None) -> dict[str, tuple[Path, bool]]:
+    """Systems by name: (model folder, whether questions get a short canvas). `models`: name -> diffusion model folder."""
     chosen = {name: (folder, False) for name, folder in models.items()}
     last = next(reversed(models))
     chosen[f"{last}, canvas to fit"] = (models[last], True)
@@ -88,36 +85,28 @@ def answer_all(
 ) -> pd.DataFrame:
     """Every system answers every question: system, id, type, domain, question, reference, text, score, words, seconds.
 
-    The canvas is that of the paper's main setting (L = 256, B = 64, Z = 256) over `divisor`; a system with a canvas to fit
-    gets a quarter of it for conversation. Answers that are there are kept.
+    The canvas is that of the paper's main setting, one token a forward; a system with a canvas to fit gets one block of it for
+    conversation. Answers that `folder` holds are kept.
     """
-    length, block = 256 // divisor(profile), max(MAIN_BLOCK // divisor(profile), 1)
+    length, block = canvas_of(profile)
     sizes, spec = {False: (length, block, length), True: (block, block, block)}, profile.describe
     rows = []
-    answerers = {model: Answerer.load(model, dtype=profile.dtype) for model in {model: None for model, _ in chosen.values()}}
+    answerers = {
+        model: Answerer.load(model, dtype=profile.dtype) for model in dict.fromkeys(model for model, _ in chosen.values())
+    }
     for place, (name, (model, fits)) in enumerate(chosen.items()):
         for kind in ("conversation", "description"):
             part = [example for example in asked if example.meta["type"] == kind]
             out = folder / f"{place:02d}-{kind}.jsonl"
             own = (PLAIN if name == TWIN else spec).sized(*sizes[fits and kind == "conversation"])
             answer_file(part, answerers[model], sampler_config(own), out, batch_size=spec.batch_size, quiet=True)
-            rows += [_row(name, example, answer) for example, answer in zip(part, read_jsonl(out), strict=True)]
+            for example, answer in zip(part, read_jsonl(out), strict=True):
+                text = answer["text"]
+                row = {"system": name, "id": f"{example.id}/{kind}", "type": kind, "domain": example.meta["scene"].domain}
+                row |= {"question": example.question, "reference": example.answer, "text": text}
+                row |= {"score": findings_score(text, example), "words": len(text.split()), "seconds": answer["seconds"]}
+                rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _row(system: str, example: Example, answer: Mapping) -> dict:
-    return {
-        "system": system,
-        "id": f"{example.id}/{example.meta['type']}",
-        "type": example.meta["type"],
-        "domain": example.meta["scene"].domain,
-        "question": example.question,
-        "reference": example.answer,
-        "text": answer["text"],
-        "score": findings_score(answer["text"], example),
-        "words": len(answer["text"].split()),
-        "seconds": answer["seconds"],
-    }
 
 
 def wrong_image(items: pd.DataFrame, asked: Sequence[Example], system: str) -> pd.DataFrame:
@@ -131,26 +120,23 @@ def wrong_image(items: pd.DataFrame, asked: Sequence[Example], system: str) -> p
 
 
 def scores(items: pd.DataFrame) -> pd.DataFrame:
-    """Mean and 95 % bootstrap interval per system and group of GROUPS: system, group, value, low, high, n."""
-    rows = []
+    """Mean and 95 % interval per system and group of GROUPS: system, group, value, low, high, n."""
+    found = {}
     for system, part in items.groupby("system", sort=False):
         for group in GROUPS:
-            mask = (part["type"] == group) | (part["domain"] == group) | (group == "overall")
-            values = part[mask]["score"].to_numpy(float)
+            values = part[(part["type"] == group) | (part["domain"] == group) | (group == "overall")]["score"]
             if len(values):
-                value, low, high = interval([values])
-                row = {"system": system, "group": group, "value": value, "low": low, "high": high}
-                rows.append(row | {"n": int(np.isfinite(values).sum())})
-    return pd.DataFrame(rows)
+                found[system, group] = own_items(values.to_numpy(float)[None])
+    return estimates(found, ("system", "group")).drop(columns="seeds")
 
 
 def judged_scores(files: Mapping[str, str | Path]) -> pd.DataFrame:
     """Judge's scores of answers to the real benchmark, in the columns of `scores`. files: system -> a file of `medv judge`.
 
-    Questions without scores stand in no mean: n says how many do. Raises ValueError for a file in which nothing is judged.
+    n counts the questions with scores. Raises ValueError for a file in which nothing is judged.
     """
     names = {"detailed_description": "description", **{theirs: ours for ours, theirs in COLUMN.items()}}
-    rows = []
+    found = {}
     for system, file in files.items():
         judged = judge.read_judgements(file)
         if not judged.judged:
@@ -158,11 +144,8 @@ def judged_scores(files: Mapping[str, str | Path]) -> pd.DataFrame:
         for group in judge.GROUPS:
             values = judged.relative(group)
             if len(values):
-                value, low, high = interval([values])
-                group = names.get(group, group)
-                row = {"system": system, "group": group, "value": value, "low": low, "high": high}
-                rows.append(row | {"n": len(values)})
-    return pd.DataFrame(rows, columns=["system", "group", "value", "low", "high", "n"])
+                found[system, names.get(group, group)] = own_items(np.asarray(values, dtype=float)[None])
+    return estimates(found, ("system", "group")).drop(columns="seeds")
 
 
 def table1(items: pd.DataFrame, judged: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -187,8 +170,7 @@ def table1(items: pd.DataFrame, judged: pd.DataFrame | None = None) -> pd.DataFr
 
 def _cells(found: pd.DataFrame, source: str) -> pd.DataFrame:
     """A row per system, in their order: source, and "value [low, high]" per group."""
-    said = [f"{r.value:.1f} [{r.low:.0f}, {r.high:.0f}]" if r.n else NOT_MEASURED for r in found.itertuples()]
-    cells = found.assign(cell=said)
+    cells = found.assign(cell=[Estimate.of(row).cell(ends=".0f") for row in found.itertuples()])
     wide = cells.pivot(index="system", columns="group", values="cell")
     wide = wide.reindex(index=found["system"].unique(), columns=GROUPS)
     wide.insert(0, "source", source)
@@ -204,9 +186,8 @@ def table7() -> pd.DataFrame:
 
 
 def chosen_questions(asked: Sequence[Example], count: int = 4) -> list[Example]:
-    """The questions of Figures 2, 6, 7, 8: the first description of one domain, the first conversation question of the next.
-
-    A fixed rule, so that nothing is picked for its answer; where a domain has none, the first of that type is taken.
+    """The questions of Figures 2, 6, 7 and 8 by a fixed rule: the first description of one domain, the first conversation
+    question of the next; where a domain has none, the first of that type.
     """
     chosen = []
     for place, domain in enumerate(DOMAINS[:count]):
@@ -217,9 +198,9 @@ def chosen_questions(asked: Sequence[Example], count: int = 4) -> list[Example]:
 
 
 def answers_to(items: pd.DataFrame, example: Example, names: Sequence[str]) -> pd.DataFrame:
-    """What some systems answer to one question, and the reference: name, id, question, text, score, words.
+    """The answers of some systems to one question, and the reference: name, id, question, text, score, words.
 
-    A system that says the same as one before it is left out.
+    A repeated answer is left out.
     """
     part = items[items["id"] == f"{example.id}/{example.meta['type']}"].set_index("system").loc[list(names)].reset_index()
     rows = part.drop_duplicates("text").rename(columns={"system": "name"})

@@ -1,9 +1,8 @@
-"""What notebooks 20, 21, 32 and 33 ask: the same images described in many ways, and what changes from one way to another.
+"""The same images described with many settings (notebooks 20, 21, 32, 33), and Table 5 (notebook 32).
 
-Every way answers the same requests, so that two ways are compared image by image. A diffusion model that writes its most
-probable token draws nothing, and a "seed" is therefore another set of test images. The score is that of
-`medv.phantoms.facts`: facts of a phantom that a text states, against those that are true. It is no GPT score. Examples
-without a scene (real images) have no such score; their words, forwards, times and repetitions are measured all the same.
+All settings answer the same requests and are compared image by image. Greedy sampling draws nothing, so a "seed" is another
+set of test images. The score is that of `medv.phantoms.facts`: the facts that a text states, against those that are true of the
+phantom; it is no GPT score. Examples without a scene (real images) have no score.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ import pandas as pd
 from medv import paper
 from medv.artifacts import read_jsonl
 from medv.companion.studies.node import Node
+from medv.companion.studies.summaries import cells, means, summarize_answers
 from medv.companion.studies.vqa_study import sampler_config
 from medv.data.example import Example
 from medv.data.readers import read_dataset
@@ -22,28 +22,25 @@ from medv.diffusion.config import SamplerConfig
 from medv.evaluation.answering import Answerer
 from medv.evaluation.benchmark import answer_file
 from medv.evaluation.text import measure_answer
-from medv.intervals import NOT_MEASURED, span, verdict
 from medv.phantoms.facts import score_description
 from medv.phantoms.sets import description_set
 from medv.profiles import Profile, SamplerSpec
 
-NODES = (
-    Node(
-        "generation_settings",
-        "32_generation_settings.ipynb",
-        "Generation length, steps and block length",
-        needs=("models/stage2",),
-        makes=("answers/generation_settings",),
-        results=("table5", "fig09", "fig11", "fig12"),
-        heavy=True,
-    ),
+NODE = Node(
+    "generation_settings",
+    "32_generation_settings.ipynb",
+    "Generation length, steps and block length",
+    needs=("models/stage2",),
+    makes=("answers/generation_settings",),
+    results=("table5", "fig09", "fig11", "fig12"),
+    heavy=True,
 )
 
 SCORES = ("score", "precision", "recall")
 REPETITIONS = ("adjacent_duplicates", "repeated_share", "rep_2", "rep_4", "distinct_1")
 METRICS = (*SCORES, "words", "forwards", "seconds", *REPETITIONS, "longest_run")
 """score, precision, recall and the repetition shares in percent; words, forwards and seconds per answer."""
-PAPER_LENGTH = 256
+PAPER_LENGTH, PAPER_BLOCK = 256, 64
 PLAIN = SamplerSpec(1, 1, 1)
 
 
@@ -63,8 +60,14 @@ def requests(
 
 
 def divisor(profile: Profile) -> int:
-    """By what the paper's lengths are divided here: the smallest power of two that makes 256 fit the profile's canvas."""
+    """The divisor of the paper's lengths: the smallest power of two that makes 256 fit the profile's canvas."""
     return next(d for d in (1, 2, 4, 8, 16, 32) if PAPER_LENGTH // d <= profile.describe.gen_length)
+
+
+def canvas_of(profile: Profile) -> tuple[int, int]:
+    """L and B of the paper's main setting, 256 and 64, over `divisor`."""
+    scale = divisor(profile)
+    return PAPER_LENGTH // scale, max(PAPER_BLOCK // scale, 1)
 
 
 def name_of(length: int, block: int, steps: int) -> str:
@@ -95,7 +98,7 @@ def ask_all(
     *,
     batch_size: int = PLAIN.batch_size,
 ) -> pd.DataFrame:
-    """Every way answers every request; answers that `folder` holds are kept, so that a stopped run goes on.
+    """Answer every request in every way; answers that `folder` holds are kept.
 
     One row per way, seed and request: setting, seed, number, id, question, text, finish_reason, and METRICS.
     """
@@ -110,16 +113,9 @@ def ask_all(
 
 
 def ask_model(
-    model: Path,
-    configs: Mapping[str, SamplerConfig],
-    asked: Mapping[int, Sequence[Example]],
-    folder: Path,
-    *,
-    dtype: str = "float32",
-    **options,
+    answerer: Answerer, configs: Mapping[str, SamplerConfig], asked: Mapping[int, Sequence[Example]], folder: Path, **options
 ) -> pd.DataFrame:
-    """`ask_all` of one model folder, loaded once in `dtype`, with many sampler configurations."""
-    answerer = Answerer.load(model, dtype=dtype)
+    """`ask_all` of one model with many sampler configurations."""
     return ask_all({name: (answerer, config) for name, config in configs.items()}, asked, folder, **options)
 
 
@@ -127,9 +123,8 @@ def measured(rows: Sequence[Mapping], examples: Sequence[Example]) -> pd.DataFra
     """The measures of answers (rows of an answer file, in the order of the examples)."""
     records = []
     for number, (row, example) in enumerate(zip(rows, examples, strict=True)):
-        measures = measure_answer(row)
+        measures, scene = measure_answer(row), example.meta.get("scene")
         record = {"number": number, "id": example.id, **{key: row[key] for key in ("question", "text", "finish_reason")}}
-        scene = example.meta.get("scene")
         found = None if scene is None else score_description(row["text"], scene)
         for name, attribute in zip(SCORES, ("f1", "precision", "recall"), strict=True):
             record[name] = np.nan if found is None else 100.0 * getattr(found, attribute)
@@ -139,104 +134,26 @@ def measured(rows: Sequence[Mapping], examples: Sequence[Example]) -> pd.DataFra
     return pd.DataFrame(records)
 
 
-def summarize(items: pd.DataFrame, metrics: Sequence[str] = METRICS) -> pd.DataFrame:
-    """Mean and 95 % interval: setting, metric, value, low, high, n (answers measured), seeds.
-
-    The interval is a two-level bootstrap: seeds are drawn with replacement, then the answers of each.
-    """
-    rows = []
-    for setting, part in items.groupby("setting", sort=False):
-        for metric in metrics:
-            groups = [group[metric].to_numpy(float) for _, group in part.groupby("seed")]
-            value, low, high = interval(groups)
-            row = {"setting": setting, "metric": metric, "value": value, "low": low, "high": high}
-            rows.append(row | {"n": int(part[metric].notna().sum()), "seeds": len(groups)})
-    return pd.DataFrame(rows)
-
-
-def interval(groups: Sequence[np.ndarray], *, resamples: int = 2000) -> tuple[float, float, float]:
-    """(mean, low, high) of values in groups (one per seed, of the same size): groups are drawn, then values within each.
-
-    NaN is a value that was not measured and stands in no mean; all three are NaN where nothing was.
-    """
-    rng = np.random.default_rng(0)
-    grid = np.stack(groups)  # [seeds, n]
-    if np.isnan(grid).all():
-        return np.nan, np.nan, np.nan
-    mean = np.nanmean if np.isnan(grid).any() else np.mean
-    chosen = grid[rng.integers(len(grid), size=(resamples, len(grid)))]  # [resamples, seeds, n]
-    inside = rng.integers(grid.shape[1], size=(resamples, len(grid), grid.shape[1]))
-    means = mean(np.take_along_axis(chosen, inside, axis=2), axis=(1, 2))
-    low, high = np.nanquantile(means, [0.025, 0.975])
-    return float(mean(grid)), float(low), float(high)
-
-
-def change(items: pd.DataFrame, metric: str, first: str, second: str) -> dict:
-    """What the metric does from one setting to another on the same requests: change, low, high, n and a verdict in a word.
-
-    "rises" or "falls" where the 95 % interval of the paired difference excludes 0, else "no change shown"; "not measured"
-    where no request has the metric in both settings.
-    """
-    grid = items.pivot(index=["seed", "id"], columns="setting", values=metric)
-    gap = grid[second] - grid[first]
-    value, low, high = interval([part.to_numpy(float) for _, part in gap.groupby("seed")])
-    said = verdict(low, high, above="rises", below="falls", between="no change shown")
-    return {"change": value, "low": low, "high": high, "n": int(gap.notna().sum()), "verdict": said}
-
-
-def check_effects(items: pd.DataFrame, claims: Sequence[tuple[str, str, str, str, str]]) -> pd.DataFrame:
-    """The paper's effects beside ours. claims: (what the paper says, metric, first setting, second setting, its direction).
-
-    The direction is "rises", "falls" or "no change shown", from first to second. appears here: "yes", "no" and what it does, or
-    "not measured".
-    """
-    rows = []
-    for claim, metric, first, second, expected in claims:
-        if first == second:
-            continue
-        found = change(items, metric, first, second)
-        answers = {expected: "yes", NOT_MEASURED: NOT_MEASURED}
-        answer = answers.get(found["verdict"], f"no: {found['verdict']}")
-        ours = span(found["change"], found["low"], found["high"], form="+.1f")
-        row = {"the paper says": claim, "metric": metric.replace("_", " "), "from": first, "to": second}
-        rows.append(row | {"here": ours, "n": found["n"], "appears here": answer})
-    return pd.DataFrame(rows)
-
-
-def cells(summary: pd.DataFrame, metrics: Sequence[str], *, digits: int = 1) -> pd.DataFrame:
-    """A row per setting, a column "mean [low, high]" per metric."""
-    short = summary[summary["metric"].isin(metrics)].copy()
-    short["cell"] = [span(r.value, r.low, r.high, form=f".{digits}f") for r in short.itertuples()]
-    return short.pivot(index="setting", columns="metric", values="cell")[list(metrics)]
-
-
-def means(summary: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
-    """A row per setting, a column of means per metric."""
-    short = summary[summary["metric"].isin(metrics)]
-    return short.pivot(index="setting", columns="metric", values="value")[list(metrics)]
-
-
-def table5(settings: pd.DataFrame, items: pd.DataFrame, scale: int) -> pd.DataFrame:
-    """Table 5, ours and the paper's: a row per row of the paper, the paper's lengths being `scale` times ours."""
-    summary = summarize(items)
+def table5(settings: pd.DataFrame, items: pd.DataFrame) -> pd.DataFrame:
+    """Table 5, ours and the paper's: a row per row of the paper."""
+    summary = summarize_answers(items, METRICS)
     joined = settings.set_index("setting")
     joined["score [95 % interval]"] = cells(summary, ["score"])["score"]
     kept = {"words": "words", "repeated_share": "repeated words (%)", "adjacent_duplicates": "equal neighbors (%)"}
+    value = means(summary, METRICS)
     for name, column in kept.items():
-        joined[column] = means(summary, [name])[name].round(1)
-    joined["forwards"] = means(summary, ["forwards"])["forwards"]
-    joined["s per answer"] = means(summary, ["seconds"])["seconds"].round(3)
-    counts = items.groupby("setting")["id"].count()
-    joined["n"] = counts
+        joined[column] = value[name].round(1)
+    joined["forwards"] = value["forwards"]
+    joined["s per answer"] = value["seconds"].round(3)
+    joined["n"] = items.groupby("setting")["id"].count()
     printed = paper.table("table5")
     joined["GPT score (paper)"] = printed["overall_score"].to_numpy()
     joined["L, B, Z (paper)"] = [f"{r.generation_length}, {r.block_length}, {r.sampling_steps}" for r in printed.itertuples()]
-    names = {"gen_length": "L", "block_length": "B", "steps": "Z"}
-    return joined.rename(columns=names).reset_index(drop=True)
+    return joined.rename(columns={"gen_length": "L", "block_length": "B", "steps": "Z"}).reset_index(drop=True)
 
 
 def table5_claims(settings: pd.DataFrame) -> list[tuple[str, str, str, str, str]]:
-    """What the paper reads off its Table 5, for `check_effects`."""
+    """The paper's claims about Table 5, for `check_effects`."""
     ends = {g: (part["setting"].iloc[0], part["setting"].iloc[-1]) for g, part in settings.groupby("group")}
     (a0, a1), (b0, b1), (c0, c1) = ends["A"], ends["B"], ends["C"]
     return [

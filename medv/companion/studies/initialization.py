@@ -1,8 +1,8 @@
-"""What the initial weights contribute (notebook 30, Table 4): four starts, then the same stage 2, and with stage 1 or without.
+"""The contribution of the initial weights (notebook 30, Table 4): four starts, the same stage 2, with or without stage 1.
 
 The paper's model starts from LLaDA, its variants V1 and V2 from LLaDA-V, without and with alignment. Here the bundled text
-tower has the role of LLaDA and the bundled model of colored shapes that of LLaDA-V; random weights, which the paper has not,
-show what any start is worth. All arms share the vision tower, the examples of a seed and the number of steps.
+tower has the role of LLaDA and the bundled model of colored shapes that of LLaDA-V; random weights are our own baseline. All
+arms share the vision tower, the examples of a seed and the number of steps.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,30 +19,29 @@ from medv.checkpoints.bundled import bundled
 from medv.checkpoints.loading import load_tokenizer
 from medv.companion.figures.tables import compare
 from medv.companion.studies.node import Node
-from medv.companion.studies.trials import as_rows, difference_rows, judged, run_trials
-from medv.companion.studies.vqa_study import sampler_config, summarize, vqa_study
+from medv.companion.studies.summaries import differences as paired
+from medv.companion.studies.trials import as_rows, run_trials
+from medv.companion.studies.vqa_study import sampler_config, vqa_study
 from medv.data.example import Example
 from medv.evaluation.answering import Answerer
 from medv.evaluation.text import repetition
-from medv.intervals import NOT_MEASURED, span
+from medv.intervals import NOT_MEASURED, Estimate
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.phantoms.facts import score_descriptions
 from medv.phantoms.sets import description_set, vqa_set
-from medv.profiles import Profile, SamplerSpec
+from medv.profiles import InitPlan, Profile
 from medv.training.examples import PHANTOM_SETS
 from medv.training.launch import RunOptions
 from medv.training.stages import towers as training_towers
 from medv.training.stages import train_stages
 
-NODES = (
-    Node(
-        "initialization",
-        "30_initialization.ipynb",
-        "What the initial weights contribute",
-        makes=("trials/initialization",),
-        results=("table4", "initialization"),
-        heavy=True,
-    ),
+NODE = Node(
+    "initialization",
+    "30_initialization.ipynb",
+    "What the initial weights contribute",
+    makes=("trials/initialization",),
+    results=("table4", "initialization"),
+    heavy=True,
 )
 
 METRICS = {
@@ -72,28 +71,6 @@ ARMS = (
     Arm("random", "random", True, "random language tower"),
 )
 BASE = ARMS[0].name
-
-
-@dataclass(frozen=True)
-class InitPlan:
-    """Optimizer steps of stages 1 and 2, and how much is asked afterwards. batch_size: of a step, 0 = the recipes'."""
-
-    align_steps: int
-    instruct_steps: int
-    seeds: tuple[int, ...]
-    descriptions: int
-    questions: int
-    describe: SamplerSpec
-    answer: SamplerSpec
-    batch_size: int = 0
-
-
-PLANS = {
-    "tiny": InitPlan(40, 90, (0, 1, 2), 32, 160, SamplerSpec(72, 24, 36), SamplerSpec(16, 16, 8), batch_size=8),
-    "smoke": InitPlan(1, 1, (0, 1), 2, 8, SamplerSpec(16, 8, 4), SamplerSpec(8, 8, 4)),
-    "small": InitPlan(100, 400, (0, 1, 2), 32, 200, SamplerSpec(96, 32, 48), SamplerSpec(16, 16, 8), batch_size=16),
-}
-"""Budgets by profile. In `tiny` far below a full stage 2, so that twelve trainings fit into minutes."""
 
 
 @dataclass(frozen=True)
@@ -138,15 +115,8 @@ def arms_of(parts: Mapping[str, Path]) -> tuple[Arm, ...]:
     return tuple(arm for arm in ARMS if arm.weights != "general" or "general" in parts)
 
 
-def plan_of(profile: Profile) -> InitPlan:
-    """The plan of a profile, with no more seeds than the profile has on this machine."""
-    plan = PLANS[profile.name]
-    plan = replace(plan, describe=plan.describe.like(profile.describe), answer=plan.answer.like(profile.answer))
-    return plan if profile.towers == "bundled" else replace(plan, seeds=profile.seeds)
-
-
 def gaps(arms: Sequence[Arm]) -> list[str]:
-    """What is missing, in words."""
+    """The arms that are left out, as gaps of the result."""
     left = [arm.name for arm in ARMS if arm not in arms]
     return [f"no general vision-language model of this size: without {' and '.join(left)}"] if left else []
 
@@ -171,20 +141,16 @@ def tune(start: Answerer, arm: Arm, plan: InitPlan, profile: Profile, folder: Pa
     steps = {"align": plan.align_steps, "instruct": plan.instruct_steps} if arm.aligned else {"instruct": plan.instruct_steps}
     stages = {}
     for stage, count in steps.items():
-        recipe = profile.stages[stage]
-        batch = plan.batch_size or recipe.batch_size
-        size = count * batch
-        examples = PHANTOM_SETS[stage]("train", size, seed=seed, image_size=profile.model.image_size)
-        stages[stage] = (replace(recipe, samples=size, epochs=1, batch_size=batch), examples, ())
+        batch = plan.batch_size or profile.stages[stage].batch_size
+        examples = PHANTOM_SETS[stage]("train", count * batch, seed=seed, image_size=profile.model.image_size)
+        recipe = replace(profile.stages[stage], samples=len(examples), epochs=1, batch_size=batch)
+        stages[stage] = (recipe, examples, ())
     options = RunOptions(seed=seed, checkpoints=False, quiet=True)
     return Answerer(train_stages(start.model, start.processor, stages, folder, options), start.processor)
 
 
 def examine(answerer: Answerer, plan: InitPlan, profile: Profile, *, seed: int) -> pd.DataFrame:
-    """What a model says: one row per description and question, with `text`, `id` and those of METRICS that it has.
-
-    Repetition is counted over words.
-    """
+    """One row per description and question: id, text and those of METRICS that apply; repetition is counted over words."""
     size = profile.model.image_size
     asked = description_set("test", plan.descriptions, image_size=size)
     how = {"batch_size": plan.describe.batch_size, "quiet": True}
@@ -193,10 +159,9 @@ def examine(answerer: Answerer, plan: InitPlan, profile: Profile, *, seed: int) 
     items = score_descriptions(texts, [example.meta["scene"] for example in asked], resamples=1).items
     rows = []
     for example, text, item in zip(asked, texts, items, strict=True):
-        words = text.split()
-        repeated = 100 * repetition(words)["adjacent_duplicates"]
+        repeated = 100 * repetition(text.split())["adjacent_duplicates"]
         row = {"id": example.id, "text": text, "findings_f1": 100 * item.f1}
-        rows.append(row | {"adjacent_duplicates": repeated, "words": len(words)})
+        rows.append(row | {"adjacent_duplicates": repeated, "words": len(text.split())})
     test = vqa_set("test", plan.questions, image_size=size)
     how["batch_size"] = plan.answer.batch_size
     vqa = vqa_study(answerer, test, test, sampler_config(plan.answer, seed=seed), conditions=["model"], **how)
@@ -204,9 +169,7 @@ def examine(answerer: Answerer, plan: InitPlan, profile: Profile, *, seed: int) 
     return pd.concat([pd.DataFrame(rows), vqa], ignore_index=True)
 
 
-def compare_starts(
-    profile: Profile, plan: InitPlan, folder: Path, parts: Mapping[str, Path], *, quiet: bool = False
-) -> pd.DataFrame:
+def compare_starts(profile: Profile, plan: InitPlan, folder: Path, parts: Mapping[str, Path]) -> pd.DataFrame:
     """Tune and examine every arm with every seed: the rows of `examine` with condition (the arm), seed. Results are kept."""
 
     def work(trial: InitTrial, scratch: Path) -> dict[str, Any]:
@@ -217,24 +180,19 @@ def compare_starts(
     trials = {
         f"{arm.name.replace(' ', '_')}-seed{seed}": InitTrial(arm, seed, plan) for seed in plan.seeds for arm in arms_of(parts)
     }
-    results = run_trials(folder, trials, work, quiet=quiet)
+    results = run_trials(folder, trials, work)
     frames = [
         pd.DataFrame(results[name]["items"]).assign(condition=trial.arm.name, seed=trial.seed) for name, trial in trials.items()
     ]
     return pd.concat(frames, ignore_index=True).astype(dict.fromkeys(METRICS, float))
 
 
-def summary_of(items: pd.DataFrame) -> pd.DataFrame:
-    """Mean and 95 % interval of each arm and metric over seeds and texts, as `studies.vqa_study.summarize` gives them."""
-    return summarize(items, metrics=list(METRICS))
-
-
 def table4(summary: pd.DataFrame) -> pd.DataFrame:
-    """Ours beside the paper's, in columns of their own. The paper's score is a judge's, ours counts findings: other things."""
+    """Table 4, ours and the paper's in columns of their own: the paper's score is a judge's, ours counts findings."""
     rows = []
     for arm in _among(summary):
         part = summary[summary["condition"] == arm.name].set_index("metric").reindex(list(METRICS))
-        cells = {title: span(*part.loc[name, ["value", "low", "high"]]) for name, title in METRICS.items()}
+        cells = {title: Estimate.of(part.loc[name]).cell() for name, title in METRICS.items()}
         about = {"model": arm.name, "start": arm.about, "aligned": arm.aligned}
         rows.append(about | cells | {"seeds": int(part["seeds"].max())})
     published = paper.table("table4").drop(columns="stage3")
@@ -244,16 +202,13 @@ def table4(summary: pd.DataFrame) -> pd.DataFrame:
 
 def differences(items: pd.DataFrame) -> pd.DataFrame:
     """Each arm minus the first, paired by seed and text: arm, metric, value, low, high, n, seeds, verdict."""
-    frames = []
-    for arm in _among(items)[1:]:
-        rows = difference_rows(items, arm.name, BASE, list(METRICS))
-        frames.append(judged(rows, list(METRICS)).assign(arm=arm.name))
+    frames = [paired(items, arm.name, BASE, list(METRICS)).assign(arm=arm.name) for arm in _among(items)[1:]]
     table = pd.concat(frames, ignore_index=True)
     return table[["arm", "metric", "value", "low", "high", "n", "seeds", "verdict"]]
 
 
 def conclusion(table: pd.DataFrame) -> str:
-    """Which of the paper's two effects appear, computed from `differences`: V1 and V2 score lower, and repeat more."""
+    """Whether the paper's two effects appear in `differences`: V1 and V2 score lower, and repeat more."""
     lines = []
     effects = {"findings_f1": ("lower", "scores lower"), "adjacent_duplicates": ("higher", "repeats more")}
     for metric, (wanted, words) in effects.items():
@@ -261,7 +216,7 @@ def conclusion(table: pd.DataFrame) -> str:
             row = table[(table["arm"] == arm) & (table["metric"] == metric)].iloc[0]
             said = {wanted: "appears", NOT_MEASURED: NOT_MEASURED}
             said = said.get(row["verdict"], f"does not appear ({row['verdict']})")
-            points = span(row["value"], row["low"], row["high"], form="+.1f")
+            points = Estimate.of(row).cell("+.1f")
             lines.append(f"{arm} {words} than {BASE}, as in the paper: {said}; difference in points {points}")
     return "\n".join(lines) or "neither V1 nor V2 is among the arms: the paper's two effects are not measured"
 
@@ -272,23 +227,19 @@ def _among(rows: pd.DataFrame) -> list[Arm]:
 
 
 def sample_of(items: pd.DataFrame, examples: Sequence[Example], count: int = 2) -> str:
-    """The first descriptions of the first seed, arm under arm, with the truth, to read."""
-    first = items[(items["seed"] == items["seed"].min())]
-    said = []
+    """The first descriptions of the first seed by every arm, with the true facts, to read."""
+    texts = items[items["seed"] == items["seed"].min()].set_index(["condition", "id"])["text"]
+    lines = []
     for example in examples[:count]:
-        facts = ", ".join(value for _, value in sorted(example.meta["scene"].facts()))
-        said.append(f"truth: {facts}")
-        for arm in _among(items):
-            text = first[(first["condition"] == arm.name) & (first["id"] == example.id)]["text"].iloc[0]
-            said.append(f"  {arm.name:14} {text or '(nothing)'}")
-    return "\n".join(said)
+        lines.append("truth: " + ", ".join(value for _, value in sorted(example.meta["scene"].facts())))
+        lines += [f"  {arm.name:14} {texts[arm.name, example.id] or '(nothing)'}" for arm in _among(items)]
+    return "\n".join(lines)
 
 
 def bars(summary: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `summary_of` in percent, as `medv.companion.figures.plots.accuracy_bars` wants them."""
-    rows = summary[summary["metric"].isin([name for name in METRICS if name != "words"])]
-    rows = rows.sort_values("metric", kind="stable", key=lambda column: column.map(list(METRICS).index))
+    """The metrics in percent, in the columns of `medv.companion.figures.plots.accuracy_bars`."""
+    order = [*(arm.name for arm in ARMS), *METRICS]
+    rows = summary[summary["metric"] != "words"]
+    rows = rows.sort_values(["condition", "metric"], key=lambda column: column.map(order.index))
     titles = rows["metric"].map(METRICS).str.replace(" (%)", "", regex=False)
-    rows = rows.assign(metric=titles).rename(columns={"condition": "system"})
-    order = [arm.name for arm in ARMS]
-    return rows.assign(place=rows["system"].map(order.index)).sort_values("place", kind="stable").drop(columns="place")
+    return rows.assign(metric=titles).rename(columns={"condition": "system"})

@@ -1,11 +1,10 @@
-"""What notebook 21 asks: who writes how much when asked for how much, and at what cost.
+"""Length control (notebook 21, Table 3, Figure 4): the length that is asked for, the length that is written, and its cost.
 
-A masked diffusion model is given its length, as the size of its canvas. An autoregressive model ends by itself; it can be asked
-for more in words, or kept from ending. Both are asked for the same lengths on the same requests: `medv.model.twin` is the
-autoregressive model of the same size, data and recipes. The paper's 200 words are divided by what all lengths are divided by.
+A masked diffusion model gets its length as the size of its canvas. An autoregressive model ends by itself; the request can ask
+for more words, or its end can be forbidden. Both answer the same requests; `medv.model.twin` is the autoregressive model of the
+same size, data and recipes. All lengths of the paper, its 200 words included, are divided by `generation.divisor`.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,41 +12,30 @@ from pathlib import Path
 import pandas as pd
 
 from medv import paper
-from medv.companion.studies.generation import ask_all, cells, divisor, means, summarize
+from medv.companion.studies.generation import METRICS, ask_all, canvas_of, divisor
 from medv.companion.studies.node import Node
+from medv.companion.studies.summaries import cells, means, summarize_answers
 from medv.companion.studies.vqa_study import sampler_config
 from medv.data.example import Example, Turn
 from medv.diffusion.config import SamplerConfig
 from medv.evaluation.answering import Answerer
 from medv.profiles import Profile
 
-NODES = (
-    Node(
-        "twin", "13_autoregressive_twin.ipynb", "The autoregressive twin", makes=("models/twin",), results=("twin",), heavy=True
-    ),
-    Node(
-        "length_control",
-        "21_length_control.ipynb",
-        "Length control: how long, and at what cost",
-        needs=("models/stage2", "models/twin"),
-        makes=("answers/length_control",),
-        results=("table3", "fig04"),
-        heavy=True,
-    ),
+NODE = Node(
+    "length_control",
+    "21_length_control.ipynb",
+    "Length control: how long, and at what cost",
+    needs=("models/stage2", "models/twin"),
+    makes=("answers/length_control",),
+    results=("table3", "fig04"),
+    heavy=True,
 )
 
 PAPER_WORDS = 200
-MAIN_BLOCK = 64
-"""Block length of the paper's main setting."""
 DIFFUSION, TWIN = "diffusion", "twin"
 Requests = Mapping[int, Sequence[Example]]
 Ways = dict[str, tuple[Answerer, SamplerConfig]]
 """Name -> the model that is asked, and with what sampler."""
-
-
-def _config(profile: Profile, length: int, block: int, steps: int) -> SamplerConfig:
-    """How the diffusion model is asked; the twin has a sampler of its own."""
-    return sampler_config(profile.describe.sized(length, block, steps))
 
 
 def asked_words(profile: Profile) -> int:
@@ -61,35 +49,35 @@ def asking_for_words(asked: Requests, words: int) -> dict[int, list[Example]]:
     return {seed: [replace(ex, turns=(Turn("user", ex.question + wish),)) for ex in group] for seed, group in asked.items()}
 
 
+def _twin_ways(twin: Answerer | None, length: int, free: str, forced: str) -> Ways:
+    """The twin with a canvas of this length, free to end (name `free`) and kept from ending (name `forced`)."""
+    if twin is None:
+        return {}
+    size = (length, length, length)
+    return {free: (twin, SamplerConfig(*size)), forced: (twin, SamplerConfig(*size, min_length=length))}
+
+
 def table3_ways(profile: Profile, model: Answerer, twin: Answerer | None) -> Ways:
     """The rows of Table 3 by name: the twin by default and kept from ending, the diffusion model with ever fewer steps.
 
-    The twin asked in words is `asking_for_words` of the twin's default. Without a twin its rows are left out.
+    The twin asked for words is `asking_for_words` of its default. Without a twin its rows are left out.
     """
-    length, block = 256 // divisor(profile), max(MAIN_BLOCK // divisor(profile), 1)
-    ways: Ways = {}
-    if twin is not None:
-        ways[f"{TWIN}, default"] = twin, SamplerConfig(length, length, length)
-        forced = SamplerConfig(length, length, length, min_length=length)
-        ways[f"{TWIN}, kept from ending"] = twin, forced
+    length, block = canvas_of(profile)
     printed = paper.table("table3").dropna(subset="sampling_steps")
-    steps = [max(int(z) // divisor(profile), length // block) for z in printed["sampling_steps"]]
-    diffusion = {f"{DIFFUSION}, Z = {z}": (model, _config(profile, length, block, z)) for z in steps}
-    return ways | diffusion
+    ways = _twin_ways(twin, length, f"{TWIN}, default", f"{TWIN}, kept from ending")
+    for steps in (max(int(z) // divisor(profile), length // block) for z in printed["sampling_steps"]):
+        ways[f"{DIFFUSION}, Z = {steps}"] = model, sampler_config(profile.describe.sized(length, block, steps))
+    return ways
 
 
 def length_ways(profile: Profile, model: Answerer, twin: Answerer | None) -> Ways:
     """The same models asked for a quarter, a half and three quarters of the longest canvas, one token a forward."""
-    longest, block = 256 // divisor(profile), max(MAIN_BLOCK // divisor(profile), 1)
+    longest, block = canvas_of(profile)
     ways: Ways = {}
     for length in (longest // 4, longest // 2, 3 * longest // 4):
-        fits = block if length % block == 0 else length
-        ways[f"{DIFFUSION}, {length} tokens"] = model, _config(profile, length, fits, length)
-        if twin is None:
-            continue
-        ways[f"{TWIN}, at most {length} tokens"] = twin, SamplerConfig(length, length, length)
-        forced = SamplerConfig(length, length, length, min_length=length)
-        ways[f"{TWIN}, exactly {length} tokens"] = twin, forced
+        size = (length, block if length % block == 0 else length, length)
+        ways[f"{DIFFUSION}, {length} tokens"] = model, sampler_config(profile.describe.sized(*size))
+        ways |= _twin_ways(twin, length, f"{TWIN}, at most {length} tokens", f"{TWIN}, exactly {length} tokens")
     return ways
 
 
@@ -108,7 +96,7 @@ def ask_lengths(profile: Profile, model: Path, twin: Path | None, asked: Request
 
 def table3(items: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     """Table 3, ours beside the paper's row of the same place."""
-    summary = summarize(items)
+    summary = summarize_answers(items, METRICS)
     names = [name for name in items["setting"].unique() if "tokens" not in name]
     order = sorted(names, key=lambda name: (name.startswith(DIFFUSION), names.index(name)))
     value, text = means(summary, ["words", "seconds", "forwards"]), cells(summary, ["words", "score"])
@@ -121,31 +109,30 @@ def table3(items: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     table["n"] = [int((items["setting"] == name).sum()) for name in order]
     printed = paper.table("table3")
     kinds = ["default prompt", "asked", *[f"Z = {z:.0f}" for z in printed["sampling_steps"].dropna()]]
-    ours = [_place(name, profile, order) for name in order]
+
+    def counterpart(name: str) -> str:
+        """The row of the paper's table beside a row of ours."""
+        if name.endswith("default"):
+            return "default prompt"
+        if "asked for" in name:
+            return "asked"
+        return f"Z = {int(name.rpartition(' ')[2]) * divisor(profile)}" if name.startswith(DIFFUSION) else "none"
+
     for column in ("seconds_per_query", "words_per_query", "seconds_per_word", "overall_score"):
         found = dict(zip(kinds, printed[column], strict=True))
-        table[f"{column.replace('_', ' ')} (paper)"] = [found.get(place) for place in ours]
+        table[f"{column.replace('_', ' ')} (paper)"] = [found.get(counterpart(name)) for name in order]
     return table
-
-
-def _place(name: str, profile: Profile, order: Sequence[str]) -> str:
-    """Which row of the paper's table a row of ours stands beside."""
-    if name.endswith("default"):
-        return "default prompt"
-    if "asked for" in name:
-        return "asked"
-    return f"Z = {int(name.rpartition(' ')[2]) * divisor(profile)}" if name.startswith(DIFFUSION) else "none"
 
 
 def length_frame(items: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     """For Figure 4: asked tokens, model, metric, value, low, high. The longest canvas is that of Table 3 with Z = L."""
-    longest = 256 // divisor(profile)
+    longest = canvas_of(profile)[0]
     same = {
         f"{DIFFUSION}, Z = {longest}": f"{DIFFUSION}, {longest} tokens",
         f"{TWIN}, default": f"{TWIN}, at most {longest} tokens",
         f"{TWIN}, kept from ending": f"{TWIN}, exactly {longest} tokens",
     }
-    rows = summarize(items.replace({"setting": same}), ["words", "seconds", "score"])
+    rows = summarize_answers(items.replace({"setting": same}), ["words", "seconds", "score"])
     rows = rows[rows["setting"].str.endswith("tokens")].copy()
     rows["asked"] = rows["setting"].str.extract(r"(\d+) tokens").astype(int)[0]
     labels = {f"{DIFFUSION}, ": "diffusion", f"{TWIN}, at most ": "twin, may end", f"{TWIN}, exactly ": "twin, may not end"}
@@ -154,11 +141,8 @@ def length_frame(items: pd.DataFrame, profile: Profile) -> pd.DataFrame:
 
 
 def length_claims(profile: Profile, *, twin: bool = True) -> list[tuple[str, str, str, str, str]]:
-    """What the paper says of Table 3, for `check_effects`: (claim, metric, first, second, direction).
-
-    Without a `twin` the claims about an autoregressive model are left out.
-    """
-    longest, words = 256 // divisor(profile), asked_words(profile)
+    """The claims of Table 3, for `check_effects`; without a `twin` those about an autoregressive model are left out."""
+    longest, words = canvas_of(profile)[0], asked_words(profile)
     full, default = f"{DIFFUSION}, Z = {longest}", f"{TWIN}, default"
     few = list(table3_ways(profile, None, None))[-1]
     asked = "asking the autoregressive model for words adds a few"
@@ -174,23 +158,3 @@ def length_claims(profile: Profile, *, twin: bool = True) -> list[tuple[str, str
         ("fewer steps write more words", "words", full, few, "rises"),
     ]
     return [*compared, *own] if twin else own
-
-
-def twin_facts(folder: Path) -> dict:
-    """How the twin was trained, as its folder says; one trained elsewhere has nothing to say."""
-    if not (folder / "twin.json").is_file():
-        return {"given": "trained elsewhere"}
-    return json.loads((folder / "twin.json").read_text(encoding="utf-8"))
-
-
-def twin_table(folder: Path) -> pd.DataFrame:
-    """What training the twin took, a row per stage: steps, trainable parameters, last losses; or why there is no twin."""
-    facts = twin_facts(folder)
-    stages = [{"stage": name, **row} for name, row in facts.items() if isinstance(row, dict)]
-    note = pd.DataFrame([{"twin": text} for name, text in facts.items() if name in ("none", "copied from", "given")])
-    return pd.DataFrame(stages) if stages else note
-
-
-def twin_in(folder: Path) -> Path | None:
-    """The folder, or None where its twin.json says that this profile has no twin."""
-    return None if "none" in twin_facts(folder) else folder

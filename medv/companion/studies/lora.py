@@ -6,8 +6,8 @@ test questions; only what learns, and the learning rate, differ. The paper tunes
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,64 +17,33 @@ import torch
 
 from medv.checkpoints.bundled import load_model
 from medv.companion.studies.node import Node
-from medv.companion.studies.training_stages import SENTENCE
-from medv.companion.studies.trials import as_rows, difference_rows, judged, run_trials
-from medv.companion.studies.vqa_study import sampler_config, summarize, vqa_study
+from medv.companion.studies.summaries import differences, summarize
+from medv.companion.studies.training_stages import sentence_spec
+from medv.companion.studies.trials import as_rows, run_trials
+from medv.companion.studies.vqa_study import sampler_config, vqa_study
 from medv.data.example import Example
 from medv.evaluation.answering import Answerer
-from medv.intervals import NOT_MEASURED, span, verdict
+from medv.intervals import NOT_MEASURED, Estimate
 from medv.phantoms.sets import instruct_set
-from medv.profiles import Profile
+from medv.profiles import LoraPlan, Profile
 from medv.training.collate import Collator, Encoder
 from medv.training.launch import RunOptions
 from medv.training.lora import LoraRecipe, attach_lora, freeze_except
 from medv.training.stages import run_stage
 from medv.training.stream import TrainingStream
 
-NODES = (
-    Node(
-        "lora",
-        "31_lora_vs_full.ipynb",
-        "LoRA or full fine-tuning",
-        needs=("models/stage2",),
-        makes=("trials/lora_vs_full",),
-        results=("lora_vs_full", "table_lora_vs_full"),
-        heavy=True,
-    ),
+NODE = Node(
+    "lora",
+    "31_lora_vs_full.ipynb",
+    "LoRA or full fine-tuning",
+    needs=("models/stage2",),
+    makes=("trials/lora_vs_full",),
+    results=("lora_vs_full", "table_lora_vs_full"),
+    heavy=True,
 )
 
 FULL, LORA, ALL_RANKS = "full", "LoRA", "LoRA, all ranks"
 SCORES = ["closed_accuracy", "open_recall", "score"]
-
-
-@dataclass(frozen=True)
-class LoraPlan:
-    """sizes: training questions; steps: optimizer steps at each size; rates: learning rate by rank, 0 = full fine-tuning;
-    questions: of the test set; padded_steps: of stage 2 before all arms, see `padded_start`. alpha is twice the rank.
-    """
-
-    sizes: tuple[int, ...]
-    steps: tuple[int, ...]
-    rates: Mapping[int, float]
-    seeds: tuple[int, ...]
-    questions: int
-    padded_steps: int = 0
-
-
-_TINY_RATES = {0: 1e-3, 2: 6e-3, 8: 3e-3, 32: 1.5e-3}
-PLANS = {
-    "tiny": LoraPlan((64, 256, 1024), (90, 90, 90), _TINY_RATES, (0, 1, 2), 200, padded_steps=100),
-    "smoke": LoraPlan((8, 16), (1, 2), {0: 1e-3, 2: 1e-3}, (0, 1), 8, padded_steps=1),
-    "small": LoraPlan((256, 1024), (112, 336), {0: 1e-4, 8: 1e-3, 32: 5e-4}, (0, 1, 2), 300, padded_steps=100),
-    "paper": LoraPlan((112, 448, 1792), (56, 112, 448), {0: 1e-5, 8: 2e-4, 16: 2e-4, 64: 1e-4}, (0, 1, 2), 451),
-}
-"""Sizes of the comparison by profile. The rates come from few short runs on validation questions (`tiny`) or are guesses."""
-
-
-def plan_of(profile: Profile) -> LoraPlan:
-    """The plan of a profile, with no more seeds than the profile has on this machine."""
-    plan = PLANS[profile.name]
-    return plan if profile.towers == "bundled" else replace(plan, seeds=profile.seeds)
 
 
 @dataclass(frozen=True)
@@ -118,32 +87,23 @@ def drawn(train: Sequence[Example], size: int, seed: int) -> list[Example]:
 
 
 def padded_start(profile: Profile, plan: LoraPlan, folder: Path, init: Path) -> Path:
-    """Where all arms begin: `init`, or with `padded_steps` that model after as many steps of stage 2 with padded dialogues.
+    """The start of all arms: `init`, or with `padded_steps` that model after as many steps of stage 2 with padded dialogues.
 
-    The small profiles never score end-of-text before stage 3. Full fine-tuning would learn that token in its embedding, which
-    LoRA cannot reach, and the comparison would be about one token. The reference pads with it from the first stage on.
+    The small profiles never score end-of-text before stage 3. Full fine-tuning would learn it in the embedding, which LoRA
+    cannot change, and the comparison would be about one token. The reference pads with it from the first stage on.
     """
     if not plan.padded_steps:
         return init
-    recipe = profile.stages["instruct"]
-    size = plan.padded_steps * recipe.batch_size
-    recipe = replace(recipe, samples=size, epochs=1, padding="fixed:32")
+    size = plan.padded_steps * profile.stages["instruct"].batch_size
+    chosen = profile.with_recipe("instruct", samples=size, epochs=1, padding="fixed:32")
     examples = instruct_set("train", size, seed=1, image_size=profile.model.image_size)
-    chosen = replace(profile, stages=profile.stages | {"instruct": recipe})
     run_stage("instruct", chosen, folder / "start", RunOptions(quiet=True), init=init, examples=examples)
     shutil.rmtree(folder / "start" / "checkpoints", ignore_errors=True)
     return folder / "start"
 
 
 def compare_lora(
-    profile: Profile,
-    plan: LoraPlan,
-    folder: Path,
-    init: Path,
-    train: Sequence[Example],
-    test: Sequence[Example],
-    *,
-    quiet: bool = False,
+    profile: Profile, plan: LoraPlan, folder: Path, init: Path, train: Sequence[Example], test: Sequence[Example]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Train and ask every arm at every size and seed.
 
@@ -153,10 +113,8 @@ def compare_lora(
     asked = test[: plan.questions]
 
     def work(trial: LoraTrial, scratch: Path) -> dict[str, Any]:
-        recipe, rate = profile.stages["vqa"], trial.learning_rate
-        epochs = trial.steps * recipe.batch_size / trial.size
-        recipe = replace(recipe, learning_rate=rate, samples=trial.size, epochs=epochs)
-        chosen = replace(profile, stages=profile.stages | {"vqa": recipe})
+        epochs = trial.steps * profile.stages["vqa"].batch_size / trial.size
+        chosen = profile.with_recipe("vqa", learning_rate=trial.learning_rate, samples=trial.size, epochs=epochs)
         examples, lora = drawn(train, trial.size, trial.seed), recipe_of(trial.rank)
         options = RunOptions(seed=trial.seed, lora=lora, checkpoints=False, quiet=True)
         facts = run_stage("vqa", chosen, scratch, options, init=init, examples=examples)
@@ -168,7 +126,7 @@ def compare_lora(
         return {**kept, "checkpoint_bytes": sum(file.stat().st_size for file in stored), "items": as_rows(items)}
 
     trials, facts, frames = trials_of(plan), [], []
-    for name, result in run_trials(folder, trials, work, quiet=quiet).items():
+    for name, result in run_trials(folder, trials, work).items():
         trial = trials[name]
         where = {"arm": arm_of(trial.rank), "size": trial.size, "seed": trial.seed, "steps": trial.steps}
         frames.append(pd.DataFrame(result.pop("items")).assign(**where))
@@ -182,19 +140,17 @@ def scored(items: pd.DataFrame) -> pd.DataFrame:
 
 
 def curve_of(items: pd.DataFrame) -> pd.DataFrame:
-    """Mean and 95 % interval (seeds and questions drawn anew) of each arm at each size: arm, size, metric, value, low, high, n,
-    seeds.
-    """
+    """`summarize` of each arm at each size: arm, size, metric, value, low, high, n, seeds."""
     frames = []
-    for (arm, size), part in items.groupby(["arm", "size"], sort=False):
-        frames.append(summarize(part.assign(condition=arm), metrics=SCORES).assign(arm=arm, size=size))
+    for (_, size), part in items.groupby(["arm", "size"], sort=False):
+        frames.append(summarize(part, SCORES, by="arm").assign(size=size))
     return pd.concat(frames, ignore_index=True)[["arm", "size", "metric", "value", "low", "high", "n", "seeds"]]
 
 
 def gaps(items: pd.DataFrame) -> pd.DataFrame:
     """Full fine-tuning minus LoRA at each size, by rank and over all ranks: size, against, value, low, high, n, seeds.
 
-    Score over all questions, paired by seed and question. The mean over ranks is not a choice made after looking.
+    Score over all questions, paired by seed and question. The mean over ranks involves no choice made after the fact.
     """
     rows = []
     for size, part in items.groupby("size"):
@@ -204,23 +160,22 @@ def gaps(items: pd.DataFrame) -> pd.DataFrame:
         part = pd.concat([part, mean], ignore_index=True)
         for name in dict.fromkeys(part["condition"]):
             if name != FULL:
-                summary = judged(difference_rows(part, FULL, name, ["score"]), ["score"]).iloc[0]
-                rows.append({"size": size, "against": name} | summary[["value", "low", "high", "n", "seeds"]].to_dict())
+                found = differences(part, FULL, name, ["score"]).iloc[0]
+                rows.append({"size": size, "against": name} | found[["value", "low", "high", "n", "seeds"]].to_dict())
     return pd.DataFrame(rows)
 
 
 def conclusion(gap: pd.DataFrame) -> str:
-    """Whether "LoRA wins when data are scarce, full when there are enough" appears, computed from `gaps`.
-
-    One line for each size, with the verdict of each rank beside that of all ranks, and one line for the claim.
+    """Whether "LoRA wins when data are scarce, full when there are enough" appears in `gaps`: a line per size, one for the
+    claim.
     """
-    said = {"higher": "full wins", "lower": "LoRA wins"}
-    gap = gap.assign(said=[said.get(v, v) for v in map(verdict, gap["low"], gap["high"])]).sort_values("size", kind="stable")
+    said = [Estimate.of(row).verdict("full wins", "LoRA wins") for row in gap.itertuples()]
+    gap = gap.assign(said=said).sort_values("size", kind="stable")
     lines, wins = [], []
     for size, part in gap.groupby("size"):
         mean = part[part["against"] == ALL_RANKS].iloc[0]
         ranks = "; ".join(f"{row.against}: {row.said}" for row in part[part["against"] != ALL_RANKS].itertuples())
-        points = span(mean["value"], mean["low"], mean["high"], form="+.1f")
+        points = Estimate.of(mean).cell("+.1f")
         lines.append(f"{size} questions, full minus LoRA over all ranks, points: {points}: {mean['said']} ({ranks})")
         wins.append(mean["said"])
     halves = [("LoRA wins", " at the smallest size", wins[0]), ("full wins", " at the largest", wins[-1])]
@@ -238,30 +193,24 @@ def costs(
 ) -> pd.DataFrame:
     """One row per arm: trainable parameters, peak_memory_bytes, step_seconds (of the fastest step), checkpoint_bytes.
 
-    Memory on CUDA is the allocator's peak; elsewhere weights, gradients, Adam's two moments and the activations that the
-    backward pass keeps are counted, which is a lower bound of the peak.
+    Memory on CUDA is the allocator's peak; elsewhere a lower bound of it: weights, gradients, Adam's two moments and the
+    activations that the backward pass keeps.
     """
-    rows = []
+    rows, recipe = [], profile.stages["vqa"]
+    examples = train[: recipe.batch_size]
     for rank in plan.rates:
-        network, reader = load_model(init)
-        network.config.loss_normalization = profile.stages["vqa"].normalization
-        freeze_except(network, profile.stages["vqa"].trains)
+        network, processor = load_model(init)
+        network.config.loss_normalization = recipe.normalization
+        freeze_except(network, recipe.trains)
         lora = recipe_of(rank)
         learner = (attach_lora(network, lora) if lora else network).train()
-        batch = _first_batch(profile, reader, train)
+        encode = Encoder(processor, loss_tokens=recipe.loss_tokens, max_length=recipe.max_length)
+        stream = TrainingStream(examples, encode, seed=0, batch_size=len(examples), steps=1, times=recipe.times)
+        batch = Collator(processor.special, padding=recipe.padding)([stream[i] for i in range(len(stream))])
         known = facts[facts["arm"] == arm_of(rank)].iloc[0]
         measured = step_cost(learner, batch, repeats=repeats)
-        stored = {"trainable_parameters": known["trainable_parameters"], "checkpoint_bytes": known["checkpoint_bytes"]}
-        rows.append({"arm": arm_of(rank)} | stored | measured)
+        rows.append(known[["arm", "trainable_parameters", "checkpoint_bytes"]].to_dict() | measured)
     return pd.DataFrame(rows)
-
-
-def _first_batch(profile: Profile, reader, train: Sequence[Example]) -> dict[str, torch.Tensor]:
-    recipe = profile.stages["vqa"]
-    encode = Encoder(reader, loss_tokens=recipe.loss_tokens, max_length=recipe.max_length)
-    examples = train[: recipe.batch_size]
-    stream = TrainingStream(examples, encode, seed=0, batch_size=len(examples), steps=1, times=recipe.times)
-    return Collator(reader.special, padding=recipe.padding)([stream[i] for i in range(len(stream))])
 
 
 def step_cost(network: torch.nn.Module, batch: dict[str, torch.Tensor], *, repeats: int = 8) -> dict[str, float]:
@@ -314,14 +263,14 @@ def cost_table(curve: pd.DataFrame, cost: pd.DataFrame) -> pd.DataFrame:
             "checkpoint (MB)": row.checkpoint_bytes / 1e6,
         }
         part = curve[(curve["arm"] == row.arm) & (curve["metric"] == "score")]
-        scores = {f"score, n = {p.size} (%)": f"{p.value:.1f} [{p.low:.1f}, {p.high:.1f}]" for p in part.itertuples(name="P")}
+        scores = {f"score, n = {row['size']} (%)": Estimate.of(row).cell() for _, row in part.iterrows()}
         rows.append(cells | scores)
     return pd.DataFrame(rows)
 
 
 def levels(before: Answerer, profile: Profile, train: Sequence[Example], test: Sequence[Example]) -> dict[str, float]:
-    """What needs no stage 3, in percent: the model before it, answering in sentences, and the question-only look-up."""
-    spec = max(SENTENCE.like(profile.answer), profile.answer, key=lambda spec: spec.gen_length)
+    """Baselines in percent: the model before stage 3, which answers in sentences, and the question-only look-up."""
+    spec = sentence_spec(profile)
     conditions = {"before stage 3": "model", "question only": "question only"}
     how = {"conditions": [*conditions.values()], "batch_size": spec.batch_size, "quiet": True}
     items = scored(vqa_study(before, train, test, sampler_config(spec), **how))

@@ -1,4 +1,4 @@
-"""The declaration of one notebook of the reproduction; each study declares its own in `NODES`."""
+"""The declaration of one notebook of the reproduction; each study declares its own as `NODE` or `NODES`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,34 +1,32 @@
-"""What notebook 33 asks: when does a text repeat itself, and does another schedule help at the same number of forwards?
+"""Repetition (notebook 33): its dependence on steps, length and schedule, at equal numbers of forwards.
 
 Section 6.4 of the paper reports repetition by eye, worse for long answers with few steps, and leaves adaptive step allocation
-and remasking open. Here both are sweeps over the same images; the rows are those of `studies.generation.ask_all`. A
-schedule that may spend fewer forwards than allowed would win or lose by its cost, so that only those are compared which spend
-what they are given; what was spent is checked and shown.
+and remasking open. Here both are sweeps over the same images, in rows of `generation.ask_all`. Only schedules that spend all
+their forwards are compared; the forwards spent are shown.
 """
 
 from collections.abc import Mapping
 
 import pandas as pd
 
-from medv.companion.studies.generation import change, divisor, name_of, summarize
+from medv.companion.studies.generation import METRICS, canvas_of, name_of
 from medv.companion.studies.node import Node
+from medv.companion.studies.summaries import change, direction, means, summarize_answers
 from medv.diffusion.config import SamplerConfig
 from medv.diffusion.filters import DuplicateVeto
 from medv.diffusion.revision import RevealRemask
-from medv.diffusion.schedules import BudgetedSchedule, FixedSchedule
-from medv.intervals import NOT_MEASURED, span
+from medv.diffusion.schedules import SCHEDULES, FixedSchedule
+from medv.intervals import NOT_MEASURED
 from medv.profiles import Profile
 
-NODES = (
-    Node(
-        "repetition",
-        "33_repetition.ipynb",
-        "Repetition, and what steps, length and schedule do to it",
-        needs=("models/stage2",),
-        makes=("answers/repetition",),
-        results=("fig05", "fig10", "schedules"),
-        heavy=True,
-    ),
+NODE = Node(
+    "repetition",
+    "33_repetition.ipynb",
+    "Repetition, and what steps, length and schedule do to it",
+    needs=("models/stage2",),
+    makes=("answers/repetition",),
+    results=("fig05", "fig10", "schedules"),
+    heavy=True,
 )
 
 SHARES = (8, 4, 2, 1)
@@ -41,13 +39,10 @@ def sweep_settings(profile: Profile) -> pd.DataFrame:
 
     Columns: sweep ("steps" or "block"), gen_length, block_length, steps, tokens_per_step, setting.
     """
-    longest = 256 // divisor(profile)
-    rows = []
-    for length in (longest // 4, longest // 2, longest):
-        for share in SHARES:
-            rows.append(("steps", length, length, max(length // share, 1), share))
-    for blocks in (4, 2, 1):
-        rows.append(("block", longest, longest // blocks, max(longest // 4, blocks), 4))
+    longest, _ = canvas_of(profile)
+    lengths = (longest // 4, longest // 2, longest)
+    rows = [("steps", length, length, max(length // share, 1), share) for length in lengths for share in SHARES]
+    rows += [("block", longest, longest // blocks, max(longest // 4, blocks), 4) for blocks in (4, 2, 1)]
     frame = pd.DataFrame(rows, columns=["sweep", "gen_length", "block_length", "steps", "tokens_per_step"])
     sizes = frame[["gen_length", "block_length", "steps"]]
     return frame.assign(setting=[name_of(*row) for row in sizes.itertuples(index=False)])
@@ -58,27 +53,27 @@ def schedule_configs(profile: Profile) -> tuple[dict[str, SamplerConfig], list[i
 
     Names are "schedule, Z forwards"; "linear" is Algorithm 1. All fill one block, with L / 8 and L / 4 forwards.
     """
-    longest = 256 // divisor(profile)
+    longest, _ = canvas_of(profile)
     ways = {
         "linear": {},
-        "cosine": {"schedule": FixedSchedule("cosine")},
+        "cosine": {"schedule": SCHEDULES["cosine"]},
         "few first (shift 1/3)": {"schedule": FixedSchedule("shift", 1 / 3)},
-        "budgeted by entropy": {"schedule": BudgetedSchedule()},
+        "budgeted by entropy": {"schedule": SCHEDULES["budgeted"]},
         "linear, duplicate veto": {"filters": (DuplicateVeto(),)},
         "linear, remask repeats": {"revision": RevealRemask(tokens=2)},
-        "budgeted, duplicate veto": {"schedule": BudgetedSchedule(), "filters": (DuplicateVeto(),)},
+        "budgeted, duplicate veto": {"schedule": SCHEDULES["budgeted"], "filters": (DuplicateVeto(),)},
     }
-    budgets = [max(longest // 8, 2), max(longest // 4, 2)]
+    budgets = list(dict.fromkeys((max(longest // 8, 2), max(longest // 4, 2))))
     configs = {
         f"{name}, {steps} forwards": SamplerConfig(longest, longest, steps, **options)
-        for steps in dict.fromkeys(budgets)
+        for steps in budgets
         for name, options in ways.items()
     }
-    return configs, list(dict.fromkeys(budgets))
+    return configs, budgets
 
 
 def steps_claims(settings: pd.DataFrame) -> list[tuple[str, str, str, str, str]]:
-    """What section 6.4 says of steps and length, for `check_effects`: (claim, metric, first, second, direction)."""
+    """The claims of section 6.4 about steps and length, for `check_effects`."""
     steps = settings[settings["sweep"] == "steps"]
     claims = []
     for length, part in steps.groupby("gen_length"):
@@ -93,8 +88,7 @@ def steps_claims(settings: pd.DataFrame) -> list[tuple[str, str, str, str, str]]
 
 def schedule_table(items: pd.DataFrame, budgets: list[int]) -> pd.DataFrame:
     """Each schedule against the linear one at the same forwards: means, and the paired change of score and repetition."""
-    summary = summarize(items)
-    value = summary.pivot(index="setting", columns="metric", values="value")
+    value = means(summarize_answers(items, METRICS), METRICS)
     rows = []
     for budget in budgets:
         base = f"linear, {budget} forwards"
@@ -103,21 +97,13 @@ def schedule_table(items: pd.DataFrame, budgets: list[int]) -> pd.DataFrame:
             for metric in ("score", "repeated_share", "adjacent_duplicates"):
                 label = {"score": "facts, F1"}.get(metric, metric.replace("_", " "))
                 row[label] = round(value.loc[name, metric], 1)
-                row[f"{label}, against linear"] = "" if name == base else _said(items, metric, base, name)
+                row[f"{label}, against linear"] = "" if name == base else change(items, metric, base, name).cell("+.1f")
             rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _said(items: pd.DataFrame, metric: str, base: str, name: str) -> str:
-    found = change(items, metric, base, name)
-    return span(found["change"], found["low"], found["high"], form="+.1f")
-
-
 def schedule_verdict(items: pd.DataFrame, budgets: list[int]) -> str:
-    """Per budget and measure: which schedules repeat less than the linear one without scoring lower, and at what forwards.
-
-    Without scores nothing is said of them.
-    """
+    """Per budget and measure: the schedules that repeat less than the linear one without scoring lower, and the forwards."""
     kept = "and no lower score" if items["score"].notna().any() else f"whatever their score, which is {NOT_MEASURED}"
     said = []
     for budget in budgets:
@@ -129,8 +115,8 @@ def schedule_verdict(items: pd.DataFrame, budgets: list[int]) -> str:
             better = [
                 name.removesuffix(f", {budget} forwards")
                 for name in spent.index.drop(base)
-                if change(part, metric, base, name)["verdict"] == "falls"
-                and change(part, "score", base, name)["verdict"] != "falls"
+                if direction(change(part, metric, base, name)) == "falls"
+                and direction(change(part, "score", base, name)) != "falls"
             ]
             said.append(f"  fewer {words} than linear: {'; '.join(better) or 'none'}")
     return "\n".join(said)
@@ -139,8 +125,8 @@ def schedule_verdict(items: pd.DataFrame, budgets: list[int]) -> str:
 def most_repeating(items: pd.DataFrame, settings: Mapping[str, str]) -> pd.DataFrame:
     """For Figure 5: each named setting's answer to the request whose answers repeat most. settings: name -> setting.
 
-    Columns: name, setting, id, question, text, score, words, repeated_share. The choice is by the mean repeated share over
-    these settings, so it shows the worst case, not a typical one.
+    Columns: name, setting, id, question, text, score, words, repeated_share. The request with the highest mean repeated share
+    over these settings is chosen: the worst case, not a typical one.
     """
     part = items[items["setting"].isin(settings.values())]
     worst = part.groupby("id")["repeated_share"].mean().idxmax()

@@ -1,7 +1,4 @@
-"""How large a model is, what each stage trains of it and what that costs: Table 6 and the arithmetic beside it (notebook 03).
-
-Models are built on the meta device, where they have names and sizes and no memory. Nothing here is measured.
-"""
+"""Sizes of a model and the cost of each stage by arithmetic (notebook 03, Table 6); models are built on the meta device."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -30,6 +27,7 @@ _VISION = {
     "efficientnet_lite0": "EfficientNet-Lite0, {0.image_size} pixels",
 }
 _TRAINED = {"bundled": "trained here", "packages": "SmolLM2-135M unless chosen otherwise"}
+_RELEASED = {"vision_tower": "siglip2-so400m-patch14-384", "language_tower": "LLaDA-8B-Instruct", "deepspeed": "ZeRO-3"}
 _ONE_LAYER = replace(PAPER.model, layers=1, vision_layers=1)
 
 
@@ -54,17 +52,16 @@ def parameter_counts(shapes: Mapping[str, ModelShape]) -> pd.DataFrame:
 def recipe_table(profile: Profile) -> pd.DataFrame:
     """Table 6: the recipes of this profile beside the paper's; "vqa" is the paper's VQA-RAD column."""
     model = profile.model
-    released = profile.name == "paper"
     rows = {
-        "vision_tower": "siglip2-so400m-patch14-384" if released else _VISION[model.vision].format(model),
-        "language_tower": "LLaDA-8B-Instruct"
-        if released
-        else f"Llama, {model.layers} x {model.hidden_size}, {_TRAINED[profile.towers]}",
+        "vision_tower": _VISION[model.vision].format(model),
+        "language_tower": f"Llama, {model.layers} x {model.hidden_size}, {_TRAINED.get(profile.towers)}",
         "projector": "2-layer MLP with GELU",
         "attention": "bidirectional",
-        "deepspeed": "ZeRO-3" if released else "none",
+        "deepspeed": "none",
         "optimizer": "AdamW",
     }
+    if profile.towers == "given":
+        rows |= _RELEASED
     recipes = profile.stages | profile.vqa_sets
     ours = [{"setting": name} | dict.fromkeys(recipes, value) for name, value in rows.items()]
     fields = {
@@ -87,10 +84,8 @@ def recipe_table(profile: Profile) -> pd.DataFrame:
 
 
 def stage_memory(profile: Profile) -> pd.DataFrame:
-    """Memory that training holds before any activation, in GB (1e9 bytes), by arithmetic.
-
-    A trainable parameter costs weight + gradient + AdamW's two moments in float32, and in bfloat16 a float32 master copy; a
-    frozen one costs its weight alone.
+    """Memory of training without activations, in GB (1e9 bytes), by arithmetic: for a trainable parameter weight, gradient and
+    AdamW's two moments in float32, in bfloat16 also a float32 copy; for a frozen one the weight alone.
     """
     weight, gradient, optimizer = bytes_per_parameter(half=profile.dtype == "bfloat16")
     model = empty_model(profile.model)
@@ -99,12 +94,8 @@ def stage_memory(profile: Profile) -> pd.DataFrame:
     for stage, recipe in profile.stages.items():
         trainable = freeze_except(model, recipe.trains)
         sizes = (weight * total / 1e9, gradient * trainable / 1e9, optimizer * trainable / 1e9)
-        row = {
-            "stage": stage,
-            "trains": " + ".join(recipe.trains),
-            "trainable": trainable,
-            "share (%)": 100 * trainable / total,
-        }
+        row = {"stage": stage, "trains": " + ".join(recipe.trains), "trainable": trainable}
+        row["share (%)"] = 100 * trainable / total
         rows.append(row | dict(zip(("weights", "gradients", "optimizer"), sizes, strict=True)) | {"sum (GB)": sum(sizes)})
     return pd.DataFrame(rows)
 
@@ -155,10 +146,7 @@ def key_map() -> pd.DataFrame:
 
 @torch.inference_mode()
 def reach(model: MedVForMaskedDiffusion, ids: torch.Tensor) -> np.ndarray:
-    """Which token does each position feel? [T, T] bool: row i, column j is true if changing token j moves hidden state i.
-
-    ids [T] int64; each token in turn is replaced by the mask.
-    """
+    """[T, T] bool: row i, column j is true if replacing token j of ids [T] by the mask changes hidden state i."""
     ids = ids.to(model.device)
     changed = ids.repeat(len(ids), 1)
     changed.fill_diagonal_(model.config.mask_token_id)
@@ -167,7 +155,7 @@ def reach(model: MedVForMaskedDiffusion, ids: torch.Tensor) -> np.ndarray:
 
 
 def reach_figure(panels: Mapping[str, np.ndarray], tokens: Sequence[str]) -> Figure:
-    """`reach` as a grid for each of several models: blue where row i feels column j."""
+    """`reach` as a grid for each of several models."""
     with theme():
         fig, axes = new_figure(4.2 * len(panels), 4.0, ncols=len(panels), squeeze=False)
         for ax, (name, felt) in zip(axes[0], panels.items(), strict=True):

@@ -1,7 +1,7 @@
-"""What notebooks 10-12 do with a training stage: run it, read what the model then writes, and compare it with its controls.
+"""The three training stages (notebooks 10-12): train, then compare texts and answers with their controls.
 
-Every comparison is made on images that no training has seen, with an interval, and beside what the same texts or answers
-score without a look at the right image. This module draws nothing and knows no notebook.
+Every comparison is on images that no training has seen, has an interval, and stands beside the score of the same texts or
+answers without the right image.
 """
 
 import json
@@ -15,14 +15,14 @@ import numpy as np
 import pandas as pd
 
 from medv.artifacts import write_json
-from medv.companion.figures.plots import loss_history
 from medv.companion.studies.node import Node
-from medv.companion.studies.vqa_study import CONDITIONS, METRICS, sampler_config, summarize, vqa_study
+from medv.companion.studies.summaries import summarize
+from medv.companion.studies.vqa_study import CONDITIONS, METRICS, sampler_config, vqa_study
 from medv.data.example import Example
-from medv.data.training_set import check_pictures
+from medv.data.readers import check_pictures
 from medv.evaluation.answering import Answerer
 from medv.evaluation.controls import blinded
-from medv.intervals import NOT_MEASURED, bootstrap_interval, verdict
+from medv.intervals import Estimate, bootstrap
 from medv.model.looks import Looks
 from medv.model.processing import MedVProcessor
 from medv.phantoms.facts import score_descriptions
@@ -62,96 +62,78 @@ NODES = (
     ),
 )
 
-WRONG = "{}, wrong image"
-AFTER, BEFORE = "after stage 3", "before stage 3"
-BLIND = "trained blind"
-TOLD = ("nearest question", "question only", "majority")  # answers that no network gives
-CAPTION = SamplerSpec(gen_length=32, block_length=32, steps=32)
-"""Room for a caption of stage 1, one token per forward."""
-SENTENCE = SamplerSpec(gen_length=16, block_length=16, steps=16)
-"""Room for the full sentences with which a stage-2 model answers a question."""
+AFTER, BEFORE, BLIND = "after stage 3", "before stage 3", "trained blind"
+WITHOUT_MODEL = ("nearest question", "question only", "majority")  # answers that no network gives
 
 
 def finish_stage(stage: str, profile: Profile, folder: Path, *, seed: int = 0, **source) -> dict:
-    """`run_stage`, then without its checkpoints: facts of the run and `seconds`, also where the stage was finished before."""
+    """`run_stage`, then remove its checkpoints: facts of the run and `seconds`, also of a stage that was finished before."""
     facts = run_stage(stage, profile, folder, RunOptions(seed=seed), **source)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return facts
 
 
 def losses_of(folder: Path) -> pd.DataFrame:
-    """The losses of a training from its folder, as `figures.plots.loss_history`; none of a model trained elsewhere."""
-    history = folder / "history.json"
-    return loss_history(json.loads(history.read_text(encoding="utf-8")) if history.is_file() else [])
+    """The losses of a training from its `history.json`: step, loss, split ("train", "validation"); empty without that file."""
+    path, rows = folder / "history.json", []
+    for entry in json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []:
+        for key, split in (("loss", "train"), ("eval_loss", "validation")):
+            if key in entry:
+                rows.append({"step": int(entry["step"]), "loss": float(entry[key]), "split": split})
+    return pd.DataFrame(rows, columns=["step", "loss", "split"])
 
 
-# --- What it writes: captions and descriptions (notebooks 10, 11) ---
+# --- Captions and descriptions (notebooks 10, 11) ---
 
 
 def write_texts(answerer: Answerer, examples: Sequence[Example], spec: SamplerSpec, *, seed: int = 0) -> list[str]:
-    """What the model writes to the request of each example."""
-    how = {"batch_size": spec.batch_size, "quiet": True}
-    return [a.text for a in answerer.answer(examples, sampler_config(spec, seed=seed), **how)]
+    """The model's text for the request of each example."""
+    config = sampler_config(spec, seed=seed)
+    return [answer.text for answer in answerer.answer(examples, config, batch_size=spec.batch_size, quiet=True)]
 
 
 def judge_texts(system: str, texts: Sequence[str], examples: Sequence[Example]) -> pd.DataFrame:
     """Findings precision, recall and F1 of each text in percent: system, id, metric, score.
 
-    A second system, "..., wrong image", scores each text against the truth of the next example: what fluent text about some
-    other image of the same world reaches.
+    A second system, "..., wrong image", scores each text against the truth of the next example: the score of fluent text
+    about another image.
     """
     scenes = [example.meta["scene"] for example in examples]
     frames = []
-    for name, truths in ((system, scenes), (WRONG.format(system), scenes[1:] + scenes[:1])):
+    for name, truths in ((system, scenes), (f"{system}, wrong image", scenes[1:] + scenes[:1])):
         items = score_descriptions(texts, truths, resamples=1).items
+        ids = [example.id for example in examples]
         for metric in ("precision", "recall", "f1"):
             scores = [100.0 * getattr(item, metric) for item in items]
-            ids = [example.id for example in examples]
             frames.append(pd.DataFrame({"system": name, "id": ids, "metric": metric, "score": scores}))
     return pd.concat(frames, ignore_index=True)
 
 
-def summarize_texts(judged: pd.DataFrame) -> pd.DataFrame:
-    """Mean and 95 % bootstrap interval over texts: system, metric, value, low, high (percent), n."""
-    rows = []
-    for (system, metric), part in judged.groupby(["system", "metric"], sort=False):
-        known = part["score"].dropna()
-        low, high = bootstrap_interval(known, seed=0) if len(known) else (np.nan, np.nan)
-        row = {"system": system, "metric": metric, "value": known.mean(), "low": low, "high": high}
-        rows.append(row | {"n": len(known)})
-    return pd.DataFrame(rows)
-
-
 def difference(judged: pd.DataFrame, better: str, base: str, *, metric: str = "f1") -> str:
-    """One sentence on whether `better` beats `base` on the texts that both wrote: a paired bootstrap of the difference."""
-    grid = judged[judged["metric"] == metric].pivot(index="id", columns="system", values="score")[[better, base]].dropna()
-    gap = (grid[better] - grid[base]).to_numpy()
-    if not len(gap):
-        return f"{metric} of {better} minus {base}: {NOT_MEASURED}"
-    low, high = bootstrap_interval(gap, seed=0)
-    said = verdict(low, high, above="a gain", below="a loss")
-    return f"{metric} of {better} minus {base}: {gap.mean():+.1f} points [{low:+.1f}, {high:+.1f}], n = {len(gap)}: {said}"
+    """A sentence on whether `better` beats `base` on the texts that both wrote: the paired difference and its verdict."""
+    grid = judged[judged["metric"] == metric].pivot(index="id", columns="system", values="score")
+    gap = bootstrap(grid[better] - grid[base])
+    points, said = gap.cell("+.1f"), gap.verdict("a gain", "a loss")
+    return f"{metric} of {better} minus {base} in points: {points}, n = {gap.n}: {said}"
 
 
 def texts_beside_truth(examples: Sequence[Example], texts: Sequence[str], count: int = 3) -> str:
-    """The first few requests with the true facts, the reference and what the model wrote, to read."""
-    said = []
+    """The first few requests with the true facts, the reference and the model's text, to read."""
+    lines = []
     for example, text in list(zip(examples, texts, strict=True))[:count]:
         facts = ", ".join(value for _, value in sorted(example.meta["scene"].facts()))
-        said.append(f"truth      {facts}\nreference  {example.answer}\nmodel      {text or '(nothing)'}\n")
-    return "\n".join(said)
+        lines.append(f"truth      {facts}\nreference  {example.answer}\nmodel      {text or '(nothing)'}\n")
+    return "\n".join(lines)
 
 
-# --- What it answers (notebook 12) ---
+# --- Questions (notebook 12) ---
 
 
 def question_sets(
     profile: Profile, data: str, data_dir: str | Path | None, protocol: str = "official"
 ) -> tuple[list[Example], dict[str, list[Example]]]:
-    """Training questions and the test sets by name: the phantoms' main and hard set, or what a protocol of
-    `medv.training.examples` asks of a real data set.
-
-    Raises ValueError for real data without a folder, and for what `medv.data.training_set` refuses.
+    """Training questions and test sets by name: the phantoms' main and hard set, or a real data set split by a protocol of
+    `medv.training.examples`. Raises ValueError for real data without a folder or with missing images.
     """
     if data == "phantoms":
         size, count = profile.model.image_size, profile.evaluation_questions
@@ -163,19 +145,19 @@ def question_sets(
     train, tests = question_split(TrainingData(data, Path(data_dir), protocol))
     for test in tests.values():
         check_pictures(test, Path(data_dir))
-    return train, {name: [_with_kind(example) for example in test] for name, test in tests.items()}
 
+    def with_kind(example: Example) -> Example:
+        """The kind of a real question is the first type in its file (VQA-RAD: "PRES, SIZE")."""
+        kind = str(example.meta.get("question_type") or "any").partition(",")[0].strip().lower()
+        return replace(example, meta={"kind": kind} | example.meta)
 
-def _with_kind(example: Example) -> Example:
-    """The kind of a real question is the first type that its file names (VQA-RAD: "PRES, SIZE")."""
-    kind = str(example.meta.get("question_type") or "any").partition(",")[0].strip().lower()
-    return replace(example, meta={"kind": kind} | example.meta)
+    return train, {name: [with_kind(example) for example in test] for name, test in tests.items()}
 
 
 def fit_answers(profile: Profile, processor: MedVProcessor, train: Sequence[Example]) -> Profile:
-    """The profile with a canvas that holds 95 % of the training answers and their end, in training as in answering.
+    """The profile with a canvas, in training and answering, that holds 95 % of the training answers and their end token.
 
-    The canvas grows in steps of 8 tokens and never shrinks; phantom answers keep the profile's own.
+    The canvas grows in steps of 8 tokens and never shrinks; phantoms keep the profile's own.
     """
     lengths = [len(processor.tokenizer.encode(example.answer, add_special_tokens=False)) + 1 for example in train]
     length = max(profile.answer.gen_length, 8 * int(np.ceil(np.quantile(lengths, 0.95) / 8)))
@@ -197,8 +179,8 @@ def train_seeds(
 ) -> pd.DataFrame:
     """Stage 3 once per seed of the profile, each in `folder`/seed<k>; a finished seed is kept. One row of facts a seed.
 
-    With `blind` the same network learns from gray pictures, in `folder`/blind<k>, to be what `study_seeds` compares with. The
-    weights of the first seed are copied to `folder` itself, so that the folder is a model like any other.
+    With `blind` the same network also learns from gray pictures, in `folder`/blind<k>, as a control of `study_seeds`. The
+    first seed's model is copied to `folder` itself.
     """
     rows = []
     source = TrainingData(data, None if data_dir is None else Path(data_dir), protocol)
@@ -212,13 +194,17 @@ def train_seeds(
     return pd.DataFrame(rows)
 
 
+def sentence_spec(profile: Profile) -> SamplerSpec:
+    """How a model before stage 3, which answers in sentences, is asked a question."""
+    return max(profile.sentence, profile.answer, key=lambda spec: spec.gen_length)
+
+
 def study_before(
     answerer: Answerer, profile: Profile, train: Sequence[Example], tests: Mapping[str, Sequence[Example]], seed: int = 0
 ) -> pd.DataFrame:
     """The model before stage 3 on every test set, answering in sentences; columns as `study_seeds`."""
-    spec = max(SENTENCE.like(profile.answer), profile.answer, key=lambda spec: spec.gen_length)
+    spec, frames = sentence_spec(profile), []
     how = {"seed": seed, "conditions": ["model"], "batch_size": spec.batch_size, "quiet": True}
-    frames = []
     for name, test in tests.items():
         items = vqa_study(answerer, train, test, sampler_config(spec), **how)
         frames.append(items.assign(test=name, condition=BEFORE))
@@ -228,10 +214,9 @@ def study_before(
 def study_seeds(
     profile: Profile, folder: Path, train: Sequence[Example], tests: Mapping[str, Sequence[Example]]
 ) -> pd.DataFrame:
-    """Every seed's model with its controls on every test set: the rows of `vqa_study` and the name of the set in `test`.
+    """Every seed's model with its controls on every test set: the rows of `vqa_study` with the name of the set in `test`.
 
-    A folder without seeds, of a model trained elsewhere, is that model alone. Models that were trained blind are asked blind.
-    The hard set goes without the gray image, to save time.
+    A folder without seeds is a model trained elsewhere. Models trained blind are asked blind. The hard set has no gray image.
     """
     frames = []
     models = {seed: folder / f"seed{seed}" for seed in profile.seeds if (folder / f"seed{seed}").is_dir()}
@@ -242,8 +227,8 @@ def study_seeds(
             looks.once(answerer.model.model, [*chain(*tests.values()), *blinded(train[:1])])
         for name, test in tests.items():
             shown = [c for c in CONDITIONS if not (name.endswith("hard") and c == "gray image")]
-            how = {"config": sampler_config(profile.answer, seed=seed), "seed": seed, "quiet": True}
-            how["batch_size"] = profile.answer.batch_size
+            how = {"config": sampler_config(profile.answer, seed=seed), "seed": seed}
+            how |= {"batch_size": profile.answer.batch_size, "quiet": True}
             items = vqa_study(answerer, train, test, conditions=shown, looks=looks, **how)
             frames.append(items.assign(test=name).replace({"condition": {"model": AFTER}}))
             if (folder / f"blind{seed}").is_dir():
@@ -254,22 +239,21 @@ def study_seeds(
 
 
 def recorded(path: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What `benchmarks/small_gpu.py final` wrote: items as those of `study_seeds`, and one row of facts a training."""
+    """The file of `benchmarks/small_gpu.py final`: items as those of `study_seeds`, and one row of facts per training."""
     found = json.loads(Path(path).read_text(encoding="utf-8"))
-    facts = pd.DataFrame([{"name": row["name"], "seconds": row["seconds"]["all"]} for row in found["trials"]])
-    facts = facts[facts["name"].str.startswith("real")]
-    return pd.DataFrame(found["items"]), facts
+    facts = [{"name": row["name"], "seconds": row["seconds"]["all"]} for row in found["trials"]]
+    return pd.DataFrame(found["items"]), pd.DataFrame([row for row in facts if row["name"].startswith("real")])
 
 
 def scores(items: pd.DataFrame) -> pd.DataFrame:
-    """`summarize` per test set, and the wall time: test, condition, metric, value, low, high, n, seeds,
-    seconds_per_question (empty for answers that no network gave).
+    """`summarize` per test set: test, condition, metric, value, low, high, n, seeds, seconds_per_question (wall time; empty
+    for answers that no network gave).
     """
     frames = []
     for name, part in items.groupby("test", sort=False):
         part = part.sort_values("condition", kind="stable", key=lambda column: (column != AFTER).astype(int))
-        seconds = part[~part["condition"].isin(TOLD)].groupby("condition")["seconds"].mean()
-        summary = summarize(part)
+        seconds = part[~part["condition"].isin(WITHOUT_MODEL)].groupby("condition")["seconds"].mean()
+        summary = summarize(part, METRICS)
         frames.append(summary.assign(test=name, seconds_per_question=summary["condition"].map(seconds)))
     return pd.concat(frames, ignore_index=True)[["test", *frames[0].columns.drop("test")]]
 
@@ -278,24 +262,19 @@ def score_table(summary: pd.DataFrame, metrics: Sequence[str] = METRICS[:4]) -> 
     """`scores` as a table to read: a row per test set and system, "mean [low, high]" and n, seeds, seconds per question."""
     rows = []
     for (name, condition), part in summary.groupby(["test", "condition"], sort=False):
-        cells = {row.metric: row for row in part.itertuples()}
         row = {"test set": name, "system": condition}
-        for metric in metrics:
-            if cell := cells.get(metric):
-                row[metric] = f"{cell.value:.1f} [{cell.low:.1f}, {cell.high:.1f}]"
+        row |= {cell.metric: Estimate.of(cell).cell() for cell in part.itertuples() if cell.metric in metrics}
         for form in ("closed", "open"):
-            row[f"n {form}"] = next((cell.n for metric, cell in cells.items() if metric.startswith(form)), 0)
+            row[f"n {form}"] = next(iter(part[part["metric"].str.startswith(form)]["n"]), 0)
         rows.append(row | {"seeds": part["seeds"].max(), "s per question": part["seconds_per_question"].iloc[0]})
     return pd.DataFrame(rows)
 
 
 def margins(summary: pd.DataFrame) -> pd.DataFrame:
-    """How far the model stands above its best control, in points, per test set and metric."""
-    rows = []
-    controls = (*CONDITIONS[1:], BLIND)
-    for (name, metric), part in summary.groupby(["test", "metric"], sort=False):
-        if metric not in METRICS[:2]:
-            continue
+    """The model minus its best control, in points, per test set and metric."""
+    rows, controls = [], (*CONDITIONS[1:], BLIND)
+    kept = summary[summary["metric"].isin(METRICS[:2])]
+    for (name, metric), part in kept.groupby(["test", "metric"], sort=False):
         value = part.set_index("condition")["value"]
         best = value[value.index.isin(controls)].idxmax()
         row = {"test set": name, "metric": metric, AFTER: value[AFTER], "best control": best, "control": value[best]}
@@ -317,7 +296,7 @@ def by_kind(items: pd.DataFrame) -> pd.DataFrame:
 
 
 def training_time(facts: pd.DataFrame | Mapping) -> str:
-    """The wall time of `train_seeds` in words; unknown where a seed was finished before."""
+    """The wall time of `train_seeds`; unknown where a seed was finished before."""
     if "seconds" not in facts or facts["seconds"].isna().any():
         return "training time unknown, as the training was not done, or not as a whole, in this run"
     return f"training took {facts['seconds'].mean():.0f} s a seed"

@@ -1,8 +1,8 @@
-"""What all phantoms are drawn with: a unit square of pixels, three random streams, smooth noise and soft shapes.
+"""Drawing tools of all phantoms: a unit square of pixels, three random streams, smooth noise and soft shapes.
 
-Everything is in unit coordinates (x to the right, y down), so that one scene shows the same anatomy at every size. Shapes
-are signed distances (negative inside, in units of the image side) that `cover` turns into an opacity. Anatomy, lesion and
-grain draw from streams of their own: a scene and the same scene without its finding share all the rest.
+Coordinates are of the unit square (x to the right, y down), so that a scene shows the same anatomy at every size. Shapes are
+signed distances (negative inside, in units of the image side) that `cover` turns into an opacity. Anatomy, lesion and grain
+have separate random streams: a scene and the same scene without its finding share all the rest.
 """
 
 from dataclasses import dataclass
@@ -12,9 +12,7 @@ import numpy as np
 
 from medv.phantoms.scene import SIDES, Scene
 
-# In these domains the patient's left is on the right of the image.
-RADIOLOGICAL = ("chest_xray", "ct", "mri")
-_UPPER = ("upper", "anterior")
+RADIOLOGICAL = ("chest_xray", "ct", "mri")  # the patient's left is on the right of the image
 
 
 class Canvas:
@@ -31,7 +29,7 @@ class Canvas:
         )
 
     def uniform(self, low: float, high: float) -> float:
-        """One number of the anatomy."""
+        """One random number of the anatomy."""
         return float(self.rng.uniform(low, high))
 
     def noise(self, cells: int, rng: np.random.Generator | None = None) -> np.ndarray:
@@ -69,7 +67,7 @@ class Canvas:
 
 
 def ellipse(px: np.ndarray, py: np.ndarray, x: float, y: float, rx: float, ry: float, angle: float = 0.0) -> np.ndarray:
-    """`Canvas.ellipse` at given points, for shapes seen through shifted or warped coordinates."""
+    """`Canvas.ellipse` at given points, for shifted or warped coordinates."""
     dx, dy = px - x, py - y
     if angle:
         cos, sin = float(np.cos(angle)), float(np.sin(angle))
@@ -86,7 +84,7 @@ def over(image: np.ndarray, value: float | np.ndarray, opacity: np.ndarray) -> n
 
 @dataclass(frozen=True)
 class Lesion:
-    """Where a finding is: center, radius (unit coordinates) and the directions of its side and level in the image.
+    """The place of a finding: center, radius (unit coordinates) and the directions of its side and level in the image.
 
     `sx` is -1 on the left of the image and +1 on its right; `sy` is -1 in the upper (anterior) half and +1 in the lower.
     """
@@ -110,14 +108,11 @@ def place(
     large: tuple[float, float] = (0.15, 0.18),
 ) -> Lesion:
     """Draw a lesion's place: offsets from `center` within dx and dy, away from the midlines; radius by the size."""
-    flip = scene.domain in RADIOLOGICAL
-    sx = 1 if (scene.side == SIDES[0]) == flip else -1
-    sy = -1 if scene.level in _UPPER else 1
-    rng = canvas.lesion_rng
-    offset_x, offset_y = rng.uniform(*dx), rng.uniform(*dy)
-    is_large = scene.size == "large"
-    radius = rng.uniform(*(large if is_large else small))
-    return Lesion(float(center[0] + sx * offset_x), float(center[1] + sy * offset_y), float(radius), sx, sy, is_large)
+    sx = 1 if (scene.side == SIDES[0]) == (scene.domain in RADIOLOGICAL) else -1
+    sy = -1 if scene.level in ("upper", "anterior") else 1
+    rng, is_large = canvas.lesion_rng, scene.size == "large"
+    x, y = center[0] + sx * rng.uniform(*dx), center[1] + sy * rng.uniform(*dy)
+    return Lesion(float(x), float(y), float(rng.uniform(*(large if is_large else small))), sx, sy, is_large)
 
 
 @lru_cache(maxsize=8)

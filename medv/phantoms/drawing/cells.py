@@ -1,4 +1,4 @@
-"""Many small round things at once (nuclei): one jittered cell in every square of a grid, drawn without a Python loop."""
+"""Nuclei: one jittered cell in every square of a grid, drawn without a Python loop."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -42,16 +42,11 @@ def nuclei(
     # Points in units of the nucleus: (A d)^2 < 1 inside.
     table = np.stack([x, y, cos / (r * longer), sin / (r * longer), cos * longer / r, sin * longer / r]).astype(np.float32)
     table[0, ~present] = 9.0
-    closest = _closest(canvas, table, _neighbors(canvas.size, cells))
-    return canvas.cover((np.sqrt(closest) - 1.0) * radius, soft)
-
-
-def _closest(canvas: Canvas, table: np.ndarray, near: np.ndarray) -> np.ndarray:
-    """For every pixel the squared distance to the nearest nucleus in units of its radius, [size, size]."""
+    # The squared distance of every pixel to the nearest nucleus, in units of its radius; in place, for these arrays are large.
+    near = _neighbors(canvas.size, cells)
     dx, dy, a, b, c, d = (np.take(values, near) for values in table)
     np.subtract(canvas.x, dx, out=dx)
     np.subtract(canvas.y, dy, out=dy)
-    # In place, for these are the largest arrays of a picture.
     a *= dx
     b *= dy
     a += b
@@ -61,7 +56,7 @@ def _closest(canvas: Canvas, table: np.ndarray, near: np.ndarray) -> np.ndarray:
     c -= d
     c *= c
     a += c
-    return a.min(axis=0)
+    return canvas.cover((np.sqrt(a.min(axis=0)) - 1.0) * radius, soft)
 
 
 @lru_cache(maxsize=32)

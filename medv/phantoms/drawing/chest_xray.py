@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medv.phantoms.drawing.canvas import Canvas, Lesion, ellipse, over, place
+from medv.phantoms.drawing.canvas import Canvas, ellipse, over, place
 from medv.phantoms.scene import NORMAL, Scene
+
+# Small and large radii.
+_SIZES = {"nodule": ((0.055, 0.065), (0.115, 0.135)), "consolidation": ((0.068, 0.08), (0.16, 0.18))}
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,9 @@ def draw(scene: Scene, canvas: Canvas) -> np.ndarray:
     vessels = _vessels(canvas, thorax) * air * (1 - behind)
     bones = _bones(canvas, thorax) * (1 - 0.5 * behind)
     if scene.finding != NORMAL:
-        lesion = _place(scene, canvas, thorax)
+        small, large = _SIZES.get(scene.finding, ((0.07, 0.09), (0.15, 0.18)))
+        dx, dy = ((0.19, 0.23), (0.14, 0.19)) if scene.level == "lower" else ((0.17, 0.20), (0.14, 0.18))
+        lesion = place(scene, canvas, center=(thorax.x, 0.45), dx=dx, dy=dy, small=small, large=large)
         lung = np.maximum(lungs[lesion.sx], -heart)
         film, vessels = _FINDINGS[scene.finding](canvas, thorax, lesion, lung, film, vessels)
     film = film + 0.17 * vessels + bones
@@ -152,21 +157,6 @@ def _leads(canvas: Canvas, thorax: _Thorax, film: np.ndarray) -> np.ndarray:
         film = over(film, 0.95, 0.85 * canvas.cover(wire, 0.012) * (canvas.y > y0))
         film = over(film, 1.0, canvas.cover(canvas.ellipse(x0, y0, 0.02, 0.02)))
     return film
-
-
-def _place(scene: Scene, canvas: Canvas, thorax: _Thorax) -> Lesion:
-    sizes = {"nodule": ((0.055, 0.065), (0.115, 0.135)), "consolidation": ((0.068, 0.08), (0.16, 0.18))}
-    small, large = sizes.get(scene.finding, ((0.07, 0.09), (0.15, 0.18)))
-    lower = scene.level == "lower"
-    return place(
-        scene,
-        canvas,
-        center=(thorax.x, 0.45),
-        dx=(0.19, 0.23) if lower else (0.17, 0.20),
-        dy=(0.14, 0.19) if lower else (0.14, 0.18),
-        small=small,
-        large=large,
-    )
 
 
 def _effusion(canvas, thorax, lesion, lung, film, vessels):

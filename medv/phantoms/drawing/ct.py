@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from medv.phantoms.drawing.canvas import Canvas, Lesion, over, place
+from medv.phantoms.drawing.canvas import Canvas, over, place
 from medv.phantoms.scene import NORMAL, Scene
 
 _FAT, _MUSCLE, _BONE, _FLUID = 0.20, 0.47, 0.97, 0.33
@@ -22,7 +22,10 @@ def draw(scene: Scene, canvas: Canvas) -> np.ndarray:
     image = _wall(canvas, center, rx, ry, skin, fat, cavity)
     image = _organs(canvas, center, rx, ry, cavity, image, contrast)
     if scene.finding != NORMAL:
-        lesion = _place(scene, canvas, center, ry)
+        dx, dy = ((0.18, 0.22), (0.11, 0.14)) if scene.size == "large" else ((0.17, 0.25), (0.12, 0.16))
+        calcified = scene.finding == "calcification"
+        small, large = ((0.062, 0.07), (0.12, 0.13)) if calcified else ((0.07, 0.085), (0.145, 0.165))
+        lesion = place(scene, canvas, center=center, dx=dx, dy=dy, small=small, large=large)
         image = _FINDINGS[scene.finding](canvas, lesion, center, cavity, image)
     image = _spine(canvas, center, ry, image, contrast)
     window, level = canvas.uniform(0.94, 1.08), canvas.uniform(-0.025, 0.025)
@@ -100,13 +103,6 @@ def _spine(canvas, center, ry, image, contrast):
     image = over(image, _BONE, canvas.cover(np.abs(body) - 0.006, 0.01))
     image = over(image, _BONE, canvas.cover(np.minimum(process, wings), 0.01))
     return over(image, 0.42, canvas.cover(canvas.ellipse(cx, y + 0.062, 0.021, 0.018), 0.008))
-
-
-def _place(scene: Scene, canvas: Canvas, center: tuple[float, float], ry: float) -> Lesion:
-    dx, dy = ((0.18, 0.22), (0.11, 0.14)) if scene.size == "large" else ((0.17, 0.25), (0.12, 0.16))
-    calcified = scene.finding == "calcification"
-    small, large = ((0.062, 0.07), (0.12, 0.13)) if calcified else ((0.07, 0.085), (0.145, 0.165))
-    return place(scene, canvas, center=center, dx=dx, dy=dy, small=small, large=large)
 
 
 def _cyst(canvas, lesion, center, cavity, image):

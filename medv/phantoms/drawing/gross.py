@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from medv.phantoms.drawing.canvas import Canvas, Lesion, over, place
+from medv.phantoms.drawing.canvas import Canvas, over, place
 from medv.phantoms.scene import NORMAL, Scene
 
 _BOARDS = ((0.16, 0.34, 0.62), (0.12, 0.42, 0.34), (0.10, 0.10, 0.12), (0.22, 0.46, 0.66))
@@ -23,7 +23,8 @@ def draw(scene: Scene, canvas: Canvas) -> np.ndarray:
         shine = np.clip((canvas.fractal(17, 2) - 2.0) * 1.5, 0, 1)
         tissue = over(tissue, (1.0, 0.95, 0.93), 0.7 * shine)
     if scene.finding != NORMAL:
-        lesion = _place(scene, canvas, center)
+        dx, dy = ((0.17, 0.20), (0.14, 0.16)) if scene.size == "large" else ((0.14, 0.21), (0.13, 0.17))
+        lesion = place(scene, canvas, center=center, dx=dx, dy=dy, small=(0.08, 0.09), large=(0.145, 0.165))
         tissue = _FINDINGS[scene.finding](canvas, lesion, tissue)
     light = 1.0 + 0.10 * (0.5 - canvas.y) + 0.06 * (0.5 - canvas.x) - 0.35 * np.exp(np.minimum(slab, 0) / 0.022)
     image = over(image, tissue * light[..., None], canvas.cover(slab, 0.01))
@@ -62,11 +63,6 @@ def _cut_surface(canvas, slab, fresh):
     tissue = over(tissue, color * 0.74, 0.5 * vessels)
     capsule = canvas.cover(np.abs(slab + 0.012) - 0.008, 0.012)
     return over(tissue, color * 0.55 + 0.40, 0.6 * capsule)
-
-
-def _place(scene: Scene, canvas: Canvas, center: tuple[float, float]) -> Lesion:
-    dx, dy = ((0.17, 0.20), (0.14, 0.16)) if scene.size == "large" else ((0.14, 0.21), (0.13, 0.17))
-    return place(scene, canvas, center=center, dx=dx, dy=dy, small=(0.08, 0.09), large=(0.145, 0.165))
 
 
 def _outline(canvas, lesion, ragged):

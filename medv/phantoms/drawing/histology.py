@@ -15,8 +15,11 @@ def draw(scene: Scene, canvas: Canvas) -> np.ndarray:
     eosin = np.array([canvas.uniform(0.88, 0.95), canvas.uniform(0.60, 0.70), canvas.uniform(0.78, 0.86)], np.float32)
     hematoxylin = np.array([canvas.uniform(0.36, 0.46), canvas.uniform(0.22, 0.32), canvas.uniform(0.55, 0.64)], np.float32)
     image = _stroma(canvas, eosin, high)
-    lesion = _place(scene, canvas) if scene.finding != NORMAL else None
-    clear = _clearing(canvas, lesion)
+    lesion, clear = None, 1.0  # 0 where a lesion has replaced normal structures
+    if scene.finding != NORMAL:
+        offset = (0.20, 0.24) if scene.size == "large" else (0.17, 0.27)
+        lesion = place(scene, canvas, center=(0.5, 0.5), dx=offset, dy=offset, small=(0.085, 0.10), large=(0.175, 0.20))
+        clear = 1.0 - canvas.cover(canvas.ellipse(lesion.x, lesion.y, lesion.radius, lesion.radius), 0.03)
     image = _glands(canvas, hematoxylin, image, high, clear)
     cells, radius = (7, 0.036) if high else (15, 0.0150)
     opacity = nuclei(canvas, cells, radius, rng=canvas.rng, density=0.5, stretch=0.5, soft=0.01)
@@ -51,18 +54,6 @@ def _glands(canvas, hematoxylin, image, high, clear):
         beads = np.sqrt(along**2 + (0.75 * (gland + 1.5 * nucleus)) ** 2) - nucleus
         image = over(image, hematoxylin + 0.09, 0.9 * canvas.cover(beads, 0.01) * clear)
     return image
-
-
-def _place(scene: Scene, canvas: Canvas) -> Lesion:
-    dx, dy = ((0.20, 0.24), (0.20, 0.24)) if scene.size == "large" else ((0.17, 0.27), (0.17, 0.27))
-    return place(scene, canvas, center=(0.5, 0.5), dx=dx, dy=dy, small=(0.085, 0.10), large=(0.175, 0.20))
-
-
-def _clearing(canvas: Canvas, lesion: Lesion | None) -> np.ndarray | float:
-    """1 where normal structures stand, 0 where a lesion has replaced them."""
-    if lesion is None:
-        return 1.0
-    return 1.0 - canvas.cover(canvas.ellipse(lesion.x, lesion.y, lesion.radius, lesion.radius), 0.03)
 
 
 def _within(lesion: Lesion, rng: np.random.Generator, scale: float = 1.0):

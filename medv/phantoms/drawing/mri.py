@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from medv.phantoms.drawing.canvas import Canvas, Lesion, over, place
+from medv.phantoms.drawing.canvas import Canvas, over, place
 from medv.phantoms.scene import NORMAL, Scene
 
 # Brightness of the tissues in the two weightings.
@@ -28,7 +28,8 @@ def draw(scene: Scene, canvas: Canvas) -> np.ndarray:
     image = _parenchyma(canvas, center, brain, tissue, image)
     image = _ventricles(canvas, center, tilt, tissue, image)
     if scene.finding != NORMAL:
-        lesion = _place(scene, canvas, center)
+        dx, dy = ((0.14, 0.16), (0.15, 0.18)) if scene.size == "large" else ((0.14, 0.18), (0.15, 0.20))
+        lesion = place(scene, canvas, center=center, dx=dx, dy=dy, small=(0.065, 0.08), large=(0.13, 0.15))
         image = _FINDINGS[scene.finding](canvas, lesion, center, brain, tissue, image)
     bias = 1.0 + canvas.uniform(-0.12, 0.12) * (canvas.x - 0.5) + 0.025 * canvas.noise(2)
     return image * bias * canvas.uniform(0.93, 1.05) + 0.018 * canvas.grain() + 0.015
@@ -64,11 +65,6 @@ def _ventricles(canvas, center, tilt, tissue, image):
         image = over(image, tissue["csf"], canvas.cover(np.minimum(horn, occipital), 0.012))
     third = canvas.ellipse(cx, cy + 0.03, canvas.uniform(0.006, 0.012), 0.05)
     return over(image, tissue["csf"], canvas.cover(third, 0.010))
-
-
-def _place(scene: Scene, canvas: Canvas, center: tuple[float, float]) -> Lesion:
-    dx, dy = ((0.14, 0.16), (0.15, 0.18)) if scene.size == "large" else ((0.14, 0.18), (0.15, 0.20))
-    return place(scene, canvas, center=center, dx=dx, dy=dy, small=(0.065, 0.08), large=(0.13, 0.15))
 
 
 def _tumor(canvas, lesion, center, brain, tissue, image):

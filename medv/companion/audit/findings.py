@@ -1,4 +1,4 @@
-"""One check of a printed number, with its arithmetic and its verdict; and many of them as a table."""
+"""One check of a printed number, with its arithmetic and its verdict; and a table of many."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 import pandas as pd
 
 AGREES, DIFFERS, REMARK = "agrees", "differs", "remark"
+OURS = "LLaDA-MedV"
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,22 @@ class Finding:
     reading: str
 
 
+def agreement(agrees: bool) -> str:
+    """The verdict of a check that can fail."""
+    return AGREES if agrees else DIFFERS
+
+
 def findings_frame(findings: Sequence[Finding]) -> pd.DataFrame:
     """The findings as a table, differences first, then remarks, in their order."""
     order = (DIFFERS, REMARK, AGREES)
     ranked = sorted(findings, key=lambda finding: order.index(finding.verdict))
     return pd.DataFrame([asdict(finding) for finding in ranked])
+
+
+def counts_that_give(percent: float, n: int, *, places: int = 2) -> list[int]:
+    """The counts k for which 100 k / n rounds to `percent` at `places` decimals; empty if there is none."""
+    if n < 1:
+        raise ValueError(f"n is {n}: a percentage needs at least one question")
+    nearest = round(percent * n / 100)
+    half = 0.5 * 10**-places + 1e-9
+    return [k for k in range(max(0, nearest - 2), min(n, nearest + 2) + 1) if abs(100 * k / n - percent) <= half]
