@@ -54,9 +54,9 @@ lab: $(READY)
 explorer: $(READY)
 	JUPYTER_PATH=medv/companion/explorer/app $(BIN)/voila notebooks/50_explorer.ipynb --template=medv --Voila.ip=127.0.0.1 --token $(ARGS)
 
-# One process a core, each with one thread; ARGS="-n 0" for one process.
+# One process a core, each with one thread, and neighbors together, which share fixtures; ARGS="-n 0" for one process.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check

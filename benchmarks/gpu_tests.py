@@ -22,10 +22,10 @@ class Outcomes:
     def pytest_runtest_logreport(self, report) -> None:
         """Called by pytest for the parts of each test; the test itself counts, and a part before or after it that fails."""
         if report.when == "call" or report.outcome != "passed":
-            told = {"outcome": report.outcome, "seconds": round(report.duration, 3)}
+            outcome = {"outcome": report.outcome, "seconds": round(report.duration, 3)}
             if report.failed:
-                told["error"] = str(report.longrepr)[-3000:]
-            self.tests[report.nodeid] = told
+                outcome["error"] = str(report.longrepr)[-3000:]
+            self.tests[report.nodeid] = outcome
 
 
 def main() -> int:

@@ -58,12 +58,12 @@ def _result(items: pd.DataFrame, config: SamplerConfig, keeps: str, columns: lis
     print(quality.beside(summary, columns).round(2).to_string(index=False))
     names = [name for name in items["strategy"].unique() if name not in (quality.BASE, quality.TEXT)]
     compared = {name: quality.against(items, name) for name in names}
-    told = quality.verdicts(compared[quality.OURS], keeps=keeps) if quality.OURS in compared else []
-    print(f"\n{quality.OURS} beside {quality.BASE}:", *told, "", sep="\n")
+    verdicts = quality.verdicts(compared[quality.OURS], keeps=keeps) if quality.OURS in compared else []
+    print(f"\n{quality.OURS} beside {quality.BASE}:", *verdicts, "", sep="\n")
     return {
         "L, B": [config.gen_length, config.block_length],
         "seconds": round(time.perf_counter() - started, 1),
-        "verdicts": told,
+        "verdicts": verdicts,
         "summary": summary.to_dict("records"),
         "against fixed": [{"strategy": name} | row for name in names for row in compared[name].to_dict("records")],
     }

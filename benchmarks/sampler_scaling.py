@@ -1,4 +1,4 @@
-"""What one forward of the samplers costs as the response, the prompt and the vocabulary grow.
+"""Cost of one forward of the samplers as the response, the prompt and the vocabulary grow.
 
 `python benchmarks/sampler_scaling.py [--out FILE]` prints, in one run, milliseconds a forward of the exact sampler and of the
 dual cache (refresh left out: one fill a block) on random weights, and the growth against the first row of each sweep. The

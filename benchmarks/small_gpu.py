@@ -91,7 +91,7 @@ ADAPTED = {"adapted": Trial(adapted=True), "adapted, rate 1e-4": Trial({"learnin
 
 
 def final_trials(recipe: Trial) -> dict[str, Trial]:
-    """What is trained of the chosen recipe, the most wanted first."""
+    """The trainings of the chosen recipe, the most important first."""
     trials = {}
     for seed in SEEDS:
         own = replace(recipe, seed=seed, protocol="official")
@@ -115,7 +115,7 @@ def recipe_of(stage: str, trial: Trial) -> StageRecipe:
 
 
 class Worker:
-    """Runs trials in one process; images are looked at once for each number of visual tokens."""
+    """Runs trials in one process; images are encoded once for each number of visual tokens."""
 
     def __init__(self, arguments: argparse.Namespace):
         self.arguments = arguments
@@ -126,7 +126,7 @@ class Worker:
         return train, {name: self._few(questions) for name, questions in asked.items()}
 
     def _learned(self, stage: str, protocol: str, gray: bool) -> list[Example]:
-        """What a stage learns from; the same objects each time, so that drawn images are looked at once, too."""
+        """The training examples of a stage; the same objects each time, so that drawn images are encoded once, too."""
         if gray:
             return blinded(self.learned(stage, protocol, False))
         data = TrainingData("vqa_rad", Path(self.arguments.data_dir), protocol)
@@ -282,7 +282,7 @@ def gather(arguments: argparse.Namespace, results: dict[str, dict], seconds: flo
 
 
 def named(row: dict, trial: Trial) -> str | None:
-    """What notebook 12 calls the condition of an item; None for what it does not show."""
+    """The condition of an item as notebook 12 names it; None for a condition that it does not show."""
     if trial.images == "gray":
         return BLIND
     if not row["trial"].startswith("rank"):

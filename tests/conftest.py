@@ -1,4 +1,4 @@
-"""What all tests share: no network, untouched global generators, the root of the source tree and a model folder."""
+"""Shared by all tests: no network, untouched global generators, the root of the source tree and a model folder."""
 
 import os
 from pathlib import Path

@@ -122,7 +122,7 @@ def test_thirty_two_sampler_settings_share_one_model(model_dir, monkeypatch, tmp
 
     monkeypatch.setattr(answering, "load_model", counted)
     configs = {f"{z} {seed}": SamplerConfig(8, 8, z, temperature=0.5, seed=seed) for z in (1, 2, 4, 8) for seed in range(8)}
-    items = ask_model(model_dir, configs, {0: tiny.examples(2)}, tmp_path)
+    items = ask_model(Answerer.load(model_dir), configs, {0: tiny.examples(2)}, tmp_path)
     gc.collect()
     assert items["setting"].nunique() == 32 and loaded == [1] and len(alive) == 0
 

@@ -11,6 +11,7 @@ from medv.companion.studies import fast_sampling as quality
 from medv.companion.studies.fast_sampling import on_front, oracle_strategies, quality_points, speed_table
 from medv.companion.studies.markov import word_chain
 from medv.diffusion.config import SamplerConfig
+from medv.evaluation.answering import Answerer
 from medv.phantoms.sets import description_set
 from medv.profiles import get_profile
 
@@ -73,7 +74,7 @@ def test_reference_descriptions_state_every_fact_and_a_models_are_judged_on_the_
     examples = description_set("test", 3, image_size=32)
     config = SamplerConfig(8, 4, 8)
     known = quality.chosen([quality.BASE, quality.OURS])
-    judged = quality.model_quality(known, model(), processor(), examples, config, [2, 4])
+    judged = quality.model_quality(known, Answerer(model(), processor()), examples, config, [2, 4])
     assert judged[(judged["strategy"] == quality.TEXT) & (judged["metric"] == "f1")]["score"].mean() > 95
     assert set(judged["unit"]) == {example.id for example in examples}
     assert len(judged) == (1 + 2 * 2) * 3 * judged["metric"].nunique()

@@ -20,6 +20,7 @@ from medv.companion.studies import repetition as repetition_study
 from medv.companion.studies import training_stages as stages
 from medv.data.texts import Document
 from medv.diffusion.config import SamplerConfig
+from medv.evaluation.answering import Answerer
 from medv.intervals import NOT_MEASURED, Estimate
 from medv.phantoms.sets import description_set
 from medv.profiles import get_profile
@@ -114,7 +115,7 @@ def test_a_table_of_conversations_says_which_scores_are_not_there():
 def test_samplers_are_neither_better_nor_worse_on_images_without_known_facts():
     real = [replace(example, meta={}) for example in description_set("test", 2)]
     known, config = quality.chosen([quality.BASE, quality.OURS]), SamplerConfig(8, 8, 8)
-    items = quality.model_quality(known, model(), processor(), real, config, [4])
+    items = quality.model_quality(known, Answerer(model(), processor()), real, config, [4])
     (told,) = quality.verdicts(quality.against(items), keeps="f1")
     assert told.endswith(f"gap {NOT_MEASURED} ({NOT_MEASURED}), n = 0") and "longest run" in told
     points = quality.quality_points({"model": (quality.summarize_quality(items), "f1")})

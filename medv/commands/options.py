@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from medv.profiles import Profile, get_profile
+from medv.profiles import get_profile
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 ProfileName = Annotated[str, typer.Option("--profile", "-p", help="tiny, small, paper or smoke.")]
@@ -38,19 +38,12 @@ class Sampling:
     seed: Seed = 0
     schedule: Annotated[str, typer.Option(help="linear, cosine, shift, threshold, factor, entropy or budgeted.")] = "linear"
     cache: Annotated[str, typer.Option(help="none, prefix or dual.")] = "none"
-    preset: Annotated[str, typer.Option(help="medv, or official: the reference's own sampler, one question at a time.")] = (
-        "medv"
-    )
+    preset: Annotated[str, typer.Option(help="medv, or official: the sampler of the reference.")] = "medv"
     cuda_graphs: Annotated[
         bool | None,
         typer.Option("--cuda-graphs/--no-cuda-graphs", help="Replay CUDA graphs; default: where the model is on one GPU."),
     ] = None
     device: Device = None
-
-    @property
-    def chosen_profile(self) -> Profile:
-        """The profile of that name."""
-        return get_profile(self.profile)
 
     def config(self):
         """The SamplerConfig of these options; raises ValueError where they do not fit together."""
@@ -58,22 +51,22 @@ class Sampling:
         from medv.diffusion.config import SamplerConfig
         from medv.diffusion.schedules import schedule_named
 
-        given, spec = (self.gen_length, self.block_length, self.steps), self.chosen_profile.describe
-        defaults = (spec.gen_length, spec.block_length, spec.steps)
-        lengths = [default if value is None else value for value, default in zip(given, defaults, strict=True)]
+        spec, lengths = get_profile(self.profile).describe, {}
+        for name in ("gen_length", "block_length", "steps"):
+            given = getattr(self, name)
+            lengths[name] = getattr(spec, name) if given is None else given
         how = {"schedule": schedule_named(self.schedule), "cache": cache_named(self.cache)}
         draws = {"temperature": self.temperature, "seed": self.seed}
         if self.preset == "official" and (self.schedule, self.cache) == ("linear", "none"):
-            names = ("gen_length", "block_length", "steps")
-            return SamplerConfig.official(**dict(zip(names, lengths, strict=True)), **draws)
-        return SamplerConfig(*lengths, preset=self.preset, **how, **draws)
+            return SamplerConfig.official(**lengths, **draws)
+        return SamplerConfig(**lengths, preset=self.preset, **how, **draws)
 
     def answerer(self, folder: Path | None):
         """The Answerer of a model folder; None is the bundled tiny model."""
         from medv.checkpoints.bundled import bundled
         from medv.evaluation.answering import Answerer
 
-        dtype = self.chosen_profile.dtype if folder else "float32"
+        dtype = get_profile(self.profile).dtype if folder else "float32"
         return Answerer.load(folder or bundled("tiny_model"), dtype=dtype, device=self.device, graphs=self.cuda_graphs)
 
 

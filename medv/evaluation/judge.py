@@ -24,11 +24,10 @@ TYPES = ("conversation", "detailed_description")
 DOMAINS = DATASETS["qa50"].domains
 GROUPS = ("overall", *TYPES, *DOMAINS)
 LOWEST, HIGHEST = 1.0, 10.0
-NEEDED = ("text", "gpt4_answer", "fig_label", "fig_caption", "in_text_mention")
-"""Fields of the qa50 file that a judge needs."""
+NEEDED = ("text", "gpt4_answer", "fig_label", "fig_caption", "in_text_mention")  # fields of the qa50 file
 
+# The official system message begins with this stray quotation mark.
 SYSTEM = "'You are a helpful and precise assistant for checking the quality of the answer."
-"""The system message, with the stray quotation mark that the official one begins with."""
 INSTRUCTION = """\
 We would like to request your feedback on the performance of two AI assistants in response to the user question displayed \
 above. The user asks the question on observing an image. For your reference, the visual content in the image is represented \

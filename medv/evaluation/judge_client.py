@@ -27,23 +27,17 @@ from medv.artifacts import fingerprint
 from medv.evaluation.judge import parse_scores
 
 OPENAI = "https://api.openai.com/v1"
-KEYS = ("MEDV_JUDGE_KEY", "OPENAI_API_KEY")
-"""Environment variables that may hold the key, the first one that is set."""
-LARGEST = 1 << 20
-"""Bytes of a reply that are read; a judgement has a few thousand."""
-TRANSIENT = (408, 409, 425, 429)
-"""Client errors that are worth another try, as those from 500 are."""
-FATAL = (401, 402, 403, 404, 405)
-"""Errors that hold for every question: nothing more is asked."""
-_FATAL_TEXT = re.compile(
+KEYS = ("MEDV_JUDGE_KEY", "OPENAI_API_KEY")  # environment variables that may hold the key, the first one that is set
+LARGEST = 1 << 20  # bytes of a reply that are read; a judgement has a few thousand
+TRANSIENT = (408, 409, 425, 429)  # client errors that are worth another try, as those from 500 are
+FATAL = (401, 402, 403, 404, 405)  # errors that hold for every question: nothing more is asked
+_FATAL_TEXT = re.compile(  # of errors that hold for every question, whatever their status
     r"insufficient[_ ](?:quota|balance|credit|fund)|exceeded_current_quota|billing_(?:hard_limit|not_active)"
     r"|invalid_api_key|model_not_found|not a valid model|model .{0,80}(?:not found|does not exist)",
     re.IGNORECASE,
 )
-"""Error texts that hold for every question, whatever their status."""
 _FLAGGED = re.compile(r"content_filter|content_policy|moderation|flagged", re.IGNORECASE)
-_TRUNCATED = ("length", "content_filter")
-"""Finish reasons of a text whose last word may be cut."""
+_TRUNCATED = ("length", "content_filter")  # finish reasons of a text whose last word may be cut
 
 Messages = Sequence[Mapping[str, str]]
 

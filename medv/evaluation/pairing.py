@@ -17,8 +17,7 @@ from medv.data.rows import read_rows
 from medv.reading import DataError
 
 _ID_KEYS = ("question_id", "qid", "id")
-_FORM = re.compile(r"(|.*[a-zA-Z](?:.*[^\d.])?)(\d+)(?:\.0+)?", re.ASCII)
-"""An id that ends in a whole number, with nothing or a word before it."""
+_FORM = re.compile(r"(|.*[a-zA-Z](?:.*[^\d.])?)(\d+)(?:\.0+)?", re.ASCII)  # a whole number, after a word or nothing
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,7 @@ from typing import Any
 from medv.data.rows import Row, read_rows
 
 AMOUNTS = ("tokens", "seconds", "forwards", "asked_words", "gen_length")
-SPAN = 4
-"""Words that must recur together, away from their first place, to count as a repeated span."""
+SPAN = 4  # words that must recur together, away from their first place, to count as a repeated span
 
 
 def distinct_n(tokens: Sequence, n: int) -> float:

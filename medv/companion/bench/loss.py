@@ -70,14 +70,13 @@ class LossBench(Report):
         what = f"{s.positions} positions, {s.masked} masked, V = {s.vocab_size}, hidden {s.hidden_size}, {s.dtype}"
         rows = []
         for case in self.cases:
-            full = {"case": "head learns" if case.head_learns else "head frozen", "loss": "full logits"}
-            full |= {"seconds": f"{case.full_seconds:.3f}", "faster": "", "memory": megabytes(case.full_bytes)}
-            own = {"case": "", "loss": "medv", "seconds": f"{case.seconds:.3f}", "faster": times(case.time_ratio)}
-            own |= {"memory": megabytes(case.bytes), "less": times(case.whole_memory_ratio)}
-            own |= {"less*": times(case.memory_ratio), "error": f"{case.gradient_error:.1e}"}
-            rows += [dict.fromkeys(own, "") | full, own]
+            head = "learns" if case.head_learns else "frozen"
+            rows.append((head, "full logits", f"{case.full_seconds:.3f}", "", megabytes(case.full_bytes), "", "", ""))
+            measured = (f"{case.seconds:.3f}", times(case.time_ratio), megabytes(case.bytes), times(case.whole_memory_ratio))
+            rows.append(("", "medv", *measured, times(case.memory_ratio), f"{case.gradient_error:.1e}"))
         caption = "* without the gradient of the head's weights, which both hold; error: of the gradients"
-        return self.comparison(f"loss, forward and backward: {what}", caption, rows)
+        columns = "head loss seconds faster memory less less* error"
+        return self.comparison(f"loss, forward and backward: {what}", caption, columns, rows)
 
 
 def bench_loss(

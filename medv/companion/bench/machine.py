@@ -1,10 +1,10 @@
-"""What all benchmarks share: clocks, peaks of memory, the device's own speed and name, and the table of a comparison."""
+"""Clocks, peaks of memory, speed and name of a device, and the report of a comparison: shared by all benchmarks."""
 
 import contextlib
 import ctypes
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,13 @@ class Report:
         """A JSON-able copy."""
         return asdict(self)
 
-    def comparison(self, title: str, caption: str, rows: Sequence[Mapping[str, str]]) -> Table:
-        """One row a measurement, by column. Numbers are never cut and names break at blanks, so that it fits 80 columns."""
+    def comparison(self, title: str, caption: str, columns: str, rows: Iterable[Sequence[str]]) -> Table:
+        """One row a measurement. Numbers are never cut and names break at blanks, so that the table fits 80 columns."""
         table = Table(title=f"{title}\n{self.device}", caption=caption, box=None, pad_edge=False)
-        for number, column in enumerate(rows[0]):
+        for number, column in enumerate(columns.split()):
             table.add_column(column, justify="right" if number else "left", no_wrap=bool(number))
         for row in rows:
-            table.add_row(*row.values())
+            table.add_row(*row)
         return table
 
 
@@ -53,6 +53,11 @@ def megabytes(count: int | None) -> str:
 def times(ratio: float | None, digits: int = 1) -> str:
     """A ratio as a cell of a table."""
     return "?" if ratio is None else f"{ratio:.{digits}f}x"
+
+
+def percent(share: float | None, digits: int = 0) -> str:
+    """A share as a cell of a table; empty where it was not measured."""
+    return "" if share is None else f"{100 * share:.{digits}f} %"
 
 
 def machine(device: torch.device) -> dict:

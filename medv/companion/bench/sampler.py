@@ -25,6 +25,7 @@ from medv.companion.bench.machine import (
     matmul_speed,
     megabytes,
     peak_memory,
+    percent,
     timed,
     times,
 )
@@ -103,7 +104,7 @@ class Mode:
 
 
 def modes(on_gpu: bool, baseline_forwards: int | None) -> list[Mode]:
-    """What is measured, in order: on a CPU the baseline first, on a GPU what matters most, as time may run out there."""
+    """The modes in the order in which they are measured: on a GPU the most important first, as time may run out there."""
     caches = {"exact": NO_CACHE, "dual cache": DualCache(32), "prefix cache": PrefixCache(32)}
 
     def graphed(name: str, tokens: int = 1, rows: int = 1) -> Mode:
@@ -168,25 +169,18 @@ class BenchResult(Report):
 
     def table(self) -> Table:
         """The most important columns for a terminal."""
-        shape = self.shape
-        title = f"prompt {shape.prompt_length}, L = {shape.gen_length}, B = {shape.block_length}, V = {shape.vocab_size}, "
-        share = "failed" if self.roofline is None else f"{100 * self.roofline:.0f} %"
-        rows = [
-            {
-                "sampler": m.name,
-                "seconds": f"{m.seconds:.2f}",
-                "ratio": times(m.ratio, 2),
-                "forwards": str(m.forwards) if m.measured_forwards is None else f"{m.measured_forwards} of {m.forwards}",
-                "memory": megabytes(m.peak_bytes),
-                "less": times(m.memory_ratio),
-                "agrees": "" if m.agreement is None else f"{100 * m.agreement:.1f} %",
-                "floor": "" if m.of_floor is None else f"{100 * m.of_floor:.0f} %",
-            }
-            for m in self.measurements
-        ]
+        s = self.shape
+        title = f"prompt {s.prompt_length}, L = {s.gen_length}, B = {s.block_length}, V = {s.vocab_size}"
+        share = "failed" if self.roofline is None else percent(self.roofline)
+        rows = []
+        for m in self.measurements:
+            forwards = str(m.forwards) if m.measured_forwards is None else f"{m.measured_forwards} of {m.forwards}"
+            memory = (megabytes(m.peak_bytes), times(m.memory_ratio), percent(m.agreement, 1), percent(m.of_floor))
+            rows.append((m.name, f"{m.seconds:.2f}", times(m.ratio, 2), forwards, *memory))
         return self.comparison(
-            f"{title}hidden {shape.hidden_size} x {shape.layers} layers, {shape.dtype}",
+            f"{title}, hidden {s.hidden_size} x {s.layers} layers, {s.dtype}",
             f"exact: {share} of {self.matmul_tflops:.2f} TFLOP/s, this device's own products; floor: share of the seconds",
+            "sampler seconds ratio forwards memory less agrees floor",
             rows,
         )
 
@@ -264,7 +258,7 @@ def _prompts(shape: BenchShape, rows: int, device: torch.device, seed: int) -> t
 
 
 def random_network(shape: BenchShape, device: torch.device, seed: int) -> MedVForMaskedDiffusion:
-    """A model of a shape with random weights; its vision tower is as small as can be, as no image is looked at."""
+    """A model of a shape with random weights; its vision tower is minimal, as no image is encoded."""
     small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     text = LlamaConfig(
         hidden_size=shape.hidden_size,

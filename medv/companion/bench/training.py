@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from rich.table import Table
 
-from medv.companion.bench.machine import Report, bench_device, best, here, matmul_speed, megabytes, times
+from medv.companion.bench.machine import Report, bench_device, best, here, matmul_speed, megabytes, percent, times
 from medv.companion.bench.sampler import BenchShape, random_network
 from medv.diffusion.corruption import corrupt, draw_noise
 from medv.diffusion.loss import full_cross_entropy, token_weights
@@ -59,24 +59,16 @@ class TrainingBench(Report):
         """The same as a table for a terminal."""
         s = self.shape
         what = f"{self.rows} x {s.length} tokens, {self.masked} masked, V = {s.vocab_size}"
-        rows = [
-            {
-                "step": m.name,
-                "seconds": f"{m.seconds:.3f}",
-                "faster": times(m.time_ratio, 2),
-                "memory": megabytes(m.bytes),
-                "less": times(m.memory_ratio),
-                "share": f"{100 * m.utilization:.0f} %",
-                "MFU": "" if m.mfu is None else f"{100 * m.mfu:.0f} %",
-                "loss": f"{m.loss:.5f}",
-            }
-            for m in self.measurements
-        ]
-        title = f"training step: {what}, hidden {s.hidden_size} x {s.layers} layers, {s.dtype}"
-        caption = (
-            f"{self.flops / 1e12:.2f} TFLOP a step; share: of {self.matmul_tflops:.2f} TFLOP/s, this device's own products"
+        rows = []
+        for m in self.measurements:
+            measured = (f"{m.seconds:.3f}", times(m.time_ratio, 2), megabytes(m.bytes), times(m.memory_ratio))
+            rows.append((m.name, *measured, percent(m.utilization), percent(m.mfu), f"{m.loss:.5f}"))
+        return self.comparison(
+            f"training step: {what}, hidden {s.hidden_size} x {s.layers} layers, {s.dtype}",
+            f"{self.flops / 1e12:.2f} TFLOP a step; share: of {self.matmul_tflops:.2f} TFLOP/s, this device's own products",
+            "step seconds faster memory less share MFU loss",
+            rows,
         )
-        return self.comparison(title, caption, rows)
 
 
 def bench_training(

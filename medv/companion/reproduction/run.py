@@ -3,7 +3,7 @@
 A notebook opens one `Run` in its second cell and uses it for every file, so that missing inputs are explained, outputs are
 whole or absent, and each figure records what made it. The same code runs under papermill and by hand.
 
-What a result is labelled with is read from its examples and its model, never from the profile's name: a drawn image is a
+The labels of a result come from its examples and its model, never from the profile's name: a drawn image is a
 phantom, whatever its data set is called, and a result compares with the paper's only where real images were shown to a model of
 the paper's size.
 """

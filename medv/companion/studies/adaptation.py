@@ -80,9 +80,9 @@ def adapt_on_text(
     if facts and continuations and not (out / "continuations.json").exists():
         asked = held_out[:continuations]
         towers = {"before": language, "after": out}
-        said = {name: continue_documents(folder, asked, device=device) for name, folder in towers.items()}
+        texts = {name: continue_documents(folder, asked, device=device) for name, folder in towers.items()}
         given = [{"prompt": document.prompt, "written": document.text} for document in asked]
-        answers = [dict(zip(said, pair, strict=True)) for pair in zip(*said.values(), strict=True)]
+        answers = [dict(zip(texts, pair, strict=True)) for pair in zip(*texts.values(), strict=True)]
         write_json(out / "continuations.json", [given | answer for given, answer in zip(given, answers, strict=True)])
     return facts | written
 

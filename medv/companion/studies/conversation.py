@@ -205,6 +205,6 @@ def answers_to(items: pd.DataFrame, example: Example, names: Sequence[str]) -> p
     part = items[items["id"] == f"{example.id}/{example.meta['type']}"].set_index("system").loc[list(names)].reset_index()
     rows = part.drop_duplicates("text").rename(columns={"system": "name"})
     rows = rows[["name", "id", "question", "text", "score", "words"]]
-    told = {"name": "reference", "text": example.answer, "score": findings_score(example.answer, example)}
-    told |= {"id": rows["id"].iloc[0], "question": example.question, "words": len(example.answer.split())}
-    return pd.concat([rows, pd.DataFrame([told])], ignore_index=True)
+    reference = {"name": "reference", "text": example.answer, "score": findings_score(example.answer, example)}
+    reference |= {"id": rows["id"].iloc[0], "question": example.question, "words": len(example.answer.split())}
+    return pd.concat([rows, pd.DataFrame([reference])], ignore_index=True)

@@ -1,9 +1,8 @@
 """An oracle to judge samplers by: a Markov chain whose exact posterior is the denoiser.
 
-What a sampler loses with few forwards is then measured alone, without training and without a network's own errors: given any
-canvas, forward-backward gives the exact distribution of each masked token, and the chain gives the exact likelihood of what
-was sampled. The idea is that of "Is your diffusion sampler actually correct?" (arXiv 2602.19619). States are token ids
-0 .. n - 1, the mask is n. It is a text of neighbors alone; what it cannot show is everything that reaches further.
+Forward-backward gives the exact distribution of each masked token of a canvas, the chain the exact likelihood of a sample, so
+that the sampler's own loss is measured, without the errors of a network. After "Is your diffusion sampler actually correct?"
+(arXiv 2602.19619). Token ids are the states 0 .. n - 1, the mask is n. Dependencies beyond neighbors are not modelled.
 """
 
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ class MarkovText:
     def marginals(self, canvas: torch.Tensor, evidence: torch.Tensor | None = None) -> torch.Tensor:
         """p(token | the written tokens, the evidence) at each position of the canvas [B, T], float64 [B, T, n].
 
-        evidence [B, T, n]: the likelihood of what is seen at each position (an image, say) under each token. At a written
+        evidence [B, T, n]: the likelihood of an observation at each position (an image, say) under each token. At a written
         position the result is one-hot. Raises ValueError where the written tokens are impossible.
         """
         written = canvas != self.mask_token_id  # [B, T]
@@ -90,10 +89,9 @@ def word_chain(
 ) -> MarkovText:
     """A chain with the shape of text: a few frequent words between many rare ones, and hardly any word twice in a row.
 
-    The first `function_words` states are frequent: each content word is followed by one of them with probability 1/2 or by
-    one of `branches` content words of its own, a function word by content words in uneven shares. A word follows itself only
-    by `smoothing`, the share of a step that goes anywhere. So a place of which nothing is known is best guessed to be the
-    most frequent word, at every place the same: where "the the the" comes from.
+    The first `function_words` states are frequent: a content word is followed by one of them with probability 1/2 or by one
+    of `branches` content words of its own, a function word by content words in uneven shares. `smoothing` is the share of a
+    step that goes anywhere. Without information the best guess is the most frequent word at every position: "the the the".
     """
     if not 0 < function_words < states or branches < 1 or not 0 <= smoothing < 1:
         raise ValueError(
@@ -121,10 +119,10 @@ def word_chain(
 
 
 def blurred_evidence(text: MarkovText, tokens: torch.Tensor, *, block_length: int, seed: int = 0) -> torch.Tensor:
-    """What an image might tell about the text [B, L]: a hint of each token, unequally clear; likelihoods [B, L, n] float64.
+    """Hints about the text [B, L], as an image might give: likelihoods [B, L, n] float64.
 
-    Each block of each row has a clarity drawn from U(0, 1), and each position in it a hint with that chance. A hint names the
-    token rightly with probability 0.8 and any token otherwise. So there are easy blocks and hard ones.
+    Each block of each row has a clarity drawn from U(0, 1), and each position in it a hint with that probability. A hint names
+    the right token with probability 0.8 and a random one otherwise. So there are easy blocks and hard ones.
     """
     generator = noise_generator(seed, 2, 0)
     rows, length = tokens.shape
@@ -133,5 +131,5 @@ def blurred_evidence(text: MarkovText, tokens: torch.Tensor, *, block_length: in
     hinted = torch.rand(rows, length, generator=generator) < clarity[:, :length]
     right = torch.rand(rows, length, generator=generator) < sure
     named = torch.where(right, tokens, torch.randint(states, tokens.shape, generator=generator))
-    told = sure * torch.nn.functional.one_hot(named, states).double() + (1 - sure) / states
-    return torch.where(hinted[..., None], told, 1.0)
+    likelihood = sure * torch.nn.functional.one_hot(named, states).double() + (1 - sure) / states
+    return torch.where(hinted[..., None], likelihood, 1.0)

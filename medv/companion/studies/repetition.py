@@ -105,12 +105,12 @@ def schedule_table(items: pd.DataFrame, budgets: list[int]) -> pd.DataFrame:
 def schedule_verdict(items: pd.DataFrame, budgets: list[int]) -> str:
     """Per budget and measure: the schedules that repeat less than the linear one without scoring lower, and the forwards."""
     kept = "and no lower score" if items["score"].notna().any() else f"whatever their score, which is {NOT_MEASURED}"
-    said = []
+    lines = []
     for budget in budgets:
         base = f"linear, {budget} forwards"
         part = items[items["setting"].str.endswith(f", {budget} forwards")]
         spent = part.groupby("setting")["forwards"].mean()
-        said.append(f"With {budget} forwards (spent: {spent.min():.1f} to {spent.max():.1f}), {kept}:")
+        lines.append(f"With {budget} forwards (spent: {spent.min():.1f} to {spent.max():.1f}), {kept}:")
         for metric, words in (("repeated_share", "repeated words"), ("adjacent_duplicates", "equal neighbors")):
             better = [
                 name.removesuffix(f", {budget} forwards")
@@ -118,8 +118,8 @@ def schedule_verdict(items: pd.DataFrame, budgets: list[int]) -> str:
                 if direction(change(part, metric, base, name)) == "falls"
                 and direction(change(part, "score", base, name)) != "falls"
             ]
-            said.append(f"  fewer {words} than linear: {'; '.join(better) or 'none'}")
-    return "\n".join(said)
+            lines.append(f"  fewer {words} than linear: {'; '.join(better) or 'none'}")
+    return "\n".join(lines)
 
 
 def most_repeating(items: pd.DataFrame, settings: Mapping[str, str]) -> pd.DataFrame:

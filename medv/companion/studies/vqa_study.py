@@ -59,13 +59,13 @@ def vqa_study(
     if unknown:
         raise ValueError(f"unknown condition {', '.join(sorted(unknown))}: use {', '.join(CONDITIONS)}")
     blind = majority_answers(train, test)
-    told = {"nearest question": nearest_answers(train, test), "question only": blind.lookup, "majority": blind.majority}
+    baselines = {"nearest question": nearest_answers(train, test), "question only": blind.lookup, "majority": blind.majority}
     shown = {"model": test, "gray image": blinded(test)}
     references = [Reference.of(example) for example in test]
     frames = []
     for condition in conditions:
         started = time.perf_counter()
-        answers = told.get(condition)
+        answers = baselines.get(condition)
         if answers is None:
             seen = shuffled_images(test, seed) if condition == "shuffled images" else shown[condition]
             given = answerer.answer(seen, config, looks=looks, batch_size=batch_size, quiet=quiet)
