@@ -3,7 +3,6 @@
 Bad input ends with one sentence on standard error and exit code 2; nothing half-written stays.
 """
 
-import os
 import sys
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
@@ -150,9 +149,9 @@ def train(
     """Train one stage of the paper's recipe; also under torchrun and the deepspeed launcher (python -m medv)."""
     chosen, stage = get_profile(profile), context.info_name
     from medv.companion.towers.pretrain import pretrain
+    from medv.model.devices import rank as process_rank
     from medv.training.examples import TrainingData
     from medv.training.launch import RunOptions
-    from medv.training.launch import rank as process_rank
     from medv.training.lora import LoraRecipe
     from medv.training.stages import run_stage
 
@@ -206,7 +205,7 @@ def generate(
     from medv.data.images import ImageFolder
     from medv.evaluation.baselines import CheckpointAnswerer, availability
     from medv.evaluation.benchmark import answer_file, examine, read_questions, write_skipped
-    from medv.model.devices import device_named
+    from medv.model.devices import device_named, rank
 
     if (model is None) == (checkpoint is None):
         raise ValueError("give either --model or --checkpoint, one of the two")
@@ -219,7 +218,7 @@ def generate(
     answerer = sampling.answerer(model) if model else CheckpointAnswerer.load(checkpoint, device=sampling.device)
     wanted, skipped = examine(wanted, answerer, config, skip_corrupt=skip_corrupt)
     count = answer_file(wanted, answerer, config, out, batch_size=batch_size, inputs=[questions])
-    if skipped and os.environ.get("RANK", "0") == "0":
+    if skipped and rank() == 0:
         say(f"{len(skipped)} questions were left out, as their images cannot be read: see {write_skipped(skipped, out)}")
     console.print(visible(f"{count} answers in {out}"), soft_wrap=True)
 

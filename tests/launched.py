@@ -15,8 +15,9 @@ from tiny import examples, model, processor
 
 from medv.cli import main
 from medv.data.example import Example, Turn
+from medv.model.devices import rank
 from medv.profiles import StageRecipe, get_profile
-from medv.training.launch import RunOptions, TrainingStopped, rank
+from medv.training.launch import RunOptions, TrainingStopped
 from medv.training.lora import LoraRecipe
 from medv.training.stages import train_stage
 

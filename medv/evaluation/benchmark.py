@@ -5,7 +5,6 @@ Under torchrun the batches are distributed over the processes, with the same ans
 
 import glob
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import timedelta
@@ -23,6 +22,7 @@ from medv.data.rows import Row, by_id, read_rows
 from medv.diffusion.config import SamplerConfig
 from medv.evaluation.answering import Answerer
 from medv.evaluation.baselines import CheckpointAnswerer
+from medv.model.devices import processes, rank
 from medv.ownership import Run, owned, owned_rows, reserve_file
 from medv.reading import read_lines
 
@@ -100,9 +100,9 @@ def answer_file(
     with nothing changed, where `out` is one of `inputs`, holds anything but answers by the same settings and equal contents of
     model, questions and images, or another process works on it.
     """
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    number, world = rank(), processes()
     out = out.resolve()  # a link stays one
-    with reserve_file(out, MADE_BY, inputs=inputs) if rank == 0 else nullcontext():
+    with reserve_file(out, MADE_BY, inputs=inputs) if number == 0 else nullcontext():
         settings, asked = answerer.settings(config), contents(examples)
         run: Run = {
             "made_by": MADE_BY,
@@ -112,9 +112,9 @@ def answer_file(
             "images": asked["images"],
         }
         done = _answers_there(out, run)
-        own = out if world == 1 else out.with_name(f"{out.name}.part{rank}")
+        own = out if world == 1 else out.with_name(f"{out.name}.part{number}")
         _barrier(world)  # nobody writes before all have read
-        starts = range(rank * batch_size, len(examples), world * batch_size)
+        starts = range(number * batch_size, len(examples), world * batch_size)
         with tqdm(total=sum(len(examples[s : s + batch_size]) for s in starts), desc="answers", disable=quiet) as bar:
             for start in starts:
                 batch = examples[start : start + batch_size]
@@ -125,7 +125,7 @@ def answer_file(
                             append_jsonl(own, owned(run, row))
                 bar.update(len(batch))
         _barrier(world)
-        if rank == 0:
+        if number == 0:
             _merge(out, run, [example.id for example in examples])
         _barrier(world)
     return len(examples)

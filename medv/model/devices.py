@@ -14,6 +14,16 @@ from torch import nn
 ROOM = 0.9  # share of a device's memory for weights; activations take the rest
 
 
+def rank() -> int:
+    """The number of this process among those of a launcher, known before there is a process group; 0 without a launcher."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def processes() -> int:
+    """How many processes a launcher started; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def device_named(name: str | torch.device | None = None) -> torch.device:
     """The device of that name; None: the best available, cuda (of LOCAL_RANK), else mps, else cpu.
 

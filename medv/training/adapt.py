@@ -205,13 +205,10 @@ class Adapter:
         self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self._copy_masters()
-        return total
-
-    @torch.no_grad()
-    def _copy_masters(self) -> None:
         if self.masters is not self.weights:
-            torch._foreach_copy_(self.weights, self.masters)
+            with torch.no_grad():
+                torch._foreach_copy_(self.weights, self.masters)
+        return total
 
     def save(self, file: Path, state: dict) -> None:
         """Weights, optimizer and `state` in one file, which is whole or absent."""
@@ -222,10 +219,10 @@ class Adapter:
     def load(self, file: Path) -> dict:
         """Load what `save` wrote; returns its state."""
         stored = torch.load(file, map_location="cpu", weights_only=True)
-        for master, weight in zip(self.masters, stored["weights"], strict=True):
-            master.copy_(weight)
+        for master, weight, kept in zip(self.masters, self.weights, stored["weights"], strict=True):
+            master.copy_(kept)
+            weight.copy_(kept)
         self.optimizer.load_state_dict(stored["optimizer"])
-        self._copy_masters()
         return stored["state"]
 
 

@@ -1,8 +1,7 @@
-"""One process or many: how a run is done, DeepSpeed's configurations, and failures that end in one sentence.
+"""One process or many: how a training is run, DeepSpeed's configurations, and failures that end in one sentence.
 
-`torchrun`, the `deepspeed` launcher and Slurm set RANK, LOCAL_RANK and WORLD_SIZE; without them there is one process. The
-process group itself is made by the Trainer (NCCL on GPUs, gloo on CPUs), and accelerate talks over it. A launcher runs the
-command that would run alone (`--out` must be a folder that every node sees):
+Launchers set RANK, LOCAL_RANK and WORLD_SIZE; without them there is one process. The Trainer makes the process group (NCCL on
+GPUs, gloo on CPUs), and accelerate uses it. A launcher runs the command that would run alone (every node must see `--out`):
 
     torchrun --nproc_per_node 4 -m medv train instruct --deepspeed zero3 --out runs/s2
     deepspeed --num_gpus 4 --no_local_rank --module medv train instruct --deepspeed zero3 --out runs/s2
@@ -26,6 +25,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 
 from medv.artifacts import disk_is_full
+from medv.model.devices import processes, rank
 from medv.training.lora import LoraRecipe
 
 DEEPSPEED = ("zero2", "zero3")
@@ -57,16 +57,6 @@ class TrainingStopped(RuntimeError):
     """A run that cannot go on: one sentence, or an empty one where another process says it."""
 
 
-def rank() -> int:
-    """The number of this process among all, known before there is a process group."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def processes() -> int:
-    """How many processes train together."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def deepspeed_config(name: str) -> Path:
     """The packaged configuration of that name; raises ValueError for another name."""
     if name not in DEEPSPEED:
@@ -75,10 +65,7 @@ def deepspeed_config(name: str) -> Path:
 
 
 def join(deepspeed: str | None) -> None:
-    """Prepare DeepSpeed, once in a process; without DeepSpeed the Trainer joins the other processes by itself.
-
-    A single process trains on one GPU and warns where there are more. Raises ValueError where DeepSpeed is not installed.
-    """
+    """Prepare DeepSpeed, and warn where a single process leaves GPUs unused; raises ValueError without DeepSpeed."""
     if processes() == 1 and (count := torch.cuda.device_count()) > 1:
         warnings.warn(
             f"this process uses one of {count} GPUs: for all of them, `torchrun --nproc_per_node {count} -m medv train ...`",

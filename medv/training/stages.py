@@ -29,7 +29,7 @@ from medv.checkpoints.bundled import bundled, fetched_towers, load_model, save_p
 from medv.checkpoints.loading import load_tokenizer
 from medv.data.example import Example
 from medv.data.example import contents as data_contents
-from medv.model.devices import device_named, place
+from medv.model.devices import device_named, place, processes, rank
 from medv.model.looks import Looks
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor
@@ -38,7 +38,7 @@ from medv.profiles import Profile, StageRecipe
 from medv.training.collate import Collator, Encoder
 from medv.training.costs import StagePlan, check_memory, device_capacity
 from medv.training.examples import PHANTOMS, TrainingData, stage_examples
-from medv.training.launch import RunOptions, clear_failures, deepspeed_config, join, processes, rank
+from medv.training.launch import RunOptions, clear_failures, deepspeed_config, join
 from medv.training.lora import attach_lora, freeze_except, merge_lora, trainable_parameters
 from medv.training.stream import TrainingStream, ValidationStream, training_steps
 from medv.training.trainer import (
@@ -49,8 +49,6 @@ from medv.training.trainer import (
     find_checkpoint,
     how_to_resume,
     same_weights_on_every_process,
-    totals,
-    without_times,
 )
 
 MADE_BY = "medv train"
@@ -144,8 +142,8 @@ def train_stage(
             else:
                 trained.save_pretrained(out)
             processor.save_pretrained(out)
-            write_json(out / "history.json", without_times(trainer.state.log_history))
-            write_json(out / SPEED, {"total": totals(trainer.meter.rows), "rows": trainer.meter.rows})
+            write_json(out / "history.json", trainer.losses())
+            write_json(out / SPEED, trainer.meter.to_dict())
             write_json(out / FINISHED, {"recipe": asdict(recipe), "steps": trainer.state.global_step, **facts})
         PartialState().wait_for_everyone()
     return trained
@@ -326,14 +324,7 @@ def plan_run(
     if not examples:
         raise ValueError("there are no training examples: look at the data set, or at `samples` of the recipe")
     longest = max(examples, key=lambda example: sum(len(turn.text) for turn in example.turns))
-    encode = Encoder(processor, loss_tokens=recipe.loss_tokens, max_length=recipe.max_length)
-    return check_memory(
-        model.config,
-        recipe,
-        gpus=processes(),
-        zero=ZERO_STAGES[options.deepspeed],
-        lora=options.lora,
-        accumulation=options.accumulation,
-        length=len(encode(longest)["input_ids"]),
-        capacity=device_capacity(int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
-    )
+    length = len(Encoder(processor, loss_tokens=recipe.loss_tokens, max_length=recipe.max_length)(longest)["input_ids"])
+    capacity = device_capacity(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    cut = {"gpus": processes(), "zero": ZERO_STAGES[options.deepspeed], "accumulation": options.accumulation}
+    return check_memory(model.config, recipe, **cut, lora=options.lora, length=length, capacity=capacity)

@@ -9,7 +9,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,10 +22,11 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from medv.artifacts import write_json
 from medv.diffusion.corruption import masking_probability
 from medv.model.configuration import MedVConfig
+from medv.model.devices import processes, rank
 from medv.model.modeling import IGNORED_LABEL, MedVForMaskedDiffusion
 from medv.profiles import StageRecipe
 from medv.training.costs import mfu, peak_bytes, training_flops
-from medv.training.launch import TrainingStopped, processes, rank
+from medv.training.launch import TrainingStopped
 from medv.training.stream import TrainingStream
 
 COMPLETE = "complete.json"
@@ -65,6 +66,19 @@ class Meter:
             row |= {"data_wait_seconds": self.waited, "padding_share": self.padding / self.tokens}
             self.rows.append(row | {"peak_bytes": peak_bytes(), "mfu": mfu(self.flops, seconds)})
         self._begin_row()
+
+    def to_dict(self) -> dict:
+        """The rows, and in `total` the rates over all their seconds and the largest peak (empty for no rows)."""
+        total = {}
+        if rows := self.rows:
+            seconds = [row["seconds"] for row in rows]
+            rates = ("tokens_per_second", "samples_per_second", "padding_share", "mfu")
+            for name in rates:
+                values = [row[name] for row in rows]
+                total[name] = None if None in values else float(np.average(values, weights=seconds))
+            total["data_wait_share"] = sum(row["data_wait_seconds"] for row in rows) / sum(seconds)
+            total["peak_bytes"] = max(row["peak_bytes"] for row in rows)
+        return {"total": total, "rows": self.rows}
 
 
 class OneDeviceArguments(TrainingArguments):
@@ -173,6 +187,12 @@ class StageTrainer(Trainer):
         elif "eval_loss" in logs:
             self.meter.since = time.perf_counter()
 
+    def losses(self) -> list[dict]:
+        """The rows of the log that hold a loss, without what differs between two equal runs."""
+        timed = ("_runtime", "_per_second")
+        rows = [{name: value for name, value in row.items() if not name.endswith(timed)} for row in self.state.log_history]
+        return [row for row in rows if {"loss", "eval_loss", "train_loss"} & set(row)]
+
 
 @contextmanager
 def same_weights_on_every_process(model: MedVForMaskedDiffusion) -> Iterator[None]:
@@ -264,21 +284,3 @@ def how_to_resume(folder: Path) -> str:
     if found is None:
         return "there is no checkpoint yet, so the same command begins again"
     return f"the same command goes on from {found}"
-
-
-def totals(rows: Sequence[dict]) -> dict[str, float | None]:
-    """The rows of a run in one: rates over all its seconds, the largest peak. Empty for no rows."""
-    if not rows:
-        return {}
-    seconds = [row["seconds"] for row in rows]
-    rates = ["tokens_per_second", "samples_per_second", "padding_share", *([] if rows[0]["mfu"] is None else ["mfu"])]
-    means = {name: float(np.average([row[name] for row in rows], weights=seconds)) for name in rates}
-    waited = sum(row["data_wait_seconds"] for row in rows) / sum(seconds)
-    return {"mfu": None} | means | {"data_wait_share": waited, "peak_bytes": max(row["peak_bytes"] for row in rows)}
-
-
-def without_times(history: Sequence[dict]) -> list[dict]:
-    """The Trainer's log without what differs between two equal runs."""
-    timed = ("_runtime", "_per_second")
-    kept = [{name: value for name, value in row.items() if not name.endswith(timed)} for row in history]
-    return [row for row in kept if {"loss", "eval_loss", "train_loss"} & set(row)]
