@@ -7,7 +7,7 @@ import torch
 from tiny import examples, model, processor
 
 from medv.checkpoints.bundled import bundled, load_model
-from medv.companion.studies import lengths
+from medv.companion.studies.twin import twin_in, twin_table
 from medv.diffusion.config import SamplerConfig
 from medv.diffusion.schedules import FixedSchedule
 from medv.evaluation.answering import Answerer
@@ -127,14 +127,14 @@ def test_the_bundled_tower_becomes_a_twin_and_a_finished_one_is_kept(tmp_path):
     assert (tmp_path / "twin/model.safetensors").stat().st_mtime_ns == before
     copied = obtain_twin(get_profile("smoke"), tmp_path / "copy", source=tmp_path / "twin")
     assert copied == {"copied from": "twin"} == json.loads((tmp_path / "copy/twin.json").read_text())
-    assert lengths.twin_in(tmp_path / "copy") == tmp_path / "copy"
+    assert twin_in(tmp_path / "copy") == tmp_path / "copy"
 
 
 def test_a_profile_without_a_bundled_tower_says_why_it_has_no_twin(tmp_path):
     facts = obtain_twin(get_profile("small"), tmp_path / "none")
     assert facts["none"].startswith("profile small has no bundled tower")
-    assert lengths.twin_in(tmp_path / "none") is None
-    assert lengths.twin_table(tmp_path / "none")["twin"].tolist() == [facts["none"]]
+    assert twin_in(tmp_path / "none") is None
+    assert twin_table(tmp_path / "none")["twin"].tolist() == [facts["none"]]
     with pytest.raises(ValueError, match="holds a diffusion model"):
         obtain_twin(get_profile("small"), tmp_path / "given", source=bundled("tiny_model"))
     assert not (tmp_path / "given").exists()
