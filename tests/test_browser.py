@@ -36,7 +36,8 @@ def workplace(tmp_path_factory, root):
     """The notebooks as they are but for profile, folder and model to start from, and the app's template."""
     place = tmp_path_factory.mktemp("workplace")
     shutil.copytree(root / "notebooks", place / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
-    shutil.copytree(root / "medv" / "report" / "app", place / "medv" / "report" / "app")
+    app = Path("medv/companion/explorer/app")
+    shutil.copytree(root / app, place / app)
     for path in (place / "notebooks").glob("*.ipynb"):
         text = path.read_text(encoding="utf-8").replace('profile = \\"tiny\\"', 'profile = \\"smoke\\"')
         text = text.replace('"out = None', '"out = \\"../out\\"').replace('"init = None', f'"init = \\"{MODEL}\\"')
