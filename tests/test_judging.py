@@ -333,9 +333,14 @@ def command(stub, folder, names, *options):
 
 
 def started(*line):
-    """The command in a process of its own."""
+    """The command in a process of its own, which hears SIGINT even where this one was told to ignore it (nohup, &)."""
     line, environment = [sys.executable, "-m", "medv", *command(*line)], os.environ | {"OPENAI_API_KEY": KEY}
-    return subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(line, env=environment, preexec_fn=listen_to_ctrl_c, **streams)
+
+
+def listen_to_ctrl_c():
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def told(process):
@@ -432,6 +437,20 @@ def test_an_interrupted_run_ends_soon_and_keeps_what_is_finished(tmp_path):
         assert code == 130 and time.monotonic() - begun < 15.0  # the request would take 30 s
         rows = [json.loads(line) for line in (tmp_path / "j.jsonl").read_text().splitlines()]
         assert [row["result"] for row in rows] == ["8 4", None]
+
+
+def test_a_run_whose_error_stream_is_closed_ends_and_keeps_what_is_finished(tmp_path):
+    def plan(name, number):
+        if name == "b":
+            process.stderr.close()  # the bar cannot be drawn any more
+            time.sleep(0.3)
+        return "8 4"
+
+    with StubJudge(plan) as stub:
+        process = started(stub, tmp_path, "abc", "--concurrency", 1)
+        assert process.wait(timeout=60) != 0
+    rows = [json.loads(line) for line in (tmp_path / "j.jsonl").read_text().splitlines()]
+    assert len(rows) == 3 and rows[0]["result"] == "8 4"
 
 
 def test_two_runs_on_one_file_are_one_too_many(tmp_path):

@@ -70,8 +70,10 @@ def judge_file(
                     write()
                     written = time.monotonic()
 
-        async with judge.client:
-            await asyncio.gather(*(work() for _ in range(min(endpoint.concurrency, len(left)))))
+        # The bar lives in this thread alone: where its stream is closed, tqdm leaves its lock to the thread that drew it.
+        with tqdm(total=len(asked), initial=len(asked) - len(left), desc="judged", unit="question", disable=quiet) as bar:
+            async with judge.client:
+                await asyncio.gather(*(work() for _ in range(min(endpoint.concurrency, len(left)))))
 
     with claim_file(out, run, inputs=[questions, answers]):
         cache.mkdir(parents=True, exist_ok=True)
@@ -81,12 +83,11 @@ def judge_file(
             _fill(rows[place], text, None if text else WAITING)
         write()
         left = {place: messages for place, messages in asked.items() if rows[place].get("reason")}
-        with tqdm(total=len(asked), initial=len(asked) - len(left), desc="judged", unit="question", disable=quiet) as bar:
-            try:
-                with start_blocking_portal() as portal:  # a notebook has a loop of its own already
-                    portal.call(ask_all)
-            finally:
-                write()
+        try:
+            with start_blocking_portal() as portal:  # a notebook has a loop of its own already
+                portal.call(ask_all)
+        finally:
+            write()
     return replace(collect((str(row["question_id"]), row) for row in rows), stopped=judge.stopped)
 
 
