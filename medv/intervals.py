@@ -5,6 +5,7 @@ each. A paired comparison applies one of them to differences, item by item.
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,10 +71,12 @@ def shared_items(grid: np.ndarray) -> Estimate:
     """The mean of a grid [seeds, items] by a two-level bootstrap: seeds are drawn, then items, the same ones for every seed."""
     rng = np.random.default_rng(0)
     seeds, items = grid.shape
-    means, mean = [], np.nanmean if np.isnan(grid).any() else np.mean
+    if np.isnan(grid).all():
+        return Estimate(np.nan, np.nan, np.nan, items, seeds)
+    means = []
     for _ in range(RESAMPLES):
         columns = rng.integers(items, size=items)
-        means.append(mean(grid[rng.integers(seeds, size=seeds)][:, columns]))
+        means.append(_mean_of_known(grid[rng.integers(seeds, size=seeds)][:, columns]))
     low, high = map(float, np.nanquantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
     return Estimate(float(np.nanmean(grid)), low, high, items, seeds)
 
@@ -84,9 +87,16 @@ def own_items(grid: np.ndarray) -> Estimate:
     seeds, items = grid.shape
     if np.isnan(grid).all():
         return Estimate(np.nan, np.nan, np.nan, 0, seeds)
-    mean = np.nanmean if np.isnan(grid).any() else np.mean
     chosen = grid[rng.integers(seeds, size=(RESAMPLES, seeds))]  # [resamples, seeds, items]
     inside = rng.integers(items, size=(RESAMPLES, seeds, items))
-    means = mean(np.take_along_axis(chosen, inside, axis=2), axis=(1, 2))
+    means = _mean_of_known(np.take_along_axis(chosen, inside, axis=2), axis=(1, 2))
     low, high = map(float, np.nanquantile(means, [0.025, 0.975]))
-    return Estimate(float(mean(grid)), low, high, int((~np.isnan(grid)).sum()), seeds)
+    return Estimate(float(_mean_of_known(grid)), low, high, int((~np.isnan(grid)).sum()), seeds)
+
+
+def _mean_of_known(values: np.ndarray, axis: tuple[int, ...] | None = None) -> np.ndarray:
+    """The mean of the values that are not NaN; NaN, without numpy's warning, where a resample holds none."""
+    if not np.isnan(values).any():
+        return values.mean(axis=axis)
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+        return np.nanmean(values, axis=axis)

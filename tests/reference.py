@@ -6,8 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from medv.checkpoints.convert import convert
+from medv.model.configuration import MedVConfig
+from medv.model.modeling import MedVForMaskedDiffusion
 
 FOLDER = Path(os.environ.get("MEDV_FIXTURES", Path(__file__).resolve().parents[2] / "shared" / "fixtures"))
 needs_reference = pytest.mark.skipif(
@@ -18,6 +21,25 @@ needs_reference = pytest.mark.skipif(
 def settings() -> dict:
     """The configuration of the reference's tiny model: lm, vision and mm."""
     return json.loads((FOLDER / "config.json").read_text())
+
+
+def reference_network(config: MedVConfig) -> MedVForMaskedDiffusion:
+    """The reference's weights under medv's names, renamed here by hand: the oracle of `medv convert`."""
+    renames = [
+        ("model.vision_tower.vision_tower.vision_model.", "model.vision_tower."),
+        ("model.mm_projector.0.", "model.projector.linear_1."),
+        ("model.mm_projector.2.", "model.projector.linear_2."),
+        ("model.image_newline", "model.image_newline"),
+        ("lm_head.", "lm_head."),
+        ("model.", "model.language_model."),
+    ]
+    weights = {}
+    for key, value in load_file(FOLDER / "weights_lladav.safetensors").items():
+        old, new = next(pair for pair in renames if key.startswith(pair[0]))
+        weights[new + key.removeprefix(old)] = value
+    built = MedVForMaskedDiffusion(config)
+    built.load_state_dict(weights)
+    return built.eval()
 
 
 def released_folder(folder: Path, weights: str) -> Path:

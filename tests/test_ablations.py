@@ -90,6 +90,7 @@ def test_at_one_size_and_seed_the_arms_differ_in_rank_and_learning_rate_only():
         assert len(trials) == len(alike) * len(plan.rates) and min(plan.rates) == 0 and len(plan.rates) > 1
 
 
+@pytest.mark.slow
 def test_all_arms_begin_at_one_model_and_without_padded_steps_at_the_given_one(tmp_path, smoke):
     plan = smoke.lora
     given = bundled("general_model")
@@ -117,6 +118,7 @@ def answers(means: dict[tuple[str, int], float]) -> pd.DataFrame:
     return lora_study.scored(pd.DataFrame(rows).assign(open_recall=np.nan))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("small", "large", "scarce", "enough"),
     [
@@ -138,6 +140,7 @@ def test_the_verdict_on_lora_follows_from_the_intervals(small, large, scarce, en
     assert mean["low"] <= mean["value"] <= mean["high"]
 
 
+@pytest.mark.slow
 def test_adapters_cost_less_memory_than_all_weights_and_the_figure_shows_every_arm():
     rows = []
     for arm, network in ((lora_study.FULL, model().train()), ("LoRA r = 2", attach_lora(model(), LoraRecipe(2, 4)).train())):
@@ -156,6 +159,7 @@ def test_adapters_cost_less_memory_than_all_weights_and_the_figure_shows_every_a
 # Initial weights (notebook 30).
 
 
+@pytest.mark.slow
 def test_the_arms_share_the_vision_tower_and_differ_in_the_language_tower(smoke):
     parts = init.parts_of(smoke)
     starts = {arm.name: init.initial(arm, parts, smoke, seed=0).model.state_dict() for arm in init.ARMS}
@@ -170,6 +174,7 @@ def test_the_arms_share_the_vision_tower_and_differ_in_the_language_tower(smoke)
     assert again[key].equal(starts["random"][key]) and not other[key].equal(again[key])
 
 
+@pytest.mark.slow
 def test_only_aligned_arms_go_through_stage_1(smoke, tmp_path):
     plan, parts = smoke.initialization, init.parts_of(smoke)
     for arm in init.ARMS[1:3]:
@@ -201,6 +206,7 @@ def said(shares: dict[str, tuple[float, float]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@pytest.mark.slow
 def test_the_verdict_on_the_starts_follows_from_the_intervals_and_the_paper_keeps_its_columns():
     names = [arm.name for arm in init.ARMS]
     items = said(dict(zip(names, [(60, 2), (40, 2), (80, 9), (20, 30)], strict=True)))

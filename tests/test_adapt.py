@@ -186,6 +186,7 @@ def test_an_adapted_tower_takes_its_place_under_a_vision_tower(whole):
     assert network.model.language_model.layers[0].mlp.up_proj.weight.equal(weights(whole)["model.layers.0.mlp.up_proj.weight"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", [RECIPE, replace(RECIPE, attention="annealed", align=False, weights="1/t")], ids=["a", "b"])
 def test_ten_steps_equal_five_an_interruption_and_five_more(causal, rows, whole, tmp_path, recipe):
     first = whole
@@ -249,6 +250,7 @@ def test_a_causal_tower_writes_text_that_is_kept_and_gone_on_with(causal, tmp_pa
         write_text_of(causal, tmp_path, 60, replace(writing, seed=1), quiet=True)
 
 
+@pytest.mark.slow
 def test_the_command_lets_a_tower_write_and_adapts_it(causal, tmp_path):
     command = ["train", "adapt", "--language", causal, "--out", tmp_path / "out", "--self", "--self-tokens", "600"]
     command += ["--self-batch", "4", "--length", "32", "--batch-size", "4", "--tokens", "256", "--continuations", "2"]
@@ -371,6 +373,7 @@ def test_the_eight_arms_differ_in_what_their_names_say_and_in_nothing_else():
         )
 
 
+@pytest.mark.slow
 def test_the_verdict_on_a_choice_follows_from_its_interval():
     plan, results = get_profile("tiny").adaptation, made_up({"aligned": -0.5, "1/t": 0.3})
     items = adaptation.items_of(plan, results)

@@ -105,6 +105,7 @@ def test_repetition_inflates_recall_and_leaves_set_recall():
     assert grown["open set recall"].nunique() == 1 and grown["open set recall"].iloc[0] < 60
 
 
+@pytest.mark.slow
 def test_stating_every_fact_buys_recall_with_precision():
     train, test = description_set("train", 120), description_set("test", 40)
     scores = game_findings("phantoms", train, test).set_index("answer to every question")
@@ -113,6 +114,7 @@ def test_stating_every_fact_buys_recall_with_precision():
     assert scores["facts F1"].drop(TRUTH).max() < 40 < scores.at[TRUTH, "facts F1"]
 
 
+@pytest.mark.slow
 @needs_data
 def test_the_published_files_give_the_known_counts():
     found = annotation_findings({name: DATA / name for name in ("vqa_rad", "slake", "pathvqa", "qa50")})
@@ -126,6 +128,7 @@ def test_the_published_files_give_the_known_counts():
         assert known in sums
 
 
+@pytest.mark.slow
 @needs_data
 @pytest.mark.parametrize("name", ["vqa_rad", "slake", "pathvqa"])
 def test_the_answer_yes_no_scores_what_is_recorded_on_the_published_sets(name):

@@ -52,6 +52,7 @@ def test_a_small_benchmark_measures_every_mode():
     assert result.to_dict()["shape"]["vocab_size"] == 1500 and result.device
 
 
+@pytest.mark.slow
 def test_the_command_prints_json_and_a_table(tmp_path):
     sizes = {"vocab-size": 1500, "hidden-size": 32, "layers": 1, "prompt-length": 8, "gen-length": 8, "block-length": 4}
     options = [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
@@ -99,6 +100,7 @@ def test_the_loss_benchmark_compares_equal_gradients():
         bench_loss(LossShape(positions=40, masked=50), device="cpu")
 
 
+@pytest.mark.slow
 def test_the_loss_holds_a_small_part_of_the_full_logits():
     shape = LossShape(hidden_size=16, vocab_size=126464, positions=1024, masked=64)
     (frozen, _) = bench_loss(shape, device="cpu", repeats=1).cases
@@ -115,6 +117,7 @@ def test_every_way_of_the_training_benchmark_takes_the_same_step():
     assert reference.time_ratio == 1 and reference.mfu is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "sizes", "key"),
     [

@@ -139,6 +139,7 @@ def test_one_question_of_a_hundred_thousand_characters_is_refused_by_its_id(tmp_
     assert not (tmp_path / "out.jsonl").exists() and time.process_time() - begun < 10
 
 
+@pytest.mark.slow
 def test_images_that_cannot_be_read_stop_a_benchmark_or_are_left_out_counted_and_listed(tmp_path, benchmark, model_dir):
     out, (_, images) = tmp_path / "out.jsonl", benchmark
     whole = tmp_path / "whole.jsonl"

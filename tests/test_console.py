@@ -134,6 +134,7 @@ def shell(command, **environment):
     return subprocess.run(["bash", "-c", command], capture_output=True, env=os.environ | environment, timeout=300)
 
 
+@pytest.mark.slow
 def test_a_full_a_closed_and_a_narrow_output_are_no_tracebacks(tmp_path):
     path = answers(tmp_path / "a.jsonl", "→ ä \u202e lung " * 2000)
     text = f"medv evaluate text --answers {path} --marked"

@@ -67,6 +67,7 @@ def aligned(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_a_finished_training_is_finished_however_its_batches_are_cut(aligned):
     before = tree(aligned)
     done = run("train", "align", "--profile", "smoke", "--out", aligned, "--accumulation", "2", "--rank", "4")
@@ -74,6 +75,7 @@ def test_a_finished_training_is_finished_however_its_batches_are_cut(aligned):
     assert tree(aligned) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -130,6 +132,7 @@ def train(out: Path, network=None, examples=None, **options):
     return train_stage(network, tiny.processor(), RECIPE, examples or tiny.examples(10), out, RunOptions(quiet=True, **options))
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on_only_from_its_own_start_and_data(tmp_path):
     out, examples = tmp_path / "out", tiny.examples(10)
     train(out, stop_after=4)
@@ -151,6 +154,7 @@ def test_an_interrupted_training_goes_on_only_from_its_own_start_and_data(tmp_pa
     assert (out / "training.json").exists()
 
 
+@pytest.mark.slow
 def test_a_picture_that_changed_under_its_name_and_time_is_other_data(tmp_path):
     path, out = tmp_path / "a.bmp.png", tmp_path / "out"
     turns = (Turn("user", "What?"), Turn("assistant", "a lung"))
@@ -164,6 +168,7 @@ def test_a_picture_that_changed_under_its_name_and_time_is_other_data(tmp_path):
         train(out, examples=[Example("a", path, turns)] * 4)
 
 
+@pytest.mark.slow
 def test_a_finished_stage_gives_its_model_back(tmp_path):
     trained = train(tmp_path).state_dict()
     again = train(tmp_path).state_dict()
@@ -205,6 +210,7 @@ def generate(folder: Path, out: Path, *more):
     )
 
 
+@pytest.mark.slow
 def test_answers_go_to_no_file_that_is_not_theirs(benchmark, tmp_path):
     notes = tmp_path / "n.txt"
     notes.write_text("my notes")
@@ -266,6 +272,7 @@ def test_a_model_that_moved_is_the_same_model(benchmark, tmp_path):
     assert texts[0] == texts[1]
 
 
+@pytest.mark.slow
 def test_what_lies_under_a_projector_is_part_of_the_model(tmp_path):
     base, stage = save_model(tmp_path / "base"), tmp_path / "stage"
     given = {"options": RunOptions(quiet=True), "base": {"model": str(base)}}

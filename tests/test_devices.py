@@ -110,6 +110,7 @@ def test_a_model_too_large_for_the_gpu_is_spread_and_one_too_large_for_all_is_re
 # One model, many settings.
 
 
+@pytest.mark.slow
 def test_thirty_two_sampler_settings_share_one_model(model_dir, monkeypatch, tmp_path):
     alive, loaded = weakref.WeakSet(), []
     load = answering.load_model
@@ -149,6 +150,7 @@ def ways(questions, model_dir, out):
     return ask, ["generate", *where, "--batch-size", "1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

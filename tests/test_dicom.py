@@ -192,6 +192,7 @@ def test_what_cannot_be_shown_rightly_is_refused_in_one_sentence(tmp_path, field
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preamble", [True, False])
 def test_a_deflated_file_is_refused_before_it_is_inflated(tmp_path, preamble):
     path = write_dicom(tmp_path / "x.dcm", RAMP, meta_syntax=DeflatedExplicitVRLittleEndian)

@@ -83,6 +83,7 @@ def drawn_case(number: int) -> tuple[SamplerConfig, dict]:
 # Exactness.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(8))
 def test_a_decoder_writes_what_the_forward_of_the_model_writes(network, part):
     ended = Counter()
@@ -120,7 +121,7 @@ FILTERS = ((), (MinSpacing(2),), (DuplicateVeto(),), (MinSpacing(3), DuplicateVe
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("filters", FILTERS)
-def test_so_it_does_with_every_schedule_and_filter(network, schedule, filters):
+def test_every_schedule_and_filter_writes_the_same_by_the_decoder_and_the_whole_forward(network, schedule, filters):
     sides = SCHEDULES.index(schedule), FILTERS.index(filters)
     for number in range(4):
         config, inputs = drawn_case(1000 + 100 * sides[0] + 10 * sides[1] + number)
@@ -142,7 +143,7 @@ def test_a_row_of_an_adaptive_batch_is_its_single_run(network, schedule, cache):
 
 
 @pytest.mark.parametrize("revision", [RevealRemask(0.5, tokens=3), ReMDM("cap", eta=0.6), ReMDM("loop", eta=0.5)])
-def test_so_it_does_with_a_revision(network, revision):
+def test_a_revision_writes_the_same_by_the_decoder_and_the_whole_forward(network, revision):
     kinds = Counter()
     for number in range(3000, 3006):
         config, inputs = drawn_case(number)
@@ -225,6 +226,7 @@ def test_images_may_be_looked_at_beforehand(network):
     assert same(network.generate(**inputs, image_features=features, config=BASE), expected)
 
 
+@pytest.mark.slow
 def test_a_model_answers_as_algorithm_1_writes(network):
     for number in range(0, CASES, 5):
         config, _ = drawn_case(number)
@@ -389,6 +391,7 @@ def test_no_step_of_a_fixed_schedule_waits(network, cache):
 POLICIES = (PrefixCache, DualCache, lambda interval: DualCache(interval, vicinity=(3, 2)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_refresh_at_every_forward_is_no_cache(network, policy):
     for number in range(0, CASES, 6):

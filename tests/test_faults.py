@@ -283,6 +283,7 @@ def test_refused_in_a_sentence(fault):
     assert not Path("ran").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["q_list.json", "q_bom.jsonl", "q_crlf.jsonl"], ids="D-{}".format)
 def test_questions_in_every_sound_form_are_answered(name):
     assert medv(f"{GENERATE} {name}").exit_code == 0
@@ -335,6 +336,7 @@ def test_a_judge_is_asked_the_pages_questions(temperature):
     assert all(("temperature" in body) == (not temperature) for body in stub.bodies) and len(stub.bodies) == 2
 
 
+@pytest.mark.slow
 def test_train_and_test_of_the_one_file_are_apart_A9_one_file():
     data_set("VQA_RAD Dataset Public.json", rad(*("freeform", "test_freeform") * 8, "frame"))
     assert told(f"{F_RAD} --epochs 2")["steps"] == 2  # of a batch of eight each
@@ -342,6 +344,7 @@ def test_train_and_test_of_the_one_file_are_apart_A9_one_file():
     assert done.exit_code == 0 and "8 answers in out.jsonl" in done.stdout
 
 
+@pytest.mark.slow
 def test_links_into_a_named_root_are_followed_B5():
     data_set("trainset.json", EIGHT)
     Path("F/images").rename("blobs")

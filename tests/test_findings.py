@@ -18,6 +18,7 @@ def rng(seed):
     return np.random.default_rng([seed, 2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", [caption, description])
 def test_the_references_are_read_exactly(write):
     for scene in SCENES:
@@ -26,6 +27,7 @@ def test_the_references_are_read_exactly(write):
         assert score_description(text, scene).f1 == 1.0
 
 
+@pytest.mark.slow
 def test_the_references_of_other_scenes_score_far_lower():
     texts = [description(scene, rng(scene.seed)) for scene in SCENES[:500]]
     shuffled = score_descriptions(texts[1:] + texts[:1], SCENES[:500], resamples=200)
@@ -33,6 +35,7 @@ def test_the_references_of_other_scenes_score_far_lower():
     assert score_descriptions(texts, SCENES[:500], resamples=200).f1 == 1.0
 
 
+@pytest.mark.slow
 def test_every_single_changed_fact_is_penalized():
     """Write of a scene that differs in one fact: one claim is wrong and one fact is missing."""
     for scene in SCENES[:500]:
@@ -115,6 +118,7 @@ def test_a_mismatch_of_numbers_is_an_error():
         score_descriptions([], [])
 
 
+@pytest.mark.slow
 def test_every_fact_of_every_domain_can_be_stated():
     seen = set()
     for scene in SCENES:

@@ -40,6 +40,7 @@ def test_no_library_file_is_longer_than_450_lines(root):
     assert not long
 
 
+@pytest.mark.slow
 def test_no_function_is_longer_than_80_lines(root):
     long = []
     for path in sources(root):
@@ -62,6 +63,7 @@ def test_importing_medv_loads_neither_torch_nor_transformers():
     assert done.stdout.split() == []
 
 
+@pytest.mark.slow
 def test_importing_the_model_loads_no_other_room_above_it():
     code = """
 import importlib, pkgutil, sys
@@ -157,6 +159,7 @@ def imports(paths, *, whole: bool = True) -> dict[str, set[str]]:
     return found
 
 
+@pytest.mark.slow
 def test_pyproject_declares_what_is_imported_and_nothing_else(root):
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     groups = {"": project["dependencies"], **project["optional-dependencies"]}
@@ -214,6 +217,7 @@ def test_the_readme_offers_only_targets_and_profiles_that_exist(root):
     assert set(re.findall(r"(?:PROFILE=|--profile )(\w+)", text)) <= set(PROFILES)
 
 
+@pytest.mark.slow
 def test_make_lab_asks_nobody_for_news_updates_or_extensions(root):
     from jupyterlab.handlers.announcements import NeverCheckForUpdate
     from jupyterlab.labapp import LabApp

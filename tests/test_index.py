@@ -53,6 +53,7 @@ def test_the_page_needs_nothing_but_itself(run):
         assert (run.out / link).exists(), link
 
 
+@pytest.mark.slow
 def test_every_exhibit_has_a_card_and_every_hole_its_reason(run):
     page = page_of(run)
     assert all(card(page, name) for name in (*EXHIBITS, "own"))

@@ -71,6 +71,7 @@ TROUBLE = {
 }
 
 
+@pytest.mark.slow
 def test_each_kind_of_trouble_that_passes_ends_in_a_judgement(tmp_path):
     with StubJudge(lambda name, number: TROUBLE[name] if number == 0 else "8 4") as stub:
         scores, rows = run(stub, tmp_path, TROUBLE, concurrency=8)
@@ -79,6 +80,7 @@ def test_each_kind_of_trouble_that_passes_ends_in_a_judgement(tmp_path):
     assert [row["question_id"] for row in rows] == list(range(len(TROUBLE)))
 
 
+@pytest.mark.slow
 def test_each_kind_of_trouble_that_stays_is_listed_with_its_reason(tmp_path):
     started = time.monotonic()
     with StubJudge(lambda name, _: TROUBLE.get(name, "10 5")) as stub:
@@ -356,6 +358,7 @@ def spoken(*line):
     return done.exit_code, " ".join(done.stdout.split()), done.stderr
 
 
+@pytest.mark.slow
 def test_the_command_of_the_readme_prints_its_table(tmp_path):
     with StubJudge(lambda *_: "8 4") as stub:
         code, out, err = told(started(stub, tmp_path, "ab"))
@@ -426,6 +429,7 @@ def test_a_certificate_that_nobody_vouches_for_is_one_sentence(tmp_path):
     assert code == 2 and "certificate" in err and "cannot be reached" in err and not stub.asked
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_soon_and_keeps_what_is_finished(tmp_path):
     with StubJudge(lambda name, _: "8 4" if name == "a" else "slow") as stub:
         process = started(stub, tmp_path, "ab", "--concurrency", 1)
@@ -439,6 +443,7 @@ def test_an_interrupted_run_ends_soon_and_keeps_what_is_finished(tmp_path):
         assert [row["result"] for row in rows] == ["8 4", None]
 
 
+@pytest.mark.slow
 def test_a_run_whose_error_stream_is_closed_ends_and_keeps_what_is_finished(tmp_path):
     def plan(name, number):
         if name == "b":
@@ -453,6 +458,7 @@ def test_a_run_whose_error_stream_is_closed_ends_and_keeps_what_is_finished(tmp_
     assert len(rows) == 3 and rows[0]["result"] == "8 4"
 
 
+@pytest.mark.slow
 def test_two_runs_on_one_file_are_one_too_many(tmp_path):
     with StubJudge(lambda *_: "slow") as stub:
         first = started(stub, tmp_path, "ab")
@@ -465,6 +471,7 @@ def test_two_runs_on_one_file_are_one_too_many(tmp_path):
         first.communicate()
 
 
+@pytest.mark.slow
 def test_a_killed_run_asks_only_the_remaining_questions(tmp_path):
     names = [f"q{n}" for n in range(12)]
 

@@ -92,6 +92,7 @@ def test_weights_that_are_not_whole_floating_and_finite_are_refused(folder, kind
     assert str(folder) in refused(lambda: load_model(folder), words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["half of the tensors", "NaN"])
 def test_every_road_refuses_them(tmp_path, folder, stage1, adapter, kind):
     how, words = WRONG_WEIGHTS[kind]
@@ -113,6 +114,7 @@ def test_every_road_refuses_them(tmp_path, folder, stage1, adapter, kind):
         refused(road, words if kind != "NaN" else "not finite")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [half, spoiled(float("nan"), "linear_1.weight"), as_type(torch.int8), superfluous])
 def test_a_projector_or_adapters_that_are_not_whole_and_finite_are_refused(stage1, adapter, how):
     change(stage1, how, "projector.safetensors")
@@ -121,6 +123,7 @@ def test_a_projector_or_adapters_that_are_not_whole_and_finite_are_refused(stage
     refused(lambda: load_model(adapter), "adapter")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_weights_of_each_floating_type_load_as_the_type_asked_for(folder, dtype):
     change(folder, as_type(dtype))
@@ -188,6 +191,7 @@ WRONG_SETTINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WRONG_SETTINGS)
 def test_a_configuration_that_does_not_fit_is_refused_at_once(folder, kind):
     changes, words = WRONG_SETTINGS[kind]
@@ -367,6 +371,7 @@ def test_a_checkpoint_of_another_kind_is_whole_and_finite_too(foreign, offline):
     refused(load, "num_hidden_layers")
 
 
+@pytest.mark.slow
 def test_code_of_a_model_never_runs_whatever_is_typed(tmp_path, folder):
     places = {
         "config.json": {"auto_map": {"AutoConfig": "own.Own", "AutoModel": "own.Own"}},
@@ -426,6 +431,7 @@ def test_adapters_of_another_kind_are_refused(adapter, changes, words):
     refused(lambda: load_model(adapter), words)
 
 
+@pytest.mark.slow
 def test_adapters_of_another_model_are_refused(tmp_path, adapter):
     general = load_model(bundled("general_model"))[0]
     assert with_adapters(general, adapter) is not None  # the same shape

@@ -88,6 +88,7 @@ def test_merged_equals_unmerged_and_the_merged_model_is_plain(tmp_path):
     assert merged.state_dict().keys() == model().state_dict().keys()
 
 
+@pytest.mark.slow
 def test_the_targets_of_the_released_shape_are_the_seven_maps_of_each_language_layer():
     paper = get_profile("paper").model
     network = attach_lora(empty_model(paper), LoraRecipe())
@@ -114,6 +115,7 @@ def bytes_of(tensors) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("profile", ["small", "paper"])
 def test_the_adapters_of_a_realistic_model_are_under_5_percent_of_it(tmp_path, profile):
     full = empty_model(get_profile(profile).model).float()
@@ -132,6 +134,7 @@ def test_a_folder_of_adapters_holds_what_was_trained_and_nothing_else(tmp_path):
     assert bytes_of(stored.values()) == bytes_of(trained.values()) and len(stored) == len(trained)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, TILES], ids=["flat", "with a newline"])
 def test_adapters_answer_as_the_merged_model_does(tmp_path, options):
     base, merged, out = train_adapters(tmp_path, options=options)
@@ -149,6 +152,7 @@ def test_adapters_answer_as_the_merged_model_does(tmp_path, options):
     assert texts[0] == texts[1]
 
 
+@pytest.mark.slow
 def test_a_run_with_a_newline_that_was_stopped_ends_as_one_that_was_not(tmp_path):
     _, whole, _ = train_adapters(tmp_path / "whole")
     train_adapters(tmp_path / "torn", stop_after=4)
@@ -157,6 +161,7 @@ def test_a_run_with_a_newline_that_was_stopped_ends_as_one_that_was_not(tmp_path
     assert not [name for name, value in whole.state_dict().items() if not value.equal(again[name])]
 
 
+@pytest.mark.slow
 def test_ask_takes_a_folder_of_adapters_wherever_both_folders_were_moved(tmp_path):
     base, _, out = train_adapters(tmp_path / "first", options={})
     save_picture(tmp_path / "a.png", "rgb")
@@ -170,6 +175,7 @@ def test_ask_takes_a_folder_of_adapters_wherever_both_folders_were_moved(tmp_pat
     assert done.exit_code == 2 and "set base_model_name_or_path in" in done.stderr
 
 
+@pytest.mark.slow
 def test_adapters_of_a_model_that_was_never_saved_point_to_the_merged_one(tmp_path):
     recipe = replace(RECIPE, epochs=0.4)
     train_stage(model(), processor(), recipe, examples(10), tmp_path, RunOptions(lora=LoraRecipe(4, 8), quiet=True))

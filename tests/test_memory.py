@@ -26,6 +26,7 @@ def vision_size() -> int:
         return sum(p.numel() for p in MedVForMaskedDiffusion(CONFIG).model.vision_tower.parameters())
 
 
+@pytest.mark.slow
 def test_the_plan_of_the_papers_full_fine_tuning_is_its_arithmetic():
     plan = plan_stage(CONFIG, PAPER.stages["vqa"], gpus=4, zero=3, capacity=80e9)
     total, trainable = LANGUAGE + PROJECTOR + vision_size(), LANGUAGE + PROJECTOR
@@ -54,6 +55,7 @@ def test_each_zero_stage_cuts_one_thing_more():
     assert one["weights"] == two["weights"] > 3 * three["weights"]
 
 
+@pytest.mark.slow
 def test_what_cannot_fit_is_refused_with_the_arithmetic_and_a_mend():
     options = {"zero": 3, "capacity": 80e9}
     with pytest.raises(
@@ -88,6 +90,7 @@ def test_the_plan_of_a_run_looks_at_its_longest_example():
     assert 20 < plan.length < 100 and plan.micro_batch == 8 and plan.fits
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_plan_and_ends_with_2_where_it_cannot_fit():
     fits = ["plan", "vqa", "--gpus", "4", "--zero", "3", "--gpu-memory", "80"]
     done = run(*fits, "--json")

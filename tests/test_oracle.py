@@ -121,6 +121,7 @@ def chi_square(text: MarkovText, sequences: torch.Tensor) -> float:
 AT_RANDOM = {"temperature": 1.0, "remasking": "random", "stop_tokens": ()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_length", [1, 2, 4])
 def test_one_token_a_forward_samples_the_chain_itself(block_length):
     text = chain(2, seed=1)

@@ -129,6 +129,7 @@ def converted(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_the_paper_profile_runs_end_to_end_on_its_own_formats(converted):
     from medv.checkpoints.assembly import assemble, new_processor
     from medv.checkpoints.released import image_settings

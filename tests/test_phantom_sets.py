@@ -44,6 +44,7 @@ def questions(request):
     return request.param("train", 6000), request.param("test", 6000)
 
 
+@pytest.mark.slow
 def test_a_blind_guesser_gets_nothing_from_closed_questions(questions):
     train, test = (of_type(part, "CLOSED") for part in questions)
     assert len(test) == pytest.approx(3000, abs=20)
@@ -67,6 +68,7 @@ def test_a_blind_guesser_gets_little_from_open_questions(questions):
         assert max(answers.values()) <= 1.1 * sum(answers.values()) / len(answers) + 60, (kind, answers)
 
 
+@pytest.mark.slow
 def test_closed_questions_are_blind_given_the_modality_too():
     """Knowing the domain of the picture beside the question must not help either, except to tell the modality."""
     answers = defaultdict(Counter)
@@ -118,6 +120,7 @@ def test_half_of_the_questions_are_closed_and_all_kinds_are_asked():
     assert Counter(e.meta["kind"] for e in examples) == dict.fromkeys(KINDS, 80)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed_set", [general_set, text_set])
 def test_the_closed_questions_of_other_sets_are_balanced_too(closed_set):
     examples = of_type(closed_set("train", 8000), "CLOSED")
@@ -125,6 +128,7 @@ def test_the_closed_questions_of_other_sets_are_balanced_too(closed_set):
     assert len(examples) > 1000 and 0.47 <= yes <= 0.53
 
 
+@pytest.mark.slow
 def test_questions_of_dialogues_are_balanced():
     yes = Counter()
     for example in instruct_set("train", 6000):
@@ -190,6 +194,7 @@ def test_images_are_drawn_on_call_at_the_wanted_size():
         assert image.size == (32, 32) and image.mode == "RGB"
 
 
+@pytest.mark.slow
 def test_the_whole_vocabulary_is_small():
     words = set()
     for make in SETS:

@@ -30,6 +30,7 @@ def made(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_every_part_is_made_and_exported_in_half_precision(made):
     for part in PARTS:
         assert (made / "weights" / part / "part.json").exists()
@@ -70,6 +71,7 @@ def test_the_bundled_weights_are_small_and_hold_no_pickle():
     assert {path.suffix for path in files} <= {".json", ".safetensors"}
 
 
+@pytest.mark.slow
 def test_the_bundled_model_looks_at_the_image():
     torch.set_num_threads(1)
     model, processor = load_model(bundled("tiny_model"))

@@ -121,6 +121,7 @@ def test_every_data_set_of_table_6_has_its_own_recipe(stage, data, column):
     assert get_profile("paper").with_recipe(stage, epochs=0.5).recipe(stage, data).epochs == 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("data", "options", "steps"), [("slake", (), 10), ("pathvqa", (), 7), ("slake", EPOCH, 1)])
 def test_the_command_trains_on_a_data_set_by_its_own_recipe(tmp_path, data, options, steps):
     model().save_pretrained(tmp_path / "start")

@@ -37,6 +37,7 @@ def dialogue(*texts, key="conversations", **fields):
     return {"id": "p1", "image": "p1.jpg", key: spoken, **fields}
 
 
+@pytest.mark.slow
 @needs_data
 @pytest.mark.parametrize(
     ("name", "split", "rows", "closed", "images"),
@@ -62,6 +63,7 @@ def test_the_published_files_have_the_published_counts(name, split, rows, closed
     assert not any("<image>" in t.text or "\t" in t.text or t.text != t.text.strip() for e in examples for t in e.turns)
 
 
+@pytest.mark.slow
 @needs_data
 def test_every_vqa_rad_image_exists_and_frame_rows_never_enter_training():
     train = read_dataset("vqa-rad", DATA / "vqa_rad", "train")
@@ -70,6 +72,7 @@ def test_every_vqa_rad_image_exists_and_frame_rows_never_enter_training():
     assert len(read_dataset("vqa_rad", DATA / "vqa_rad", all_rows=True)) == 3064
 
 
+@pytest.mark.slow
 @needs_data
 @pytest.mark.parametrize(("split", "left"), [("train", 19654), ("val", 6259), ("test", 6719)])
 def test_both_pathvqa_formats_are_the_same_examples_and_duplicates_can_go(split, left):
@@ -78,6 +81,7 @@ def test_both_pathvqa_formats_are_the_same_examples_and_duplicates_can_go(split,
     assert len(read("pathvqa", DATA / f"pathvqa/{split}.jsonl", drop_duplicates=True)) == left
 
 
+@pytest.mark.slow
 @needs_data
 def test_slake_speaks_english_chinese_or_both():
     by_language = {
@@ -104,6 +108,7 @@ def test_the_chat_benchmark_has_the_counts_of_table_1_in_either_layout(tmp_path)
     assert read("qa50", pretty) == examples
 
 
+@pytest.mark.slow
 @needs_data
 @pytest.mark.parametrize("name", ["vqa_rad", "slake", "pathvqa", "qa50"])
 def test_the_check_agrees_with_the_paper_but_for_the_cell_it_misprints(name):

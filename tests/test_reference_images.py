@@ -13,7 +13,7 @@ from functools import cache
 import pytest
 import torch
 from PIL import Image
-from reference import FOLDER, needs_reference
+from reference import FOLDER, needs_reference, reference_network
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import tokenizer
@@ -94,22 +94,7 @@ def config() -> MedVConfig:
 
 @pytest.fixture(scope="module")
 def image_network() -> MedVForMaskedDiffusion:
-    """The reference's weights under medv's names."""
-    renames = [
-        ("model.vision_tower.vision_tower.vision_model.", "model.vision_tower."),
-        ("model.mm_projector.0.", "model.projector.linear_1."),
-        ("model.mm_projector.2.", "model.projector.linear_2."),
-        ("model.image_newline", "model.image_newline"),
-        ("lm_head.", "lm_head."),
-        ("model.", "model.language_model."),
-    ]
-    weights = {}
-    for key, value in load_file(FOLDER / "weights_lladav.safetensors").items():
-        old, new = next(pair for pair in renames if key.startswith(pair[0]))
-        weights[new + key.removeprefix(old)] = value
-    built = MedVForMaskedDiffusion(config())
-    built.load_state_dict(weights)
-    return built.eval()
+    return reference_network(config())
 
 
 def processor(**settings) -> MedVProcessor:

@@ -13,7 +13,7 @@ from functools import cache
 import pytest
 import torch
 from PIL import Image
-from reference import FOLDER, needs_reference
+from reference import FOLDER, needs_reference, reference_network
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import special, tokenizer
@@ -86,22 +86,7 @@ def config() -> MedVConfig:
 
 @pytest.fixture(scope="module")
 def text_network() -> MedVForMaskedDiffusion:
-    """The reference's weights under medv's names."""
-    renames = [
-        ("model.vision_tower.vision_tower.vision_model.", "model.vision_tower."),
-        ("model.mm_projector.0.", "model.projector.linear_1."),
-        ("model.mm_projector.2.", "model.projector.linear_2."),
-        ("model.image_newline", "model.image_newline"),
-        ("lm_head.", "lm_head."),
-        ("model.", "model.language_model."),
-    ]
-    weights = {}
-    for key, value in load_file(FOLDER / "weights_lladav.safetensors").items():
-        old, new = next(pair for pair in renames if key.startswith(pair[0]))
-        weights[new + key.removeprefix(old)] = value
-    built = MedVForMaskedDiffusion(config())
-    built.load_state_dict(weights)
-    return built.eval()
+    return reference_network(config())
 
 
 # Hidden states, logits and losses. The reference does not shift positions by padding.
@@ -213,6 +198,7 @@ def stop_ids(name: str) -> tuple[int, ...]:
     return tuple(GEN["stop_strings"][name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", robust(GEN.get("embeds", [])))
 def test_the_official_preset_samples_the_tokens_of_the_reference(case, text_network):
     suffix = case.get("generation_suffix")
@@ -227,6 +213,7 @@ def test_the_official_preset_samples_the_tokens_of_the_reference(case, text_netw
     assert output.sequences[0, : output.lengths[0]].tolist() == case["out"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", robust(GEN.get("llada_text", [])))
 def test_the_llada_preset_samples_the_tokens_of_the_reference(case, text_network):
     own, settings = text_network.config, settings_of(case, SamplerConfig.llada)
@@ -255,6 +242,7 @@ def test_gumbel_noise_is_that_of_the_reference(key):
     assert noisy.argmax(dim=-1).tolist() == facts["argmax"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", [key for key, value in MM.items() if isinstance(value, dict) and key.startswith("generate_")])
 def test_an_answer_about_an_image_has_the_tokens_of_the_reference(key, text_network):
     facts = MM[key]

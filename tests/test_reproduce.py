@@ -89,6 +89,7 @@ def drive(toys: Path, nodes=TOYS, **options) -> tuple[int, str, list[str]]:
     return code, console.file.getvalue(), log.read_text().split() if log.exists() else []
 
 
+@pytest.mark.slow
 def test_a_run_is_ordered_then_cached_then_stale_with_a_reason(toys):
     code, printed, ran = drive(toys, jobs=2)
     assert (code, sorted(ran)) == (0, ["alone", "first", "second"]) and ran.index("first") < ran.index("second"), printed

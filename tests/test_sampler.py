@@ -254,6 +254,7 @@ def test_confidence_is_the_probability_without_temperature():
         assert c.confidence == pytest.approx(logits[c.position].softmax(-1)[c.token].item(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_random_remasking_takes_positions_in_an_order_of_the_seed():
     logits = confident([1] * 16, [0.9 - 0.05 * i for i in range(16)])
     options = {"gen_length": 16, "block_length": 16, "steps": 16, "remasking": "random"}

@@ -55,6 +55,7 @@ def test_the_adaptive_schedule_with_the_veto_repeats_less_and_is_likelier(items)
     assert len(told) == 2 and not any("(worse)" in line for line in told)
 
 
+@pytest.mark.slow
 def test_a_strategy_beside_itself_shows_no_difference(items):
     twin = items[items["strategy"] == quality.BASE]
     both = pd.concat([twin, twin.assign(strategy="twin")])

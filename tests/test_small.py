@@ -69,6 +69,7 @@ def run_cells(number: str, root: Path, out: Path) -> dict:
     return names
 
 
+@pytest.mark.slow
 def test_its_notebooks_run_on_fetched_towers(root, fetched, scaled):
     run_cells("10", root, fetched)
     start = fetched / "models" / "start-seed0"
@@ -130,6 +131,7 @@ def test_time_is_counted_work_times_measured_seconds():
     assert min(unit.learned, unit.asked, unit.drawn) > 0
 
 
+@pytest.mark.slow
 def test_a_dry_run_and_doctor_say_what_it_needs_and_how_long_it_takes(monkeypatch):
     monkeypatch.setattr("medv.companion.reproduction.budget.measure", lambda profile: Work(1.0, 0.1, 0.01))
     told = run("reproduce", "--profile", "small", "--dry-run")

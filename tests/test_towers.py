@@ -115,6 +115,7 @@ def plain_lite0(weights: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tens
     return step(x, "_conv_head", "_bn1")
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_features_are_those_of_a_plain_implementation(made, tmp_path):
     wheel = made.pins["vision_tower"]
@@ -203,6 +204,7 @@ def test_a_head_above_the_features_is_left_out(made, tmp_path):
         assert grid_features(tower, pixels).equal(grid_features(old, pixels))
 
 
+@pytest.mark.slow
 def test_a_network_without_a_grid_is_refused(made, tmp_path):
     SwinModel(
         SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 1], window_size=2)
@@ -224,6 +226,7 @@ def test_a_network_without_a_grid_is_refused(made, tmp_path):
 # In a model.
 
 
+@pytest.mark.slow
 def test_an_assembled_model_is_saved_and_loaded_whole(made, tmp_path):
     model, processor = assembled(made)
     model.save_pretrained(tmp_path)
@@ -238,6 +241,7 @@ def test_an_assembled_model_is_saved_and_loaded_whole(made, tmp_path):
     assert model(**inputs[0]).logits.equal(again(**inputs[1]).logits)
 
 
+@pytest.mark.slow
 def test_training_never_moves_the_vision_tower_nor_its_statistics(made, tmp_path):
     from tiny import examples
 
@@ -250,6 +254,7 @@ def test_training_never_moves_the_vision_tower_nor_its_statistics(made, tmp_path
     assert all(value.equal(after[name]) for name, value in before.items())
 
 
+@pytest.mark.slow
 def test_the_profiles_shape_is_what_the_towers_hold(made):
     small = get_profile("small").model
     tower = vision_tower(made.towers / "vision_tower").config
@@ -262,6 +267,7 @@ def test_the_profiles_shape_is_what_the_towers_hold(made):
         vision_config(replace(small, vision="eye"))
 
 
+@pytest.mark.slow
 def test_a_question_about_an_assembled_model_says_that_its_projector_is_untrained(made, tmp_path):
     picture(1).save(tmp_path / "a.png")
     command = ["assemble", *(str(made.towers / part) for part in PARTS), str(tmp_path / "model")]
@@ -294,6 +300,7 @@ def test_what_does_not_fit_is_one_sentence_and_nothing_half_made(made, tmp_path)
         assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
+@pytest.mark.slow
 def test_a_registry_or_hub_that_cannot_be_reached_is_one_sentence(tmp_path, monkeypatch):
     nowhere = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0", "PIP_CONFIG_FILE": os.devnull}
     for name, value in (nowhere | {"PIP_NO_INDEX": "0"}).items():

@@ -219,6 +219,7 @@ def test_words_cannot_become_markup():
     assert [event[3] for event in json.loads(data)["events"]] == list(NASTY.values())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
 def test_a_browser_shows_the_words_and_runs_none_of_them(tmp_path):
     (tmp_path / "page.html").write_text(nasty_page(), encoding="utf-8")

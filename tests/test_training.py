@@ -69,12 +69,14 @@ def adapted(tmp_path_factory) -> tuple[Path, MedVForMaskedDiffusion]:
 # The same training, however it is cut.
 
 
+@pytest.mark.slow
 def test_two_runs_with_the_same_seed_are_identical_and_another_seed_differs(whole, tmp_path):
     short = replace(RECIPE, epochs=0.6)
     first, second, other = (weights(train(tmp_path / str(i), short, seed=seed)) for i, seed in enumerate((0, 0, 1)))
     assert not changed(first, second) and changed(first, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding", ["none", "fixed:12"])
 @pytest.mark.parametrize("times", ["iid", "stratified"])
 def test_accumulating_two_halves_equals_one_batch(tmp_path, padding, times):
@@ -87,6 +89,7 @@ def test_accumulating_two_halves_equals_one_batch(tmp_path, padding, times):
     assert len(losses[0]) == 4 and losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_ten_steps_equal_five_an_interruption_and_five_more(whole, tmp_path):
     _, reference = whole
     train(tmp_path, stop_after=5)
@@ -96,6 +99,7 @@ def test_ten_steps_equal_five_an_interruption_and_five_more(whole, tmp_path):
     assert not changed(reference, resumed), "bit for bit"
 
 
+@pytest.mark.slow
 def test_an_interrupted_adapter_goes_on_exactly_too(adapted, tmp_path):
     _, merged = adapted
     recipe, lora = replace(RECIPE, epochs=0.8), LoraRecipe(rank=4, alpha=8)
@@ -103,6 +107,7 @@ def test_an_interrupted_adapter_goes_on_exactly_too(adapted, tmp_path):
     assert not changed(weights(merged), weights(train(tmp_path, recipe, lora=lora)))
 
 
+@pytest.mark.slow
 def test_an_adapter_begins_the_same_whatever_was_drawn_before(adapted, tmp_path):
     torch.manual_seed(12345)
     before = torch.get_rng_state()
@@ -113,6 +118,7 @@ def test_an_adapter_begins_the_same_whatever_was_drawn_before(adapted, tmp_path)
     assert not changed(weights(adapted[1]), weights(again))
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_it_saved_goes_on_from_the_checkpoint_before(whole, tmp_path):
     train(tmp_path, stop_after=5)
     half = tmp_path / "checkpoints" / "checkpoint-6"
@@ -124,6 +130,7 @@ def test_a_run_killed_while_it_saved_goes_on_from_the_checkpoint_before(whole, t
 # Options that change what a run costs and not what it learns.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", [{"checkpointing": True}, {"cached_vision": True}, {"precision": "float32"}], ids=str)
 def test_an_option_of_cost_gives_the_same_weights(tmp_path, option):
     recipe = replace(RECIPE, epochs=0.8)
@@ -133,6 +140,7 @@ def test_an_option_of_cost_gives_the_same_weights(tmp_path, option):
     assert changed(weights(plain), weights(model()))
 
 
+@pytest.mark.slow
 def test_cached_vision_runs_the_tower_once_for_each_image(tmp_path, monkeypatch):
     seen = []
     look = MedVModel.look
@@ -166,6 +174,7 @@ def test_an_unknown_precision_is_refused(tmp_path):
 # What a run says of its speed.
 
 
+@pytest.mark.slow
 def test_a_run_leaves_its_speed_apart_from_what_is_compared(whole, tmp_path):
     out, _ = whole
     speed = read(out / "speed.json")
@@ -212,6 +221,7 @@ def test_the_meter_counts_tokens_and_the_padding_behind_answers():
 # What each stage trains, and what it leaves behind.
 
 
+@pytest.mark.slow
 def test_align_trains_the_projector_alone(tmp_path):
     names = changed(weights(model()), weights(train(tmp_path, ALIGN)))
     assert names == {name for name in model().state_dict() if name.startswith("model.projector.")}
@@ -245,11 +255,13 @@ def test_a_run_leaves_a_model_that_loads_and_its_loss_curves(whole):
     assert facts["trainable_parameters"] == freeze_except(model(), BOTH)
 
 
+@pytest.mark.slow
 def test_without_checkpoints_the_result_is_the_same_and_nothing_else_is_saved(whole, tmp_path):
     again = train(tmp_path, validation=examples(3), checkpoints=False)
     assert not changed(whole[1], weights(again)) and not list(tmp_path.glob("checkpoints/checkpoint-*"))
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(tmp_path):
     recipe = replace(RECIPE, epochs=8, learning_rate=3e-3, normalization="masked", loss_tokens="response")
     train(tmp_path, recipe, validation=examples(4))
@@ -292,6 +304,7 @@ def test_an_example_that_is_too_long_is_named_with_its_length(tmp_path):
         train_stage(model(), processor(), RECIPE, [long] * 2, tmp_path, RunOptions(quiet=True))
 
 
+@pytest.mark.slow
 def test_an_example_whose_image_is_missing_is_named(tmp_path):
     lost = Example("case-78", tmp_path / "lost.png", (Turn("user", "Why?"), Turn("assistant", "x")))
     with pytest.raises((ValueError, OSError), match=r"lost\.png"):

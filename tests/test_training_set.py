@@ -146,6 +146,7 @@ def test_a_published_test_set_under_the_name_of_the_training_set_is_refused(tmp_
         read_training_set(name, tmp_path)
 
 
+@pytest.mark.slow
 @needs_data
 def test_the_published_training_sets_hold_none_of_the_test_questions():
     assert len(read_training_set("vqa_rad", DATA / "vqa_rad")) == 1797

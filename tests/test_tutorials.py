@@ -38,6 +38,7 @@ def test_true_descriptions_score_far_above_the_same_texts_about_other_images():
     assert "a gain" in stages.difference(judged, "truth", "truth, wrong image")
 
 
+@pytest.mark.slow
 def test_a_seed_that_is_finished_is_not_trained_again(tmp_path, profile):
     start, folder = tmp_path / "start", tmp_path / "stage3"
     model().save_pretrained(start)
@@ -71,6 +72,7 @@ def items(right: dict[str, float]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@pytest.mark.slow
 def test_the_margin_is_measured_from_the_best_control_and_never_from_the_model_before():
     study = items({stages.BEFORE: 0.99, "shuffled images": 0.3, "question only": 0.5, stages.AFTER: 0.9})
     summary = stages.scores(study)

@@ -118,6 +118,7 @@ def test_the_recipes_of_both_models_differ_in_padding_and_times_alone():
     assert changed <= {"padding", "times"}
 
 
+@pytest.mark.slow
 def test_the_bundled_tower_becomes_a_twin_and_a_finished_one_is_kept(tmp_path):
     facts = obtain_twin(get_profile("smoke"), tmp_path / "twin")
     assert {"align", "instruct", "seconds"} == set(facts)

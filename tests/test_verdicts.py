@@ -86,6 +86,7 @@ def test_neither_lora_nor_full_wins_without_a_score():
     assert "appear" not in said and said.count(NOT_MEASURED) == 2 * 3 + 2
 
 
+@pytest.mark.slow
 def test_a_diverged_adaptation_has_no_effect_that_could_be_better_or_worse():
     plan = SMOKE.adaptation
     rows = [
@@ -123,6 +124,7 @@ def test_samplers_are_neither_better_nor_worse_on_images_without_known_facts():
     assert quality.on_front(points, ["f1"]) == f"model, f1: {NOT_MEASURED}"
 
 
+@pytest.mark.slow
 def test_what_was_not_measured_is_a_gap_of_the_result(tmp_path):
     run = Run(Node("toy", "toy.ipynb", "A toy", results=("table5",)), SMOKE, 0, tmp_path)
     for frame, gaps in (

@@ -65,6 +65,7 @@ def test_the_official_edge_cases_are_reproduced(case):
                 assert getattr(scores, f"open_{name}") == pytest.approx(100 * case[name], rel=1e-9)
 
 
+@pytest.mark.slow
 @needs_data
 def test_mended_texts_score_like_the_raw_ones():
     for split, file in (("train", "trainset.json"), ("test", "testset.json")):
@@ -131,6 +132,7 @@ def test_repetition_inflates_recall_but_not_set_recall():
     assert [s.open_set_recall for s in scores] == [50, 50, 50]
 
 
+@pytest.mark.slow
 @needs_data
 @pytest.mark.parametrize("name", ["vqa_rad", "slake", "pathvqa"])
 def test_the_reference_as_prediction_is_perfect_and_the_gate_has_its_published_ceiling(name):
@@ -265,6 +267,7 @@ def test_answers_in_any_order_are_scored_by_their_ids(tmp_path, identity):
     assert evaluate_vqa(references, texts).closed_accuracy == 100
 
 
+@pytest.mark.slow
 @needs_data
 def test_every_annotation_file_is_a_reference_file():
     files = {

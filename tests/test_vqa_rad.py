@@ -52,6 +52,7 @@ def images(rows) -> set[str]:
 # What needs no image.
 
 
+@pytest.mark.slow
 @real
 def test_the_nearest_question_reaches_what_was_measured_on_real_data():
     train, asked = question_split(RAD)
@@ -77,6 +78,7 @@ def test_the_nearest_question_is_of_the_same_type_and_the_first_of_equals():
 # Which rows a training may see.
 
 
+@pytest.mark.slow
 @real
 def test_validation_shares_no_image_with_the_training_and_no_row_with_the_test():
     test = images(question_split(RAD)[1]["vqa_rad test"])
@@ -90,6 +92,7 @@ def test_validation_shares_no_image_with_the_training_and_no_row_with_the_test()
     assert len(seen) > 150 and len(unseen) > 150 and len(images(unseen) & test) > 10
 
 
+@pytest.mark.slow
 @real
 def test_the_image_disjoint_training_knows_no_test_image_and_asks_every_test_question():
     official, asked = question_split(RAD)
@@ -114,6 +117,7 @@ def test_an_unknown_protocol_is_refused(tmp_path):
         stage_examples("vqa", get_profile("smoke"), TrainingData(protocol="validation"))
 
 
+@pytest.mark.slow
 @real
 def test_captions_and_dialogues_say_what_the_training_questions_say_and_nothing_else():
     profile = get_profile("smoke")
@@ -163,6 +167,7 @@ def test_a_study_has_the_nearest_question_among_its_conditions():
 # What a recipe of small adds.
 
 
+@pytest.mark.slow
 def test_frozen_embeddings_do_not_move_and_the_layers_do(tmp_path):
     before = {name: value.clone() for name, value in model().state_dict().items()}
     after = train_stage(model(), processor(), RECIPE, examples(4), tmp_path, RunOptions(quiet=True)).state_dict()
@@ -171,6 +176,7 @@ def test_frozen_embeddings_do_not_move_and_the_layers_do(tmp_path):
     assert any("layers.0" in name for name in moved) and any("projector" in name for name in moved)
 
 
+@pytest.mark.slow
 def test_the_projector_learns_as_much_faster_as_the_recipe_says(tmp_path):
     moved = {}
     for rate in (1.0, 5.0):
@@ -245,6 +251,7 @@ def test_the_final_shows_each_arm_over_three_seeds_and_never_one_arm_twice(drive
         assert all(len({kind for kind, _ in found}) == 1 and len(found) == 3 for found in arms.values())
 
 
+@pytest.mark.slow
 def test_recorded_results_read_like_those_of_the_notebook(driver, tmp_path):
     asked = [replace(e, answer_type="OPEN") for e in examples(6)]
     items = vqa_study(Answerer(model(), processor()), asked, asked, SamplerConfig(4, 4, 2), quiet=True).assign(test="t")

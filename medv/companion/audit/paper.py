@@ -265,7 +265,7 @@ def published_elsewhere() -> Iterator[Finding]:
     sums = f"recorded by its authors for a training set of 3064 rows: {values}; Table 8 gives 1797 rows"
     agree = "agree" if same else "do not agree"
     reading = f"The values {agree}, so the row and {OURS}'s may come from different training sets. "
-    reading += "The further rows re-word test questions; `medv.companion.audit.annotations` counts them."
+    reading += "The further rows re-word test questions; the checks of the annotation files count them."
     printed = " and ".join(f"{value:.2f}" for value in printed)
     yield Finding("published elsewhere", "Table 2, LLaVA-Med, VQA-RAD", printed, sums, REMARK, reading)
 

@@ -11,17 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
 from medv import paper
 from medv.companion.figures.tables import to_html
+from medv.companion.figures.templates import template
 from medv.companion.studies.node import Node
 
 NUMBERS = {"fig01": "table1", "fig04": "table3", "fig09": "table5", "fig11": "table5", "fig12": "table5"}
 """Figures of the paper whose values one of its tables prints."""
-
-TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
 
 def is_made(out: Path, name: str) -> bool:
@@ -58,6 +56,8 @@ def beside(out: Path, name: str, *, folder: str = "figures") -> str:
     shown = {
         "name": name,
         "folder": folder,
+        "table": None,
+        "joined": False,
         "paper": printed,
         "of": "" if source == name else source.replace("table", "Table "),
     }
@@ -67,7 +67,7 @@ def beside(out: Path, name: str, *, folder: str = "figures") -> str:
         shown |= {"table": to_html(ours), "joined": joined}
     else:
         shown |= {"picture": picture(out, name, 720), "alt": manifest_of(out, name)["about"]["caption"] or name}
-    return TEMPLATES.get_template("exhibits.html.jinja").module.beside(shown)
+    return template(__package__, "exhibits.html.jinja").module.beside(shown)
 
 
 def gathered(out: Path, exhibits: Mapping[str, str], kind: str) -> str:
@@ -76,7 +76,7 @@ def gathered(out: Path, exhibits: Mapping[str, str], kind: str) -> str:
     """
     chosen = {name: title for name, title in exhibits.items() if name.startswith(kind)}
     blocks = {name: beside(out, name, folder="../figures") if is_made(out, name) else None for name in chosen}
-    return TEMPLATES.get_template("exhibits.html.jinja").module.gathered(chosen, blocks)
+    return template(__package__, "exhibits.html.jinja").module.gathered(chosen, blocks)
 
 
 def overview(out: Path, exhibits: Mapping[str, str], makers: Mapping[str, Node]) -> pd.DataFrame:

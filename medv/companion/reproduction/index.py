@@ -12,7 +12,8 @@ from typing import Any
 
 from medv.artifacts import git_commit, machine, write_text
 from medv.companion.figures.tables import to_html
-from medv.companion.reproduction.exhibits import TEMPLATES, beside, is_made, manifest_of, numbers_of, picture
+from medv.companion.figures.templates import template
+from medv.companion.reproduction.exhibits import beside, is_made, manifest_of, numbers_of, picture
 from medv.companion.reproduction.reproduce import Progress
 from medv.profiles import PAPER, get_profile
 
@@ -32,7 +33,7 @@ def write_index(out: Path, profile: str, seed: int, items: Sequence[Progress], e
     papers = [_result(out, name, title, made.get(name)) for name, title in exhibits.items()]
     own = [_result(out, name, "", item) for name, item in made.items() if name not in exhibits]
     there = [result["item"].status in ("done", "cached") for result in papers if result["shown"]]
-    page = TEMPLATES.get_template("index.html.jinja").render(
+    page = template(__package__, "index.html.jinja").render(
         profile=profile,
         small=get_profile(profile).model != PAPER.model,
         facts=f"profile {profile} · seed {seed} · {machine()} · commit {(git_commit() or 'unknown')[:12]}",
@@ -61,6 +62,7 @@ def _result(out: Path, name: str, title: str, item: Progress | None) -> dict[str
         "about": about,
         "seeds": f"seed {manifest['seed']}{repeated}",
         "sheet": sheet,
+        "numbers": None,
         "small": picture(out, name, 2 * CARD if sheet else CARD),
         "beside": beside(out, name),
         "files": [kind for kind in ("png", "svg", "csv", "json") if (out / "figures" / f"{name}.{kind}").exists()],
