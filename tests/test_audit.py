@@ -134,8 +134,8 @@ def test_the_published_files_give_the_known_counts():
 def test_the_answer_yes_no_scores_what_is_recorded_on_the_published_sets(name):
     from medv.data.readers import read_dataset
 
-    train, test = (read_dataset(name, DATA / name, split) for split in ("train", "test"))
-    scores = game_vqa(name, train, test).set_index("answer to every question")
+    closed = [example for example in read_dataset(name, DATA / name, "test") if example.answer_type == "CLOSED"]
+    scores = game_vqa(name, [], closed).set_index("answer to every question")
     k, n = audit.YES_NO[name]
     assert scores.at['"yes no"', "closed accuracy"] == scores.at['"yes no"', "closed, gated"] == pytest.approx(100 * k / n)
     assert scores.at['"yes no"', "n closed"] == n

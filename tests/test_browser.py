@@ -141,7 +141,7 @@ def browser():
 @contextmanager
 def visit(browser):
     """A page of its own; at the end, every request it made must have stayed here."""
-    context = browser.new_context(viewport={"width": 1400, "height": 1000})
+    context = browser.new_context(viewport={"width": 1400, "height": 1000}, reduced_motion="reduce")
     page, asked = context.new_page(), []
     page.set_default_timeout(PATIENCE)
     page.on("request", lambda request: asked.append(request.url))
@@ -268,6 +268,7 @@ def test_jupyterlab_runs_a_tutorial_from_top_to_bottom(lab, page, notebook):
         "count => [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')]"
         ".filter(prompt => /\\[\\d+\\]/.test(prompt.textContent)).length >= count",
         arg=sum(cell["cell_type"] == "code" for cell in cells),  # a cell that fails stops the cells after it
+        polling=500,  # by itself it asks at every frame
     )
     assert page.get_by_text("Traceback (most recent call last)").count() == 0
     if notebook.name.startswith("50"):
