@@ -6,7 +6,7 @@ are saved with every artifact and checked on construction (ValueError). No other
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from medv import limits
@@ -148,7 +148,9 @@ class LoraPlan:
 
 @dataclass(frozen=True)
 class InitPlan:
-    """Notebook 30: steps of stages 1 and 2, then the descriptions and questions asked. batch_size: 0 = the recipe's."""
+    """Notebook 30: steps of stages 1 and 2 (0 = the whole recipe), then the descriptions and questions asked. batch_size: 0 =
+    the recipe's.
+    """
 
     align_steps: int
     instruct_steps: int
@@ -431,7 +433,7 @@ PAPER = Profile(
     evaluation_questions=451,
     evaluation_descriptions=193,
     lora=LoraPlan((112, 448, 1792), (56, 112, 448), {0: 1e-5, 8: 2e-4, 16: 2e-4, 64: 1e-4}, (0,), 451),  # guessed rates
-    initialization=None,
+    initialization=InitPlan(0, 0, (0,), 193, 0, SamplerSpec(256, 64, 256), SamplerSpec(64, 64, 64)),
     adaptation=None,
     fast=FastPlan(SamplerSpec(256, 64, 256), 64, 193, 32, _PAPER_TOWER | {"gen_length": 256, "dtype": "bfloat16"}),
     synthetic=False,
@@ -448,3 +450,27 @@ def get_profile(name: str) -> Profile:
     if name not in PROFILES:
         raise ValueError(f"unknown profile {name!r}: use one of {', '.join(PROFILES)}")
     return PROFILES[name]
+
+
+def adjusted(value: Any, changes: Mapping[str, Any], where: str = "the profile") -> Any:
+    """A profile, or a part of one, with other values: {"describe": {"steps": 8}, "seeds": [0]}; the inverse of `to_dict`.
+
+    Raises ValueError for a name that it does not have, and for a value of another type.
+    """
+    found = {item.name: getattr(value, item.name) for item in fields(value)} if is_dataclass(value) else dict(value)
+    for name, new in changes.items():
+        if name not in found:
+            raise ValueError(f"{where} has no {name!r}: choose from {', '.join(found)}")
+        old, place = found[name], f"{name} of {where}"
+        parts = is_dataclass(old) or (isinstance(old, Mapping) and old and all(map(is_dataclass, old.values())))
+        if isinstance(new, list):
+            new = tuple(new)
+        if isinstance(new, Mapping) and parts:
+            new = adjusted(old, new, place)
+        elif isinstance(new, Mapping) and isinstance(old, Mapping) and old:
+            new = {type(next(iter(old)))(key): item for key, item in new.items()}  # names of a file are text
+        kinds = {int: (int, float), float: (int, float), dict: Mapping}.get(type(old), type(old))
+        if None not in (old, new) and (not isinstance(new, kinds) or isinstance(new, bool) != isinstance(old, bool)):
+            raise ValueError(f"{place} is {new!r}: it must be like {old!r}")
+        found[name] = new
+    return replace(value, **found) if is_dataclass(value) else found

@@ -230,7 +230,7 @@ def _arguments(recipe: StageRecipe, saved: Path, steps: int, options: RunOptions
         optim="adamw_torch_fused",
         activation_checkpointing=recipe.checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False},
-        dataloader_num_workers=0,
+        dataloader_num_workers=options.workers,
         dataloader_pin_memory=on_gpu,
         disable_tqdm=options.quiet,
     )
