@@ -144,6 +144,7 @@ def train(
     epochs: Annotated[float | None, typer.Option(min=0.0, help="Epochs; default: the recipe's.")] = None,
     accumulation: Accumulation = 1,
     deepspeed: Annotated[str | None, typer.Option(help="DeepSpeed: zero2 or zero3.")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Further processes, of each process, that prepare images.")] = 0,
     device: Device = None,
     skip_corrupt: SkipCorrupt = False,
     image_root: ImageRoots = None,
@@ -170,6 +171,7 @@ def train(
         deepspeed=deepspeed,
         device=device,
         skip_corrupt=skip_corrupt,
+        workers=workers,
     )
     source = TrainingData(data, data_dir, protocol, tuple(image_root or ()))
     with redirect_stdout(sys.stderr):  # the Trainer's log; standard output has the result alone

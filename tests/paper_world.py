@@ -1,13 +1,12 @@
 """A miniature of the paper's world: weights under the names of the releases, data in the published formats, a configuration.
 
 Widths, depths and images are tiny; the vocabulary, the special ids and every file format are the real ones. Where the real
-annotations are at hand (MEDV_DATA), their first rows are taken, with placeholder images.
+annotations are at hand (MEDV_DATA), some of their rows are taken, with placeholder images.
 """
 
 import json
 import os
 from functools import cache
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -96,10 +95,11 @@ def placeholder(path):
 
 
 def cut(source, target, count, key="image", keep=lambda row: True):
-    """The first rows of an annotation file, with a placeholder for each image that they name."""
+    """Every n-th row of an annotation file, with a placeholder for each image that they name."""
     text = source.read_text(encoding="utf-8")
     rows = json.loads(text) if source.suffix == ".json" else map(json.loads, text.splitlines())
-    rows = list(islice(filter(keep, rows), count))
+    rows = list(filter(keep, rows))
+    rows = rows[:: max(1, len(rows) // count)][:count]
     target.parent.mkdir(parents=True, exist_ok=True)
     lines = json.dumps(rows) if target.suffix == ".json" else "".join(json.dumps(row) + "\n" for row in rows)
     target.write_text(lines, encoding="utf-8")
@@ -122,7 +122,7 @@ def write_weights(root, size=56):
 
 
 def write_data(root, train=24, test=12):
-    """The first rows of each data set, in a folder of its own."""
+    """Some rows of each data set, in a folder of its own."""
     english = lambda row: row["q_lang"] == "en"  # noqa: E731
     own = lambda row: row["phrase_type"] in ("freeform", "para", "test_freeform", "test_para")  # noqa: E731
     for split, count in (("train", train), ("test", test)):

@@ -1,7 +1,7 @@
 """`medv config check`: what a run can make of a configuration file, and what it costs, before it begins.
 
-Exhibits come from the registry, counts from Table 8 (`medv data check`), memory, disk and hours from `medv plan`. No weights are
-read.
+Exhibits come from the registry, counts from Table 8 (`medv data check`), memory, disk and hours from `medv plan`. No weights
+are read.
 """
 
 from collections.abc import Mapping
