@@ -6,7 +6,7 @@ are saved with every artifact and checked on construction (ValueError). No other
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from medv import limits
@@ -148,9 +148,7 @@ class LoraPlan:
 
 @dataclass(frozen=True)
 class InitPlan:
-    """Notebook 30: steps of stages 1 and 2 (0 = the whole recipe), then the descriptions and questions asked. batch_size: 0 =
-    the recipe's.
-    """
+    """Notebook 30: steps of stages 1 and 2, the descriptions and questions asked. Steps, batch_size: 0 = the recipe's."""
 
     align_steps: int
     instruct_steps: int
@@ -450,27 +448,3 @@ def get_profile(name: str) -> Profile:
     if name not in PROFILES:
         raise ValueError(f"unknown profile {name!r}: use one of {', '.join(PROFILES)}")
     return PROFILES[name]
-
-
-def adjusted(value: Any, changes: Mapping[str, Any], where: str = "the profile") -> Any:
-    """A profile, or a part of one, with other values: {"describe": {"steps": 8}, "seeds": [0]}; the inverse of `to_dict`.
-
-    Raises ValueError for a name that it does not have, and for a value of another type.
-    """
-    found = {item.name: getattr(value, item.name) for item in fields(value)} if is_dataclass(value) else dict(value)
-    for name, new in changes.items():
-        if name not in found:
-            raise ValueError(f"{where} has no {name!r}: choose from {', '.join(found)}")
-        old, place = found[name], f"{name} of {where}"
-        parts = is_dataclass(old) or (isinstance(old, Mapping) and old and all(map(is_dataclass, old.values())))
-        if isinstance(new, list):
-            new = tuple(new)
-        if isinstance(new, Mapping) and parts:
-            new = adjusted(old, new, place)
-        elif isinstance(new, Mapping) and isinstance(old, Mapping) and old:
-            new = {type(next(iter(old)))(key): item for key, item in new.items()}  # names of a file are text
-        kinds = {int: (int, float), float: (int, float), dict: Mapping}.get(type(old), type(old))
-        if None not in (old, new) and (not isinstance(new, kinds) or isinstance(new, bool) != isinstance(old, bool)):
-            raise ValueError(f"{place} is {new!r}: it must be like {old!r}")
-        found[name] = new
-    return replace(value, **found) if is_dataclass(value) else found

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medv.artifacts import as_json
-from medv.companion.studies.machine import Machine
+from medv.companion.studies.machine import Machine, adjusted
 from medv.companion.studies.node import Node
-from medv.profiles import Profile, adjusted
+from medv.profiles import Profile
 
 if TYPE_CHECKING:
     from medv.evaluation.judge_client import Endpoint

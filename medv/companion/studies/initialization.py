@@ -170,9 +170,8 @@ def _rows(results: Mapping[str, Any], trials: Mapping[str, InitTrial], metrics: 
 
 
 def metrics_of(frame: pd.DataFrame) -> dict[str, str]:
-    """The metrics of items (columns) or of a summary (in the column `metric`), with their titles."""
-    names = set(frame["metric"]) if "metric" in frame else set(frame)
-    return METRICS if "findings_f1" in names else JUDGED
+    """The metrics of items (columns) or of `differences` (in the column `metric`), with their titles."""
+    return JUDGED if "judged" in set(frame.get("metric", frame.columns)) else METRICS
 
 
 def gaps(arms: Sequence[Arm]) -> list[str]:
@@ -245,11 +244,10 @@ def compare_starts(profile: Profile, plan: InitPlan, folder: Path, parts: Mappin
     return _rows(run_trials(folder, trials, work), trials, METRICS)
 
 
-def table4(summary: pd.DataFrame) -> pd.DataFrame:
+def table4(summary: pd.DataFrame, metrics: Mapping[str, str] = METRICS) -> pd.DataFrame:
     """Table 4, ours and the paper's in columns of their own: the paper's score is a judge's, ours counts findings."""
     rows = []
     for arm in _among(summary):
-        metrics = metrics_of(summary)
         part = summary[summary["condition"] == arm.name].set_index("metric").reindex(list(metrics))
         cells = {title: Estimate.of(part.loc[name]).cell() for name, title in metrics.items()}
         about = {"model": arm.name, "start": arm.about, "aligned": arm.aligned}

@@ -11,13 +11,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medv import limits
 from medv.artifacts import as_json, write_json
-from medv.profiles import Profile, adjusted, get_profile
+from medv.profiles import Profile, get_profile
 
 if TYPE_CHECKING:
     from medv.training.examples import TrainingData
@@ -117,6 +117,30 @@ def carry_out(request: Mapping[str, Any]) -> dict[str, Any]:
         examples = drawn(stage_examples(stage, profile.with_recipe(stage, samples=pool), data)[0], size, seed)
     init = request["init"] and Path(request["init"])
     return run_stage(stage, profile, Path(request["out"]), RunOptions(**options), data=data, init=init, examples=examples)
+
+
+def adjusted(value: Any, changes: Mapping[str, Any], where: str = "the profile") -> Any:
+    """A profile, or a part of one, with other values: {"describe": {"steps": 8}, "seeds": [0]}; the inverse of `to_dict`.
+
+    Raises ValueError for a name that it does not have, and for a value of another type.
+    """
+    found = {item.name: getattr(value, item.name) for item in fields(value)} if is_dataclass(value) else dict(value)
+    for name, new in changes.items():
+        if name not in found:
+            raise ValueError(f"{where} has no {name!r}: choose from {', '.join(found)}")
+        old, place = found[name], f"{name} of {where}"
+        parts = is_dataclass(old) or (isinstance(old, Mapping) and old and all(map(is_dataclass, old.values())))
+        if isinstance(new, list):
+            new = tuple(new)
+        if isinstance(new, Mapping) and parts:
+            new = adjusted(old, new, place)
+        elif isinstance(new, Mapping) and isinstance(old, Mapping) and old:
+            new = {type(next(iter(old)))(key): item for key, item in new.items()}  # names of a file are text
+        kinds = {int: (int, float), float: (int, float), dict: Mapping}.get(type(old), type(old))
+        if None not in (old, new) and (not isinstance(new, kinds) or isinstance(new, bool) != isinstance(old, bool)):
+            raise ValueError(f"{place} is {new!r}: it must be like {old!r}")
+        found[name] = new
+    return replace(value, **found) if is_dataclass(value) else found
 
 
 if __name__ == "__main__":
