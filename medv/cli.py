@@ -44,10 +44,12 @@ from medv.reading import visible
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="A research companion for LLaDA-MedV.")
 train_app = typer.Typer(no_args_is_help=True, help="Train a stage of the paper's recipe, or the towers before it.")
 data_app = typer.Typer(no_args_is_help=True, help="Validate data sets.")
+config_app = typer.Typer(no_args_is_help=True, help="Validate configuration files.")
 app.add_typer(train_app, name="train")
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
+app.add_typer(config_app, name="config")
 
 
 @app.command()
@@ -60,12 +62,13 @@ def reproduce(
     force: Annotated[bool, typer.Option("--force", help="Run again even what is up to date.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Notebooks that run in parallel.")] = 2,
     publish: Annotated[bool, typer.Option("--publish", help="Copy the results to figures/<profile>/.")] = False,
+    config: Annotated[Path | None, typer.Option(help="Configuration file of weights, data and judge (paper.toml).")] = None,
 ) -> None:
     """Run the notebooks: figures, tables and index.html; cached and resumable."""
     from medv.companion.reproduction.reproduce import reproduce as run
 
     get_profile(profile)
-    options = {"dry_run": dry_run, "force": force, "jobs": jobs, "publish": publish, "console": console}
+    options = {"dry_run": dry_run, "force": force, "jobs": jobs, "publish": publish, "config": config, "console": console}
     raise typer.Exit(run(profile, only=tuple(only or ()), out=out, **options))
 
 
@@ -141,6 +144,7 @@ def train(
     epochs: Annotated[float | None, typer.Option(min=0.0, help="Epochs; default: the recipe's.")] = None,
     accumulation: Accumulation = 1,
     deepspeed: Annotated[str | None, typer.Option(help="DeepSpeed: zero2 or zero3.")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Further processes, of each process, that prepare images.")] = 0,
     device: Device = None,
     skip_corrupt: SkipCorrupt = False,
     image_root: ImageRoots = None,
@@ -167,6 +171,7 @@ def train(
         deepspeed=deepspeed,
         device=device,
         skip_corrupt=skip_corrupt,
+        workers=workers,
     )
     source = TrainingData(data, data_dir, protocol, tuple(image_root or ()))
     with redirect_stdout(sys.stderr):  # the Trainer's log; standard output has the result alone
@@ -243,6 +248,25 @@ def convert(
 
     made = run(source, target, to=to, vision=vision)
     console.print(visible(f"{target}: {made}"), soft_wrap=True)
+
+
+@config_app.command("check")
+@report_errors
+def config_check(
+    file: Annotated[Path, typer.Argument(help="Configuration file.")],
+    profile: ProfileName = "paper",
+    card: Annotated[str, typer.Option(help="Kind of GPU, for the estimated hours: A100, H100, H200, L4, ...")] = "A100",
+    as_json: AsJson = False,
+) -> None:
+    """Check a configuration file before a run: exhibits, folders, counts, memory, disk, hours; exit code 1 for a gap."""
+    from medv.companion.reproduction.preflight import examine, render
+
+    found = examine(get_profile(profile), file, card=card)
+    if as_json:
+        print_json(found)
+    else:
+        render(found, console)
+    raise typer.Exit(0 if found["complete"] else 1)
 
 
 @data_app.command("check")

@@ -148,7 +148,7 @@ class LoraPlan:
 
 @dataclass(frozen=True)
 class InitPlan:
-    """Notebook 30: steps of stages 1 and 2, then the descriptions and questions asked. batch_size: 0 = the recipe's."""
+    """Notebook 30: steps of stages 1 and 2, the descriptions and questions asked. Steps, batch_size: 0 = the recipe's."""
 
     align_steps: int
     instruct_steps: int
@@ -431,7 +431,7 @@ PAPER = Profile(
     evaluation_questions=451,
     evaluation_descriptions=193,
     lora=LoraPlan((112, 448, 1792), (56, 112, 448), {0: 1e-5, 8: 2e-4, 16: 2e-4, 64: 1e-4}, (0,), 451),  # guessed rates
-    initialization=None,
+    initialization=InitPlan(0, 0, (0,), 193, 0, SamplerSpec(256, 64, 256), SamplerSpec(64, 64, 64)),
     adaptation=None,
     fast=FastPlan(SamplerSpec(256, 64, 256), 64, 193, 32, _PAPER_TOWER | {"gen_length": 256, "dtype": "bfloat16"}),
     synthetic=False,

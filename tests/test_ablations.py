@@ -1,6 +1,7 @@
 """The two ablations: trials resume one by one, arms differ in what they say they do, verdicts follow from the numbers."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from medv.companion.studies.trials import run_trials
 from medv.intervals import NOT_MEASURED
 from medv.phantoms.sets import vqa_set
 from medv.profiles import PROFILES, get_profile
+from medv.training.examples import drawn
 from medv.training.lora import LoraRecipe, attach_lora
 
 
@@ -76,10 +78,10 @@ def smoke():
 
 def test_a_larger_training_set_holds_the_smaller_and_seeds_draw_others():
     train = vqa_set("train", 40)
-    small, large = (lora_study.drawn(train, size, 1) for size in (8, 32))
-    assert large[:8] == small and lora_study.drawn(train, 8, 2) != small
+    small, large = (drawn(train, size, 1) for size in (8, 32))
+    assert large[:8] == small and drawn(train, 8, 2) != small
     with pytest.raises(ValueError, match="lower the sizes"):
-        lora_study.drawn(train, 41, 0)
+        drawn(train, 41, 0)
 
 
 def test_at_one_size_and_seed_the_arms_differ_in_rank_and_learning_rate_only():
@@ -185,13 +187,15 @@ def test_only_aligned_arms_go_through_stage_1(smoke, tmp_path):
 
 
 def test_what_cannot_be_compared_is_refused_with_what_to_set(tmp_path):
-    with pytest.raises(ValueError, match="needs the phantoms"):
-        init.parts_of(get_profile("paper"))
+    paper, three = get_profile("paper"), {"language": Path("a"), "vision": Path("b"), "general": Path("c")}
+    assert init.parts_of(paper, **three) == three and init.arms_of(three, paper) == init.ARMS[:3]
     with pytest.raises(FileNotFoundError, match=r"bring them with `medv towers small --out"):
         init.parts_of(get_profile("small"), language="somewhere", towers=tmp_path)
-    given = init.parts_of(get_profile("small"), "a", "b", towers=tmp_path)
-    assert [arm.name for arm in init.arms_of(given)] == ["LLaDA-MedV", "random"] and init.gaps(init.arms_of(given))
-    assert init.arms_of(given | {"general": tmp_path}) == init.ARMS and not init.gaps(init.ARMS)
+    small = get_profile("small")
+    given = init.parts_of(small, "a", "b", towers=tmp_path)
+    arms = init.arms_of(given, small)
+    assert [arm.name for arm in arms] == ["LLaDA-MedV", "random"] and init.gaps(arms)
+    assert init.arms_of(given | {"general": tmp_path}, small) == init.ARMS and not init.gaps(init.ARMS)
 
 
 def said(shares: dict[str, tuple[float, float]]) -> pd.DataFrame:

@@ -7,79 +7,20 @@ data in the published formats. What is scaled down are widths, depths, batches a
 
 import json
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 import pytest
 import torch
+from paper_world import IMAGES, SPECIAL, medv, write_llada, write_siglip
 from PIL import Image
-from safetensors.torch import save_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
-from typer.testing import CliRunner
 
 from medv.checkpoints.bundled import load_model
-from medv.cli import app
 from medv.data.chat import SpecialTokens
 from medv.profiles import PAPER
 from medv.training.examples import TrainingData
 from medv.training.launch import RunOptions
 from medv.training.stages import run_stage
-
-ROWS, WIDTH, LAYERS = 126_464, 32, 2
-SPECIAL = {
-    "<|startoftext|>": 126_080,
-    "<|endoftext|>": 126_081,
-    "<|mdm_mask|>": 126_336,
-    "<|start_header_id|>": 126_346,
-    "<|end_header_id|>": 126_347,
-    "<|eot_id|>": 126_348,
-}
-IMAGES = {
-    "image_aspect_ratio": "anyres_max_4",
-    "mm_patch_merge_type": "spatial_unpad",
-    "image_grid_pinpoints": "(1x1),...,(1x2)",
-}
-
-
-@cache
-def tokenizer() -> PreTrainedTokenizerFast:
-    """LLaDA's 126,349 ids: bytes, words that nobody uses, the special tokens where they belong."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate(alphabet)}
-    taken = {number: string for string, number in SPECIAL.items()}
-    for number in range(len(alphabet), max(taken) + 1):
-        vocabulary[taken.get(number, f"<unused_{number}>")] = number
-    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    core.add_special_tokens([AddedToken(string, special=True) for string in SPECIAL])
-    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
-
-
-def write_llada(folder):
-    folder.mkdir()
-    draw = torch.Generator().manual_seed(0)
-    square = dict.fromkeys(("q_proj", "k_proj", "v_proj", "attn_out"), (WIDTH, WIDTH))
-    shapes = square | {"ff_proj": (64, WIDTH), "up_proj": (64, WIDTH), "ff_out": (WIDTH, 64)}
-    tensors = {"wte": (ROWS, WIDTH), "ff_out": (ROWS, WIDTH)}
-    tensors |= {f"blocks.{i}.{name}": shape for i in range(LAYERS) for name, shape in shapes.items()}
-    weights = {name: 0.1 * torch.randn(shape, generator=draw) for name, shape in tensors.items()}
-    norms = ("ln_f", *(f"blocks.{i}.{name}" for i in range(LAYERS) for name in ("attn_norm", "ff_norm")))
-    weights |= {name: torch.ones(WIDTH) for name in norms}
-    save_file({f"model.transformer.{k}.weight": v.bfloat16() for k, v in weights.items()}, folder / "model.safetensors")
-    config = {"d_model": WIDTH, "mlp_hidden_size": 64, "n_layers": LAYERS, "n_heads": 4, "rope_theta": 500000.0}
-    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": ROWS, "bos_token_id": 128000}))
-    tokenizer().save_pretrained(folder)
-
-
-def write_siglip(folder):
-    from transformers import SiglipConfig, SiglipModel
-
-    vision = {"image_size": 384, "patch_size": 14, "hidden_size": WIDTH, "intermediate_size": 48}
-    heads = {"num_hidden_layers": 3, "num_attention_heads": 2}
-    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 64}
-    torch.manual_seed(1)
-    SiglipModel(SiglipConfig(vision_config=vision | heads, text_config=text)).save_pretrained(folder)
 
 
 def write_data(folder):
@@ -109,12 +50,6 @@ def write_data(folder):
     ]
     for split, first in (("trainset", 0), ("testset", 10)):
         (folder / f"{split}.json").write_text(json.dumps([row | {"qid": row["qid"] + first} for row in rad]))
-
-
-def medv(*arguments) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, result.output
-    return result.output
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from medv.diffusion.config import SamplerConfig
 from medv.phantoms.pictures import phantom_scene
 from medv.phantoms.sets import description_set, vqa_set
 from medv.profiles import SamplerSpec, get_profile
+from medv.training.examples import PHANTOMS
 
 NOTEBOOKS = sorted(path.name[:2] for path in (Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
@@ -43,13 +44,14 @@ def test_a_seed_that_is_finished_is_not_trained_again(tmp_path, profile):
     start, folder = tmp_path / "start", tmp_path / "stage3"
     model().save_pretrained(start)
     processor().save_pretrained(start)
-    first = stages.train_seeds(profile, folder, start)
+    sets = [stages.QuestionSet.read(profile, PHANTOMS)]
+    first = stages.train_seeds(sets, folder, start)
     assert list(first["seed"]) == [0, 1] and "took" in stages.training_time(first)
     weights = {seed: (folder / f"seed{seed}" / "model.safetensors") for seed in (0, 1)}
     assert weights[0].read_bytes() != weights[1].read_bytes()
     assert not list(folder.rglob("checkpoints"))
     times = {seed: path.stat().st_mtime_ns for seed, path in weights.items()}
-    again = stages.train_seeds(profile, folder, start)
+    again = stages.train_seeds(sets, folder, start)
     assert {seed: path.stat().st_mtime_ns for seed, path in weights.items()} == times
     assert "unknown" in stages.training_time(again)
     assert (folder / "model.safetensors").read_bytes() == weights[0].read_bytes()

@@ -18,6 +18,7 @@ from medv.companion.studies import initialization as init
 from medv.companion.studies import lora as lora_study
 from medv.companion.studies import repetition as repetition_study
 from medv.companion.studies import training_stages as stages
+from medv.companion.studies.requests import scored_by
 from medv.data.texts import Document
 from medv.diffusion.config import SamplerConfig
 from medv.evaluation.answering import Answerer
@@ -113,10 +114,20 @@ def test_a_table_of_conversations_says_which_scores_are_not_there():
     assert table["overall"].iloc[0] == NOT_MEASURED and table["overall"].iloc[1] == "0"
 
 
-def test_samplers_are_neither_better_nor_worse_on_images_without_known_facts():
+def test_texts_about_images_without_known_facts_are_scored_by_the_words_of_the_reference():
     real = [replace(example, meta={}) for example in description_set("test", 2)]
-    known, config = quality.chosen([quality.BASE, quality.OURS]), SamplerConfig(8, 8, 8)
+    known, config = quality.chosen([quality.BASE]), SamplerConfig(8, 8, 8)
     items = quality.model_quality(known, Answerer(model(), processor()), real, config, [4])
+    scores = items[items["metric"] == "f1"].set_index("strategy")["score"]
+    assert scored_by(real) == "words of the reference" and scored_by(description_set("test", 2)) == "facts"
+    assert (scores[quality.TEXT] == 100).all() and (scores[quality.BASE] < 100).all()
+
+
+def test_samplers_are_neither_better_nor_worse_by_a_score_that_nobody_gave():
+    written = description_set("test", 2)
+    known, config = quality.chosen([quality.BASE, quality.OURS]), SamplerConfig(8, 8, 8)
+    items = quality.model_quality(known, Answerer(model(), processor()), written, config, [4])
+    items.loc[items["metric"] == "f1", "score"] = np.nan
     (told,) = quality.verdicts(quality.against(items), keeps="f1")
     assert told.endswith(f"gap {NOT_MEASURED} ({NOT_MEASURED}), n = 0") and "longest run" in told
     points = quality.quality_points({"model": (quality.summarize_quality(items), "f1")})

@@ -51,6 +51,11 @@ class Example:
         """The last assistant turn."""
         return next(turn.text for turn in reversed(self.turns) if turn.role == "assistant")
 
+    @property
+    def domain(self) -> str:
+        """The domain of the image, as a phantom's scene or its data set names it; "" where neither does."""
+        return self.meta["scene"].domain if "scene" in self.meta else str(self.meta.get("domain", ""))
+
 
 def load_image(example: Example) -> Image.Image:
     """The RGB image of an example, drawn or read; raises ValueError where it has none or cannot be read."""

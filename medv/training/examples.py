@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
+
 from medv.data.example import Example
 from medv.data.readers import data_set, read_dataset, read_training_set
 from medv.data.texts import caption_examples, dialogue_examples
@@ -76,6 +78,14 @@ def stage_examples(
     texts = caption_examples(train, copies=CAPTIONS)
     texts += dialogue_examples(train, copies=DIALOGUES) if stage == "instruct" else []
     return [*texts, *maker("train", min(PHANTOMS_ADDED, recipe.samples), image_size=size)], []
+
+
+def drawn(train: Sequence[Example], size: int, seed: int) -> list[Example]:
+    """`size` training examples of a seed; a larger set holds the smaller ones."""
+    if size > len(train):
+        raise ValueError(f"a training set of {size} was asked for, but there are {len(train)} examples: lower the sizes")
+    order = np.random.default_rng([seed, 0x10A4]).permutation(len(train))
+    return [train[index] for index in order[:size]]
 
 
 def in_lower_case(questions: Sequence[Example]) -> list[Example]:

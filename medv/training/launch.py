@@ -38,8 +38,9 @@ class RunOptions:
     """How a training is run. `seed`, `lora` and `skip_corrupt` affect the result; the others only its cost.
 
     accumulation: parts into which each process cuts its share of a batch. deepspeed: None, "zero2" or "zero3". device: None is
-    the best there is. skip_corrupt: skip and count examples whose image cannot be read. checkpoints=False: a stopped run
-    begins anew, and a short one spends no time on saving. stop_after: end after so many steps, with a checkpoint and no result.
+    the best there is. skip_corrupt: skip and count examples whose image cannot be read. workers: further processes, of each
+    process, that prepare images. checkpoints=False: a stopped run begins anew, and a short one spends no time on saving.
+    stop_after: end after so many steps, with a checkpoint and no result.
     """
 
     seed: int = 0
@@ -48,6 +49,7 @@ class RunOptions:
     deepspeed: str | None = None
     device: str | None = None
     skip_corrupt: bool = False
+    workers: int = 0
     checkpoints: bool = True
     stop_after: int | None = None
     quiet: bool = False

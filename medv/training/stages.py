@@ -201,6 +201,8 @@ def _arguments(recipe: StageRecipe, saved: Path, steps: int, options: RunOptions
             f"a batch of {recipe.batch_size} cannot be cut into {world} processes x {parts} accumulation steps: "
             "choose numbers that divide it"
         )
+    if options.workers and (options.skip_corrupt or recipe.cached_vision):
+        raise ValueError("workers can neither count skipped images nor cache features: use 0 workers")
     often = max(1, steps // 8)
     on_gpu = device_named(options.device).type == "cuda"
     return OneDeviceArguments(
@@ -230,7 +232,7 @@ def _arguments(recipe: StageRecipe, saved: Path, steps: int, options: RunOptions
         optim="adamw_torch_fused",
         activation_checkpointing=recipe.checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False},
-        dataloader_num_workers=0,
+        dataloader_num_workers=options.workers,
         dataloader_pin_memory=on_gpu,
         disable_tqdm=options.quiet,
     )

@@ -29,7 +29,7 @@ PAUSE = 0.1  # seconds between two movements of the progress bar
 
 
 class Explorer(widgets.VBox):
-    """The whole explorer. `answerer` answers; `examples` (with scenes) fill the gallery.
+    """The whole explorer. `answerer` answers; `examples` fill the gallery.
 
     It begins with the `setting` and the picture of that number (0-based). `session` holds the runs, `outcome` is the one shown
     and `pinned` the one beside it; `wait` is for programs.
@@ -59,7 +59,7 @@ class Explorer(widgets.VBox):
     def _picture_part(self) -> widgets.Widget:
         self.thumbs, cards = [], []
         for number, example in enumerate(self.examples):
-            domain = example.meta["scene"].domain
+            domain = example.domain
             text = f"{number + 1} {NAMES.get(domain, domain)}"
             pick = _button(text, f"Ask about phantom {number + 1}", lambda number=number: self.choose(number), width="120px")
             thumb = widgets.Image(value=view.png(load_image(example), 84), format="png", width=84, height=84)
@@ -127,8 +127,9 @@ class Explorer(widgets.VBox):
     def choose(self, number: int) -> None:
         """Ask about the picture `number` of the gallery from now on."""
         example = self.examples[number]
-        self._show_picture(load_image(example), f"phantom {number + 1}", number)
-        questions = [example.question, *(each.question for each in questions_about(example.meta["scene"]))]
+        scene = example.meta.get("scene")
+        self._show_picture(load_image(example), f"{'phantom' if scene else 'image'} {number + 1}", number)
+        questions = [example.question, *(each.question for each in (questions_about(scene) if scene else ()))]
         self.suggestions.options = [("...", ""), *((text, text) for text in questions)]
 
     def setting(self) -> Setting:

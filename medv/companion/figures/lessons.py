@@ -63,11 +63,16 @@ def questions_about(scene: Scene, *, image_size: int = 64, seed: int = 0) -> lis
 
 
 def answer_table(examples: Sequence[Example], answers: Sequence[str]) -> pd.DataFrame:
-    """Question, the model's answer, the truth, and whether the metric of stage 3 calls it right (open: all words said)."""
+    """Question, the model's answer, the truth, and whether the metric of stage 3 calls it right (open: all words said), where
+    the questions have answer types.
+    """
+    questions, truths = [example.question for example in examples], [example.answer for example in examples]
+    table = pd.DataFrame({"question": questions, "answer": answers, "truth": truths})
+    if any(example.answer_type is None for example in examples):
+        return table
     items = evaluate_vqa([Reference.of(example) for example in examples], answers).items
     right = [bool(item.strict_hit) if item.answer_type == "CLOSED" else item.set_recall == 1 for item in items]
-    questions, truths = [example.question for example in examples], [example.answer for example in examples]
-    return pd.DataFrame({"question": questions, "answer": answers, "truth": truths, "right": right})
+    return table.assign(right=right)
 
 
 def question_balance(train: Sequence[Example], test: Sequence[Example]) -> pd.DataFrame:

@@ -36,10 +36,13 @@ CACHE_AXES = {
 }
 
 
-def stage_figure(losses: pd.DataFrame, findings: pd.DataFrame, title: str) -> tuple[Figure, pd.DataFrame]:
-    """Left: loss against step. Right: findings precision, recall and F1 of several systems with their intervals.
+def stage_figure(
+    losses: pd.DataFrame, findings: pd.DataFrame, title: str, *, unit: str = "facts"
+) -> tuple[Figure, pd.DataFrame]:
+    """Left: loss against step. Right: precision, recall and F1 of the texts of several systems with their intervals.
 
-    losses: step, loss, split. findings: system, metric, value, low, high (percent). Returns the figure and what it draws.
+    losses: step, loss, split. findings: system, metric, value, low, high (percent). unit: of these scores. Returns the figure
+    and what it draws.
     """
     styles = {}
     for place, system in enumerate(dict.fromkeys(findings["system"])):
@@ -55,7 +58,7 @@ def stage_figure(losses: pd.DataFrame, findings: pd.DataFrame, title: str) -> tu
         else:
             left.legend()
         draw_bars(right, findings.replace({"metric": {"f1": "F1"}}), styles, numbers=False)
-        right.set(title="Facts in the text", ylabel="score (%)", ylim=(0, 105))
+        right.set(title=f"{unit.capitalize()} in the text", ylabel="score (%)", ylim=(0, 105))
         right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2)
     return fig, pd.concat([losses.assign(panel="loss"), findings.assign(panel="findings")], ignore_index=True)
 

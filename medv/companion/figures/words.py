@@ -22,6 +22,8 @@ from medv.phantoms.scene import Scene
 
 TRUE, FALSE, AGAIN = "#0b6b3a", "#b3261e", "#ffe08a"
 FACTS, REPEATED = "bold green: a true fact   bold red: a false one", "yellow: said before"
+LEGENDS = {True: "true facts green, false red, repetitions yellow", False: "repetitions yellow"}
+"""For captions: with the known facts of a phantom, and without."""
 WRITTEN, FRESH = "#dcebf7", "#fbd9a6"
 LINE, CHARACTER = 0.135, 0.0605
 """Height of a line and width of a character of an answer, in inches."""
@@ -174,9 +176,9 @@ def marked_words(text: str, scene: Scene | None) -> list[Word]:
 def compared_answers(rows: pd.DataFrame, example: Example, title: str) -> Figure:
     """Answers to one request, two in a row, with its image and question. rows: name, text, score (percent or empty), words."""
     scene, picture = example.meta.get("scene"), picture_of(example)
-    cells = []
+    cells, unit = [], "score" if scene is None else "facts"
     for row in rows.itertuples(index=False):
-        name = f"{row.name}: {row.words} words" + ("" if np.isnan(row.score) else f", facts {row.score:.0f}")
+        name = f"{row.name}: {row.words} words" + ("" if np.isnan(row.score) else f", {unit} {row.score:.0f}")
         words = marked_words(row.text, scene) or [Word("(nothing)")]
         cut = ANSWER_COLUMNS - 1
         cells.append((name, [w._replace(text=w.text[:cut] + "…") if len(w.text) > cut + 1 else w for w in words]))

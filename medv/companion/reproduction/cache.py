@@ -9,12 +9,13 @@ where these do not tell (a name that `medv` loads lazily, a shell line), the who
 import ast
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from medv.artifacts import PACKAGE, as_json, fingerprint, versions, write_json
+from medv.companion.reproduction.materials import Materials
 from medv.companion.studies.node import Node
 from medv.profiles import Profile
 
@@ -36,16 +37,21 @@ BLIND |= {f"companion/reproduction/{name}" for name in _DRIVER + _PAGES}
 
 @dataclass(frozen=True)
 class Workshop:
-    """The notebooks' folder, the run folder, the profile and the seed of one reproduction, and what each node left there."""
+    """The notebooks' folder, the run folder, the profile, the seed and the configuration file with its materials of one
+    reproduction, and what each node left there.
+    """
 
     notebooks: Path
     out: Path
     profile: Profile
     seed: int
+    materials: Materials = field(default_factory=Materials)
+    config: Path | None = None
 
     def parameters(self, node: Node) -> dict[str, Any]:
         """Everything that papermill passes to the notebook of `node`."""
-        return {"profile": self.profile.name, "seed": self.seed, "out": str(self.out), **node.parameters}
+        config = {} if self.config is None else {"config": str(self.config)}
+        return {"profile": self.profile.name, "seed": self.seed, "out": str(self.out), **config, **node.parameters}
 
     def check_parameters(self, node: Node) -> None:
         """Raise ValueError if the notebook would be passed a parameter that it does not have (papermill only warns)."""
@@ -75,7 +81,8 @@ class Workshop:
         return as_json(
             {
                 "notebook": fingerprint(code),
-                "parameter": {name: value for name, value in self.parameters(node).items() if name != "out"},
+                "parameter": {name: value for name, value in self.parameters(node).items() if name not in ("out", "config")},
+                "material": self.materials.read_by(node),
                 "profile": self.profile.to_dict(),
                 "library": library_of(code),
                 "input": inputs,

@@ -65,10 +65,13 @@ def all_nodes() -> tuple[Node, ...]:
 
 
 def nodes_for(profile: Profile) -> tuple[Node, ...]:
-    """All nodes; the explorer needs the model of stage 2 where the package holds none of the profile's size."""
+    """The nodes that a profile has a plan for, with what they need of its own model where none of its size is bundled."""
+    nodes = [node for node in all_nodes() if not node.plan or getattr(profile, node.plan)]
     if profile.towers == "bundled":
-        return all_nodes()
-    return tuple(replace(n, needs=("models/stage2",), heavy=True) if n.name == "explorer" else n for n in all_nodes())
+        return tuple(nodes)
+    given = profile.towers == "given"
+    more = {node: (*node.needs_model, *(node.needs_given if given else ())) for node in nodes}
+    return tuple(replace(n, needs=(*n.needs, *also), heavy=n.heavy or bool(also)) for n, also in more.items())
 
 
 def makers(nodes: Iterable[Node]) -> dict[str, Node]:

@@ -21,8 +21,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from medv.artifacts import PACKAGE, default_out, fingerprint
+from medv.artifacts import PACKAGE, default_out, fingerprint, write_json
 from medv.companion.reproduction.cache import FORCE_KEY, RESUME_KEY, SUFFIXES, Workshop
+from medv.companion.reproduction.materials import Materials
 from medv.companion.reproduction.registry import EXHIBITS, Node, chain_lengths, nodes_for, ordered, parents
 from medv.ownership import check_empty, hold
 from medv.profiles import get_profile
@@ -55,6 +56,7 @@ def reproduce(
     force: bool = False,
     jobs: int = 1,
     *,
+    config: str | Path | None = None,
     publish: bool = False,
     seed: int = 0,
     nodes: Sequence[Node] | None = None,
@@ -76,7 +78,11 @@ def reproduce(
         raise FileNotFoundError(
             f"{folder} is not there: the notebooks come with the source tree, so clone it and `pip install -e .` there"
         )
-    shop = Workshop(folder.resolve(), Path(out or default_out(profile)).resolve(), get_profile(profile), seed)
+    materials = Materials.read(config)
+    own, place = materials.of(get_profile(profile)), Path(out or default_out(profile)).resolve()
+    shop = Workshop(
+        folder.resolve(), place, own, seed, materials, None if config is None else Path(config).expanduser().resolve()
+    )
     nodes = nodes_for(shop.profile) if nodes is None else nodes
     chosen = ordered(nodes, only)
     for node in chosen:
@@ -100,6 +106,8 @@ def reproduce(
         check_empty(shop.out, beside=["towers", "figures", *made])
     with hold(shop.out):
         state.mkdir(exist_ok=True)
+        if config is not None:
+            write_json(shop.out / "config.json", materials.to_dict())
         progress = {node.name: Progress(node) for node in chosen}
         try:
             _Schedule(shop, nodes, progress, force, jobs, console).run()
@@ -151,8 +159,8 @@ class _Schedule:
             bad = next((parent.node.name for parent in before if parent.status in ("failed", "blocked")), None)
             running = [other.node for other in everyone if other.status == "running"]
             room = len(running) < self.jobs and not any(map(self._exclusive, running))
-            if bad:
-                self._set(item, "blocked", f"needs {bad}")
+            if bad or (lost := self.shop.materials.missing(item.node, self.shop.profile)):
+                self._set(item, "blocked", f"needs {bad}" if bad else lost[0])
             elif all(parent.finished for parent in before) and (not running if self._exclusive(item.node) else room):
                 self._begin(item)
 
@@ -233,6 +241,9 @@ def _plan(chosen: Sequence[Node], nodes: Sequence[Node], shop: Workshop, force: 
     items, rerun = [], set()
     for node in chosen:
         before = [n.name for n in (chosen if node.last else parents(node, nodes)) if n.name in rerun]
+        if lost := shop.materials.missing(node, shop.profile):
+            items.append(Progress(node, "blocked", lost[0]))
+            continue
         if force:
             reason = "forced"
         elif before:

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,19 @@ from matplotlib.figure import Figure
 from medv import artifacts, limits
 from medv.artifacts import MANIFEST, PACKAGE, Manifest, fingerprint
 from medv.checkpoints.adapters import base_folder, is_adapter
+from medv.checkpoints.bundled import bundled
 from medv.checkpoints.shards import read_object
 from medv.companion.figures import plots as figures
 from medv.companion.reproduction.cache import FORCE_KEY, RESUME_KEY
+from medv.companion.reproduction.materials import DATA, VQA_SETS, Materials, absent, names_in
 from medv.companion.reproduction.registry import EXHIBITS, Node, counterpart, find_node, makers, nodes_for
+from medv.companion.studies.machine import Machine
+from medv.companion.studies.requests import JudgeOf, judge_of
 from medv.data.example import Example
 from medv.intervals import NOT_MEASURED
 from medv.profiles import PAPER, Profile, get_profile
+from medv.training.examples import PHANTOMS as DRAWN
+from medv.training.examples import TrainingData
 
 PHANTOMS = "synthetic phantoms"
 _NUMBERS = {"index": 0, "picture": 0, "draws": 1}
@@ -45,11 +51,13 @@ def open_run(
     profile: str = "tiny",
     seed: int = 0,
     out: str | Path | None = None,
+    config: str | Path | None = None,
     parameters: Mapping[str, Any] | None = None,
 ) -> "Run":
     """Open the run of a notebook, by the name of its node.
 
-    `out` defaults to `runs/<profile>` under the project, the folder that `medv reproduce` uses. `parameters` are the
+    `out` defaults to `runs/<profile>` under the project, the folder that `medv reproduce` uses. `config` is a file of
+    `medv.companion.reproduction.materials`, for weights and data that are not in the package. `parameters` are the
     notebook's own parameters, for the manifests. Raises ValueError for an unknown notebook or profile, for a parameter of the
     wrong type (papermill's -p makes numbers of digits, and text of all else), and where a launcher started the notebook
     several times.
@@ -63,14 +71,15 @@ def open_run(
     limits.seed("seed", seed)
     own = dict(parameters or {})
     asked = {name: value for name in ASKED if (value := own.get(name)) is not None}
-    for name, value in {"profile": profile, "out": out, **own}.items():
+    for name, value in {"profile": profile, "out": out, "config": config, **own}.items():
         if name in asked:
             continue  # checked with the profile that it becomes a part of
         if name in _NUMBERS and value is not None:
             limits.whole(name, value, _NUMBERS[name])
         elif value is not None and not isinstance(value, str | Path | Mapping | bool):
             raise ValueError(f"{name} is {value!r}: it must be text, in quotes (papermill: -r {name} {value})")
-    chosen = on_this_machine(get_profile(profile)).asked(**asked)
+    materials = Materials.read(config)
+    chosen = materials.of(on_this_machine(get_profile(profile))).asked(**asked)
     node = find_node(node_name, nodes_for(chosen))
     import IPython
     from IPython.core.pylabtools import select_figure_formats
@@ -80,7 +89,7 @@ def open_run(
         select_figure_formats(shell, {"png"}, bbox_inches="tight")
         pd.set_option("display.max_colwidth", None)
     folder = Path(out) if out else artifacts.default_out(profile)
-    return Run(node, chosen, seed, folder.expanduser().resolve(), dict(node.parameters) | own)
+    return Run(node, chosen, seed, folder.expanduser().resolve(), dict(node.parameters) | own, materials)
 
 
 def on_this_machine(profile: Profile) -> Profile:
@@ -133,6 +142,7 @@ class Run:
     seed: int
     out: Path
     parameters: dict[str, Any] = field(default_factory=dict)
+    materials: Materials = field(default_factory=Materials)
     started: float = field(default_factory=time.perf_counter)
     _inputs: dict[str, str] = field(default_factory=dict)
     _kept: dict[str, str] = field(default_factory=dict)
@@ -170,6 +180,60 @@ class Run:
                 self._kept[name] = GIVEN
         return path
 
+    def material(self, name: str) -> Path | None:
+        """The folder of weights or data that the configuration file names; None where it names none and this profile draws its
+        own images. Raises FileNotFoundError where a profile of real data needs it.
+        """
+        self._check_declared(name, "reads", (*names_in(self.node.reads), *self.node.may_read))
+        path = self.materials.path(name)
+        if path is None and not self.profile.synthetic and name not in self.node.may_read:
+            raise FileNotFoundError(absent(name))
+        if path is not None and not path.exists():
+            raise FileNotFoundError(f"{name} of the configuration file is not there: {path}")
+        return path
+
+    def data(self, name: str, data: str | None = None, folder: str | Path | None = None) -> TrainingData:
+        """The data of a role: the notebook's own `data` and `folder`, else the configuration file's, else phantoms where this
+        profile draws its images (FileNotFoundError elsewhere).
+        """
+        if data is not None:
+            return TrainingData(data, folder and Path(folder))
+        path = self.material(name)
+        return DRAWN if path is None else TrainingData(DATA[name], path)
+
+    def vqa_data(self, data: str | None, folder: str | Path | None, protocol: str = "official") -> list[TrainingData]:
+        """The question sets of stage 3: the notebook's own, else all that the configuration file names, else phantoms."""
+        if data is not None:
+            return [TrainingData(data, folder and Path(folder), protocol)]
+        found = [TrainingData(name, self.material(name), protocol) for name in self.materials.vqa_sets()]
+        if not found and not self.profile.synthetic:
+            raise FileNotFoundError(absent("|".join(VQA_SETS)))
+        return found or [replace(DRAWN, protocol=protocol)]
+
+    @property
+    def machine(self) -> Machine:
+        """How trainings run here."""
+        return self.materials.machine
+
+    def own_model(self) -> Path:
+        """The folder of the bundled tiny model, or, where none of the profile's size is bundled, the model of stage 2."""
+        return bundled("tiny_model") if self.profile.towers == "bundled" else self.artifact("models/stage2")
+
+    def general_model(self) -> dict[str, Path]:
+        """A general vision-language model by its name, where there is one."""
+        if self.profile.towers == "bundled":
+            return {"bundled general model (shapes)": bundled("general_model")}
+        folder = self.material("general")
+        return {} if folder is None else {folder.name: folder}
+
+    def judge(self, source: TrainingData) -> JudgeOf | None:
+        """The judge of the configuration file, for answers to a real benchmark; None elsewhere."""
+        return judge_of(self.materials.endpoint(), source)
+
+    def baselines(self, kind: str) -> dict[str, Path]:
+        """The baselines of the configuration file that have a file of "answers" or "judgements", by name."""
+        return {name: path for name, one in self.materials.baselines.items() if (path := getattr(one, kind))}
+
     @property
     def towers(self) -> Path:
         """The folder in which `medv towers` made the towers of this run, where the profile begins at such."""
@@ -177,13 +241,20 @@ class Run:
 
     def start(self, init: str | Path | None) -> Path | None:
         """The folder of the model that stage 1 begins with: `init`, or one put together of fetched towers and a projector drawn
-        from the seed; None for the bundled towers. Raises FileNotFoundError where the towers are missing.
+        from the seed; None for the bundled towers, and where the model of stage 1 is given. Raises FileNotFoundError where the
+        towers are missing.
         """
-        if init is not None or self.profile.towers == "bundled":
+        if init is not None or self.profile.towers == "bundled" or "stage1" in self.materials.weights:
             return None if init is None else Path(init)
         from medv.checkpoints.bundled import ASSEMBLED_FILE, fetched_towers, save_assembled
 
-        parts, folder = fetched_towers(self.profile.name, self.towers), self.out / "models" / f"start-seed{self.seed}"
+        given = self.profile.towers == "given"
+        parts = (
+            [self.material(name) for name in ("language", "vision")]
+            if given
+            else fetched_towers(self.profile.name, self.towers)
+        )
+        folder = self.out / "models" / f"start-seed{self.seed}"
         if not (folder / ASSEMBLED_FILE).exists():
             save_assembled(*parts, folder, system=self.profile.system, seed=self.seed, **self.profile.model.sight)
         return folder
@@ -210,8 +281,15 @@ class Run:
 
     def obtain(self, name: str, work: Callable[[Path], Any]) -> Any:
         """A model made by `work(folder)`, whose result is returned; one that exists already is kept, and {name: "given"} (put
-        there by hand) or {name: "found"} (finished here before) is returned. A stopped training continues.
+        there by hand) or {name: "found"} (finished here before) is returned. A stopped training continues. A model that the
+        configuration file names is linked to its place.
         """
+        given, place = self.materials.weights.get(name.rpartition("/")[2]), self.out / name
+        if given is not None and not place.exists():
+            if not (given / "config.json").is_file() and not is_adapter(given):
+                raise FileNotFoundError(f"{name} of the configuration file is no model: {given} has no config.json")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(given, target_is_directory=True)
         if standing := self._standing(name):
             self._kept[name] = standing
             print(f"{name} is {standing}: it is kept and not made again")
@@ -233,6 +311,7 @@ class Run:
 
     def _resume_key(self) -> str:
         made_from = {"profile": self.profile.to_dict(), "seed": self.seed, "parameters": self.parameters}
+        made_from |= {"material": self.materials.read_by(self.node)} if self.materials.read_by(self.node) else {}
         return "h" + fingerprint(made_from, self._inputs, artifacts.code_fingerprint())[:16]
 
     def source(self, examples: Iterable[Example] = (), model: Path | None = None, name: str = "") -> dict[str, Any]:

@@ -42,6 +42,7 @@ NODE = Node(
     makes=("trials/adaptation",),
     results=("adaptation", "table_adaptation"),
     heavy=True,
+    plan="adaptation",
 )
 
 HELD_ROWS = 64

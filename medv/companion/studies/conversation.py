@@ -2,23 +2,27 @@
 
 The benchmark has the paper's proportions, 143 conversation questions to 50 descriptions. The findings score of an answer is F1
 of precision (share of its facts that are true of the image) and recall (share of the reference's facts that it states). No
-language model judges, style does not count, and real images have no such score.
+language model judges, and style does not count. Real questions are those of qa50, and a judge scores their answers.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from medv import paper
-from medv.artifacts import read_jsonl
+from medv.artifacts import read_jsonl, write_text
 from medv.companion.studies.generation import PLAIN, canvas_of
 from medv.companion.studies.node import Node
+from medv.companion.studies.requests import Judge, requests_for
 from medv.companion.studies.summaries import estimates
 from medv.companion.studies.vqa_study import sampler_config
 from medv.data.example import Example
+from medv.data.rows import by_id, read_rows
 from medv.evaluation import judge
 from medv.evaluation.answering import Answerer
 from medv.evaluation.baselines import BASELINES, availability
@@ -28,6 +32,7 @@ from medv.phantoms.facts import stated_facts
 from medv.phantoms.scene import DOMAINS
 from medv.phantoms.sets import description_set, instruct_set
 from medv.profiles import Profile
+from medv.training.examples import PHANTOMS, TrainingData
 
 NODE = Node(
     "open_conversation",
@@ -36,6 +41,8 @@ NODE = Node(
     needs=("models/stage1", "models/stage2", "models/twin"),
     makes=("answers/open_conversation",),
     results=("table1", "table7", "fig01", "fig02", "fig06", "fig07", "fig08"),
+    reads=("qa50",),
+    may_read=("general", "judge", "baselines"),
     heavy=True,
 )
 
@@ -44,13 +51,18 @@ GROUPS = ("conversation", "description", *DOMAINS, "overall")
 TWIN = "autoregressive twin"
 COLUMN = {"ct": "ct_scan"}
 """Our domain -> the paper's column, where they differ."""
+DOMAIN = {theirs: ours for ours, theirs in COLUMN.items()}
 
 
-def questions(profile: Profile) -> list[Example]:
-    """The benchmark on test phantoms: open questions from held-out dialogues, then descriptions.
+def questions(profile: Profile, source: TrainingData = PHANTOMS) -> list[Example]:
+    """The benchmark on test phantoms: open questions from held-out dialogues, then descriptions; or a real one (qa50).
 
     At most 193, in the paper's proportion; a smaller profile takes fewer. A question is kept if its reference states a fact.
     """
+    if source.name != PHANTOMS.name:
+        types = {"detailed_description": "description"}
+        real = requests_for(profile, source)
+        return [replace(ex, meta=ex.meta | {"type": types.get(ex.meta["type"], ex.meta["type"])}) for ex in real]
     share = min(1.0, 2 * profile.evaluation_descriptions / (CONVERSATIONS + DESCRIPTIONS))
     wanted, described = max(3, round(share * CONVERSATIONS)), max(2, round(share * DESCRIPTIONS))
     size, found = profile.model.image_size, []
@@ -81,36 +93,79 @@ def systems(models: Mapping[str, Path], twin: Path | None) -> dict[str, tuple[Pa
 
 
 def answer_all(
-    profile: Profile, chosen: Mapping[str, tuple[Path, bool]], asked: Sequence[Example], folder: Path
+    profile: Profile,
+    chosen: Mapping[str, tuple[Path, bool]],
+    asked: Sequence[Example],
+    folder: Path,
+    *,
+    judge: Judge | None = None,
+    given: Mapping[str, Path] | None = None,
 ) -> pd.DataFrame:
     """Every system answers every question: system, id, type, domain, question, reference, text, score, words, seconds.
 
     The canvas is that of the paper's main setting, one token a forward; a system with a canvas to fit gets one block of it for
-    conversation. Answers that `folder` holds are kept.
+    conversation. Answers that `folder` holds are kept. judge: scores real answers. given: systems by the file of their answers.
     """
     length, block = canvas_of(profile)
     sizes, spec = {False: (length, block, length), True: (block, block, block)}, profile.describe
     rows = []
-    answerers = {
-        model: Answerer.load(model, dtype=profile.dtype) for model in dict.fromkeys(model for model, _ in chosen.values())
-    }
-    for place, (name, (model, fits)) in enumerate(chosen.items()):
-        for kind in ("conversation", "description"):
-            part = [example for example in asked if example.meta["type"] == kind]
+    parts = {kind: [example for example in asked if example.meta["type"] == kind] for kind in ("conversation", "description")}
+    answerers: dict[Path, Answerer] = {}
+    for place, name in enumerate([*chosen, *(given or {})]):
+        for kind, part in parts.items():
             out = folder / f"{place:02d}-{kind}.jsonl"
-            own = (PLAIN if name == TWIN else spec).sized(*sizes[fits and kind == "conversation"])
-            answer_file(part, answerers[model], sampler_config(own), out, batch_size=spec.batch_size, quiet=True)
-            for example, answer in zip(part, read_jsonl(out), strict=True):
+            if name in chosen:
+                model, fits = chosen[name]
+                if model not in answerers:
+                    answerers = {model: Answerer.load(model, dtype=profile.dtype)}  # one at a time
+                own = (PLAIN if name == TWIN else spec).sized(*sizes[fits and kind == "conversation"])
+                answer_file(part, answerers[model], sampler_config(own), out, batch_size=spec.batch_size, quiet=True)
+                answers = read_jsonl(out)
+            else:
+                answers = given_answers(given[name], part)
+                write_text(out, "".join(json.dumps(answer) + "\n" for answer in answers))
+            scores = {} if judge is None else judge(out, out.with_suffix(".judged.jsonl"))
+            for example, answer in zip(part, answers, strict=True):
                 text = answer["text"]
-                row = {"system": name, "id": f"{example.id}/{kind}", "type": kind, "domain": example.meta["scene"].domain}
+                score = scores.get(example.id, np.nan) if judge else findings_score(text, example)
+                row = {
+                    "system": name,
+                    "id": f"{example.id}/{kind}",
+                    "type": kind,
+                    "domain": DOMAIN.get(example.domain, example.domain),
+                }
                 row |= {"question": example.question, "reference": example.answer, "text": text}
-                row |= {"score": findings_score(text, example), "words": len(text.split()), "seconds": answer["seconds"]}
-                rows.append(row)
+                rows.append(row | {"score": score, "words": len(text.split()), "seconds": answer.get("seconds", np.nan)})
     return pd.DataFrame(rows)
 
 
+def given_answers(file: Path, asked: Sequence[Example]) -> list[dict[str, Any]]:
+    """The answers of a file (JSON lines with question_id and text) to these questions: question_id, text, and seconds where
+    they are known. Raises ValueError for a question without an answer.
+    """
+    given = {name: row for name, row in by_id(read_rows(file), "question_id", "id").items()}
+    if missing := [example.id for example in asked if example.id not in given]:
+        raise ValueError(f"{file} has no answer to question {missing[0]} ({len(missing)} of {len(asked)} are missing)")
+    rows = [(example, given[example.id]) for example in asked]
+    return [
+        {"question_id": ex.id, "question": ex.question, "text": row.answer(), "finish_reason": "given"}
+        | {key: row[key] for key in ("seconds", "forwards", "tokens") if key in row}
+        for ex, row in rows
+    ]
+
+
+def score_name(asked: Sequence[Example]) -> str:
+    """The name of the column `score` for these questions."""
+    return "findings score" if all("scene" in example.meta for example in asked) else "judge's score"
+
+
 def wrong_image(items: pd.DataFrame, asked: Sequence[Example], system: str) -> pd.DataFrame:
-    """The answers of a system scored against other images' truth: each takes the answer to the next question of its type."""
+    """The answers of a system scored against other images' truth: each takes the answer to the next question of its type.
+
+    Real questions have no such rows: their truth is known to the judge alone.
+    """
+    if score_name(asked) != "findings score":
+        return items[:0]
     part = items[items["system"] == system].copy()
     by_id = {f"{example.id}/{example.meta['type']}": example for example in asked}
     for _, group in part.groupby("type"):
@@ -135,7 +190,7 @@ def judged_scores(files: Mapping[str, str | Path]) -> pd.DataFrame:
 
     n counts the questions with scores. Raises ValueError for a file in which nothing is judged.
     """
-    names = {"detailed_description": "description", **{theirs: ours for ours, theirs in COLUMN.items()}}
+    names = {"detailed_description": "description", **DOMAIN}
     found = {}
     for system, file in files.items():
         judged = judge.read_judgements(file)
@@ -148,13 +203,13 @@ def judged_scores(files: Mapping[str, str | Path]) -> pd.DataFrame:
     return estimates(found, ("system", "group")).drop(columns="seeds")
 
 
-def table1(items: pd.DataFrame, judged: pd.DataFrame | None = None) -> pd.DataFrame:
+def table1(items: pd.DataFrame, judged: pd.DataFrame | None = None, *, score: str = "findings score") -> pd.DataFrame:
     """Table 1, ours above the paper's: "source" says whose row it is; a findings score and a judge's are different things.
 
-    judged: rows of `judged_scores`, answers to the real benchmark.
+    judged: rows of `judged_scores`, answers to the real benchmark. score: of the items.
     """
     found = scores(items)
-    ours = _cells(found, "ours: findings score")
+    ours = _cells(found, f"ours: {score}")
     ours.insert(1, "words", items.groupby("system")["words"].mean().round(1))
     if judged is not None:
         counts = judged[judged["group"] == "overall"].set_index("system")["n"]
@@ -192,8 +247,9 @@ def chosen_questions(asked: Sequence[Example], count: int = 4) -> list[Example]:
     chosen = []
     for place, domain in enumerate(DOMAINS[:count]):
         kind = ("description", "conversation")[place % 2]
-        of_type = [example for example in asked if example.meta["type"] == kind]
-        chosen.append(next((ex for ex in of_type if ex.meta["scene"].domain == domain), of_type[0]))
+        of_type = [example for example in asked if example.meta["type"] == kind] or asked
+        names = (domain, COLUMN.get(domain, domain))
+        chosen.append(next((ex for ex in of_type if ex.domain in names), of_type[0]))
     return chosen
 
 

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from medv.companion.bench.sampler import BenchResult
 from medv.companion.studies.markov import MarkovText, blurred_evidence, word_chain
 from medv.companion.studies.node import Node
+from medv.companion.studies.requests import text_scores
 from medv.companion.studies.summaries import summarize_scores
 from medv.data.example import Example
 from medv.diffusion import schedules
@@ -28,7 +29,6 @@ from medv.diffusion.schedules import FixedSchedule, Schedule
 from medv.evaluation.answering import Answerer
 from medv.evaluation.text import distinct_n, repetition
 from medv.intervals import NOT_MEASURED, Estimate, bootstrap
-from medv.phantoms.facts import score_description
 
 NODE = Node(
     "fast_sampling",
@@ -36,6 +36,7 @@ NODE = Node(
     "Sampling: speed and quality against forwards",
     needs=("models/stage2",),
     results=("pareto", "cache_agreement", "sampler_speed"),
+    reads=("qa50",),
     alone=True,
 )
 
@@ -155,20 +156,17 @@ def model_quality(
     batch_size: int = 50,
     quiet: bool = True,
 ) -> pd.DataFrame:
-    """Descriptions of phantoms: strategy, steps, unit (the example's id), metric, score; f1, precision and recall in percent.
+    """Descriptions: strategy, steps, unit (the example's id), metric, score; f1, precision and recall in percent.
 
-    `TEXT` are the reference descriptions. Repetition is counted in tokens. Without a scene the facts are NaN.
+    `TEXT` are the reference descriptions. Repetition is counted in tokens; the scores are those of `text_scores`.
     """
     bar = tqdm(total=len(known) * len(steps), desc="descriptions", unit="run", disable=quiet)
 
     def judged(name: str, budget: int, texts: Sequence[str], forwards: Sequence[int]) -> pd.DataFrame:
         scores = []
         for text, example, count in zip(texts, examples, forwards, strict=True):
-            scene = example.meta.get("scene")
             score = _repetition(answerer.processor.tokenizer.encode(text, add_special_tokens=False))
-            fact = None if scene is None else score_description(text, scene)
-            score |= {name: 100 * getattr(fact, name) if fact else np.nan for name in ("f1", "precision", "recall")}
-            scores.append(score | {"forwards": count})
+            scores.append(score | text_scores(text, example) | {"forwards": count})
         return _items(name, budget, [example.id for example in examples], scores)
 
     frames = [judged(TEXT, 0, [example.answer for example in examples], [0] * len(examples))]

@@ -2,7 +2,7 @@
 
 All settings answer the same requests and are compared image by image. Greedy sampling draws nothing, so a "seed" is another
 set of test images. The score is that of `medv.phantoms.facts`: the facts that a text states, against those that are true of the
-phantom; it is no GPT score. Examples without a scene (real images) have no score.
+phantom; it is no GPT score. Answers about real images have the score of a judge, or none.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,17 +14,17 @@ import pandas as pd
 from medv import paper
 from medv.artifacts import read_jsonl
 from medv.companion.studies.node import Node
+from medv.companion.studies.requests import Judge, requests_for
 from medv.companion.studies.summaries import cells, means, summarize_answers
 from medv.companion.studies.vqa_study import sampler_config
 from medv.data.example import Example
-from medv.data.readers import read_dataset
 from medv.diffusion.config import SamplerConfig
 from medv.evaluation.answering import Answerer
 from medv.evaluation.benchmark import answer_file
 from medv.evaluation.text import measure_answer
 from medv.phantoms.facts import score_description
-from medv.phantoms.sets import description_set
 from medv.profiles import Profile, SamplerSpec
+from medv.training.examples import PHANTOMS, TrainingData
 
 NODE = Node(
     "generation_settings",
@@ -33,6 +33,8 @@ NODE = Node(
     needs=("models/stage2",),
     makes=("answers/generation_settings",),
     results=("table5", "fig09", "fig11", "fig12"),
+    reads=("qa50",),
+    may_read=("judge",),
     heavy=True,
 )
 
@@ -44,19 +46,20 @@ PAPER_LENGTH, PAPER_BLOCK = 256, 64
 PLAIN = SamplerSpec(1, 1, 1)
 
 
-def requests(
-    profile: Profile, *, data: str = "phantoms", data_dir: str | Path | None = None, share: float = 1.0
-) -> dict[int, list[Example]]:
-    """Requests for a description by seed: phantoms of the test split, other images for each seed; or a real benchmark (qa50).
-
-    `share` takes the first part of each set. Raises ValueError for real data without a folder.
+def requests(profile: Profile, source: TrainingData = PHANTOMS, *, share: float = 1.0) -> dict[int, list[Example]]:
+    """Requests for a description by seed: phantoms of the test split, other images for each seed; or a real benchmark (qa50),
+    which has no second set. `share` takes the first part of each set of phantoms.
     """
-    if data != "phantoms":
-        if data_dir is None:
-            raise ValueError(f"data={data!r} needs the folder of the data set: set data_dir")
-        return {profile.seeds[0]: read_dataset(data, Path(data_dir), "test")}
-    count, size = max(2, round(share * profile.evaluation_descriptions)), profile.model.image_size
-    return {seed: description_set("test", count, seed=seed, image_size=size) for seed in profile.seeds}
+    if source.name != PHANTOMS.name:
+        return {profile.seeds[0]: requests_for(profile, source)}
+    count = max(2, round(share * profile.evaluation_descriptions))
+    return {seed: requests_for(profile, source, count, seed=seed) for seed in profile.seeds}
+
+
+def score_name(asked: Mapping[int, Sequence[Example]]) -> str:
+    """The name of the column `score` for these requests."""
+    real = any("scene" not in example.meta for examples in asked.values() for example in examples)
+    return "judge's score (%)" if real else "facts, F1 (%)"
 
 
 def divisor(profile: Profile) -> int:
@@ -97,8 +100,9 @@ def ask_all(
     folder: Path,
     *,
     batch_size: int = PLAIN.batch_size,
+    judge: Judge | None = None,
 ) -> pd.DataFrame:
-    """Answer every request in every way; answers that `folder` holds are kept.
+    """Answer every request in every way; answers that `folder` holds are kept. judge: scores the answers to real requests.
 
     One row per way, seed and request: setting, seed, number, id, question, text, finish_reason, and METRICS.
     """
@@ -107,7 +111,8 @@ def ask_all(
         for seed, examples in asked.items():
             out = folder / f"{place:02d}-seed{seed}.jsonl"
             answer_file(examples, *way, out, batch_size=batch_size, quiet=True)
-            frames.append(measured(read_jsonl(out), examples).assign(setting=name, seed=seed))
+            scores = {} if judge is None else judge(out, out.with_suffix(".judged.jsonl"))
+            frames.append(measured(read_jsonl(out), examples, scores).assign(setting=name, seed=seed))
     frame = pd.concat(frames, ignore_index=True)
     return frame[["setting", "seed", *frame.columns.drop(["setting", "seed"])]]
 
@@ -119,8 +124,8 @@ def ask_model(
     return ask_all({name: (answerer, config) for name, config in configs.items()}, asked, folder, **options)
 
 
-def measured(rows: Sequence[Mapping], examples: Sequence[Example]) -> pd.DataFrame:
-    """The measures of answers (rows of an answer file, in the order of the examples)."""
+def measured(rows: Sequence[Mapping], examples: Sequence[Example], scores: Mapping[str, float] | None = None) -> pd.DataFrame:
+    """The measures of answers (rows of an answer file, in the order of the examples). scores: a judge's, by question id."""
     records = []
     for number, (row, example) in enumerate(zip(rows, examples, strict=True)):
         measures, scene = measure_answer(row), example.meta.get("scene")
@@ -128,6 +133,8 @@ def measured(rows: Sequence[Mapping], examples: Sequence[Example]) -> pd.DataFra
         found = None if scene is None else score_description(row["text"], scene)
         for name, attribute in zip(SCORES, ("f1", "precision", "recall"), strict=True):
             record[name] = np.nan if found is None else 100.0 * getattr(found, attribute)
+        if found is None and scores:
+            record["score"] = scores.get(example.id, np.nan)
         shares = {name: 100.0 * measures[name] for name in REPETITIONS if name != "repeated_share"}
         kept = {name: measures[name] for name in ("words", "forwards", "seconds", "repeated_share", "longest_run")}
         records.append(record | kept | shares)

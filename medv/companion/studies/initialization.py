@@ -2,7 +2,8 @@
 
 The paper's model starts from LLaDA, its variants V1 and V2 from LLaDA-V, without and with alignment. Here the bundled text
 tower has the role of LLaDA and the bundled model of colored shapes that of LLaDA-V; random weights are our own baseline. All
-arms share the vision tower, the examples of a seed and the number of steps.
+arms share the vision tower, the examples of a seed and the number of steps. At the released size there are the paper's three
+arms, by the full recipe, and the first is the model of stage 2.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,10 @@ from medv.checkpoints.assembly import assemble, new_processor
 from medv.checkpoints.bundled import bundled
 from medv.checkpoints.loading import load_tokenizer
 from medv.companion.figures.tables import compare
+from medv.companion.studies.conversation import answer_all, questions
+from medv.companion.studies.machine import Machine
 from medv.companion.studies.node import Node
+from medv.companion.studies.requests import Judge, about
 from medv.companion.studies.summaries import differences as paired
 from medv.companion.studies.trials import as_rows, run_trials
 from medv.companion.studies.vqa_study import sampler_config, vqa_study
@@ -30,7 +34,7 @@ from medv.model.modeling import MedVForMaskedDiffusion
 from medv.phantoms.facts import score_descriptions
 from medv.phantoms.sets import description_set, vqa_set
 from medv.profiles import InitPlan, Profile
-from medv.training.examples import PHANTOM_SETS
+from medv.training.examples import PHANTOM_SETS, TrainingData
 from medv.training.launch import RunOptions
 from medv.training.stages import towers as training_towers
 from medv.training.stages import train_stages
@@ -41,6 +45,9 @@ NODE = Node(
     "What the initial weights contribute",
     makes=("trials/initialization",),
     results=("table4", "initialization"),
+    reads=("general", "align", "instruct", "qa50"),
+    may_read=("language", "vision", "judge"),
+    needs_given=("models/stage2",),
     heavy=True,
 )
 
@@ -52,6 +59,8 @@ METRICS = {
     "words": "words",
 }
 """What is measured, by column: of descriptions (facts, repetition, length) and of questions (accuracy, recall)."""
+JUDGED = {"judged": "judge's score (%)", "adjacent_duplicates": "adjacent duplicates (%)", "words": "words"}
+"""The same of answers to the real benchmark."""
 
 
 @dataclass(frozen=True)
@@ -92,27 +101,77 @@ def parts_of(
 ) -> dict[str, Path]:
     """The folders of the initial weights: the bundled ones where none is given, or the towers fetched to `towers`.
 
-    No general model comes with fetched towers; without one there is no "general" here. Raises ValueError for a profile whose
-    data have no known findings, FileNotFoundError where towers were never fetched.
+    No general model comes with fetched towers; without one there is no "general" here. Raises FileNotFoundError where towers
+    were never fetched.
     """
-    if not profile.synthetic:
-        raise ValueError(
-            f"profile {profile.name} trains on real images, whose findings nobody listed: this comparison needs the phantoms; "
-            "use tiny or small"
-        )
     given = {"language": language, "vision": vision, "general": general}
     given = {name: Path(folder) for name, folder in given.items() if folder}
     if profile.towers == "bundled":
         names = {"language": "language_tower", "vision": "vision_tower", "general": "general_model"}
         return {name: bundled(folder) for name, folder in names.items()} | given
-    if {"language", "vision"} <= set(given):
+    if {"language", "vision"} <= set(given) or profile.towers == "given":
         return given
     return dict(zip(("language", "vision"), training_towers(profile, towers), strict=True)) | given
 
 
-def arms_of(parts: Mapping[str, Path]) -> tuple[Arm, ...]:
-    """The arms whose initial weights there are."""
-    return tuple(arm for arm in ARMS if arm.weights != "general" or "general" in parts)
+def arms_of(parts: Mapping[str, Path], profile: Profile) -> tuple[Arm, ...]:
+    """The arms whose initial weights there are; at the released size those of the paper."""
+    known = ARMS[:3] if profile.towers == "given" else ARMS
+    return tuple(arm for arm in known if arm.weights != "general" or "general" in parts)
+
+
+def starts(arms: Sequence[Arm], parts: Mapping[str, Path], profile: Profile, *, seed: int) -> pd.DataFrame:
+    """A row per arm: arm, start, stage 1, and the parameters of the language tower, except at the released size."""
+    rows = []
+    for arm in arms:
+        row = {"arm": arm.name, "start": arm.about, "stage 1": arm.aligned}
+        if profile.towers != "given":
+            tower = initial(arm, parts, profile, seed=seed).model.model.language_model
+            row["language tower (parameters)"] = sum(weight.numel() for weight in tower.parameters())
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def judged_starts(
+    profile: Profile,
+    folder: Path,
+    parts: Mapping[str, Path],
+    base: Path,
+    data: Mapping[str, TrainingData],
+    *,
+    judge: Judge | None,
+    machine: Machine,
+) -> pd.DataFrame:
+    """The rows of `compare_starts` at the released size: each arm by the full recipe, asked the real benchmark.
+
+    base: the model of stage 2, which is the first arm. data: of "align", "instruct" and "qa50". judge: scores the answers.
+    """
+    asked, seed = questions(profile, data["qa50"]), profile.seeds[0]
+
+    def work(trial: InitTrial, scratch: Path) -> dict[str, Any]:
+        model = base if trial.arm.name == BASE else parts["general"]
+        for stage in () if trial.arm.name == BASE else ("align", "instruct") if trial.arm.aligned else ("instruct",):
+            machine.train(stage, profile, scratch / stage, seed=seed, init=model, data=data[stage])
+            model = scratch / stage
+        items = answer_all(profile, {trial.arm.name: (model, False)}, asked, scratch / "answers", judge=judge)
+        items["adjacent_duplicates"] = [100 * repetition(text.split())["adjacent_duplicates"] for text in items["text"]]
+        items = items.rename(columns={"score": "judged"})[["id", "text", *JUDGED]]
+        return {"items": as_rows(items)}
+
+    trials = {arm.name.replace(" ", "_"): InitTrial(arm, seed, profile.initialization) for arm in arms_of(parts, profile)}
+    return _rows(run_trials(folder, trials, work), trials, JUDGED)
+
+
+def _rows(results: Mapping[str, Any], trials: Mapping[str, InitTrial], metrics: Mapping[str, str]) -> pd.DataFrame:
+    frames = [
+        pd.DataFrame(results[name]["items"]).assign(condition=trial.arm.name, seed=trial.seed) for name, trial in trials.items()
+    ]
+    return pd.concat(frames, ignore_index=True).astype(dict.fromkeys(metrics, float))
+
+
+def metrics_of(frame: pd.DataFrame) -> dict[str, str]:
+    """The metrics of items (columns) or of `differences` (in the column `metric`), with their titles."""
+    return JUDGED if "judged" in set(frame.get("metric", frame.columns)) else METRICS
 
 
 def gaps(arms: Sequence[Arm]) -> list[str]:
@@ -178,21 +237,19 @@ def compare_starts(profile: Profile, plan: InitPlan, folder: Path, parts: Mappin
         return {"items": as_rows(examine(tuned, trial.plan, profile, seed=trial.seed))}
 
     trials = {
-        f"{arm.name.replace(' ', '_')}-seed{seed}": InitTrial(arm, seed, plan) for seed in plan.seeds for arm in arms_of(parts)
+        f"{arm.name.replace(' ', '_')}-seed{seed}": InitTrial(arm, seed, plan)
+        for seed in plan.seeds
+        for arm in arms_of(parts, profile)
     }
-    results = run_trials(folder, trials, work)
-    frames = [
-        pd.DataFrame(results[name]["items"]).assign(condition=trial.arm.name, seed=trial.seed) for name, trial in trials.items()
-    ]
-    return pd.concat(frames, ignore_index=True).astype(dict.fromkeys(METRICS, float))
+    return _rows(run_trials(folder, trials, work), trials, METRICS)
 
 
-def table4(summary: pd.DataFrame) -> pd.DataFrame:
+def table4(summary: pd.DataFrame, metrics: Mapping[str, str] = METRICS) -> pd.DataFrame:
     """Table 4, ours and the paper's in columns of their own: the paper's score is a judge's, ours counts findings."""
     rows = []
     for arm in _among(summary):
-        part = summary[summary["condition"] == arm.name].set_index("metric").reindex(list(METRICS))
-        cells = {title: Estimate.of(part.loc[name]).cell() for name, title in METRICS.items()}
+        part = summary[summary["condition"] == arm.name].set_index("metric").reindex(list(metrics))
+        cells = {title: Estimate.of(part.loc[name]).cell() for name, title in metrics.items()}
         about = {"model": arm.name, "start": arm.about, "aligned": arm.aligned}
         rows.append(about | cells | {"seeds": int(part["seeds"].max())})
     published = paper.table("table4").drop(columns="stage3")
@@ -202,7 +259,7 @@ def table4(summary: pd.DataFrame) -> pd.DataFrame:
 
 def differences(items: pd.DataFrame) -> pd.DataFrame:
     """Each arm minus the first, paired by seed and text: arm, metric, value, low, high, n, seeds, verdict."""
-    frames = [paired(items, arm.name, BASE, list(METRICS)).assign(arm=arm.name) for arm in _among(items)[1:]]
+    frames = [paired(items, arm.name, BASE, list(metrics_of(items))).assign(arm=arm.name) for arm in _among(items)[1:]]
     table = pd.concat(frames, ignore_index=True)
     return table[["arm", "metric", "value", "low", "high", "n", "seeds", "verdict"]]
 
@@ -210,7 +267,7 @@ def differences(items: pd.DataFrame) -> pd.DataFrame:
 def conclusion(table: pd.DataFrame) -> str:
     """Whether the paper's two effects appear in `differences`: V1 and V2 score lower, and repeat more."""
     lines = []
-    effects = {"findings_f1": ("lower", "scores lower"), "adjacent_duplicates": ("higher", "repeats more")}
+    effects = {next(iter(metrics_of(table))): ("lower", "scores lower"), "adjacent_duplicates": ("higher", "repeats more")}
     for metric, (wanted, words) in effects.items():
         for arm in (arm.name for arm in ARMS[1:3] if arm.name in set(table["arm"])):
             row = table[(table["arm"] == arm) & (table["metric"] == metric)].iloc[0]
@@ -227,19 +284,20 @@ def _among(rows: pd.DataFrame) -> list[Arm]:
 
 
 def sample_of(items: pd.DataFrame, examples: Sequence[Example], count: int = 2) -> str:
-    """The first descriptions of the first seed by every arm, with the true facts, to read."""
+    """The first descriptions of the first seed by every arm, with the true facts (of a real image the domain), to read."""
     texts = items[items["seed"] == items["seed"].min()].set_index(["condition", "id"])["text"]
     lines = []
     for example in examples[:count]:
-        lines.append("truth: " + ", ".join(value for _, value in sorted(example.meta["scene"].facts())))
-        lines += [f"  {arm.name:14} {texts[arm.name, example.id] or '(nothing)'}" for arm in _among(items)]
+        name = example.id if "scene" in example.meta else f"{example.id}/{example.meta['type']}"
+        lines.append(f"truth: {about(example)}")
+        lines += [f"  {arm.name:14} {texts[arm.name, name] or '(nothing)'}" for arm in _among(items)]
     return "\n".join(lines)
 
 
 def bars(summary: pd.DataFrame) -> pd.DataFrame:
     """The metrics in percent, in the columns of `medv.companion.figures.plots.accuracy_bars`."""
-    order = [*(arm.name for arm in ARMS), *METRICS]
+    order = [*(arm.name for arm in ARMS), *METRICS, *JUDGED]
     rows = summary[summary["metric"] != "words"]
     rows = rows.sort_values(["condition", "metric"], key=lambda column: column.map(order.index))
-    titles = rows["metric"].map(METRICS).str.replace(" (%)", "", regex=False)
+    titles = rows["metric"].map(METRICS | JUDGED).str.replace(" (%)", "", regex=False)
     return rows.assign(metric=titles).rename(columns={"condition": "system"})

@@ -5,6 +5,7 @@ for more words, or its end can be forbidden. Both answer the same requests; `med
 same size, data and recipes. All lengths of the paper, its 200 words included, are divided by `generation.divisor`.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,11 @@ from pathlib import Path
 import pandas as pd
 
 from medv import paper
-from medv.companion.studies.generation import METRICS, ask_all, canvas_of, divisor
+from medv.artifacts import write_text
+from medv.companion.studies.conversation import given_answers
+from medv.companion.studies.generation import METRICS, ask_all, canvas_of, divisor, measured
 from medv.companion.studies.node import Node
+from medv.companion.studies.requests import Judge
 from medv.companion.studies.summaries import cells, means, summarize_answers
 from medv.companion.studies.vqa_study import sampler_config
 from medv.data.example import Example, Turn
@@ -28,6 +32,8 @@ NODE = Node(
     needs=("models/stage2", "models/twin"),
     makes=("answers/length_control",),
     results=("table3", "fig04"),
+    reads=("qa50",),
+    may_read=("judge", "baselines"),
     heavy=True,
 )
 
@@ -81,21 +87,39 @@ def length_ways(profile: Profile, model: Answerer, twin: Answerer | None) -> Way
     return ways
 
 
-def ask_lengths(profile: Profile, model: Path, twin: Path | None, asked: Requests, folder: Path) -> pd.DataFrame:
-    """All answers of the notebook: rows as `medv.companion.studies.generation.ask_all`."""
+def ask_lengths(
+    profile: Profile,
+    model: Path,
+    twin: Path | None,
+    asked: Requests,
+    folder: Path,
+    *,
+    judge: Judge | None = None,
+    given: Mapping[str, Path] | None = None,
+) -> pd.DataFrame:
+    """All answers of the notebook: rows as `medv.companion.studies.generation.ask_all`. given: other models by the file of
+    their answers, which may say how many seconds each took.
+    """
     both = [None if folder is None else Answerer.load(folder, dtype=profile.dtype) for folder in (model, twin)]
     words, main = asked_words(profile), table3_ways(profile, *both)
-    how = {"batch_size": profile.describe.batch_size}
+    how = {"batch_size": profile.describe.batch_size, "judge": judge}
     frames = [ask_all(main, asked, folder / "table3", **how)]
     if twin is not None:
         default = {f"{TWIN}, asked for {words} words": main[f"{TWIN}, default"]}
         frames.append(ask_all(default, asking_for_words(asked, words), folder / "words", **how))
     frames.append(ask_all(length_ways(profile, *both), asked, folder / "lengths", **how))
+    for place, (name, file) in enumerate((given or {}).items()):
+        out = folder / "given" / f"{place:02d}.jsonl"
+        for seed, examples in asked.items():
+            rows = given_answers(file, examples)
+            write_text(out, "".join(json.dumps(row) + "\n" for row in rows))
+            scores = judge(out, out.with_suffix(".judged.jsonl")) if judge else {}
+            frames.append(measured(rows, examples, scores).assign(setting=f"{name}, default", seed=seed))
     return pd.concat(frames, ignore_index=True)
 
 
-def table3(items: pd.DataFrame, profile: Profile) -> pd.DataFrame:
-    """Table 3, ours beside the paper's row of the same place."""
+def table3(items: pd.DataFrame, profile: Profile, *, score: str = "facts, F1 (%)") -> pd.DataFrame:
+    """Table 3, ours beside the paper's row of the same place. score: the name of the items' score."""
     summary = summarize_answers(items, METRICS)
     names = [name for name in items["setting"].unique() if "tokens" not in name]
     order = sorted(names, key=lambda name: (name.startswith(DIFFUSION), names.index(name)))
@@ -105,7 +129,7 @@ def table3(items: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     table["words per query"] = text["words"][order].to_numpy()
     table["s per word"] = (value["seconds"] / value["words"])[order].to_numpy()
     table["forwards"] = value["forwards"][order].to_numpy()
-    table["facts, F1 (%)"] = text["score"][order].to_numpy()
+    table[score] = text["score"][order].to_numpy()
     table["n"] = [int((items["setting"] == name).sum()) for name in order]
     printed = paper.table("table3")
     kinds = ["default prompt", "asked", *[f"Z = {z:.0f}" for z in printed["sampling_steps"].dropna()]]

@@ -4,6 +4,7 @@ Every arm sees the same questions in the same order under the same noise for the
 test questions; only what learns, and the learning rate, differ. The paper tunes all weights and does not compare the two.
 """
 
+import json
 import shutil
 import time
 from collections.abc import Sequence
@@ -15,7 +16,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+from medv.artifacts import SPEED
 from medv.checkpoints.bundled import load_model
+from medv.companion.studies.machine import Machine
 from medv.companion.studies.node import Node
 from medv.companion.studies.summaries import differences, summarize
 from medv.companion.studies.training_stages import sentence_spec
@@ -27,9 +30,10 @@ from medv.intervals import NOT_MEASURED, Estimate
 from medv.phantoms.sets import instruct_set
 from medv.profiles import LoraPlan, Profile
 from medv.training.collate import Collator, Encoder
+from medv.training.examples import PHANTOMS, TrainingData
 from medv.training.launch import RunOptions
 from medv.training.lora import LoraRecipe, attach_lora, freeze_except
-from medv.training.stages import run_stage
+from medv.training.stages import FINISHED, run_stage
 from medv.training.stream import TrainingStream
 
 NODE = Node(
@@ -39,9 +43,11 @@ NODE = Node(
     needs=("models/stage2",),
     makes=("trials/lora_vs_full",),
     results=("lora_vs_full", "table_lora_vs_full"),
+    reads=("vqa_rad|slake|pathvqa",),
     heavy=True,
 )
 
+DEFAULT = Machine()
 FULL, LORA, ALL_RANKS = "full", "LoRA", "LoRA, all ranks"
 SCORES = ["closed_accuracy", "open_recall", "score"]
 
@@ -78,14 +84,6 @@ def trials_of(plan: LoraPlan) -> dict[str, LoraTrial]:
     }
 
 
-def drawn(train: Sequence[Example], size: int, seed: int) -> list[Example]:
-    """`size` training examples of a seed; a larger set holds the smaller ones."""
-    if size > len(train):
-        raise ValueError(f"a training set of {size} was asked for, but there are {len(train)} examples: lower the sizes")
-    order = np.random.default_rng([seed, 0x10A4]).permutation(len(train))
-    return [train[index] for index in order[:size]]
-
-
 def padded_start(profile: Profile, plan: LoraPlan, folder: Path, init: Path) -> Path:
     """The start of all arms: `init`, or with `padded_steps` that model after as many steps of stage 2 with padded dialogues.
 
@@ -103,9 +101,17 @@ def padded_start(profile: Profile, plan: LoraPlan, folder: Path, init: Path) -> 
 
 
 def compare_lora(
-    profile: Profile, plan: LoraPlan, folder: Path, init: Path, train: Sequence[Example], test: Sequence[Example]
+    profile: Profile,
+    plan: LoraPlan,
+    folder: Path,
+    init: Path,
+    train: Sequence[Example],
+    test: Sequence[Example],
+    *,
+    source: TrainingData = PHANTOMS,
+    machine: Machine = DEFAULT,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Train and ask every arm at every size and seed.
+    """Train and ask every arm at every size and seed. train: the training questions of `source`.
 
     Returns the answers (arm, size and the columns of `vqa_study`, with `score`, the metric of the question's own type) and one
     row of facts a trial (arm, size, seed, trainable_parameters, checkpoint_bytes, train_loss). Results in `folder` are kept.
@@ -115,14 +121,15 @@ def compare_lora(
     def work(trial: LoraTrial, scratch: Path) -> dict[str, Any]:
         epochs = trial.steps * profile.stages["vqa"].batch_size / trial.size
         chosen = profile.with_recipe("vqa", learning_rate=trial.learning_rate, samples=trial.size, epochs=epochs)
-        examples, lora = drawn(train, trial.size, trial.seed), recipe_of(trial.rank)
-        options = RunOptions(seed=trial.seed, lora=lora, checkpoints=False, quiet=True)
-        facts = run_stage("vqa", chosen, scratch, options, init=init, examples=examples)
+        lora, how = recipe_of(trial.rank), {"seed": trial.seed, "init": init, "data": source, "quiet": True}
+        subset = (len(train), trial.size, trial.seed)
+        facts = machine.train("vqa", chosen, scratch, lora=lora, subset=subset, checkpoints=False, **how)
         config = sampler_config(profile.answer, seed=trial.seed)
         how = {"seed": trial.seed, "conditions": ["model"], "batch_size": profile.answer.batch_size, "quiet": True}
-        items = vqa_study(Answerer.load(scratch), train, asked, config, **how)
+        items = vqa_study(Answerer.load(scratch, dtype=profile.dtype), train, asked, config, **how)
         stored = (scratch / "adapter" if lora else scratch).glob("*.safetensors")
         kept = {"trainable_parameters": facts["trainable_parameters"], "train_loss": facts.get("loss")}
+        kept |= measured_costs(scratch)
         return {**kept, "checkpoint_bytes": sum(file.stat().st_size for file in stored), "items": as_rows(items)}
 
     trials, facts, frames = trials_of(plan), [], []
@@ -132,6 +139,14 @@ def compare_lora(
         frames.append(pd.DataFrame(result.pop("items")).assign(**where))
         facts.append(where | result)
     return scored(pd.concat(frames, ignore_index=True)), pd.DataFrame(facts)
+
+
+def measured_costs(folder: Path) -> dict[str, float]:
+    """peak_memory_bytes and step_seconds of a finished training, from its speed.json."""
+    speed = json.loads((folder / SPEED).read_text(encoding="utf-8"))
+    steps = json.loads((folder / FINISHED).read_text(encoding="utf-8"))["steps"]
+    seconds = sum(row["seconds"] for row in speed["rows"])
+    return {"peak_memory_bytes": speed["total"].get("peak_bytes", np.nan), "step_seconds": seconds / steps}
 
 
 def scored(items: pd.DataFrame) -> pd.DataFrame:
@@ -191,12 +206,17 @@ def conclusion(gap: pd.DataFrame) -> str:
 def costs(
     profile: Profile, plan: LoraPlan, init: Path, train: Sequence[Example], facts: pd.DataFrame, *, repeats: int = 8
 ) -> pd.DataFrame:
-    """One row per arm: trainable parameters, peak_memory_bytes, step_seconds (of the fastest step), checkpoint_bytes.
+    """One row per arm: trainable parameters, peak_memory_bytes, step_seconds (of the fastest step), checkpoint_bytes. Where the
+    model has the released size, memory and time are those that its own trainings measured.
 
     Memory on CUDA is the allocator's peak; elsewhere a lower bound of it: weights, gradients, Adam's two moments and the
     activations that the backward pass keeps.
     """
     rows, recipe = [], profile.stages["vqa"]
+    if profile.towers == "given":
+        largest = facts[facts["size"] == facts["size"].max()].groupby("arm", sort=False)
+        columns = ["trainable_parameters", "checkpoint_bytes", "peak_memory_bytes", "step_seconds"]
+        return largest[columns].first().reset_index()
     examples = train[: recipe.batch_size]
     for rank in plan.rates:
         network, processor = load_model(init)

@@ -10,10 +10,13 @@ class Node:
     """One notebook of the reproduction.
 
     `needs` and `makes` name artifacts (folders or files under the run folder, as "models/stage1"); `results` names the
-    figures and tables that it saves. `parameters` are passed to the notebook beside profile, seed and out. A `heavy` node
-    trains or generates for long: unless the profile lets them share the machine, nothing else runs at the same time. Nothing
-    ever runs beside an `alone` node, which compares speeds. A `last` node reads the results of the others: it runs after
-    them, however they ended.
+    figures and tables that it saves. `reads` names the materials of the configuration file without which it cannot run where a
+    profile has real data alone ("a|b" stands for either), `may_read` those that it uses where they are there. `needs_model` are
+    further needs where the package holds no model of the profile's size, `needs_given` where its weights are given. `plan` is
+    the field of a profile without which there is nothing to run.
+    `parameters` are passed to the notebook beside profile, seed, out and config. A `heavy` node trains or generates for long:
+    unless the profile lets them share the machine, nothing else runs at the same time. Nothing ever runs beside an `alone`
+    node, which compares speeds. A `last` node reads the results of the others: it runs after them, however they ended.
     """
 
     name: str
@@ -22,6 +25,11 @@ class Node:
     needs: tuple[str, ...] = ()
     makes: tuple[str, ...] = ()
     results: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    may_read: tuple[str, ...] = ()
+    needs_model: tuple[str, ...] = ()
+    needs_given: tuple[str, ...] = ()
+    plan: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict, hash=False)
     heavy: bool = False
     alone: bool = False

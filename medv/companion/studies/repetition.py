@@ -26,6 +26,8 @@ NODE = Node(
     needs=("models/stage2",),
     makes=("answers/repetition",),
     results=("fig05", "fig10", "schedules"),
+    reads=("qa50",),
+    may_read=("judge",),
     heavy=True,
 )
 
@@ -86,7 +88,7 @@ def steps_claims(settings: pd.DataFrame) -> list[tuple[str, str, str, str, str]]
     return claims
 
 
-def schedule_table(items: pd.DataFrame, budgets: list[int]) -> pd.DataFrame:
+def schedule_table(items: pd.DataFrame, budgets: list[int], score: str = "facts, F1") -> pd.DataFrame:
     """Each schedule against the linear one at the same forwards: means, and the paired change of score and repetition."""
     value = means(summarize_answers(items, METRICS), METRICS)
     rows = []
@@ -95,7 +97,7 @@ def schedule_table(items: pd.DataFrame, budgets: list[int]) -> pd.DataFrame:
         for name in [name for name in items["setting"].unique() if name.endswith(f", {budget} forwards")]:
             row = {"schedule": name.removesuffix(f", {budget} forwards"), "forwards": value.loc[name, "forwards"]}
             for metric in ("score", "repeated_share", "adjacent_duplicates"):
-                label = {"score": "facts, F1"}.get(metric, metric.replace("_", " "))
+                label = {"score": score}.get(metric, metric.replace("_", " "))
                 row[label] = round(value.loc[name, metric], 1)
                 row[f"{label}, against linear"] = "" if name == base else change(items, metric, base, name).cell("+.1f")
             rows.append(row)

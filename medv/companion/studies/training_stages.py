@@ -6,16 +6,19 @@ answers without the right image.
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from medv.artifacts import write_json
+from medv.companion.studies.machine import Machine
 from medv.companion.studies.node import Node
+from medv.companion.studies.requests import about, scored_by, text_scores
 from medv.companion.studies.summaries import summarize
 from medv.companion.studies.vqa_study import CONDITIONS, METRICS, sampler_config, vqa_study
 from medv.data.example import Example
@@ -31,7 +34,7 @@ from medv.phantoms.sets import vqa_set
 from medv.profiles import Profile, SamplerSpec
 from medv.training.examples import TrainingData, question_split, stage_examples
 from medv.training.launch import RunOptions
-from medv.training.stages import run_stage
+from medv.training.stages import run_stage, starting_point
 
 NODES = (
     Node(
@@ -40,6 +43,7 @@ NODES = (
         "Stage 1: align the projector",
         makes=("models/stage1",),
         results=("stage1",),
+        reads=("language", "vision", "align", "qa50"),
         heavy=True,
     ),
     Node(
@@ -49,6 +53,7 @@ NODES = (
         needs=("models/stage1",),
         makes=("models/stage2",),
         results=("stage2",),
+        reads=("instruct", "qa50"),
         heavy=True,
     ),
     Node(
@@ -58,19 +63,14 @@ NODES = (
         needs=("models/stage2",),
         makes=("models/stage3",),
         results=("table2", "fig03", "vqa_controls", "vqa_kinds"),
+        reads=("vqa_rad|slake|pathvqa",),
         heavy=True,
     ),
 )
 
+DEFAULT = Machine()
 AFTER, BEFORE, BLIND = "after stage 3", "before stage 3", "trained blind"
 WITHOUT_MODEL = ("nearest question", "question only", "majority")  # answers that no network gives
-
-
-def finish_stage(stage: str, profile: Profile, folder: Path, *, seed: int = 0, **source) -> dict:
-    """`run_stage`, then remove its checkpoints: facts of the run and `seconds`, also of a stage that was finished before."""
-    facts = run_stage(stage, profile, folder, RunOptions(seed=seed), **source)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return facts
 
 
 def losses_of(folder: Path) -> pd.DataFrame:
@@ -92,21 +92,35 @@ def write_texts(answerer: Answerer, examples: Sequence[Example], spec: SamplerSp
     return [answer.text for answer in answerer.answer(examples, config, batch_size=spec.batch_size, quiet=True)]
 
 
+def before_and_after(profile: Profile, start: Path | None, trained: Path, *, seed: int = 0) -> Iterator[tuple[str, Answerer]]:
+    """The model where stage 1 begins, unless that is unknown, and the model of stage 1, by name, one at a time."""
+    if start is not None or profile.towers == "bundled":
+        yield "before", Answerer(*starting_point(profile, start, seed=seed, dtype=getattr(torch, profile.dtype)))
+    yield "after stage 1", Answerer.load(trained, dtype=profile.dtype)
+
+
 def judge_texts(system: str, texts: Sequence[str], examples: Sequence[Example]) -> pd.DataFrame:
-    """Findings precision, recall and F1 of each text in percent: system, id, metric, score.
+    """`text_scores` of each text: system, id, metric, score (percent).
 
     A second system, "..., wrong image", scores each text against the truth of the next example: the score of fluent text
     about another image.
     """
-    scenes = [example.meta["scene"] for example in examples]
-    frames = []
-    for name, truths in ((system, scenes), (f"{system}, wrong image", scenes[1:] + scenes[:1])):
-        items = score_descriptions(texts, truths, resamples=1).items
-        ids = [example.id for example in examples]
+    rows = []
+    for name, truths in ((system, examples), (f"{system}, wrong image", [*examples[1:], *examples[:1]])):
+        scores = [text_scores(text, truth) for text, truth in zip(texts, truths, strict=True)]
         for metric in ("precision", "recall", "f1"):
-            scores = [100.0 * getattr(item, metric) for item in items]
-            frames.append(pd.DataFrame({"system": name, "id": ids, "metric": metric, "score": scores}))
-    return pd.concat(frames, ignore_index=True)
+            for example, score in zip(examples, scores, strict=True):
+                rows.append({"system": name, "id": example.id, "metric": metric, "score": score[metric]})
+    return pd.DataFrame(rows)
+
+
+def shares_stated(texts: Sequence[str], examples: Sequence[Example]) -> str:
+    """The share of the phantoms of which a description states each attribute rightly; real images have no known attributes."""
+    if scored_by(examples) != "facts":
+        return "the attributes of real images are not known"
+    found = score_descriptions(texts, [example.meta["scene"] for example in examples]).by_attribute
+    shares = {name: round(100 * share) for name, share in found.items()}
+    return f"share of images whose description states the attribute rightly (%)\n{shares}"
 
 
 def difference(judged: pd.DataFrame, better: str, base: str, *, metric: str = "f1") -> str:
@@ -121,8 +135,7 @@ def texts_beside_truth(examples: Sequence[Example], texts: Sequence[str], count:
     """The first few requests with the true facts, the reference and the model's text, to read."""
     lines = []
     for example, text in list(zip(examples, texts, strict=True))[:count]:
-        facts = ", ".join(value for _, value in sorted(example.meta["scene"].facts()))
-        lines.append(f"truth      {facts}\nreference  {example.answer}\nmodel      {text or '(nothing)'}\n")
+        lines.append(f"truth      {about(example)}\nreference  {example.answer}\nmodel      {text or '(nothing)'}\n")
     return "\n".join(lines)
 
 
@@ -167,31 +180,65 @@ def fit_answers(profile: Profile, processor: MedVProcessor, train: Sequence[Exam
     return replace(longer, answer=profile.answer.sized(length, length, length))
 
 
-def train_seeds(
-    profile: Profile,
-    folder: Path,
-    init: Path,
-    *,
-    data: str = "phantoms",
-    data_dir: str | Path | None = None,
-    protocol: str = "official",
-    blind: bool = False,
-) -> pd.DataFrame:
-    """Stage 3 once per seed of the profile, each in `folder`/seed<k>; a finished seed is kept. One row of facts a seed.
+@dataclass(frozen=True)
+class QuestionSet:
+    """The questions of one data set, and the profile with a canvas that holds its answers."""
 
-    With `blind` the same network also learns from gray pictures, in `folder`/blind<k>, as a control of `study_seeds`. The
-    first seed's model is copied to `folder` itself.
+    source: TrainingData
+    profile: Profile
+    train: list[Example]
+    tests: dict[str, list[Example]]
+
+    @classmethod
+    def read(cls, profile: Profile, source: TrainingData, processor: MedVProcessor | None = None) -> "QuestionSet":
+        """The set of `question_sets`; with the processor of the model its canvas is fitted."""
+        train, tests = question_sets(profile, source.name, source.folder, source.protocol)
+        return cls(source, profile if processor is None else fit_answers(profile, processor, train), train, tests)
+
+    def sentence(self) -> str:
+        """How many questions there are, and how they are answered."""
+        sizes = ", ".join(f"{name} {len(test)}" for name, test in self.tests.items())
+        long, seeds = self.profile.answer.gen_length, self.profile.seeds
+        return f"training {len(self.train)}; test: {sizes}; answers of at most {long} tokens; seeds {seeds}"
+
+
+def train_seeds(
+    sets: Sequence[QuestionSet], folder: Path, init: Path, *, blind: bool = False, machine: Machine = DEFAULT
+) -> pd.DataFrame:
+    """Stage 3 once per set and seed of the profile, each in `place_of`; a finished seed is kept. One row of facts a seed.
+
+    With `blind` the same network also learns from gray pictures, in `blind<k>`, as a control of `study_seeds`. The first
+    model is copied to `folder` itself.
     """
     rows = []
-    source = TrainingData(data, None if data_dir is None else Path(data_dir), protocol)
-    for seed in profile.seeds:
-        rows.append({"seed": seed} | finish_stage("vqa", profile, folder / f"seed{seed}", init=init, seed=seed, data=source))
-        if blind:
-            gray = blinded(stage_examples("vqa", profile, source)[0])
-            finish_stage("vqa", profile, folder / f"blind{seed}", init=init, seed=seed, examples=gray)
-    shutil.copytree(folder / f"seed{profile.seeds[0]}", folder, dirs_exist_ok=True)
+    for one in sets:
+        place = place_of(one, sets, folder)
+        for seed in one.profile.seeds:
+            facts = machine.train("vqa", one.profile, place / f"seed{seed}", init=init, seed=seed, data=one.source)
+            rows.append(({"data": one.source.name} if len(sets) > 1 else {}) | {"seed": seed} | facts)
+            if blind:
+                gray = blinded(stage_examples("vqa", one.profile, one.source)[0])
+                run_stage("vqa", one.profile, place / f"blind{seed}", RunOptions(seed=seed), init=init, examples=gray)
+                shutil.rmtree(place / f"blind{seed}" / "checkpoints", ignore_errors=True)
+    shutil.copytree(place_of(sets[0], sets, folder) / f"seed{sets[0].profile.seeds[0]}", folder, dirs_exist_ok=True)
     write_json(folder / "seeds.json", rows)
     return pd.DataFrame(rows)
+
+
+def place_of(one: QuestionSet, sets: Sequence[QuestionSet], folder: Path) -> Path:
+    """The folder of a set's models: `folder`, or one by the set's name in it where there are several."""
+    return folder / one.source.name if len(sets) > 1 else folder
+
+
+def study_sets(start: Path, sets: Sequence[QuestionSet], folder: Path) -> pd.DataFrame:
+    """`study_before` and `study_seeds` of every set; `start` is the folder of the model before stage 3."""
+    frames = []
+    for one in sets:
+        before = Answerer.load(start, dtype=one.profile.dtype)
+        frames.append(study_before(before, one.profile, one.train, one.tests))
+        del before  # its memory is needed
+        frames.append(study_seeds(one.profile, place_of(one, sets, folder), one.train, one.tests))
+    return pd.concat(frames, ignore_index=True)
 
 
 def sentence_spec(profile: Profile) -> SamplerSpec:
@@ -221,7 +268,7 @@ def study_seeds(
     frames = []
     models = {seed: folder / f"seed{seed}" for seed in profile.seeds if (folder / f"seed{seed}").is_dir()}
     for seed, model in (models or {profile.seeds[0]: folder}).items():
-        answerer, looks = Answerer.load(model), None
+        answerer, looks = Answerer.load(model, dtype=profile.dtype), None
         if profile.stages["vqa"].cached_vision:
             looks = Looks(answerer.processor)
             looks.once(answerer.model.model, [*chain(*tests.values()), *blinded(train[:1])])
@@ -232,7 +279,7 @@ def study_seeds(
             items = vqa_study(answerer, train, test, conditions=shown, looks=looks, **how)
             frames.append(items.assign(test=name).replace({"condition": {"model": AFTER}}))
             if (folder / f"blind{seed}").is_dir():
-                blind = Answerer.load(folder / f"blind{seed}")
+                blind = Answerer.load(folder / f"blind{seed}", dtype=profile.dtype)
                 items = vqa_study(blind, train, blinded(test), conditions=["model"], **how)
                 frames.append(items.assign(test=name).replace({"condition": {"model": BLIND}}))
     return pd.concat(frames, ignore_index=True)

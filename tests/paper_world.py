@@ -1,0 +1,209 @@
+"""A miniature of the paper's world: weights under the names of the releases, data in the published formats, a configuration.
+
+Widths, depths and images are tiny; the vocabulary, the special ids and every file format are the real ones. Where the real
+annotations are at hand (MEDV_DATA), some of their rows are taken, with placeholder images.
+"""
+
+import json
+import os
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipModel
+from typer.testing import CliRunner
+
+from medv.checkpoints.assembly import assemble, new_processor
+from medv.checkpoints.loading import load_tokenizer
+from medv.checkpoints.released import image_settings
+from medv.cli import app
+
+DATA = Path(os.environ.get("MEDV_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+ROWS, WIDTH, LAYERS = 126_464, 32, 2
+SPECIAL = {
+    "<|startoftext|>": 126_080,
+    "<|endoftext|>": 126_081,
+    "<|mdm_mask|>": 126_336,
+    "<|start_header_id|>": 126_346,
+    "<|end_header_id|>": 126_347,
+    "<|eot_id|>": 126_348,
+}
+IMAGES = {
+    "image_aspect_ratio": "anyres_max_4",
+    "mm_patch_merge_type": "spatial_unpad",
+    "image_grid_pinpoints": "(1x1),...,(1x2)",
+}
+
+
+@cache
+def tokenizer() -> PreTrainedTokenizerFast:
+    """LLaDA's 126,349 ids: bytes, words that nobody uses, the special tokens where they belong."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(alphabet)}
+    taken = {number: string for string, number in SPECIAL.items()}
+    for number in range(len(alphabet), max(taken) + 1):
+        vocabulary[taken.get(number, f"<unused_{number}>")] = number
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    core.add_special_tokens([AddedToken(string, special=True) for string in SPECIAL])
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+
+
+def write_llada(folder):
+    """A LLaDA-8B checkpoint under its OLMo names."""
+    folder.mkdir()
+    draw = torch.Generator().manual_seed(0)
+    square = dict.fromkeys(("q_proj", "k_proj", "v_proj", "attn_out"), (WIDTH, WIDTH))
+    shapes = square | {"ff_proj": (64, WIDTH), "up_proj": (64, WIDTH), "ff_out": (WIDTH, 64)}
+    tensors = {"wte": (ROWS, WIDTH), "ff_out": (ROWS, WIDTH)}
+    tensors |= {f"blocks.{i}.{name}": shape for i in range(LAYERS) for name, shape in shapes.items()}
+    weights = {name: 0.1 * torch.randn(shape, generator=draw) for name, shape in tensors.items()}
+    norms = ("ln_f", *(f"blocks.{i}.{name}" for i in range(LAYERS) for name in ("attn_norm", "ff_norm")))
+    weights |= {name: torch.ones(WIDTH) for name in norms}
+    save_file({f"model.transformer.{k}.weight": v.bfloat16() for k, v in weights.items()}, folder / "model.safetensors")
+    config = {"d_model": WIDTH, "mlp_hidden_size": 64, "n_layers": LAYERS, "n_heads": 4, "rope_theta": 500000.0}
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": ROWS, "bos_token_id": 128000}))
+    tokenizer().save_pretrained(folder)
+
+
+def write_siglip(folder, size=384):
+    """A SigLIP2 release with its text tower, all layers and head."""
+    vision = {"image_size": size, "patch_size": 14, "hidden_size": WIDTH, "intermediate_size": 48}
+    heads = {"num_hidden_layers": 3, "num_attention_heads": 2}
+    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 64}
+    torch.manual_seed(1)
+    SiglipModel(SiglipConfig(vision_config=vision | heads, text_config=text)).save_pretrained(folder)
+
+
+def medv(*arguments) -> str:
+    """The output of a command of medv."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def placeholder(path):
+    """A small picture of noise that depends on its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw = np.random.default_rng(list(path.name.encode()))
+    width, height = draw.integers(40, 90, 2)
+    Image.fromarray(draw.integers(0, 255, (height, width, 3), dtype=np.uint8)).save(path, "JPEG")
+
+
+def cut(source, target, count, key="image", keep=lambda row: True):
+    """Every n-th row of an annotation file, with a placeholder for each image that they name."""
+    text = source.read_text(encoding="utf-8")
+    rows = json.loads(text) if source.suffix == ".json" else map(json.loads, text.splitlines())
+    rows = list(filter(keep, rows))
+    rows = rows[:: max(1, len(rows) // count)][:count]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lines = json.dumps(rows) if target.suffix == ".json" else "".join(json.dumps(row) + "\n" for row in rows)
+    target.write_text(lines, encoding="utf-8")
+    for row in rows:
+        placeholder(target.parent / "images" / row[key])
+    return rows
+
+
+def write_weights(root, size=56):
+    """LLaDA-8B, SigLIP2 and LLaDA-V as released, and what `medv convert` makes of them."""
+    write_llada(root / "released" / "LLaDA-8B-Instruct")
+    write_siglip(root / "released" / "siglip2", size)
+    medv("convert", root / "released/LLaDA-8B-Instruct", root / "language")
+    medv("convert", root / "released/siglip2", root / "vision")
+    model = assemble(root / "language", root / "vision", seed=5, **image_settings(IMAGES, size))
+    model.save_pretrained(root / "assembled")
+    new_processor(load_tokenizer(root / "language"), model.config).save_pretrained(root / "assembled")
+    medv("convert", root / "assembled", root / "released" / "LLaDA-V", "--to", "lladav")
+    medv("convert", root / "released/LLaDA-V", root / "general", "--vision", root / "released/siglip2")
+
+
+def write_data(root, train=24, test=12):
+    """Some rows of each data set, in a folder of its own."""
+    english = lambda row: row["q_lang"] == "en"  # noqa: E731
+    own = lambda row: row["phrase_type"] in ("freeform", "para", "test_freeform", "test_para")  # noqa: E731
+    for split, count in (("train", train), ("test", test)):
+        cut(DATA / f"vqa_rad/{split}set.json", root / f"vqa_rad/{split}set.json", count, "image_name", own)
+        cut(DATA / f"slake/{split}.json", root / f"slake/{split}.json", count, "img_name", english)
+        cut(DATA / f"pathvqa/{split}.jsonl", root / f"pathvqa/{split}.jsonl", count)
+    for name in ("llava_med_eval_qa50_qa.jsonl",):
+        rows = cut(DATA / "qa50" / name, root / "qa50" / name, 193)
+    talks = [
+        {"id": str(n), "image": f"{n}.jpg", "conversations": [{"from": who, "value": text} for who, text in said]}
+        for n, said in enumerate(
+            [("human", "What is shown?\n<image>"), ("gpt", row["fig_caption"])] for row in rows[: train // 2]
+        )
+    ]
+    for name, file in (("align", "llava_med_alignment_500k.json"), ("instruct", "llava_med_instruct_60k.json")):
+        (root / name / "images").mkdir(parents=True)
+        (root / name / file).write_text(json.dumps(talks))
+        for talk in talks:
+            placeholder(root / name / "images" / talk["image"])
+    answers = [{"question_id": row["question_id"], "text": row["gpt4_answer"], "seconds": 1.5} for row in rows]
+    (root / "llava_med.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
+
+
+CONFIG = """
+[weights]
+language = "language"
+vision = "vision"
+general = "general"
+
+[data]
+align = "align"
+instruct = "instruct"
+vqa_rad = "vqa_rad"
+slake = "slake"
+pathvqa = "pathvqa"
+qa50 = "qa50"
+
+[baselines.LLaVA-Med]
+answers = "llava_med.jsonl"
+
+[judge]
+base_url = "{judge}"
+model = "stub"
+attempts = 2
+delay = 0.01
+
+[machine]
+processes = {processes}
+
+[profile]
+dtype = "float32"
+evaluation_descriptions = 6
+describe = {{gen_length = 16, block_length = 4, steps = 16, batch_size = 8}}
+answer = {{gen_length = 4, block_length = 4, steps = 4}}
+caption = {{gen_length = 8, block_length = 8, steps = 4}}
+sentence = {{gen_length = 8, block_length = 8, steps = 4}}
+draws = 2
+lora = {{sizes = [4, 8], steps = [1, 2], rates = {{0 = 1e-4, 2 = 1e-3}}, seeds = [0], questions = 6}}
+
+[profile.stages]
+align = {{batch_size = 4, epochs = 0.5}}
+instruct = {{batch_size = 4, epochs = 0.5}}
+vqa = {{batch_size = 4, epochs = 0.5}}
+
+[profile.vqa_sets]
+slake = {{batch_size = 4, epochs = 0.5}}
+pathvqa = {{batch_size = 4, epochs = 0.5}}
+
+[profile.initialization]
+descriptions = 4
+
+[profile.fast]
+oracle = {{gen_length = 16, block_length = 8, steps = 16}}
+texts = 8
+descriptions = 4
+cached = 2
+bench = {{hidden_size = 16, intermediate_size = 32, layers = 1, heads = 2, gen_length = 8, block_length = 4, vocab_size = 1000}}
+"""
+
+
+def write_config(root, judge="http://127.0.0.1:9/v1", processes=1):
+    """The configuration file of the world."""
+    (root / "paper.toml").write_text(CONFIG.format(judge=judge, processes=processes))
+    return root / "paper.toml"
