@@ -1,0 +1,176 @@
+"""`medv reproduce --on slurm`: each notebook is a job of a scheduler, submitted through submitit once its inputs are there.
+
+The process that submits holds the run folder, polls, and may die: a job finishes by itself, and the next `medv reproduce --on`
+waits for the jobs that are still in the queue. Scripts and logs of the jobs are in `OUT/jobs`. `local` starts processes of this
+machine instead.
+"""
+
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medv.artifacts import write_json
+from medv.companion.studies.machine import Machine
+from medv.companion.studies.node import Node
+from medv.profiles import Profile
+from medv.reading import read_json
+
+if TYPE_CHECKING:
+    from submitit import Job
+
+SCHEDULERS = ("slurm", "local")
+OPTIONS = ("account", "constraint", "cpus_per_task", "exclude", "gpus_per_node", "gres", "mail_type", "mail_user", "mem")
+OPTIONS += ("nodelist", "partition", "qos", "reservation", "time")
+"""Options of sbatch that `--slurm KEY=VALUE` passes on, with - or _ in their names."""
+QUEUE_SECONDS = 15  # between two questions about a job
+LATE_SECONDS = 15  # a shared file system may show a result so much later
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a job asks for, on one node of the cluster: GPUs, cores, GB of host memory and hours; exclusive: the whole node."""
+
+    gpus: int
+    cores: int
+    memory: int
+    hours: int
+    exclusive: bool
+
+    @classmethod
+    def of(cls, node: Node, profile: Profile, machine: Machine) -> "Resources":
+        """Where the profile's models need a GPU, a heavy notebook gets one for each process of its trainings."""
+        if profile.side_by_side or not (node.heavy or node.alone):
+            return cls(0, 2, 8 if profile.side_by_side else 32, 8, node.alone)
+        return cls(machine.processes, machine.processes * max(4, machine.workers + 1), 64 * machine.processes, 48, node.alone)
+
+
+def options_of(given: Iterable[str]) -> dict[str, str]:
+    """{"partition": "gpu"} for ["partition=gpu"]; raises ValueError for anything else than KEY=VALUE with a key of OPTIONS."""
+    found = {}
+    for text in given:
+        key, _, value = text.partition("=")
+        if not value or value != value.strip() or not value.isprintable():
+            raise ValueError(f"--slurm {text!r} is not KEY=VALUE, as partition=gpu")
+        if key.replace("-", "_") not in OPTIONS:
+            raise ValueError(f"--slurm has no option {key!r}: choose from {', '.join(OPTIONS)}")
+        found[key.replace("-", "_")] = value
+    return found
+
+
+def check_scheduler(on: str | None, slurm: Iterable[str], out: Path) -> None:
+    """Raise ValueError where `--on` and `--slurm` cannot be followed, or jobs of an earlier run may still write to `out`."""
+    if on not in (None, *SCHEDULERS):
+        raise ValueError(f"--on {on!r} is no scheduler: use one of {', '.join(SCHEDULERS)}")
+    if options_of(slurm) and on != "slurm":
+        raise ValueError("--slurm is an option of `--on slurm`: give both or none")
+    if on and importlib.util.find_spec("submitit") is None:
+        raise ValueError("--on needs the library submitit: pip install 'medv[slurm]'")
+    if on == "slurm" and not (shutil.which("sbatch") and shutil.which("squeue")):
+        raise ValueError("--on slurm needs the commands sbatch and squeue on the PATH: run it on a login node of the cluster")
+    for record in sorted((out / "jobs").glob("*.json")):
+        left = read_json(record)
+        if left["on"] != on:
+            raise ValueError(
+                f"job {left['job']} of an earlier --on {left['on']} may still write to {out}: go on with --on {left['on']}, or "
+                f"cancel the job and delete {record}"
+            )
+
+
+class Jobs:
+    """The jobs of one run. `submit_and_wait` may be called from several threads."""
+
+    def __init__(self, on: str, folder: Path, slurm: Iterable[str]):
+        from submitit import LocalExecutor, SlurmExecutor
+
+        self.on, self.folder, self.options = on, folder, options_of(slurm)
+        self.executor = (SlurmExecutor if on == "slurm" else LocalExecutor)(folder)
+        self.running: dict[str, Job] = {}
+        self.submitting = threading.Lock()  # the executor holds the parameters of the next job
+
+    def submit_and_wait(self, name: str, key: str, asks: Resources, function: Callable, *arguments: Any) -> Any:
+        """What `function(*arguments)` returns in a job, or in one that an earlier process submitted for the same key.
+
+        Raises RuntimeError where a job ends without a result.
+        """
+        record = self.folder / f"{name}.json"
+        with self.submitting:
+            job = self._left(record, key)
+            if job is None:
+                self._ask_for(name, asks)
+                job = self.executor.submit(function, *arguments)
+                write_json(record, {"on": self.on, "job": job.job_id, "key": key})
+            self.running[name] = job
+        result, waits = job.paths.result_pickle, 0
+        while not result.exists() and (waits % QUEUE_SECONDS or self._is_queued(job)):
+            time.sleep(1)
+            waits += 1
+        until = time.monotonic() + LATE_SECONDS
+        while self.on == "slurm" and not result.exists() and time.monotonic() < until:
+            time.sleep(1)
+        del self.running[name]
+        record.unlink(missing_ok=True)
+        if not result.exists():
+            raise RuntimeError(
+                f"job {job.job_id} ended without a result (cancelled, or out of time or memory): see {job.paths.stderr}"
+            )
+        return job.result()
+
+    def cancel(self) -> list[str]:
+        """Cancel the jobs that wait or run, submit no more, and say so in one sentence for each."""
+        self.submitting.acquire()
+        said = []
+        for name, job in list(self.running.items()):
+            try:
+                if self.on == "slurm":
+                    job.cancel()
+                else:
+                    os.kill(int(job.job_id), signal.SIGINT)
+                (self.folder / f"{name}.json").unlink(missing_ok=True)
+                said.append(f"job {job.job_id} ({name}) was cancelled")
+            except (subprocess.CalledProcessError, OSError) as error:
+                said.append(f"job {job.job_id} ({name}) could not be cancelled and may still run: {error}")
+        return said
+
+    def _left(self, record: Path, key: str) -> "Job | None":
+        """The unfinished job of a record; raises RuntimeError if it is of other work, which two processes must not write."""
+        if not record.exists():
+            return None
+        left = read_json(record)
+        job = self.executor.job_class(self.folder, left["job"])
+        if job.paths.result_pickle.exists() or not self._is_queued(job):
+            return None
+        if left["key"] == key:
+            return job
+        raise RuntimeError(f"job {job.job_id} of an earlier run, for other inputs, still makes it: cancel it and begin again")
+
+    def _ask_for(self, name: str, asks: Resources) -> None:
+        if self.on == "local":
+            self.executor.update_parameters(timeout_min=60 * asks.hours, gpus_per_node=asks.gpus)
+            return
+        asked = {"time": 60 * asks.hours, "cpus_per_task": asks.cores, "mem": f"{asks.memory}G"}
+        asked |= {"gpus_per_node": asks.gpus} if asks.gpus and "gres" not in self.options else {}
+        asked |= {"exclusive": True} if asks.exclusive else {}
+        # Without srun a notebook may start torchrun: a job step would look like a process of MPI.
+        self.executor.update_parameters(job_name=f"medv-{name}", use_srun=False, additional_parameters=asked | self.options)
+
+    def _is_queued(self, job: "Job") -> bool:
+        """Whether a job waits or runs. Asks squeue: submitit would ask sacct, which needs an accounting data base."""
+        if self.on == "slurm":
+            command = ["squeue", "--noheader", "--jobs", job.job_id]
+            asked = subprocess.run(command, capture_output=True, text=True)
+            return bool(asked.stdout.strip()) or (asked.returncode != 0 and "Invalid job id" not in asked.stderr)
+        if not job.done():
+            return True
+        with suppress(OSError):  # a process of an earlier run, no child of this one
+            os.kill(int(job.job_id), 0)
+            return True
+        return False
