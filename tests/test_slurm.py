@@ -16,7 +16,7 @@ from rich.console import Console
 from test_reproduce import ALONE, BODIES, TOYS, alive, toys, write_notebook  # noqa: F401 (toys is a fixture)
 
 from medv.companion.reproduction import cluster
-from medv.companion.reproduction.cluster import Resources
+from medv.companion.reproduction.cluster import asked_for
 from medv.companion.reproduction.registry import Node
 from medv.companion.reproduction.reproduce import reproduce
 from medv.companion.studies.machine import Machine
@@ -143,10 +143,9 @@ def test_a_job_that_is_lost_is_a_failure(toys, tmp_path, stub, monkeypatch):  # 
 def test_heavy_notebooks_ask_for_gpus_where_models_are_large():
     light, heavy = Node("a", "a.ipynb", ""), Node("b", "b.ipynb", "", heavy=True)
     paper, machine = get_profile("paper"), Machine(processes=4, workers=7)
-    assert [Resources.of(node, paper, machine).gpus for node in (light, heavy)] == [0, 4]
-    assert Resources.of(heavy, paper, machine) == Resources(gpus=4, cores=32, memory=256, hours=48, exclusive=False)
-    assert Resources.of(heavy, get_profile("tiny"), machine).gpus == 0
-    assert Resources.of(replace(light, alone=True), paper, machine).exclusive
+    asked = {"time": 2880, "cpus_per_task": 32, "mem": "256G", "gpus_per_node": 4}
+    assert asked_for(heavy, paper, machine) == asked and asked_for(replace(light, alone=True), paper, machine)["exclusive"]
+    assert "gpus_per_node" not in asked_for(light, paper, machine) | asked_for(heavy, get_profile("tiny"), machine)
 
 
 def test_what_cannot_be_followed_is_refused_before_anything_is_made(tmp_path, monkeypatch):

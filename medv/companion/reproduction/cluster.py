@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,29 +27,23 @@ if TYPE_CHECKING:
     from submitit import Job
 
 SCHEDULERS = ("slurm", "local")
-OPTIONS = ("account", "constraint", "cpus_per_task", "exclude", "gpus_per_node", "gres", "mail_type", "mail_user", "mem")
-OPTIONS += ("nodelist", "partition", "qos", "reservation", "time")
+OPTIONS = ("account", "constraint", "cpus_per_task", "exclude", "gpus_per_node", "mail_type", "mail_user", "mem", "nodelist")
+OPTIONS += ("partition", "qos", "reservation", "time")
 """Options of sbatch that `--slurm KEY=VALUE` passes on, with - or _ in their names."""
 QUEUE_SECONDS = 15  # between two questions about a job
-LATE_SECONDS = 15  # a shared file system may show a result so much later
+LATE_SECONDS = 10  # in which a shared file system shows a result
 
 
-@dataclass(frozen=True)
-class Resources:
-    """What a job asks for, on one node of the cluster: GPUs, cores, GB of host memory and hours; exclusive: the whole node."""
+def asked_for(node: Node, profile: Profile, machine: Machine) -> dict[str, Any]:
+    """What the job of a notebook asks of sbatch (minutes, cores, memory of the host, GPUs), on one node of the cluster.
 
-    gpus: int
-    cores: int
-    memory: int
-    hours: int
-    exclusive: bool
-
-    @classmethod
-    def of(cls, node: Node, profile: Profile, machine: Machine) -> "Resources":
-        """Where the profile's models need a GPU, a heavy notebook gets one for each process of its trainings."""
-        if profile.side_by_side or not (node.heavy or node.alone):
-            return cls(0, 2, 8 if profile.side_by_side else 32, 8, node.alone)
-        return cls(machine.processes, machine.processes * max(4, machine.workers + 1), 64 * machine.processes, 48, node.alone)
+    Where the profile's models need a GPU, a heavy notebook gets one for each process of its trainings.
+    """
+    gpus = machine.processes if (node.heavy or node.alone) and not profile.side_by_side else 0
+    memory = 64 * gpus or (8 if profile.side_by_side else 32)
+    cores = gpus * max(4, machine.workers + 1) or 2
+    asked = {"time": 60 * (48 if gpus else 8), "cpus_per_task": cores, "mem": f"{memory}G"}
+    return asked | ({"gpus_per_node": gpus} if gpus else {}) | ({"exclusive": True} if node.alone else {})
 
 
 def options_of(given: Iterable[str]) -> dict[str, str]:
@@ -77,12 +70,10 @@ def check_scheduler(on: str | None, slurm: Iterable[str], out: Path) -> None:
     if on == "slurm" and not (shutil.which("sbatch") and shutil.which("squeue")):
         raise ValueError("--on slurm needs the commands sbatch and squeue on the PATH: run it on a login node of the cluster")
     for record in sorted((out / "jobs").glob("*.json")):
-        left = read_json(record)
-        if left["on"] != on:
-            raise ValueError(
-                f"job {left['job']} of an earlier --on {left['on']} may still write to {out}: go on with --on {left['on']}, or "
-                f"cancel the job and delete {record}"
-            )
+        job, where = (read_json(record)[key] for key in ("job", "on"))
+        if where != on:
+            mend = f"go on with --on {where}, or cancel the job and delete {record}"
+            raise ValueError(f"job {job} of an earlier --on {where} may still write to {out}: {mend}")
 
 
 class Jobs:
@@ -96,36 +87,41 @@ class Jobs:
         self.running: dict[str, Job] = {}
         self.submitting = threading.Lock()  # the executor holds the parameters of the next job
 
-    def submit_and_wait(self, name: str, key: str, asks: Resources, function: Callable, *arguments: Any) -> Any:
+    def submit_and_wait(self, name: str, key: str, asked: dict[str, Any], function: Callable, *arguments: Any) -> Any:
         """What `function(*arguments)` returns in a job, or in one that an earlier process submitted for the same key.
 
-        Raises RuntimeError where a job ends without a result.
+        Raises RuntimeError where a job ends without a result, and where one of another key is still in the queue.
         """
         record = self.folder / f"{name}.json"
         with self.submitting:
-            job = self._left(record, key)
-            if job is None:
-                self._ask_for(name, asks)
+            left = read_json(record) if record.exists() else {}
+            job = self.executor.job_class(self.folder, left["job"]) if left else None
+            if job is None or job.paths.result_pickle.exists() or not self._is_queued(job):
+                if self.on == "local":
+                    self.executor.update_parameters(timeout_min=asked["time"], gpus_per_node=asked.get("gpus_per_node", 0))
+                else:  # without srun: a notebook that starts torchrun must not look like a process of MPI
+                    given = {"additional_parameters": asked | self.options, "use_srun": False}
+                    self.executor.update_parameters(job_name=f"medv-{name}", **given)
                 job = self.executor.submit(function, *arguments)
                 write_json(record, {"on": self.on, "job": job.job_id, "key": key})
+            elif left["key"] != key:
+                raise RuntimeError(f"job {job.job_id} of an earlier run still makes it from other inputs: cancel that first")
             self.running[name] = job
         result, waits = job.paths.result_pickle, 0
         while not result.exists() and (waits % QUEUE_SECONDS or self._is_queued(job)):
             time.sleep(1)
             waits += 1
-        until = time.monotonic() + LATE_SECONDS
-        while self.on == "slurm" and not result.exists() and time.monotonic() < until:
-            time.sleep(1)
+        if not result.exists():
+            time.sleep(LATE_SECONDS)
         del self.running[name]
         record.unlink(missing_ok=True)
         if not result.exists():
-            raise RuntimeError(
-                f"job {job.job_id} ended without a result (cancelled, or out of time or memory): see {job.paths.stderr}"
-            )
+            why = "ended without a result (cancelled, or out of time or memory)"
+            raise RuntimeError(f"job {job.job_id} {why}: see {job.paths.stderr}")
         return job.result()
 
     def cancel(self) -> list[str]:
-        """Cancel the jobs that wait or run, submit no more, and say so in one sentence for each."""
+        """Submit no more, cancel the jobs that wait or run, and report each in a sentence."""
         self.submitting.acquire()
         said = []
         for name, job in list(self.running.items()):
@@ -139,28 +135,6 @@ class Jobs:
             except (subprocess.CalledProcessError, OSError) as error:
                 said.append(f"job {job.job_id} ({name}) could not be cancelled and may still run: {error}")
         return said
-
-    def _left(self, record: Path, key: str) -> "Job | None":
-        """The unfinished job of a record; raises RuntimeError if it is of other work, which two processes must not write."""
-        if not record.exists():
-            return None
-        left = read_json(record)
-        job = self.executor.job_class(self.folder, left["job"])
-        if job.paths.result_pickle.exists() or not self._is_queued(job):
-            return None
-        if left["key"] == key:
-            return job
-        raise RuntimeError(f"job {job.job_id} of an earlier run, for other inputs, still makes it: cancel it and begin again")
-
-    def _ask_for(self, name: str, asks: Resources) -> None:
-        if self.on == "local":
-            self.executor.update_parameters(timeout_min=60 * asks.hours, gpus_per_node=asks.gpus)
-            return
-        asked = {"time": 60 * asks.hours, "cpus_per_task": asks.cores, "mem": f"{asks.memory}G"}
-        asked |= {"gpus_per_node": asks.gpus} if asks.gpus and "gres" not in self.options else {}
-        asked |= {"exclusive": True} if asks.exclusive else {}
-        # Without srun a notebook may start torchrun: a job step would look like a process of MPI.
-        self.executor.update_parameters(job_name=f"medv-{name}", use_srun=False, additional_parameters=asked | self.options)
 
     def _is_queued(self, job: "Job") -> bool:
         """Whether a job waits or runs. Asks squeue: submitit would ask sacct, which needs an accounting data base."""

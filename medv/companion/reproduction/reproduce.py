@@ -23,7 +23,7 @@ from rich.text import Text
 
 from medv.artifacts import PACKAGE, default_out, fingerprint, write_json
 from medv.companion.reproduction.cache import FORCE_KEY, RESUME_KEY, SUFFIXES, Workshop
-from medv.companion.reproduction.cluster import Jobs, Resources, check_scheduler
+from medv.companion.reproduction.cluster import Jobs, asked_for, check_scheduler
 from medv.companion.reproduction.materials import Materials
 from medv.companion.reproduction.registry import EXHIBITS, Node, chain_lengths, nodes_for, ordered, parents
 from medv.ownership import check_empty, hold
@@ -114,8 +114,8 @@ def reproduce(
         if config is not None:
             write_json(shop.out / "config.json", materials.to_dict())
         progress = {node.name: Progress(node) for node in chosen}
+        cluster = Jobs(on, shop.out / "jobs", slurm) if on else None
         try:
-            cluster = Jobs(on, shop.out / "jobs", slurm) if on else None
             _Schedule(shop, nodes, progress, force, jobs, console, cluster).run()
         except KeyboardInterrupt:
             for line in cluster.cancel() if cluster else ():
@@ -126,12 +126,7 @@ def reproduce(
 
 
 def run_node(
-    shop: Workshop,
-    node: Node,
-    made_from: dict[str, Any],
-    force: bool,
-    share: int,
-    on_cell: Callable[[int, int], None] = lambda number, count: None,
+    shop: Workshop, node: Node, made_from: dict[str, Any], force: bool, share: int, on_cell: Callable = lambda *_: None
 ) -> str | None:
     """Execute a notebook on a `share`-th of this machine's cores, check that everything declared was made, and record it.
 
@@ -143,6 +138,7 @@ def run_node(
         from medv.companion.reproduction.execute import execute
 
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = int(os.environ.get("SLURM_CPUS_PER_TASK", cores))
         threads = max(1, cores // share)
         defaults = {"OMP_NUM_THREADS": str(threads), "PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false"}
         keys = {RESUME_KEY: f"k{fingerprint(made_from)[:16]}"} | ({FORCE_KEY: "1"} if force else {})
@@ -174,6 +170,7 @@ class _Schedule:
         self.shop, self.nodes, self.progress, self.cluster = shop, nodes, progress, cluster
         self.force, self.jobs, self.console = force, jobs, console
         self.ended: queue.Queue[tuple[Progress, str | None]] = queue.Queue()  # with the error, if it failed
+        self.here = cluster is None or cluster.on == "local"  # a scheduler finds room itself
         lengths = chain_lengths(nodes)
         self.order = sorted(progress.values(), key=lambda item: -lengths[item.node.name])
 
@@ -205,17 +202,12 @@ class _Schedule:
                 continue
             before = [self.progress[parent.name] for parent in parents(item.node, self.nodes)]
             bad = next((parent.node.name for parent in before if parent.status in ("failed", "blocked")), None)
-            running = [other.node for other in everyone if other.status == "running" and self._here]
+            running = [other.node for other in everyone if other.status == "running" and self.here]
             room = len(running) < self.jobs and not any(map(self._exclusive, running))
             if bad or (lost := self.shop.materials.missing(item.node, self.shop.profile)):
                 self._set(item, "blocked", f"needs {bad}" if bad else lost[0])
             elif all(parent.finished for parent in before) and (not running if self._exclusive(item.node) else room):
                 self._begin(item)
-
-    @property
-    def _here(self) -> bool:
-        """Whether the notebooks share this machine: a scheduler finds room itself."""
-        return self.cluster is None or self.cluster.on == "local"
 
     def _exclusive(self, node: Node) -> bool:
         return node.alone or (node.heavy and not self.shop.profile.side_by_side)
@@ -238,14 +230,14 @@ class _Schedule:
         def on_cell(number: int, count: int) -> None:
             item.cell = f"{number}/{count}"
 
-        share = 1 if self._exclusive(node) or not self._here else self.jobs
+        share = 1 if self._exclusive(node) or not self.here else self.jobs
         work = (shop, node, made_from, self.force, share)
         if self.cluster is None:
             self.ended.put((item, run_node(*work, on_cell)))
             return
         try:
-            asks = Resources.of(node, shop.profile, shop.materials.machine)
-            error = self.cluster.submit_and_wait(node.name, fingerprint(made_from), asks, run_node, *work)
+            asked = asked_for(node, shop.profile, shop.materials.machine)
+            error = self.cluster.submit_and_wait(node.name, fingerprint(made_from), asked, run_node, *work)
         except Exception as problem:
             error = str(problem) or repr(problem)
         self.ended.put((item, error))
