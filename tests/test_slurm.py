@@ -155,10 +155,10 @@ def test_what_cannot_be_followed_is_refused_before_anything_is_made(tmp_path, mo
         return result.stderr
 
     assert "'pbs' is no scheduler: use one of slurm, local" in refused("--on", "pbs")
-    assert "--slurm is an option of `--on slurm`" in refused("--slurm", "partition=a")
-    assert "'partition' is not KEY=VALUE" in refused("--on", "slurm", "--slurm", "partition")
+    assert "beside `--on slurm`" in refused("--slurm", "partition=a")
+    assert "'partition' must be KEY=VALUE" in refused("--on", "slurm", "--slurm", "partition")
     assert "no option 'partitoin': choose from account" in refused("--on", "slurm", "--slurm", "partitoin=a")
-    assert "is not KEY=VALUE" in refused("--on", "slurm", "--slurm", "partition=a\n#SBATCH --wrap=x")
+    assert "must be KEY=VALUE" in refused("--on", "slurm", "--slurm", "partition=a\n#SBATCH --wrap=x")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "needs the commands sbatch and squeue" in refused("--on", "slurm")
     monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: None)

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,25 +46,21 @@ def asked_for(node: Node, profile: Profile, machine: Machine) -> dict[str, Any]:
     return asked | ({"gpus_per_node": gpus} if gpus else {}) | ({"exclusive": True} if node.alone else {})
 
 
-def options_of(given: Iterable[str]) -> dict[str, str]:
-    """{"partition": "gpu"} for ["partition=gpu"]; raises ValueError for anything else than KEY=VALUE with a key of OPTIONS."""
-    found = {}
-    for text in given:
-        key, _, value = text.partition("=")
-        if not value or value != value.strip() or not value.isprintable():
-            raise ValueError(f"--slurm {text!r} is not KEY=VALUE, as partition=gpu")
-        if key.replace("-", "_") not in OPTIONS:
-            raise ValueError(f"--slurm has no option {key!r}: choose from {', '.join(OPTIONS)}")
-        found[key.replace("-", "_")] = value
-    return found
+def check_scheduler(on: str | None, slurm: Iterable[str], out: Path) -> dict[str, str]:
+    """The options of `--slurm`: {"partition": "gpu"} for ["partition=gpu"].
 
-
-def check_scheduler(on: str | None, slurm: Iterable[str], out: Path) -> None:
-    """Raise ValueError where `--on` and `--slurm` cannot be followed, or jobs of an earlier run may still write to `out`."""
+    Raises ValueError where `--on` and `--slurm` cannot be followed, or jobs of an earlier run may still write to `out`.
+    """
     if on not in (None, *SCHEDULERS):
         raise ValueError(f"--on {on!r} is no scheduler: use one of {', '.join(SCHEDULERS)}")
-    if options_of(slurm) and on != "slurm":
-        raise ValueError("--slurm is an option of `--on slurm`: give both or none")
+    options = {}
+    for text in slurm:
+        key, _, value = text.partition("=")
+        if on != "slurm" or not value or value != value.strip() or not value.isprintable():
+            raise ValueError(f"--slurm {text!r} must be KEY=VALUE, as partition=gpu, and beside `--on slurm`")
+        if key.replace("-", "_") not in OPTIONS:
+            raise ValueError(f"--slurm has no option {key!r}: choose from {', '.join(OPTIONS)}")
+        options[key.replace("-", "_")] = value
     if on and importlib.util.find_spec("submitit") is None:
         raise ValueError("--on needs the library submitit: pip install 'medv[slurm]'")
     if on == "slurm" and not (shutil.which("sbatch") and shutil.which("squeue")):
@@ -74,15 +70,16 @@ def check_scheduler(on: str | None, slurm: Iterable[str], out: Path) -> None:
         if where != on:
             mend = f"go on with --on {where}, or cancel the job and delete {record}"
             raise ValueError(f"job {job} of an earlier --on {where} may still write to {out}: {mend}")
+    return options
 
 
 class Jobs:
     """The jobs of one run. `submit_and_wait` may be called from several threads."""
 
-    def __init__(self, on: str, folder: Path, slurm: Iterable[str]):
+    def __init__(self, on: str, folder: Path, options: Mapping[str, str]):
         from submitit import LocalExecutor, SlurmExecutor
 
-        self.on, self.folder, self.options = on, folder, options_of(slurm)
+        self.on, self.folder, self.options = on, folder, options
         self.executor = (SlurmExecutor if on == "slurm" else LocalExecutor)(folder)
         self.running: dict[str, Job] = {}
         self.submitting = threading.Lock()  # the executor holds the parameters of the next job
@@ -100,7 +97,7 @@ class Jobs:
                 if self.on == "local":
                     self.executor.update_parameters(timeout_min=asked["time"], gpus_per_node=asked.get("gpus_per_node", 0))
                 else:  # without srun: a notebook that starts torchrun must not look like a process of MPI
-                    given = {"additional_parameters": asked | self.options, "use_srun": False}
+                    given = {"additional_parameters": {**asked, **self.options}, "use_srun": False}
                     self.executor.update_parameters(job_name=f"medv-{name}", **given)
                 job = self.executor.submit(function, *arguments)
                 write_json(record, {"on": self.on, "job": job.job_id, "key": key})

@@ -91,7 +91,7 @@ def reproduce(
     chosen = ordered(nodes, only)
     for node in chosen:
         shop.check_parameters(node)
-    check_scheduler(on, slurm, shop.out)
+    options = check_scheduler(on, slurm, shop.out)
     if shop.profile.notes:
         console.print(Text(f"profile {profile}: {shop.profile.notes}"), soft_wrap=True)
     if shop.profile.towers == "packages":
@@ -114,7 +114,7 @@ def reproduce(
         if config is not None:
             write_json(shop.out / "config.json", materials.to_dict())
         progress = {node.name: Progress(node) for node in chosen}
-        cluster = Jobs(on, shop.out / "jobs", slurm) if on else None
+        cluster = Jobs(on, shop.out / "jobs", options) if on else None
         try:
             _Schedule(shop, nodes, progress, force, jobs, console, cluster).run()
         except KeyboardInterrupt:
@@ -155,13 +155,13 @@ def run_node(
 
 
 class _Schedule:
-    """Starts what is ready and waits for what runs, until nothing is left."""
+    """Starts what is ready and waits for what runs, until nothing is left. progress: `Progress` by the name of the node."""
 
     def __init__(
         self,
         shop: Workshop,
         nodes: Sequence[Node],
-        progress: dict[str, Progress],
+        progress: dict,
         force: bool,
         jobs: int,
         console: Console,
