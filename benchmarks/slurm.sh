@@ -18,6 +18,6 @@ if [ $# -eq 0 ]; then
     set -- instruct --profile paper --deepspeed zero3 --data llava_med_instruct --data-dir data/llava_med \
         --init runs/paper/stage1 --out runs/paper/stage2
 fi
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)  # reads to the end: with head, a long list would end the script
 srun --kill-on-bad-exit=1 .venv/bin/torchrun --nnodes "$SLURM_NNODES" --nproc_per_node "${SLURM_GPUS_ON_NODE:-4}" \
     --rdzv_backend c10d --rdzv_id "$SLURM_JOB_ID" --rdzv_endpoint "$first:29500" -m medv train "$@"
