@@ -97,18 +97,21 @@ def test_jobs_make_what_the_run_in_process_makes(toys, tmp_path):  # noqa: F811
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_run_cancels_its_jobs_and_a_killed_one_finds_them_again(toys, tmp_path, sent):  # noqa: F811
     out, go = tmp_path / "run", tmp_path / "go"
-    waits = f"import os, time\nartifact('half', str(os.getpid()))\nwhile not Path({str(go)!r}).exists():\n    time.sleep(0.1)\n"
+    waits = f"import os, time\nartifact('half', str(os.getpid()))\nwait = iter(range(1200))\n"
+    waits += f"while not Path({str(go)!r}).exists() and next(wait, None) is not None:\n    time.sleep(0.1)\n"
     write_notebook(toys, "first", f"{waits}{BODIES['first']}")
     command = [sys.executable, "-c", CHILD, str(HELPERS), str(out), str(toys)]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(HELPERS.parent)})
+    said = tmp_path / "said"  # a file: jobs that go on would keep a pipe open
+    with said.open("w") as stream:
+        child = subprocess.Popen(command, stdout=stream, env=os.environ | {"PYTHONPATH": str(HELPERS.parent)})
     deadline = time.monotonic() + 120
     while not (out / "half").exists() and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
     job, kernel = json.loads((out / "jobs" / "first.json").read_text())["job"], int((out / "half").read_text())
     child.send_signal(sent)
-    printed = child.communicate(timeout=60)[0]
+    child.wait(60)
     if sent == signal.SIGINT:
-        assert child.returncode == 130 and f"job {job} (first) was cancelled" in printed
+        assert child.returncode == 130 and f"job {job} (first) was cancelled" in said.read_text()
         while alive(kernel) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert not alive(kernel) and not (out / "jobs" / "first.json").exists()
