@@ -97,7 +97,7 @@ def test_jobs_make_what_the_run_in_process_makes(toys, tmp_path):  # noqa: F811
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_run_cancels_its_jobs_and_a_killed_one_finds_them_again(toys, tmp_path, sent):  # noqa: F811
     out, go = tmp_path / "run", tmp_path / "go"
-    waits = f"import os, time\nartifact('half', str(os.getpid()))\nwait = iter(range(1200))\n"
+    waits = "import os, time\nartifact('half', str(os.getpid()))\nwait = iter(range(1200))\n"
     waits += f"while not Path({str(go)!r}).exists() and next(wait, None) is not None:\n    time.sleep(0.1)\n"
     write_notebook(toys, "first", f"{waits}{BODIES['first']}")
     command = [sys.executable, "-c", CHILD, str(HELPERS), str(out), str(toys)]
