@@ -120,8 +120,8 @@ def train_stage(
             train_dataset=stream,
             eval_dataset=ValidationStream(validation, encode) if validation else None,
             data_collator=Collator(processor.special, padding=recipe.padding, feature_dropout=recipe.feature_dropout),
-            callbacks=[Checkpoints(options.deepspeed, stream, options.stop_after)],
         )
+        trainer.add_callback(Checkpoints(trainer, options.deepspeed, options.stop_after))
         if quiet:
             trainer.remove_callback(PrinterCallback)
         if recipe.cached_vision:
