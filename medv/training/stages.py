@@ -1,10 +1,8 @@
 """`medv train STAGE`: a stage of the paper's recipe on the Hugging Face Trainer: align, instruct, vqa (Table 6, section 3).
 
-Stage 1 (align) trains the projector alone; stages 2 (instruct) and 3 (vqa) train projector and language tower; the vision
-tower stays frozen. The result is a folder: weights in safetensors (of stage 1 the projector's alone, where its base is given),
-processor, `history.json` with the loss curves, `training.json` with the recipe and `speed.json` with the costs since the last
-start. A stopped run resumes exactly from its last checkpoint. Order, noise and averages do not depend on how many processes
-share a batch.
+Stage 1 (align) trains the projector alone, stages 2 (instruct) and 3 (vqa) projector and language tower. The result is a
+folder: weights in safetensors (of stage 1 the projector's alone, where its base is given), processor, `history.json` (losses),
+`training.json` (recipe) and `speed.json` (costs since the last start). A stopped run resumes exactly from its last checkpoint.
 """
 
 import json
@@ -102,16 +100,8 @@ def train_stage(
         encode = Encoder(processor, loss_tokens=recipe.loss_tokens, max_length=recipe.max_length, looks=looks)
         steps = training_steps(recipe, len(examples))
         language_learns = "language_model" in recipe.trains and not lora
-        stream = TrainingStream(
-            examples,
-            encode,
-            seed=options.seed,
-            batch_size=recipe.batch_size,
-            steps=steps,
-            times=recipe.times,
-            order=recipe.order,
-            skip_corrupt=options.skip_corrupt,
-        )
+        order = {"seed": options.seed, "times": recipe.times, "order": recipe.order, "skip_corrupt": options.skip_corrupt}
+        stream = TrainingStream(examples, encode, batch_size=recipe.batch_size, steps=steps, **order)
         trainer = StageTrainer(
             recipe=recipe,
             meter=Meter(model.config, processor.special.end_of_text, language_learns=language_learns),

@@ -60,9 +60,8 @@ class Meter:
         """Write a row up to `step` and begin the next; all processes are taken to be as fast as this one."""
         seconds = time.perf_counter() - self.since
         if self.tokens:
-            row = {"step": step, "seconds": seconds}
-            row |= {"tokens_per_second": processes * self.tokens / seconds}
-            row |= {"samples_per_second": processes * self.samples / seconds}
+            rates = {"tokens_per_second": self.tokens, "samples_per_second": self.samples}
+            row = {"step": step, "seconds": seconds} | {name: processes * n / seconds for name, n in rates.items()}
             row |= {"data_wait_seconds": self.waited, "padding_share": self.padding / self.tokens}
             self.rows.append(row | {"peak_bytes": peak_bytes(), "mfu": mfu(self.flops, seconds)})
         self._begin_row()
@@ -72,8 +71,7 @@ class Meter:
         total = {}
         if rows := self.rows:
             seconds = [row["seconds"] for row in rows]
-            rates = ("tokens_per_second", "samples_per_second", "padding_share", "mfu")
-            for name in rates:
+            for name in ("tokens_per_second", "samples_per_second", "padding_share", "mfu"):
                 values = [row[name] for row in rows]
                 total[name] = None if None in values else float(np.average(values, weights=seconds))
             total["data_wait_share"] = sum(row["data_wait_seconds"] for row in rows) / sum(seconds)
