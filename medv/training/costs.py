@@ -1,8 +1,8 @@
 """Training costs, computed before a model is loaded: operations of a step; memory of each GPU, disk and time of a stage.
 
-Weights, gradients, optimizer states (cut by the ZeRO stage) and the tensors of a checkpoint are exact. Activations are estimated
-from the sizes of a Llama layer at the longest sequence; hours follow from stated assumptions. MFU is the share of a GPU's peak
-(dense, bfloat16) of the model's own operations: recomputation by checkpointing does not count, padding tokens do.
+Weights, gradients, optimizer states (cut by the ZeRO stage) and the tensors of a checkpoint are exact. Activations are an
+estimate from the sizes of a Llama layer at the longest sequence; hours follow from stated assumptions. MFU is the share of a
+GPU's peak (dense, bfloat16) of the model's own operations: recomputation does not count, padding tokens do.
 """
 
 import os
