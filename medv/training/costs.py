@@ -185,7 +185,12 @@ def plan_stage(
         raise ValueError(f"there is no ZeRO-{zero}: use 0 (no DeepSpeed), 1, 2 or 3")
     if (peak := peak_flops(card)) is None:
         raise ValueError(f"the peak of a card {card!r} is not known: use one of {', '.join(PEAK_TFLOPS)}")
-    micro_batch = cut_batch(recipe.batch_size, gpus, "devices", accumulation)
+    micro_batch, rest = divmod(recipe.batch_size, gpus * accumulation)
+    if rest or not micro_batch:
+        raise ValueError(
+            f"a batch of {recipe.batch_size} cannot be cut into {gpus} devices x {accumulation} accumulation steps: "
+            "choose numbers that divide it"
+        )
     with torch.device("meta"):
         model = MedVForMaskedDiffusion(config)
         total, trainable = sum(p.numel() for p in model.parameters()), freeze_except(model, recipe.trains)
@@ -233,17 +238,6 @@ def plan_stage(
         result=weight * (trainable if alone else total + (trainable if lora else 0)),
         seconds=examples * flops / (gpus * peak * mfu),
     )
-
-
-def cut_batch(size: int, count: int, kind: str, accumulation: int) -> int:
-    """The size of a micro-batch of a batch on `count` devices or processes; raises ValueError where it is not whole."""
-    micro_batch, rest = divmod(size, count * accumulation)
-    if rest or not micro_batch:
-        raise ValueError(
-            f"a batch of {size} cannot be cut into {count} {kind} x {accumulation} accumulation steps: "
-            "choose numbers that divide it"
-        )
-    return micro_batch
 
 
 def check_memory(config: MedVConfig, recipe: StageRecipe, **options) -> StagePlan:

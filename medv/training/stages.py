@@ -34,7 +34,7 @@ from medv.model.processing import MedVProcessor
 from medv.ownership import Run, check_folder, claim_folder, reserve
 from medv.profiles import Profile, StageRecipe
 from medv.training.collate import Collator, Encoder
-from medv.training.costs import StagePlan, check_memory, cut_batch, device_capacity
+from medv.training.costs import StagePlan, check_memory, device_capacity
 from medv.training.examples import PHANTOMS, TrainingData, stage_examples
 from medv.training.launch import RunOptions, clear_failures, deepspeed_config, join
 from medv.training.lora import attach_lora, freeze_except, merge_lora, trainable_parameters
@@ -184,7 +184,13 @@ def _whole_model(
 
 
 def _arguments(recipe: StageRecipe, saved: Path, steps: int, options: RunOptions, *, evaluate: bool) -> OneDeviceArguments:
-    micro_batch = cut_batch(recipe.batch_size, processes(), "processes", options.accumulation)
+    world, parts = processes(), options.accumulation
+    micro_batch, rest = divmod(recipe.batch_size, world * parts)
+    if rest or not micro_batch:
+        raise ValueError(
+            f"a batch of {recipe.batch_size} cannot be cut into {world} processes x {parts} accumulation steps: "
+            "choose numbers that divide it"
+        )
     if options.workers and (options.skip_corrupt or recipe.cached_vision):
         raise ValueError("workers can neither count skipped images nor cache features: use 0 workers")
     often = max(1, steps // 8)
@@ -194,7 +200,7 @@ def _arguments(recipe: StageRecipe, saved: Path, steps: int, options: RunOptions
         max_steps=steps,
         per_device_train_batch_size=micro_batch,
         per_device_eval_batch_size=max(micro_batch, 32),
-        gradient_accumulation_steps=options.accumulation,
+        gradient_accumulation_steps=parts,
         learning_rate=recipe.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=recipe.warmup,
