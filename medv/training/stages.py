@@ -100,8 +100,16 @@ def train_stage(
         encode = Encoder(processor, loss_tokens=recipe.loss_tokens, max_length=recipe.max_length, looks=looks)
         steps = training_steps(recipe, len(examples))
         language_learns = "language_model" in recipe.trains and not lora
-        order = {"seed": options.seed, "times": recipe.times, "order": recipe.order, "skip_corrupt": options.skip_corrupt}
-        stream = TrainingStream(examples, encode, batch_size=recipe.batch_size, steps=steps, **order)
+        stream = TrainingStream(
+            examples,
+            encode,
+            seed=options.seed,
+            batch_size=recipe.batch_size,
+            steps=steps,
+            times=recipe.times,
+            order=recipe.order,
+            skip_corrupt=options.skip_corrupt,
+        )
         trainer = StageTrainer(
             recipe=recipe,
             meter=Meter(model.config, processor.special.end_of_text, language_learns=language_learns),

@@ -8,7 +8,6 @@ causal, trained on the same texts in the same order. A part is made whole or not
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -59,12 +58,7 @@ def pretrain(profile: Profile, out: Path, *, seed: int = 0, only: Sequence[str] 
             shutil.rmtree(out / part / "checkpoints", ignore_errors=True)
             write_json(out / part / PART, {"profile": profile.to_dict(), "seed": seed, **facts})
         if all((out / part / PART).exists() for part in PARTS):
-            with atomic_directory(out / "weights") as folder:
-                for part in PARTS:
-                    shutil.copytree(out / part, folder / part, dirs_exist_ok=True)
-                    for file in (folder / part).glob("*.safetensors"):  # in half precision; loaded as float32 again
-                        tensors = {name: tensor.half() for name, tensor in load_file(file).items()}
-                        save_file(tensors, file, metadata={"format": "pt"})
+            _export_half(out, out / "weights")
 
 
 def _make_tokenizer(profile: Profile, out: Path, options: RunOptions) -> dict:
@@ -84,13 +78,21 @@ def _make_vision_tower(profile: Profile, out: Path, options: RunOptions) -> dict
     return {"accuracy": train_tower(profile.model, out / "vision_tower", options, steps=steps, images=images)}
 
 
-def _make_text_tower(profile: Profile, out: Path, options: RunOptions, *, causal: bool) -> dict:
+def _make_language_tower(profile: Profile, out: Path, options: RunOptions) -> dict:
+    return _text_stage(profile, out, "language_tower", options)
+
+
+def _make_twin_tower(profile: Profile, out: Path, options: RunOptions) -> dict:
+    return _text_stage(profile, out, "twin_tower", options, causal=True)
+
+
+def _text_stage(profile: Profile, out: Path, part: str, options: RunOptions, *, causal: bool = False) -> dict:
     """Train the language tower alone, in three phases: one-word answers, then sentences, then everything.
 
     Whole reports first is the slow way: a word like "left" is one of seventy, nothing else tells its two values apart, and
     their embeddings collapse into one long before the model learns to read them off the prompt.
     """
-    tokenizer, target = load_tokenizer(out / "tokenizer"), out / ("twin_tower" if causal else "language_tower")
+    tokenizer, target = load_tokenizer(out / "tokenizer"), out / part
     shape = replace(profile.model, vocab_size=len(tokenizer))
     model = random_model(shape, SpecialTokens.of(tokenizer), seed=options.seed)
     model = causal_twin(model) if causal else model
@@ -159,9 +161,19 @@ def _train_from_towers(
 PARTS = {
     "tokenizer": _make_tokenizer,
     "vision_tower": _make_vision_tower,
-    "language_tower": partial(_make_text_tower, causal=False),
+    "language_tower": _make_language_tower,
     "general_model": _make_general_model,
     "tiny_model": _make_tiny_model,
-    "twin_tower": partial(_make_text_tower, causal=True),
+    "twin_tower": _make_twin_tower,
 }
 """The parts and their makers, in the order in which they are made."""
+
+
+def _export_half(source: Path, target: Path) -> None:
+    """Copy the parts with their weights in float16, half the bytes; they are loaded as float32 again."""
+    with atomic_directory(target) as folder:
+        for part in PARTS:
+            shutil.copytree(source / part, folder / part, dirs_exist_ok=True)
+            for file in (folder / part).glob("*.safetensors"):
+                tensors = {name: tensor.half() for name, tensor in load_file(file).items()}
+                save_file(tensors, file, metadata={"format": "pt"})
