@@ -247,16 +247,16 @@ class Run:
         if init is not None or self.profile.towers == "bundled" or "stage1" in self.materials.weights:
             return None if init is None else Path(init)
         from medv.checkpoints.bundled import ASSEMBLED_FILE, fetched_towers, save_assembled
+        from medv.checkpoints.released import VIEWS, image_settings
 
-        given = self.profile.towers == "given"
-        parts = (
-            [self.material(name) for name in ("language", "vision")]
-            if given
-            else fetched_towers(self.profile.name, self.towers)
-        )
-        folder = self.out / "models" / f"start-seed{self.seed}"
+        folder, options = self.out / "models" / f"start-seed{self.seed}", self.profile.model.sight
+        if self.profile.towers == "given":
+            parts = [self.material(name) for name in ("language", "vision")]
+            options |= image_settings(VIEWS, read_object(parts[1] / "config.json")["image_size"])
+        else:
+            parts = fetched_towers(self.profile.name, self.towers)
         if not (folder / ASSEMBLED_FILE).exists():
-            save_assembled(*parts, folder, system=self.profile.system, seed=self.seed, **self.profile.model.sight)
+            save_assembled(*parts, folder, system=self.profile.system, seed=self.seed, **options)
         return folder
 
     @contextmanager
