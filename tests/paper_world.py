@@ -251,6 +251,9 @@ def main():
     parser.add_argument("--only", nargs="*", default=[])
     given = parser.parse_args()
     root, started = given.folder, time.monotonic()
+    if not (DATA / "qa50").is_dir():
+        print(f"skipped: there are no annotations at {DATA}; set MEDV_DATA to their folder")
+        return 0
     if not (root / "general").exists():
         write_weights(root)
         write_data(root)

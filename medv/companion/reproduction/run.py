@@ -315,8 +315,14 @@ class Run:
         return "h" + fingerprint(made_from, self._inputs, artifacts.code_fingerprint())[:16]
 
     def source(self, examples: Iterable[Example] = (), model: Path | None = None, name: str = "") -> dict[str, Any]:
-        """`data`, `comparable` and `gaps` of what was made of these examples and this model folder, by `label`."""
-        return label(self.profile, examples, model, name)
+        """`data`, `comparable` and `gaps` of what was made of these examples and this model folder, by `label`; with the judge,
+        where the notebook may ask one about real examples.
+        """
+        found = label(self.profile, examples, model, name)
+        if "judge" in self.node.may_read and not found["data"].startswith(PHANTOMS):
+            judge = self.materials.judge
+            found["data"] += f", judge {judge.get('model', 'by default')}" if judge else ", no judge"
+        return found
 
     def footer(self, data: str | None = None, comparable: bool = False) -> str:
         """The line under a figure: where its data come from and whether they compare with the paper's."""
