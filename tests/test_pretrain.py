@@ -32,7 +32,10 @@ WEIGHTS = Path(medv.__file__).parent / "weights"
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pretrain")
-    pretrain(SMALL, folder, quiet=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("medv.companion.towers.pretrain.BRIEF_HELD", 100)
+        patch.setattr("medv.companion.towers.vision.HELD_OUT", 100)
+        pretrain(SMALL, folder, quiet=True)
     return folder
 
 
