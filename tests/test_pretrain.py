@@ -11,10 +11,10 @@ from transformers import AutoTokenizer
 
 import medv
 from medv.checkpoints.bundled import BUNDLED, bundled, load_model
+from medv.companion.audit.controls import blinded
 from medv.companion.towers.pretrain import PARTS, pretrain
 from medv.diffusion.config import SamplerConfig
 from medv.evaluation.answering import Answerer
-from medv.evaluation.controls import blinded
 from medv.phantoms.sets import vqa_set
 from medv.profiles import get_profile
 

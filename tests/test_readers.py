@@ -7,7 +7,7 @@ import pytest
 from published import DATA, needs_data
 from rich.console import Console
 
-from medv.data.check import check_dataset, render_check
+from medv.companion.audit.check import check_dataset, render_check
 from medv.data.readers import DATASETS, read_dataset
 from medv.data.rows import read_rows
 from medv.reading import DataError
