@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
 
-from medv.checkpoints.towers import WHEELS, Wheel
+from medv.companion.towers.wheels import WHEELS, Wheel
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<reponame>", "<file_sep>", "<filename>")
 MERGES = ("u s", "us e", "use r", "a n", "Ġ i", "Ġi s", "Ġ t", "Ġt h")

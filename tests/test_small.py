@@ -12,11 +12,11 @@ from tiny import SHAPE
 
 from medv import profiles
 from medv.checkpoints.bundled import load_model, untrained_projector
-from medv.checkpoints.towers import make_towers
 from medv.companion.reproduction.budget import Work, measure, work_of
 from medv.companion.reproduction.registry import all_nodes, nodes_for
 from medv.companion.reproduction.run import open_run
 from medv.companion.studies import initialization
+from medv.companion.towers.wheels import make_towers
 from medv.phantoms.sets import instruct_set
 from medv.profiles import STAGES, SamplerSpec, get_profile
 from medv.training.stages import towers

@@ -32,7 +32,7 @@ from transformers import (
 
 from medv.checkpoints.assembly import assemble, new_processor, vision_config, vision_tower
 from medv.checkpoints.bundled import bundled, load_model
-from medv.checkpoints.towers import chat_tokenizer, make_towers, unpacked
+from medv.companion.towers.wheels import chat_tokenizer, make_towers, unpacked
 from medv.data.chat import SpecialTokens
 from medv.model.processing import image_processor
 from medv.model.vision import grid_features, view_flops

@@ -1,1 +1,1 @@
-"""Weights on disk: released, bundled or from packages; read, assembled, converted and identified."""
+"""Weights on disk: released or bundled; read, assembled, converted and identified."""

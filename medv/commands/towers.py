@@ -26,7 +26,7 @@ def towers(
     from transformers.utils import logging
 
     from medv.artifacts import default_out
-    from medv.checkpoints.towers import make_towers
+    from medv.companion.towers.wheels import make_towers
 
     logging.disable_progress_bar()
     out = out or default_out(profile) / "towers"

@@ -1,1 +1,1 @@
-"""How the bundled tiny towers were made: tokenizer, vision tower and language tower from generated data."""
+"""The towers of `tiny`, trained on generated data, and those of `small`, from packages of the Python index."""
