@@ -1,5 +1,6 @@
 """Shared by all tests: no network, untouched global generators, the root of the source tree and a model folder."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -9,6 +10,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_finish():
+    """The modules that are loaded by now stay: no garbage collection has to walk through them again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
@@ -25,6 +32,12 @@ def untouched_generators():
     state = np.random.get_state()  # noqa: NPY002
     assert torch.get_rng_state().equal(before[0]), "the test changed torch's global generator"
     assert (state[1] == before[1][1]).all() and state[2] == before[1][2], "the test changed numpy's global generator"
+
+
+@pytest.fixture
+def few_resamples(monkeypatch):
+    """Two-level bootstraps of 200 resamples, for tests whose intervals are far from the verdict's bounds."""
+    monkeypatch.setattr("medv.intervals.RESAMPLES", 200)
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,10 @@
 """Real training processes for the tests, as a launcher would start them, forked from a server that has imported everything."""
 
+import gc
 import multiprocessing
 import os
 import resource
+import signal
 import socket
 import sys
 import time
@@ -80,8 +82,8 @@ def long_texts(out: Path, **options) -> None:
 
 
 def many_steps(out: Path, **options) -> None:
-    """Sixteen steps, with a checkpoint after every second."""
-    train(out, replace(RECIPE, epochs=6.4), **options)
+    """Ten steps, with a checkpoint after each."""
+    train(out, replace(RECIPE, epochs=4), **options)
 
 
 def corrupt(out: Path, images: Path, **options) -> None:
@@ -117,12 +119,25 @@ def no_room(out: Path, **options) -> None:
 # Starting them.
 
 
+def forked(target, *arguments) -> BaseProcess:
+    """A process that runs this function, without the seconds that its imports take."""
+    context = multiprocessing.get_context("forkserver")
+    muon = "deepspeed.runtime.zero.muon.muon_optimizer"  # DeepSpeed's engine imports it, and with it torch's compiler
+    context.set_forkserver_preload(["deepspeed", "transformers", "medv.training.stages", "accelerate.utils", muon])
+    process = context.Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
+def start_command(said: Path, *arguments, **environment: str) -> BaseProcess:
+    """`medv` with these arguments in a process of its own; the file `said` gets its standard output, `said`.err its errors."""
+    return forked(_command, os.environ | environment, said, [str(argument) for argument in arguments])
+
+
 class Launched:
     """Processes 0 ... n - 1 that share a job; `said` is what each wrote, once they have ended."""
 
     def __init__(self, job: str, out: Path, *, count: int = 2, **options):
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["deepspeed", "transformers", "medv.training.stages", "accelerate.utils"])
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -130,9 +145,7 @@ class Launched:
         self.processes: list[BaseProcess] = []
         for number, log in enumerate(self.logs):
             names = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "MASTER_PORT": port}
-            process = context.Process(target=_run, args=(job, names, log, out, options))
-            process.start()
-            self.processes.append(process)
+            self.processes.append(forked(_run, job, names, log, out, options))
 
     def wait(self, seconds: float = 120) -> list[int | None]:
         """The exit codes; a process that does not end is killed."""
@@ -160,12 +173,26 @@ def launch(job: str, out: Path, **options) -> list[str]:
 
 def _run(job: str, names: dict[str, int], log: Path, out: Path, options: dict) -> None:
     os.environ.update({name: str(value) for name, value in names.items()}, MASTER_ADDR="127.0.0.1")
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    torch.set_num_threads(1)
+    _prepare(log, log)
     try:
         globals()[job](out, **options)
     except (TrainingStopped, ValueError) as error:
         print(f"medv: {error}" if str(error) else "", file=sys.stderr, flush=True)
         sys.exit(1)
+
+
+def _command(environment: dict[str, str], said: Path, arguments: list[str]) -> None:
+    os.environ.update(environment)
+    _prepare(said, said.with_name(f"{said.name}.err"))
+    sys.argv = ["medv", *arguments]
+    main()
+
+
+def _prepare(out: Path, errors: Path) -> None:
+    """Standard output and errors to files, one thread, Ctrl-C as in a terminal."""
+    streams = {path: os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for path in {out, errors}}
+    os.dup2(streams[out], 1)
+    os.dup2(streams[errors], 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    torch.set_num_threads(1)
+    gc.freeze()  # no garbage collection has to walk through what the server has imported

@@ -70,7 +70,7 @@ class StubJudge:
             time.sleep(30)
         elif what == "headers":
             request.wfile.write(b"HTTP/1.1 200 OK\r\n")
-            for n in range(50):
+            for n in range(300):
                 request.wfile.write(b"X-%d: 1\r\n" % n)
                 time.sleep(0.1)
         elif what in ("drip", "cut"):
@@ -78,7 +78,7 @@ class StubJudge:
             request.send_header("Content-Length", "1000")
             request.end_headers()
             request.wfile.write(b'{"choices": [{"message": {"con')
-            for _ in range(50 if what == "drip" else 0):
+            for _ in range(300 if what == "drip" else 0):
                 request.wfile.write(b" ")
                 time.sleep(0.1)
         elif what in ("giant", "forever"):

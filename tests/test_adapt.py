@@ -2,10 +2,6 @@
 
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from command import run as run_command
+from launched import start_command
 from tiny import model, special, tokenizer
 from transformers import AutoTokenizer, LlamaForCausalLM
 from typer.testing import CliRunner
@@ -214,16 +211,14 @@ def test_a_killed_command_goes_on_bit_for_bit(causal, tmp_path):
     text = tmp_path / "text.jsonl"
     text.write_text("".join(json.dumps({"text": f"on the left, small {i % 7} mass " * 9}) + "\n" for i in range(40)))
     command = ["train", "adapt", "--language", causal, "--text", text, "--length", "32"]
-    command += ["--batch-size", "4", "--tokens", str(200 * 4 * 32), "--continuations", "0", "--device", "cpu"]
+    command += ["--batch-size", "4", "--tokens", str(100 * 4 * 32), "--continuations", "0", "--device", "cpu"]
     assert run_command(*command, "--out", tmp_path / "whole").exit_code == 0
-    process = [sys.executable, "-m", "medv", *command, "--out", tmp_path / "cut"]
-    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # as here: the order of sums depends on it
-    begun = subprocess.Popen(process, env=one_thread, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    begun = start_command(tmp_path / "said", *command, "--out", tmp_path / "cut")
     checkpoint, deadline = tmp_path / "cut" / "checkpoint.pt", time.monotonic() + 300
-    while not checkpoint.exists() and begun.poll() is None and time.monotonic() < deadline:
+    while not checkpoint.exists() and begun.is_alive() and time.monotonic() < deadline:
         time.sleep(0.01)
-    os.kill(begun.pid, signal.SIGKILL)
-    begun.wait()
+    begun.kill()
+    begun.join()
     assert checkpoint.exists() and not (tmp_path / "cut" / "training.json").exists(), "killed on the way"
     assert run_command(*command, "--out", tmp_path / "cut").exit_code == 0
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))

@@ -48,8 +48,6 @@ import resource
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -57,6 +55,7 @@ import pytest
 import tiny
 import torch
 from damaged import as_type, change, edit, files, half, resized, spoiled, tree
+from launched import start_command
 from stub_judge import StubJudge
 from typer.testing import CliRunner
 
@@ -372,16 +371,16 @@ def test_a_full_disk_is_a_sentence_and_the_same_command_goes_on_D_disk_full():
 def test_a_second_training_at_once_and_another_one_later_are_refused_A3_A4():
     data_set("trainset.json", EIGHT)
     line = f"{F_RAD} --epochs 40 --init W"
-    process = subprocess.Popen([sys.executable, "-m", "medv", *shlex.split(line)], stderr=subprocess.DEVNULL)
+    process = start_command(Path("said"), *shlex.split(line))
     try:
         while not list(Path("out").glob("checkpoints/*/complete.json")):
-            assert process.poll() is None
+            assert process.is_alive()
             time.sleep(0.01)
-        process.send_signal(signal.SIGSTOP)  # it still holds the folder
+        os.kill(process.pid, signal.SIGSTOP)  # it still holds the folder
         second = medv(line)
     finally:
         process.kill()
-        process.wait()
+        process.join()
     assert second.exit_code == 2 and "another process" in second.stderr  # A4
     Path("out/.lock").unlink()
     kept, rows = (W / "model.safetensors").read_bytes(), Path("F/trainset.json").read_text()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 from command import run
+from launched import start_command
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -74,13 +74,11 @@ def test_two_processes_give_the_answers_of_one_in_order(questions, model_dir, al
 @pytest.mark.slow
 def test_a_run_killed_at_any_answer_goes_on_to_the_same_file(model_dir, questions, alone, tmp_path):
     out = tmp_path / "answers.jsonl"
-    line = [sys.executable, "-m", "medv.cli", "generate", *command(questions, model_dir, out)]
-    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(line, env=one_thread, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    while process.poll() is None and (not out.exists() or out.read_bytes().count(b"\n") < 3):
+    process = start_command(tmp_path / "said", "generate", *command(questions, model_dir, out))
+    while process.is_alive() and (not out.exists() or out.read_bytes().count(b"\n") < 3):
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     kept = out.read_bytes().splitlines(keepends=True)
     assert run("generate", *command(questions, model_dir, out)).exit_code == 0
     assert told(out) == told(alone)

@@ -11,22 +11,31 @@ from transformers import AutoTokenizer
 
 import medv
 from medv.checkpoints.bundled import BUNDLED, bundled, load_model
+from medv.companion.audit.controls import blinded
 from medv.companion.towers.pretrain import PARTS, pretrain
 from medv.diffusion.config import SamplerConfig
 from medv.evaluation.answering import Answerer
-from medv.evaluation.controls import blinded
 from medv.phantoms.sets import vqa_set
 from medv.profiles import get_profile
 
 SMOKE = get_profile("smoke")
-SMALL = replace(SMOKE, pretrain={**SMOKE.pretrain, "tower_images": 64, "texts": 300})
+NARROW = {f"{part}{size}": 32 for part in ("", "vision_") for size in ("hidden_size", "intermediate_size")}
+SHALLOW = {f"{part}{count}": 2 for part in ("", "vision_") for count in ("layers", "heads")}
+SMALL = replace(
+    SMOKE,
+    model=replace(SMOKE.model, **NARROW, **SHALLOW),
+    pretrain=dict.fromkeys(SMOKE.pretrain, 1) | {"tower_images": 64, "texts": 300},
+)
 WEIGHTS = Path(medv.__file__).parent / "weights"
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pretrain")
-    pretrain(SMALL, folder, quiet=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("medv.companion.towers.pretrain.BRIEF_HELD", 100)
+        patch.setattr("medv.companion.towers.vision.HELD_OUT", 100)
+        pretrain(SMALL, folder, quiet=True)
     return folder
 
 
@@ -43,7 +52,8 @@ def test_a_part_that_is_there_is_kept(made):
     before = (made / "vision_tower" / "model.safetensors").stat().st_mtime_ns
     pretrain(SMALL, made, quiet=True)
     assert (made / "vision_tower" / "model.safetensors").stat().st_mtime_ns == before
-    for other, said in (((SMALL, 9), "seed 0, now 9"), ((SMOKE, 0), "steps.texts 300, now None")):
+    without = replace(SMALL, pretrain=dict.fromkeys(SMOKE.pretrain, 1) | {"tower_images": 64})
+    for other, said in (((SMALL, 9), "seed 0, now 9"), ((without, 0), "steps.texts 300, now None")):
         with pytest.raises(ValueError, match=said):
             pretrain(other[0], made, seed=other[1], quiet=True)
 

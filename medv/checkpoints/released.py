@@ -166,6 +166,14 @@ def vision_config_of(tensors: Mapping[str, StoredTensor], settings: Mapping | No
     return vision_tower_config(vision_tower_config(_SO400M if settings is None else settings).to_dict() | shape)
 
 
+VIEWS = {
+    "image_aspect_ratio": "anyres_max_4",
+    "mm_patch_merge_type": "spatial_unpad",
+    "image_grid_pinpoints": "(1x1),...,(6x6)",
+}
+"""How LLaDA-V, whose recipe the released medical model follows, cuts an image, in LLaVA's terms."""
+
+
 def image_settings(settings: Mapping, size: int) -> dict:
     """image_aspect, image_grid ([[width, height], ...] in pixels), image_max_tiles and patch_merge from LLaVA's terms; `size`
     is the tower's, in pixels.
