@@ -34,12 +34,12 @@ from medv.artifacts import write_json
 from medv.checkpoints.assembly import assemble, new_processor
 from medv.checkpoints.bundled import load_model
 from medv.checkpoints.loading import load_tokenizer
+from medv.companion.audit.controls import blinded
 from medv.companion.studies.training_stages import AFTER, BLIND, question_sets
 from medv.companion.studies.trials import as_rows, run_trials
 from medv.companion.studies.vqa_study import CONDITIONS, sampler_config, vqa_study
 from medv.data.example import Example
 from medv.evaluation.answering import Answerer
-from medv.evaluation.controls import blinded
 from medv.model.looks import Looks
 from medv.profiles import StageRecipe, get_profile
 from medv.training.examples import TrainingData, stage_examples

@@ -283,7 +283,7 @@ def data_check(
     as_json: AsJson = False,
 ) -> None:
     """Validate a data set and compare it with its row of Table 8."""
-    from medv.data.check import check_dataset, render_check
+    from medv.companion.audit.check import check_dataset, render_check
 
     result = check_dataset(name, folder, roots=tuple(image_root or ()))
     if as_json:

@@ -78,7 +78,7 @@ def warm_up():
         picture.write_bytes(fuzz_cases.IMAGE)
         done = CliRunner().invoke(app, ["ask", str(picture), "What is it?", *fuzz_cases.SHORT])
         assert done.exit_code == 0, done.stderr
-    import medv.data.check
+    import medv.companion.audit.check
     import medv.evaluation.benchmark
     import medv.evaluation.judging
     import medv.evaluation.vqa  # noqa: F401

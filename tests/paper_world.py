@@ -1,11 +1,17 @@
 """A miniature of the paper's world: weights under the names of the releases, data in the published formats, a configuration.
 
-Widths, depths and images are tiny; the vocabulary, the special ids and every file format are the real ones. Where the real
-annotations are at hand (MEDV_DATA), some of their rows are taken, with placeholder images.
+`python tests/paper_world.py FOLDER --kills 2` makes all twenty exhibits of it. Widths, depths and images are tiny; the
+vocabulary, the special ids and every file format are the real ones. Where the real annotations are at hand (MEDV_DATA), some of
+their rows are taken, with placeholder images.
 """
 
+import argparse
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from stub_judge import StubJudge
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipModel
 from typer.testing import CliRunner
@@ -21,6 +28,7 @@ from medv.checkpoints.assembly import assemble, new_processor
 from medv.checkpoints.loading import load_tokenizer
 from medv.checkpoints.released import image_settings
 from medv.cli import app
+from medv.companion.reproduction.registry import EXHIBITS
 
 DATA = Path(os.environ.get("MEDV_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 ROWS, WIDTH, LAYERS = 126_464, 32, 2
@@ -110,6 +118,7 @@ def cut(source, target, count, key="image", keep=lambda row: True):
 
 def write_weights(root, size=56):
     """LLaDA-8B, SigLIP2 and LLaDA-V as released, and what `medv convert` makes of them."""
+    (root / "released").mkdir(parents=True)
     write_llada(root / "released" / "LLaDA-8B-Instruct")
     write_siglip(root / "released" / "siglip2", size)
     medv("convert", root / "released/LLaDA-8B-Instruct", root / "language")
@@ -207,3 +216,60 @@ def write_config(root, judge="http://127.0.0.1:9/v1", processes=1):
     """The configuration file of the world."""
     (root / "paper.toml").write_text(CONFIG.format(judge=judge, processes=processes))
     return root / "paper.toml"
+
+
+def judged(name, number):
+    """A stub judge's reply: the reference has 8, the candidate a score that depends on the question alone."""
+    return f"8 {1 + len(name) % 9}\nThe scores of a stub."
+
+
+def exhibits(out):
+    """What each of the paper's tables and figures in a run says of itself: name -> `about` of its manifest."""
+    files = {name: out / "figures" / f"{name}.json" for name in EXHIBITS}
+    return {name: json.loads(file.read_text())["about"] for name, file in files.items() if file.exists()}
+
+
+def reproduce(root, out, *options, config=None, kill_after=None):
+    """The exit code of `medv reproduce` of the world in a process of its own, killed with its kernels after so many seconds."""
+    command = [sys.executable, "-m", "medv", "reproduce", "--profile", "paper", "--out", str(out), *options]
+    command += ["--config", str(config or root / "paper.toml")]
+    process = subprocess.Popen(command, start_new_session=True, env=os.environ | {"MEDV_JUDGE_KEY": "stub"})
+    try:
+        return process.wait(kill_after)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        return process.wait()
+
+
+def main():
+    """Make the world and all twenty exhibits of it, killed on the way as often as asked: exit code 0 if all are there."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--processes", type=int, default=1, help="processes of each training")
+    parser.add_argument("--kills", type=int, default=0, help="kill -9 so many times on the way")
+    parser.add_argument("--every", type=float, default=120, help="seconds between kills")
+    parser.add_argument("--only", nargs="*", default=[])
+    given = parser.parse_args()
+    root, started = given.folder, time.monotonic()
+    if not (DATA / "qa50").is_dir():
+        print(f"skipped: there are no annotations at {DATA}; set MEDV_DATA to their folder")
+        return 0
+    if not (root / "general").exists():
+        write_weights(root)
+        write_data(root)
+    with StubJudge(judged) as judge:
+        write_config(root, judge.url, given.processes)
+        options = [part for name in given.only for part in ("--only", name)]
+        for _ in range(given.kills):
+            code = reproduce(root, root / "run", *options, kill_after=given.every)
+            print(f"killed, exit code {code}; {len(exhibits(root / 'run'))} exhibits", flush=True)
+        code = reproduce(root, root / "run", *options)
+    found = exhibits(root / "run")
+    for name, about in found.items():
+        print(f"{name}: {about['data']}" + "".join(f"; {gap}" for gap in about["gaps"]))
+    print(f"{len(found)} of {len(EXHIBITS)} exhibits in {(time.monotonic() - started) / 60:.1f} min, exit code {code}")
+    return code or (not given.only and len(found) < len(EXHIBITS))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from medv.checkpoints.convert import convert
@@ -18,9 +19,23 @@ needs_reference = pytest.mark.skipif(
 )
 
 
+def read(name: str) -> dict:
+    """What a JSON file of the folder holds; nothing where it is missing."""
+    path = FOLDER / name
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def keys(name: str) -> list[str]:
+    """The names of the tensors in a file of the folder."""
+    if not (FOLDER / name).exists():
+        return []
+    with safe_open(FOLDER / name, "pt") as file:
+        return list(file.keys())
+
+
 def settings() -> dict:
     """The configuration of the reference's tiny model: lm, vision and mm."""
-    return json.loads((FOLDER / "config.json").read_text())
+    return read("config.json")
 
 
 def reference_network(config: MedVConfig) -> MedVForMaskedDiffusion:

@@ -211,7 +211,7 @@ def test_a_killed_command_goes_on_bit_for_bit(causal, tmp_path):
     text = tmp_path / "text.jsonl"
     text.write_text("".join(json.dumps({"text": f"on the left, small {i % 7} mass " * 9}) + "\n" for i in range(40)))
     command = ["train", "adapt", "--language", causal, "--text", text, "--length", "32"]
-    command += ["--batch-size", "4", "--tokens", str(200 * 4 * 32), "--continuations", "0", "--device", "cpu"]
+    command += ["--batch-size", "4", "--tokens", str(100 * 4 * 32), "--continuations", "0", "--device", "cpu"]
     assert run_command(*command, "--out", tmp_path / "whole").exit_code == 0
     begun = start_command(tmp_path / "said", *command, "--out", tmp_path / "cut")
     checkpoint, deadline = tmp_path / "cut" / "checkpoint.pt", time.monotonic() + 300

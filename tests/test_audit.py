@@ -1,11 +1,10 @@
 """The audit: every finding's arithmetic holds, nothing is accused without a sum, and gaming is measured, not claimed."""
 
 import json
-import os
 import random
-from pathlib import Path
 
 import pytest
+from published import DATA, needs_data
 
 from medv.companion.audit import paper as audit
 from medv.companion.audit.annotations import annotation_findings
@@ -13,9 +12,6 @@ from medv.companion.audit.findings import AGREES, DIFFERS, counts_that_give, fin
 from medv.companion.audit.gaming import TRUTH, game_findings, game_vqa, inflation
 from medv.paper import table
 from medv.phantoms.sets import description_set, vqa_set
-
-DATA = Path(os.environ.get("MEDV_SHARED", Path(__file__).parents[1] / "../shared")) / "data"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the published files are not at {DATA} (set MEDV_SHARED)")
 
 
 @pytest.fixture(scope="module")

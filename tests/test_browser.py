@@ -139,28 +139,37 @@ def browser():
 
 
 @contextmanager
-def visit(browser):
-    """A page of its own; at the end, every request it made must have stayed here."""
+def visiting(browser):
+    """A context for pages, with a cache of its own; at the end, every request that they made must have stayed here."""
     context = browser.new_context(viewport={"width": 1400, "height": 1000}, reduced_motion="reduce")
-    page, asked = context.new_page(), []
-    page.set_default_timeout(PATIENCE)
-    page.on("request", lambda request: asked.append(request.url))
-    page.on("websocket", lambda socket: asked.append(socket.url))
-    yield page
+    asked = []
+    context.set_default_timeout(PATIENCE)
+    context.on("request", lambda request: asked.append(request.url))
+    context.on("page", lambda page: page.on("websocket", lambda socket: asked.append(socket.url)))
+    yield context
     context.close()
     assert asked and [url for url in asked if not url.startswith(LOCAL)] == []
+    assert any(url.startswith("ws:") for url in asked)
+
+
+@pytest.fixture(scope="module")
+def lab_context(browser):
+    with visiting(browser) as context:
+        yield context
 
 
 @pytest.fixture
-def page(browser):
-    with visit(browser) as opened:
-        yield opened
+def page(lab_context):
+    opened = lab_context.new_page()
+    yield opened
+    opened.close()
 
 
 @pytest.fixture(scope="module")
 def app_page(app, browser):
     """The app, with its first sweep done: one kernel for both of its tests."""
-    with visit(browser) as opened:
+    with visiting(browser) as context:
+        opened = context.new_page()
         opened.goto(app.url(f"?token={app.token}"))
         opened.wait_for_selector(".medv-note:has-text('runs in')")
         yield opened

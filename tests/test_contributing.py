@@ -10,8 +10,8 @@ import tiny
 
 from medv import SamplerConfig
 from medv.companion import studies
+from medv.companion.audit.check import check_dataset
 from medv.companion.reproduction import registry
-from medv.data.check import check_dataset
 from medv.data.readers import DATASETS, DataError, read_dataset, read_training_set
 from medv.diffusion.schedules import SCHEDULES
 from medv.evaluation.pairing import read_references

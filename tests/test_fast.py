@@ -4,6 +4,7 @@ import copy
 import random
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -42,6 +43,11 @@ def network() -> MedVForMaskedDiffusion:
 
 def prompts(rows: list[int], *, images: bool = True):
     """Ragged prompts of these questions."""
+    return dict(processed(tuple(rows), images))
+
+
+@cache
+def processed(rows: tuple[int, ...], images: bool):
     return processor()(images=[picture(r) for r in rows] if images else None, text=[QUESTIONS[r % 4] for r in rows])
 
 
@@ -163,6 +169,7 @@ def test_a_revision_runs_with_and_without_a_cache(network):
     assert (cached.sequences != special().mask).all() and cached.forwards == plain.forwards and cached.refreshes == 4
 
 
+@cache
 def grouped_model(attention: str = "sdpa") -> MedVForMaskedDiffusion:
     """Four heads that share two of keys and values, and a head tied to the embedding."""
     config = shape_config(shape(heads=4, key_value_heads=2), special())
@@ -172,6 +179,7 @@ def grouped_model(attention: str = "sdpa") -> MedVForMaskedDiffusion:
     return grouped
 
 
+@cache
 def ungrouped(grouped: MedVForMaskedDiffusion) -> MedVForMaskedDiffusion:
     """The multi-head model that computes the same: each head has a copy of its keys' and values' weights."""
     config = copy.deepcopy(grouped.config)

@@ -11,10 +11,10 @@ from transformers import AutoTokenizer
 
 import medv
 from medv.checkpoints.bundled import BUNDLED, bundled, load_model
+from medv.companion.audit.controls import blinded
 from medv.companion.towers.pretrain import PARTS, pretrain
 from medv.diffusion.config import SamplerConfig
 from medv.evaluation.answering import Answerer
-from medv.evaluation.controls import blinded
 from medv.phantoms.sets import vqa_set
 from medv.profiles import get_profile
 
@@ -32,7 +32,10 @@ WEIGHTS = Path(medv.__file__).parent / "weights"
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pretrain")
-    pretrain(SMALL, folder, quiet=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("medv.companion.towers.pretrain.BRIEF_HELD", 100)
+        patch.setattr("medv.companion.towers.vision.HELD_OUT", 100)
+        pretrain(SMALL, folder, quiet=True)
     return folder
 
 

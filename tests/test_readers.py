@@ -1,20 +1,16 @@
 """Readers of the published formats: the counts of Table 8, every known quirk, and errors that say where and what."""
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
+from published import DATA, needs_data
 from rich.console import Console
 
-from medv.data.check import check_dataset, render_check
+from medv.companion.audit.check import check_dataset, render_check
 from medv.data.readers import DATASETS, read_dataset
 from medv.data.rows import read_rows
 from medv.reading import DataError
-
-DATA = Path(os.environ.get("MEDV_SHARED", Path(__file__).parents[1] / "../shared")) / "data"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the published annotations are not at {DATA} (set MEDV_SHARED)")
 
 
 def write(path, rows, *, lines=False):
@@ -37,24 +33,21 @@ def dialogue(*texts, key="conversations", **fields):
     return {"id": "p1", "image": "p1.jpg", key: spoken, **fields}
 
 
+# Rows, closed questions and images.
+COUNTS = {
+    "vqa_rad": {"train": (1797, 1027, 313), "test": (451, 272, 203)},
+    "slake": {"train": (4919, 1943, 450), "validation": (1053, 422, 96), "test": (1061, 416, 96)},
+    "pathvqa": {"train": (19755, 9806, 2599), "val": (6279, 3135, 832), "test": (6761, 3391, 858)},
+    "qa50": {"test": (193, 0, 50)},
+    "llava_med_instruct": {"train": (8, 0, 8)},
+}
+
+
 @pytest.mark.slow
 @needs_data
-@pytest.mark.parametrize(
-    ("name", "split", "rows", "closed", "images"),
-    [
-        ("vqa_rad", "train", 1797, 1027, 313),
-        ("vqa_rad", "test", 451, 272, 203),
-        ("slake", "train", 4919, 1943, 450),
-        ("slake", "validation", 1053, 422, 96),
-        ("slake", "test", 1061, 416, 96),
-        ("pathvqa", "train", 19755, 9806, 2599),
-        ("pathvqa", "val", 6279, 3135, 832),
-        ("pathvqa", "test", 6761, 3391, 858),
-        ("qa50", "test", 193, 0, 50),
-        ("llava_med_instruct", "train", 8, 0, 8),
-    ],
-)
-def test_the_published_files_have_the_published_counts(name, split, rows, closed, images):
+@pytest.mark.parametrize(("name", "split"), [(name, split) for name, splits in COUNTS.items() for split in splits])
+def test_the_published_files_have_the_published_counts(name, split):
+    rows, closed, images = COUNTS[name][split]
     examples = read_dataset(name, DATA / name, split)
     assert len(examples) == rows
     assert sum(e.answer_type == "CLOSED" for e in examples) == closed

@@ -5,7 +5,6 @@ its mm.json and mm.safetensors hold is tested; no name, number or size of a case
 """
 
 import itertools
-import json
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -13,8 +12,7 @@ from functools import cache
 import pytest
 import torch
 from PIL import Image
-from reference import FOLDER, needs_reference, reference_network
-from safetensors import safe_open
+from reference import FOLDER, keys, needs_reference, read, reference_network
 from safetensors.torch import load_file
 from tiny import tokenizer
 from transformers import LlamaConfig, SiglipVisionConfig
@@ -32,18 +30,6 @@ pytestmark = needs_reference
 IMAGE_PLACEHOLDER = -200  # in the reference's ids
 PIXEL_STRIDE = 24  # of the stored pixels
 GRAY_LEVEL = 1 / 127.5
-
-
-def read(name: str) -> dict:
-    path = FOLDER / name
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def keys(name: str) -> list[str]:
-    if not (FOLDER / name).exists():
-        return []
-    with safe_open(FOLDER / name, "pt") as file:
-        return list(file.keys())
 
 
 MM, MM_KEYS = read("mm.json"), keys("mm.safetensors")

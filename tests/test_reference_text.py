@@ -5,7 +5,6 @@ its files hold is tested; no name, number or size of a case stands here.
 """
 
 import inspect
-import json
 import re
 from dataclasses import replace
 from functools import cache
@@ -13,8 +12,7 @@ from functools import cache
 import pytest
 import torch
 from PIL import Image
-from reference import FOLDER, needs_reference, reference_network
-from safetensors import safe_open
+from reference import FOLDER, keys, needs_reference, read, reference_network
 from safetensors.torch import load_file
 from tiny import special, tokenizer
 from transformers import LlamaConfig, SiglipVisionConfig
@@ -33,18 +31,6 @@ pytestmark = needs_reference
 
 IMAGE_PLACEHOLDER = -200  # in the reference's ids
 COLUMN_STRIDE = 997  # of the stored logits
-
-
-def read(name: str) -> dict:
-    path = FOLDER / name
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def keys(name: str) -> list[str]:
-    if not (FOLDER / name).exists():
-        return []
-    with safe_open(FOLDER / name, "pt") as file:
-        return list(file.keys())
 
 
 @cache

@@ -100,6 +100,16 @@ def test_ten_steps_equal_five_an_interruption_and_five_more(whole, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_run_stopped_between_two_logs_logs_the_losses_of_one_that_was_not(tmp_path):
+    recipe = replace(RECIPE, epochs=16)  # 80 steps: a row of the log every two steps
+    train(tmp_path / "whole", recipe)
+    train(tmp_path / "stopped", recipe, stop_after=5)
+    train(tmp_path / "stopped", recipe)
+    histories = [read(tmp_path / name / "history.json") for name in ("whole", "stopped")]
+    assert histories[0] == histories[1] and [row["step"] for row in histories[0][:3]] == [2, 4, 6]
+
+
+@pytest.mark.slow
 def test_an_interrupted_adapter_goes_on_exactly_too(adapted, tmp_path):
     _, merged = adapted
     recipe, lora = replace(RECIPE, epochs=0.8), LoraRecipe(rank=4, alpha=8)

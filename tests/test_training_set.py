@@ -1,16 +1,13 @@
 """What cannot be trained on is refused before anything is trained: test questions, and rows without their pictures."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 import tiny
+from published import DATA, needs_data
 
 from medv.data.readers import DATASETS, DataError, read_dataset, read_training_set
-
-DATA = Path(os.environ.get("MEDV_SHARED", Path(__file__).parents[1] / "../shared")) / "data"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the published annotations are not at {DATA} (set MEDV_SHARED)")
 
 
 def rad(number: int, phrase: str = "freeform", **fields) -> dict:

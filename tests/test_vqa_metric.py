@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from medv.companion.audit.controls import majority_answers, shuffled_images
 from medv.data.example import Example, Turn
 from medv.data.readers import read_dataset
 from medv.data.rows import read_rows
-from medv.evaluation.controls import majority_answers, shuffled_images
 from medv.evaluation.pairing import Prediction, Reference, pair, read_predictions, read_references
 from medv.evaluation.vqa import evaluate_vqa, normalize
 from medv.intervals import bootstrap_interval

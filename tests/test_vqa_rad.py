@@ -15,6 +15,7 @@ import pytest
 import torch
 from tiny import examples, model, processor, special
 
+from medv.companion.audit.controls import blinded, nearest_answers
 from medv.companion.studies import training_stages as stages
 from medv.companion.studies.trials import as_rows
 from medv.companion.studies.vqa_study import CONDITIONS, vqa_study
@@ -22,7 +23,6 @@ from medv.data.example import Example, Turn
 from medv.data.texts import caption_examples, dialogue_examples
 from medv.diffusion.config import SamplerConfig
 from medv.evaluation.answering import Answerer
-from medv.evaluation.controls import blinded, nearest_answers
 from medv.evaluation.pairing import Reference
 from medv.evaluation.vqa import evaluate_vqa
 from medv.model.looks import Looks

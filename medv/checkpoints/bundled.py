@@ -79,10 +79,28 @@ def _load(folder: Path, above: tuple[Path, ...], dtype: torch.dtype) -> tuple[Me
             "assemble` puts a language and a vision tower together to what stage 1 begins with"
         )
     processor = load_processor(MedVProcessor, folder)
-    if (folder / BASE_FILE).exists():
-        model = _on_its_base(folder, above, dtype).eval()
-    else:
+    if not (folder / BASE_FILE).exists():
         model = load_network(NETWORKS[kind], folder, dtype=dtype)
+    else:  # a projector and the name of its base
+        name = read_object(folder / BASE_FILE).get("model")
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(
+                f'{folder / BASE_FILE} names no base: write {{"model": FOLDER}}, or "bundled" for the package\'s towers'
+            )
+        if name == "bundled":
+            with loading_errors(folder):
+                config = MedVConfig.from_pretrained(folder, local_files_only=True)
+            sight = {"image_pool": config.image_pool, "feature_norm": config.feature_norm}
+            towers = bundled("language_tower"), bundled("vision_tower")
+            model = assemble(*towers, seed=0, projector=folder, **sight).to(dtype).eval()
+        elif not (folder / name / "config.json").exists():
+            raise FileNotFoundError(
+                f"{folder} holds a projector trained on {folder / name}, where there is no model: put that folder back, "
+                f"or name its place in {folder / BASE_FILE}"
+            )
+        else:
+            model = _load(folder / name, above, dtype)[0].eval()
+            load_weights(model.model.projector, folder / PROJECTOR_FILE)
     config = model.config
     rows = config.text_config.vocab_size
     ids = [config.image_token_id, config.mask_token_id, config.fill_token_id]
@@ -99,30 +117,6 @@ def _load(folder: Path, above: tuple[Path, ...], dtype: torch.dtype) -> tuple[Me
             f"{wanted.size} and {wanted.side}: the files do not belong together"
         )
     return model, processor
-
-
-def _on_its_base(folder: Path, above: tuple[Path, ...], dtype: torch.dtype) -> MedVForMaskedDiffusion:
-    """The base of a projector, with that projector."""
-    name = read_object(folder / BASE_FILE).get("model")
-    if not isinstance(name, str) or not name.strip():
-        raise ValueError(
-            f'{folder / BASE_FILE} names no base: write {{"model": FOLDER}}, or "bundled" for the package\'s towers'
-        )
-    if name == "bundled":
-        with loading_errors(folder):
-            config = MedVConfig.from_pretrained(folder, local_files_only=True)
-        sight = {"image_pool": config.image_pool, "feature_norm": config.feature_norm}
-        towers = bundled("language_tower"), bundled("vision_tower")
-        return assemble(*towers, seed=0, projector=folder, **sight).to(dtype)
-    base = folder / name
-    if not (base / "config.json").exists():
-        raise FileNotFoundError(
-            f"{folder} holds a projector trained on {base}, where there is no model: put that folder back, "
-            f"or name its place in {folder / BASE_FILE}"
-        )
-    model, _ = _load(base, above, dtype)
-    load_weights(model.model.projector, folder / PROJECTOR_FILE)
-    return model
 
 
 def save_projector(model: MedVForMaskedDiffusion, folder: Path, base: dict[str, str]) -> None:

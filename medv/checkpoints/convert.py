@@ -31,7 +31,7 @@ from transformers import (
 from medv.artifacts import atomic_directory, write_json
 from medv.checkpoints import released, shards
 from medv.checkpoints.assembly import new_processor
-from medv.checkpoints.loading import OFFLINE, loading_errors
+from medv.checkpoints.loading import OFFLINE, loading_errors, untied_shapes
 from medv.checkpoints.released import lladav_to_medv, medv_to_lladav, read_config, to_medv
 from medv.checkpoints.shards import PICKLED, SHARD_BYTES, SINGLE, StoredTensor, mismatches, shapes
 from medv.data.example import IMAGE_TOKEN
@@ -126,9 +126,7 @@ def _check(source: Path, kind: type[PreTrainedModel], config: PreTrainedConfig, 
     """Raises ValueError where `tensors` are not those of a network of this configuration; tied weights are stored once."""
     with torch.device("meta"):
         model = kind(config)
-    tied = set(getattr(model, "all_tied_weights_keys", ()))
-    expected = {name: shape for name, shape in shapes(model.state_dict()).items() if name not in tied}
-    if problem := mismatches(expected, shapes(tensors), unknown):
+    if problem := mismatches(untied_shapes(model), shapes(tensors), unknown):
         raise ValueError(f"{source} does not fit its configuration; {problem}")
     config.architectures = [kind.__name__]
 

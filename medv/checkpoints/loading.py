@@ -116,7 +116,17 @@ def load_network(
     quantized, missing, superfluous or non-finite weights.
     """
     check_folder(folder)
-    tensors = _stored_weights(folder)
+    held = [name for name in (SINGLE, INDEX) if (folder / name).is_file()]
+    if len(held) == 2:
+        raise ValueError(f"{folder} holds both {SINGLE} and {INDEX}: remove the one that does not belong there")
+    if not held:
+        if pickled := pickles(folder):
+            raise ValueError(
+                f"{folder} holds its weights as {pickled[0].name}, a pickle, which could run code and is not loaded: "
+                "`medv convert` reads such a folder with weights_only=True and writes safetensors"
+            )
+        raise FileNotFoundError(f"{folder} holds no {SINGLE}: give the folder of a whole model")
+    tensors = stored_tensors(folder)
     for key, value in _pairs(read_object(folder / "config.json")):  # each layer would be made before it is found missing
         if ("layers" in key or key in ("n_layer", "depth")) and isinstance(value, int) and value > len(tensors):
             raise ValueError(
@@ -131,7 +141,20 @@ def load_network(
         with torch.device("meta"):
             empty = kind(config) if stock else kind.from_config(config)
         empty.tie_weights()
-    _check_stored(folder, empty, tensors)
+    check_floats(folder, empty, tensors)
+    seen: dict[str, str] = {}
+    for name in tensors:  # transformers reads a name with and without the prefix of the network inside, the last one found
+        bare = re.sub(rf"^(?:{re.escape(empty.base_model_prefix)}\.)+", "", name)
+        if (other := seen.setdefault(bare, name)) != name:
+            raise ValueError(f"{folder} holds {name} and {other}, which are one tensor: remove the one that does not belong")
+    wanted = sum(value.numel() for value in empty.parameters())
+    stored = sum(prod(tensor.shape) for tensor in tensors.values())
+    if wanted > stored:
+        problem = mismatches(untied_shapes(empty), shapes(tensors)) or "tensors are missing"
+        raise ValueError(
+            f"{folder} holds {stored} weights, but its configuration asks for {wanted}; {shorten(problem, _SHOWN)}: "
+            "make or download it again"
+        )
     how = {"dtype": dtype, "use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
     with loading_errors(folder):
         network, found = kind.from_pretrained(folder, config=config, **how, **OFFLINE)
@@ -143,39 +166,10 @@ def load_network(
     return network.eval()
 
 
-def _stored_weights(folder: Path) -> dict[str, StoredTensor]:
-    """The headers of the weights that transformers would load."""
-    held = [name for name in (SINGLE, INDEX) if (folder / name).is_file()]
-    if len(held) == 2:
-        raise ValueError(f"{folder} holds both {SINGLE} and {INDEX}: remove the one that does not belong there")
-    if held:
-        return stored_tensors(folder)
-    if pickled := pickles(folder):
-        raise ValueError(
-            f"{folder} holds its weights as {pickled[0].name}, a pickle, which could run code and is not loaded: "
-            "`medv convert` reads such a folder with weights_only=True and writes safetensors"
-        )
-    raise FileNotFoundError(f"{folder} holds no {SINGLE}: give the folder of a whole model")
-
-
-def _check_stored(folder: Path, empty: PreTrainedModel, tensors: Mapping[str, StoredTensor]) -> None:
-    """Raises ValueError for weights that are not floats, stored twice, or fewer than the configuration allocates."""
-    check_floats(folder, empty, tensors)
-    seen: dict[str, str] = {}
-    for name in tensors:  # transformers reads a name with and without the prefix of the network inside, the last one found
-        bare = re.sub(rf"^(?:{re.escape(empty.base_model_prefix)}\.)+", "", name)
-        if (other := seen.setdefault(bare, name)) != name:
-            raise ValueError(f"{folder} holds {name} and {other}, which are one tensor: remove the one that does not belong")
-    wanted = sum(value.numel() for value in empty.parameters())
-    held = sum(prod(tensor.shape) for tensor in tensors.values())
-    if wanted > held:
-        tied = set(empty.all_tied_weights_keys)
-        expected = {name: shape for name, shape in shapes(empty.state_dict()).items() if name not in tied}
-        problem = mismatches(expected, shapes(tensors)) or "tensors are missing"
-        raise ValueError(
-            f"{folder} holds {held} weights, but its configuration asks for {wanted}; {shorten(problem, _SHOWN)}: "
-            "make or download it again"
-        )
+def untied_shapes(network: PreTrainedModel) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor that a checkpoint of the network holds: of tied weights the first alone."""
+    tied = set(network.all_tied_weights_keys)
+    return {name: shape for name, shape in shapes(network.state_dict()).items() if name not in tied}
 
 
 def check_floats(source: Path, network: nn.Module, tensors: Mapping[str, StoredTensor]) -> None:
@@ -205,20 +199,19 @@ def check_finite(source: Path, network: nn.Module) -> None:
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """The tokenizer of a folder; raises ValueError where none can be loaded without running its code."""
-    check_folder(folder)
-    with loading_errors(folder):
-        tokenizer = AutoTokenizer.from_pretrained(folder, **OFFLINE)
-        tokenizer.decode(tokenizer.encode("a"))  # a setting of the wrong type (`model_max_length` as text) raises only here
-    return tokenizer
+    return load_processor(AutoTokenizer, folder)
 
 
-def load_processor(kind: type[ProcessorMixin] | type[AutoProcessor], folder: Path) -> ProcessorMixin:
+def load_processor(
+    kind: type[ProcessorMixin] | type[AutoProcessor] | type[AutoTokenizer], folder: Path
+) -> ProcessorMixin | PreTrainedTokenizerFast:
     """The processor of a folder, of a class of medv or `AutoProcessor`; raises ValueError as `load_tokenizer`."""
     check_folder(folder)
     with loading_errors(folder):
-        processor = kind.from_pretrained(folder, **OFFLINE)
-        processor.tokenizer.decode(processor.tokenizer.encode("a"))
-    return processor
+        loaded = kind.from_pretrained(folder, **OFFLINE)
+        tokenizer = loaded if kind is AutoTokenizer else loaded.tokenizer
+        tokenizer.decode(tokenizer.encode("a"))  # a setting of the wrong type (`model_max_length` as text) raises only here
+    return loaded
 
 
 def load_weights(module: nn.Module, file: Path) -> None:

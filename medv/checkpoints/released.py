@@ -1,10 +1,8 @@
-"""The released checkpoints' tensor names and configuration files in medv's terms, and back.
+"""Tensor names and configuration files of the released checkpoints in medv's terms, and back.
 
-Three layouts hold the same tensors: LLaDA-8B's (OLMo style), LLaDA-V's and LLaDA-MedV's (Llama's), and medv's. Beware of
-`ff_out` in LLaDA-8B's, which is the output head at the top and the down-projection inside a block. LLaDA-8B's configuration
-uses OLMo's terms (d_model, n_layers), that of LLaDA-V and LLaDA-MedV Llama's (hidden_size) with LLaVA's for images
-(image_aspect_ratio "anyres_max_4"). Neither describes the vision tower, which is read off its tensors or its own
-configuration.
+Three layouts hold the same tensors: LLaDA-8B's (OLMo style), LLaDA-V's and LLaDA-MedV's (Llama's), and medv's. In LLaDA-8B
+`ff_out` is the output head at the top and the down-projection inside a block. The configurations use OLMo's or Llama's terms,
+with LLaVA's for images; none describes the vision tower, which is read off its tensors or its own configuration.
 """
 
 import itertools
@@ -168,36 +166,42 @@ def vision_config_of(tensors: Mapping[str, StoredTensor], settings: Mapping | No
     return vision_tower_config(vision_tower_config(_SO400M if settings is None else settings).to_dict() | shape)
 
 
+VIEWS = {
+    "image_aspect_ratio": "anyres_max_4",
+    "mm_patch_merge_type": "spatial_unpad",
+    "image_grid_pinpoints": "(1x1),...,(6x6)",
+}
+"""How LLaDA-V, whose recipe the released medical model follows, cuts an image, in LLaVA's terms."""
+
+
 def image_settings(settings: Mapping, size: int) -> dict:
-    """image_aspect, image_grid, image_max_tiles and patch_merge from LLaVA's terms; `size` is the tower's, in pixels."""
+    """image_aspect, image_grid ([[width, height], ...] in pixels), image_max_tiles and patch_merge from LLaVA's terms; `size`
+    is the tower's, in pixels.
+    """
     written = settings.get("image_aspect_ratio") or "square"
     match = re.fullmatch(r"(square|pad|anyres)(?:_max_(\d+))?", written)
     if match is None or (match[2] and match[1] != "anyres"):
         raise ValueError(f"image_aspect_ratio {written!r} is not known: square, pad, anyres or anyres_max_N")
     aspect, most = match[1], match[2]
-    return {
-        "image_aspect": aspect,
-        "image_max_tiles": int(most) if most else None,
-        "image_grid": _grid(settings.get("image_grid_pinpoints"), size) if aspect == "anyres" else [],
-        "patch_merge": settings.get("mm_patch_merge_type") or "flat",
-    }
-
-
-def _grid(pinpoints, size: int) -> list[list[int]]:
-    """[[width, height], ...] in pixels, from a list or from "(1x1),...,(6x6)", which means every size between."""
-    if isinstance(pinpoints, str) and "x" in pinpoints:
+    pinpoints = settings.get("image_grid_pinpoints") if aspect == "anyres" else []
+    if isinstance(pinpoints, str) and "x" in pinpoints:  # "(1x1),...,(6x6)" means every size between
         pairs = [(int(a), int(b)) for a, b in re.findall(r"\((\d+)x(\d+)\)", pinpoints)]
         if len(pairs) < 2:
             raise ValueError(f"image_grid_pinpoints {pinpoints!r} is not of the form (1x1),...,(6x6)")
         (first_w, first_h), (last_w, last_h) = pairs[0], pairs[-1]
         if max(last_w, last_h) > MOST:
             raise ValueError(f"image_grid_pinpoints {pinpoints!r} goes beyond {MOST} tiles: it is not of a released model")
-        steps = itertools.product(range(first_w, last_w + 1), range(first_h, last_h + 1))
-        return [[w * size, h * size] for w, h in steps]
-    pairs = json.loads(pinpoints) if isinstance(pinpoints, str) else pinpoints
-    if not pairs:
+        tiles = itertools.product(range(first_w, last_w + 1), range(first_h, last_h + 1))
+        pinpoints = [[w * size, h * size] for w, h in tiles]
+    grid = json.loads(pinpoints) if isinstance(pinpoints, str) else pinpoints
+    if aspect == "anyres" and not grid:
         raise ValueError("image_aspect_ratio is anyres, but image_grid_pinpoints is missing: which grids are allowed?")
-    return [list(pair) for pair in pairs]
+    return {
+        "image_aspect": aspect,
+        "image_max_tiles": int(most) if most else None,
+        "image_grid": [list(pair) for pair in grid],
+        "patch_merge": settings.get("mm_patch_merge_type") or "flat",
+    }
 
 
 def medv_config(

@@ -44,7 +44,16 @@ def stored_tensors(source: Path) -> dict[str, StoredTensor]:
     if source.is_file():
         return _read_header(source)
     if (source / INDEX).is_file():
-        files, promised = _indexed(source)
+        index = source / INDEX
+        promised = read_object(index).get("weight_map")  # the shard of each tensor
+        if not isinstance(promised, dict) or not all(isinstance(name, str) for name in promised.values()):
+            raise ValueError(f"{index} is not an index of shards: its weight_map does not give a file for each tensor")
+        names = sorted(set(promised.values()))
+        if outside := [name for name in names if Path(name).name != name]:
+            raise ValueError(f"{index} points to {outside[0]!r}, outside its own folder: it is not to be trusted")
+        if missing := [name for name in names if not (source / name).is_file()]:
+            raise FileNotFoundError(f"{source} lacks {', '.join(missing)}, which its index names: download it again")
+        files = [source / name for name in names]
     else:
         promised = {}
         files = [source / SINGLE] if (source / SINGLE).is_file() else sorted(source.glob("*.safetensors"))
@@ -61,22 +70,6 @@ def stored_tensors(source: Path) -> dict[str, StoredTensor]:
             raise ValueError(f"{min(twice)} is in two files of {source}: remove the one that does not belong there")
         tensors |= found
     return tensors
-
-
-def _indexed(folder: Path) -> tuple[list[Path], dict[str, str]]:
-    """The shards that an index names, and the shard of each tensor."""
-    index = folder / INDEX
-    weight_map = read_object(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise ValueError(f"{index} is not an index of shards: its weight_map does not give a file for each tensor")
-    names = sorted(set(weight_map.values()))
-    outside = [name for name in names if Path(name).name != name]
-    if outside:
-        raise ValueError(f"{index} points to {outside[0]!r}, outside its own folder: it is not to be trusted")
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}, which its index names: download it again")
-    return [folder / name for name in names], weight_map
 
 
 def _read_header(file: Path) -> dict[str, StoredTensor]:

@@ -165,12 +165,7 @@ def _block(block: int, salt: int, hard: bool) -> tuple[_Plan, ...]:
 def _cycle(values: tuple, step: int, key: tuple[int, ...]):
     """Element `step` of an endless sequence in which every run through the values has its own order."""
     turn, place = divmod(step, len(values))
-    return values[_order(len(values), turn, key)[place]]
-
-
-@lru_cache(maxsize=4096)
-def _order(size: int, turn: int, key: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(int(i) for i in np.random.default_rng([*key, turn, 0xC7C1E]).permutation(size))
+    return values[np.random.default_rng([*key, turn, 0xC7C1E]).permutation(len(values))[place]]
 
 
 def _wish(kind: str, value) -> tuple[tuple[tuple[str, str], ...], float]:

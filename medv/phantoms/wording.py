@@ -92,12 +92,6 @@ def shapes_tags(scene: ShapeScene, rng: np.random.Generator) -> list[str]:
     return _shuffled([scene.shape, scene.color, COUNTS[scene.count], f"{scene.background} background"], rng)
 
 
-def shape_phrase(color: str, shape: str, count: int) -> str:
-    """ "one red circle", "three red circles"."""
-    ending = "" if count == 1 else "es" if shape.endswith(("s", "x", "ch", "sh")) else "s"
-    return f"{COUNTS[count]} {color} {shape}{ending}"
-
-
 def _words(scene: Scene, rng: np.random.Generator, studies: int = 3) -> dict[str, str]:
     """The slots of the templates."""
     bare = pick(rng, _WORDS["studies"][scene.domain][:studies]).format(a=scene.acquisition)
@@ -144,7 +138,8 @@ def _negatives(scene: Scene, rng: np.random.Generator, words: dict[str, str]) ->
 
 
 def _shape_words(scene: ShapeScene) -> dict[str, str]:
-    what = shape_phrase(scene.color, scene.shape, scene.count)
+    plural = "es" if scene.shape.endswith(("s", "x", "ch", "sh")) else "s"
+    what = f"{COUNTS[scene.count]} {scene.color} {scene.shape}{plural if scene.count > 1 else ''}"
     return {
         "what": what,
         "What": with_capital(what),

@@ -1,11 +1,9 @@
-"""From a causal Llama to a masked-diffusion one, on text alone: `medv train adapt`.
+"""Continue a causal Llama as a masked-diffusion model, on text alone: `medv train adapt`.
 
-Published recipes differ in three choices, and each is an option here. Attention is bidirectional at once, or future tokens are
-opened to it at random, more of them with every step (DiffuLLaMA). The hidden states of every layer are drawn to those of the
-frozen causal model that reads the clean text, or are not (Repr-Align). Masked tokens weigh 1/t, or all the same. Always: no
-shift (the logits at i predict token i), embeddings and head stay as they are, stratified t.
-
-Order, noise and attention are functions of (seed, step), so a killed run resumes bit for bit from its checkpoint.
+Published recipes differ in three choices, all options here: bidirectional attention at once or opened at random (DiffuLLaMA);
+hidden states aligned with the frozen causal model (Repr-Align) or not; loss weights 1/t or uniform. There is no shift (the
+logits at i predict token i), embeddings and head stay frozen, t is stratified. Order, noise and attention are functions of
+(seed, step), so a killed run resumes bit for bit.
 """
 
 import hashlib
@@ -81,9 +79,6 @@ class AdaptRecipe:
         return self.learning_rate * min((step + 1) / rising, 0.5 + 0.5 * math.cos(math.pi * fallen))
 
 
-# The batches: functions of (seed, step), computed before a GPU sees them.
-
-
 def opened_attention(length: int, share: float, generator: torch.Generator) -> torch.Tensor:
     """bool [1, 1, T, T], True where a query (third dimension) sees a key: the past, itself, and a future key by chance.
 
@@ -144,14 +139,11 @@ class Batches:
         ]
 
     def attention(self, step: int) -> torch.Tensor | None:
-        """What the positions of this step may see; None for everything."""
+        """The attention mask of a step, see `opened_attention`; None for bidirectional."""
         opening = math.ceil(self.recipe.anneal * self.recipe.steps)
         if self.recipe.attention == "at_once" or step + 1 >= opening:
             return None
         return opened_attention(self.recipe.length, (step + 1) / opening, noise_generator(self.seed, step, -1))
-
-
-# The network and its optimizer.
 
 
 class Adapter:
@@ -268,9 +260,6 @@ def held_out_losses(tower: LlamaForCausalLM, rows: torch.Tensor, mask: int, *, a
     return losses
 
 
-# The run.
-
-
 def adapt(
     language: Path,
     train: torch.Tensor,
@@ -330,10 +319,9 @@ def adapt(
         tokenizer.save_pretrained(out)
         for file in (*language.glob("LICENSE*"), *language.glob("origin*")):
             shutil.copy(file, out)
+        before, *_, after = [row["eval_loss"] for row in history if "eval_loss" in row]
         facts = {"recipe": asdict(recipe), "seed": seed, "steps": recipe.steps}
-        facts |= {"rows": {"train": len(train), "held_out": len(held_out)}}
-        evaluations = [row["eval_loss"] for row in history if "eval_loss" in row]
-        facts |= {"eval_loss_before": evaluations[0], "eval_loss": evaluations[-1]}
+        facts |= {"rows": {"train": len(train), "held_out": len(held_out)}, "eval_loss_before": before, "eval_loss": after}
         write_json(out / "history.json", history)
         write_json(out / SPEED, speed)
         write_json(finished, facts)

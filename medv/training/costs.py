@@ -1,9 +1,8 @@
-"""What training costs, by arithmetic: operations of a step; memory of each GPU, disk and time of a stage before it is loaded.
+"""Training costs, computed before a model is loaded: operations of a step; memory of each GPU, disk and time of a stage.
 
-Weights, gradients and optimizer states are exact, cut by the ZeRO stage, and so are the tensors of a checkpoint. Activations
-are an estimate from the sizes of a Llama layer at the recipe's longest sequence; hours follow from stated assumptions. MFU is
-the share of a GPU's peak (dense, bfloat16) that the model's own operations make up: recomputation by checkpointing does not
-count as work, padding tokens do.
+Weights, gradients, optimizer states (cut by the ZeRO stage) and the tensors of a checkpoint are exact. Activations are an
+estimate from the sizes of a Llama layer at the longest sequence; hours follow from stated assumptions. MFU is the share of a
+GPU's peak (dense, bfloat16) of the model's own operations: recomputation does not count, padding tokens do.
 """
 
 import os
@@ -146,10 +145,9 @@ class StagePlan:
         """The memory as a table for a terminal."""
         table = Table("", "GB a device", title=title, caption=self.memory_sentence().partition(":")[0])
         table.columns[1].justify = "right"
-        for name, value in (self.parts | {"sum": self.total}).items():
+        there_is = {} if self.capacity is None else {"there is": self.capacity}
+        for name, value in (self.parts | {"sum": self.total} | there_is).items():
             table.add_row(name, f"{value / GB:.2f}")
-        if self.capacity is not None:
-            table.add_row("there is", f"{self.capacity / GB:.2f}")
         return table
 
     def to_dict(self) -> dict:

@@ -1,10 +1,8 @@
 """`medv train STAGE`: a stage of the paper's recipe on the Hugging Face Trainer: align, instruct, vqa (Table 6, section 3).
 
-Stage 1 (align) trains the projector alone; stages 2 (instruct) and 3 (vqa) train projector and language tower; the vision
-tower stays frozen. The result is a folder: weights in safetensors (of stage 1 the projector's alone, where its base is given),
-processor, `history.json` with the loss curves, `training.json` with the recipe and `speed.json` with the costs since the last
-start. A stopped run resumes exactly from its last checkpoint. Order, noise and averages do not depend on how many processes
-share a batch.
+Stage 1 (align) trains the projector alone, stages 2 (instruct) and 3 (vqa) projector and language tower. The result is a
+folder: weights in safetensors (of stage 1 the projector's alone, where its base is given), processor, `history.json` (losses),
+`training.json` (recipe) and `speed.json` (costs since the last start). A stopped run resumes exactly from its last checkpoint.
 """
 
 import json
@@ -120,8 +118,8 @@ def train_stage(
             train_dataset=stream,
             eval_dataset=ValidationStream(validation, encode) if validation else None,
             data_collator=Collator(processor.special, padding=recipe.padding, feature_dropout=recipe.feature_dropout),
-            callbacks=[Checkpoints(options.deepspeed, stream, options.stop_after)],
         )
+        trainer.add_callback(Checkpoints(trainer, options.deepspeed, options.stop_after))
         if quiet:
             trainer.remove_callback(PrinterCallback)
         if recipe.cached_vision:

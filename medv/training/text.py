@@ -1,12 +1,9 @@
 """Text for `medv.training.adapt`: documents packed into rows, and documents that a causal tower writes itself (`--self`).
 
-Rows are documents laid end to end and cut to one length: no position is padding. A document that has ended is followed by 1 to
-`ENDS` end-of-text tokens, masked and scored like all others, which teach a model to continue with them after the end of a text.
-Attention crosses the seams between documents.
-
-Written text is a folder of JSON lines (`medv.data.texts` reads them), one file a batch. What a file holds depends on the tower,
-the settings and its number alone; a stopped run continues with the next file. All prompts of a batch have one length in tokens:
-no padding, no attention mask, hence the fastest attention.
+Rows are documents laid end to end and cut to one length, without padding. A document that has ended is followed by 1 to `ENDS`
+end-of-text tokens, masked and scored like all others. Attention crosses the seams. Written text is a folder of JSON lines, one
+file a batch, a function of tower, settings and file number; a stopped run continues with the next file. All prompts of a batch
+have the same number of tokens, so that no padding and no attention mask is needed.
 """
 
 import json
@@ -78,7 +75,15 @@ def write_text_of(
         raise ValueError(f"{folder} holds text that was written otherwise: choose another folder or delete it")
     write_json(note, settings)
     tokenizer = load_tokenizer(language)
-    prompts = _prompts_by_length(tokenizer)
+    asked = all_prompts()
+    texts = [Document("", prompt).opening() for prompt in asked]
+    if tokenizer.chat_template:
+        dialogues = [[{"role": "user", "content": prompt}] for prompt in asked]
+        texts = tokenizer.apply_chat_template(dialogues, add_generation_prompt=True, tokenize=False)
+    groups: dict[int, list[tuple[str, list[int]]]] = defaultdict(list)  # prompts and their ids, by number of tokens
+    for prompt, ids in zip(asked, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True):
+        groups[len(ids)].append((prompt, ids))
+    prompts = [groups[size] for size in sorted(groups)]
     causal, number, total, fresh, seconds = None, 0, 0, 0, 0.0
     with tqdm(total=tokens, unit="token", desc="writing", disable=quiet) as bar:
         while total < tokens:
@@ -93,19 +98,6 @@ def write_text_of(
             total, number = total + written, number + 1
             bar.update(written)
     return {"files": number, "tokens": total, "tokens_per_second": fresh / seconds if seconds else None, "seconds": seconds}
-
-
-def _prompts_by_length(tokenizer: PreTrainedTokenizerFast) -> list[list[tuple[str, list[int]]]]:
-    """The prompts and their ids, those of one length together; by the tokenizer's own chat template where it has one."""
-    asked = all_prompts()
-    texts = [Document("", prompt).opening() for prompt in asked]
-    if tokenizer.chat_template:
-        dialogues = [[{"role": "user", "content": prompt}] for prompt in asked]
-        texts = tokenizer.apply_chat_template(dialogues, add_generation_prompt=True, tokenize=False)
-    groups: dict[int, list[tuple[str, list[int]]]] = defaultdict(list)
-    for prompt, ids in zip(asked, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True):
-        groups[len(ids)].append((prompt, ids))
-    return [groups[size] for size in sorted(groups)]
 
 
 def _write_batch(

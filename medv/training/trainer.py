@@ -60,9 +60,8 @@ class Meter:
         """Write a row up to `step` and begin the next; all processes are taken to be as fast as this one."""
         seconds = time.perf_counter() - self.since
         if self.tokens:
-            row = {"step": step, "seconds": seconds}
-            row |= {"tokens_per_second": processes * self.tokens / seconds}
-            row |= {"samples_per_second": processes * self.samples / seconds}
+            rates = {"tokens_per_second": self.tokens, "samples_per_second": self.samples}
+            row = {"step": step, "seconds": seconds} | {name: processes * n / seconds for name, n in rates.items()}
             row |= {"data_wait_seconds": self.waited, "padding_share": self.padding / self.tokens}
             self.rows.append(row | {"peak_bytes": peak_bytes(), "mfu": mfu(self.flops, seconds)})
         self._begin_row()
@@ -72,8 +71,7 @@ class Meter:
         total = {}
         if rows := self.rows:
             seconds = [row["seconds"] for row in rows]
-            rates = ("tokens_per_second", "samples_per_second", "padding_share", "mfu")
-            for name in rates:
+            for name in ("tokens_per_second", "samples_per_second", "padding_share", "mfu"):
                 values = [row[name] for row in rows]
                 total[name] = None if None in values else float(np.average(values, weights=seconds))
             total["data_wait_share"] = sum(row["data_wait_seconds"] for row in rows) / sum(seconds)
@@ -224,11 +222,21 @@ def same_weights_on_every_process(model: MedVForMaskedDiffusion) -> Iterator[Non
 class Checkpoints(TrainerCallback):
     """Keeps the newest complete checkpoint: it is marked when every process has written its part, then older ones are removed.
 
-    After `stop_after` steps the run ends with a checkpoint, as an interrupted run would.
+    The mark also holds the sums of the losses since the last log, so that a resumed run logs the same as an uninterrupted
+    one. After `stop_after` steps the run ends with a checkpoint, as an interrupted run would.
     """
 
-    def __init__(self, deepspeed: str | None, stream: TrainingStream, stop_after: int | None = None):
-        self.deepspeed, self.stream, self.stop_after = deepspeed, stream, stop_after
+    def __init__(self, trainer: StageTrainer, deepspeed: str | None, stop_after: int | None = None):
+        self.trainer, self.deepspeed, self.stop_after = trainer, deepspeed, stop_after
+
+    def on_train_begin(self, args, state, control, **_):
+        """Called by the Trainer when it has read a checkpoint and reset its sums."""
+        if state.global_step:
+            mark = Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE
+            losses = json.loads(mark.read_text(encoding="utf-8"))["losses"]
+            self.trainer._tr_loss.fill_(losses["since_log"])
+            self.trainer._total_loss_scalar, self.trainer._globalstep_last_logged = losses["logged"], losses["logged_step"]
+            self.trainer._initial_global_step = 0  # the mean loss of the run is over all of its steps
 
     def on_step_end(self, args, state, control, **_):
         """Called by the Trainer."""
@@ -238,12 +246,15 @@ class Checkpoints(TrainerCallback):
 
     def on_save(self, args, state, control, **_):
         """Called by the Trainer on every process when its part is written."""
-        skipped = self.stream.gathered_skips()  # also waits for all
+        trainer = self.trainer
+        since_log = float(gather(trainer._tr_loss.detach()[None]).mean())
+        losses = {"since_log": since_log, "logged": trainer._total_loss_scalar, "logged_step": trainer._globalstep_last_logged}
+        skipped = trainer.train_dataset.gathered_skips()  # also waits for all
         if rank() == 0:
             folder = Path(args.output_dir)
             newest = folder / f"checkpoint-{state.global_step}"
             facts = {"step": state.global_step, "processes": processes(), "deepspeed": self.deepspeed}
-            write_json(newest / COMPLETE, facts | {"skipped": skipped})
+            write_json(newest / COMPLETE, facts | {"skipped": skipped, "losses": losses})
             for old in folder.glob("checkpoint-*"):
                 if old != newest:
                     shutil.rmtree(old)

@@ -6,21 +6,11 @@ by position, one row at a time. On CUDA its float16 autocast casts bfloat16 weig
 option. Greedy decoding without guidance only; `medv.diffusion.official` is the sampler that reproduces all its tokens.
 """
 
-from dataclasses import dataclass
-
 import torch
 
 from medv.diffusion.config import SamplerConfig
 from medv.diffusion.schedules import transfer_counts
 from medv.model.modeling import MedVForMaskedDiffusion
-
-
-@dataclass(frozen=True)
-class BaselineRun:
-    """written: (step, position in the response, token) of every commit. forwards: network calls."""
-
-    written: tuple[tuple[int, int, int], ...]
-    forwards: int
 
 
 @torch.inference_mode()
@@ -31,8 +21,11 @@ def official_run(
     *,
     forwards: int | None = None,
     half: bool = False,
-) -> BaselineRun:
-    """Sample after a prompt [1, P]; `forwards` ends early, `half` is the official code's float16 autocast."""
+) -> tuple[tuple[tuple[int, int, int], ...], int]:
+    """Sample after a prompt [1, P]; `forwards` ends early, `half` is the official code's float16 autocast.
+
+    Returns (step, position in the response, token) of every commit, and the number of network calls.
+    """
     own, width = model.config, prompt.shape[1]
     canvas = torch.cat([prompt, prompt.new_full((1, config.gen_length), own.mask_token_id)], dim=1)
     stop = torch.tensor(own.stop_token_ids[:1], device=prompt.device)
@@ -42,31 +35,22 @@ def official_run(
         for count in transfer_counts(config.block_length, config.steps // config.blocks):
             if count == 0 or step == forwards:
                 break
-            before = canvas.clone()
-            _step(model, canvas, end, count, half)
-            changed = (canvas != before)[0].nonzero()[:, 0].tolist()
-            written += [(step, column - width, int(canvas[0, column])) for column in changed]
+            masked = canvas == own.mask_token_id  # [1, T]
+            with torch.autocast(canvas.device.type, dtype=torch.float16, enabled=half):
+                logits = model(canvas).logits.float()  # [1, T, V]
+            for never in own.suppress_token_ids:
+                logits[..., never].masked_fill_(masked, -torch.inf)
+            tokens = logits.argmax(dim=-1)
+            confidence = logits.to(torch.float64).softmax(dim=-1).gather(-1, tokens[..., None])[..., 0]  # [1, T]
+            confidence[:, end:] = -torch.inf
+            confidence = confidence.masked_fill(~masked, -torch.inf)
+            chosen = confidence[0].topk(count).indices
+            canvas[0, chosen] = tokens[0, chosen]
+            written += [(step, column - width, int(canvas[0, column])) for column in sorted(chosen.tolist())]
             step += 1
             if not stopped:
                 for position in range(width, width + config.gen_length):
                     if torch.all(canvas[0, position : position + 1] == stop):
                         stopped = True
                         break
-    return BaselineRun(tuple(written), step)
-
-
-def _step(model: MedVForMaskedDiffusion, canvas: torch.Tensor, end: int, count: int, half: bool) -> None:
-    """One forward over the canvas [1, T], and the `count` most confident predictions left of `end` written into it."""
-    own = model.config
-    masked = canvas == own.mask_token_id
-    with torch.autocast(canvas.device.type, dtype=torch.float16, enabled=half):
-        logits = model(canvas).logits.float()  # [1, T, V]
-    for never in own.suppress_token_ids:
-        logits[..., never].masked_fill_(masked, -torch.inf)
-    tokens = logits.argmax(dim=-1)
-    confidence = logits.to(torch.float64).softmax(dim=-1).gather(-1, tokens[..., None])[..., 0]  # [1, T]
-    confidence[:, end:] = -torch.inf
-    confidence = confidence.masked_fill(~masked, -torch.inf)
-    chosen = torch.zeros_like(masked)
-    chosen[0, confidence[0].topk(count).indices] = True
-    canvas[chosen] = tokens[chosen]
+    return tuple(written), step

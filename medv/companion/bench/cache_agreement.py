@@ -12,7 +12,6 @@ import pandas as pd
 import torch
 
 from medv.data.example import Example
-from medv.diffusion.blockwise import SamplerOutput
 from medv.diffusion.caching import NO_CACHE, DualCache, PrefixCache
 from medv.diffusion.config import SamplerConfig
 from medv.diffusion.sampler import sample
@@ -49,28 +48,25 @@ def cache_agreement(
             equal = exact.sequences == output.sequences  # [B, L]; both hold the same fill after their ends
             ends = torch.tensor([max(pair) for pair in zip(exact.lengths, output.lengths, strict=True)], device=equal.device)
             counted = torch.arange(equal.shape[1], device=equal.device)[None] < ends.clamp_min(1)[:, None]
+            first = []  # for each row, the first forward that writes something else; the last plus one where none does
+            for row in range(len(exact.lengths)):
+                mine, theirs = (
+                    {(c.step, c.position, c.token) for c in run.trace.of_row(row).commits} for run in (exact, output)
+                )
+                last = max(step for step, _, _ in mine) + 1
+                first.append(min((step for step, _, _ in mine ^ theirs), default=last))
             rows.append(
                 {
                     "kind": kind,
                     "interval": interval,
                     "identity": float((equal & counted).sum() / counted.sum()),
                     "same_answers": float(equal.all(dim=1).float().mean()),
-                    "first_divergence": float(torch.tensor(first_divergences(exact, output)).float().mean()),
+                    "first_divergence": float(torch.tensor(first).float().mean()),
                     "kl": prediction_divergence(model, inputs, cached),
                     "refreshes": output.refreshes / len({commit.step for commit in output.trace.commits}),
                 }
             )
     return pd.DataFrame(rows).astype({"interval": "Int64"})  # with a place for None
-
-
-def first_divergences(one: SamplerOutput, other: SamplerOutput) -> list[int]:
-    """For each row, the first forward at which the two write different tokens or places; the last plus one where none does."""
-    found = []
-    for row in range(len(one.lengths)):
-        mine, theirs = ({(c.step, c.position, c.token) for c in output.trace.of_row(row).commits} for output in (one, other))
-        last = max(step for step, _, _ in mine) + 1
-        found.append(min((step for step, _, _ in mine ^ theirs), default=last))
-    return found
 
 
 @torch.inference_mode()

@@ -290,11 +290,11 @@ def _official(
     official_run(network, prompt, config, forwards=1, half=half)  # warm
     with peak_memory(prompt.device) as peak:
         how = {"forwards": mode.measured, "half": half}
-        seconds, run = timed(lambda: official_run(network, prompt, config, **how), prompt.device)
-    seconds *= length / run.forwards
-    cut = run.forwards if run.forwards < length else None
+        seconds, (written, forwards) = timed(lambda: official_run(network, prompt, config, **how), prompt.device)
+    seconds *= length / forwards
+    cut = forwards if forwards < length else None
     facts = {"measured_forwards": cut, "peak_bytes": peak.bytes, "agreement": 1.0}
-    return Measurement(mode.name, seconds, length / seconds, length, **facts), run.written
+    return Measurement(mode.name, seconds, length / seconds, length, **facts), written
 
 
 def _measure(

@@ -43,11 +43,6 @@ def answer_html(outcome: Outcome, title: str = "") -> str:
     return str(HTML.answer(outcome, title))
 
 
-def legend_html() -> str:
-    """The meaning of the colors and borders of a canvas."""
-    return str(HTML.legend())
-
-
 def canvas_html(outcome: Outcome, frame: int, word: traces.Word) -> str:
     """The canvas after `frame` forwards; color is the confidence with which each token was written."""
     widest = [""] * outcome.trace.gen_length  # each position is as wide as its longest word, so that nothing moves

@@ -120,7 +120,7 @@ class Explorer(widgets.VBox):
         self.left = widgets.VBox([self.text, self.canvas], layout=half)
         self.right = widgets.VBox([self.pinned_text, self.pinned_canvas], layout={**half, "display": "none"})
         both = widgets.HBox([self.left, self.right], layout={"flex_flow": "row wrap", "grid_gap": "18px"})
-        return _part([self.drag, widgets.HBox([self.play, self.frame]), both, widgets.HTML(view.legend_html())])
+        return _part([self.drag, widgets.HBox([self.play, self.frame]), both, widgets.HTML(str(view.HTML.legend()))])
 
     # --- Actions of the user ---
 

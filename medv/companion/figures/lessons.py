@@ -10,14 +10,14 @@ import torch
 from matplotlib.figure import Figure
 
 from medv import paper
+from medv.companion.audit.check import check_dataset
+from medv.companion.audit.controls import majority_answers
 from medv.companion.figures.plots import PALETTE, new_figure, theme
 from medv.companion.figures.words import tokens_of
-from medv.data.check import check_dataset
 from medv.data.example import Example, Turn
 from medv.data.readers import DATASETS
 from medv.diffusion.corruption import corrupt, draw_noise
 from medv.diffusion.loss import NORMALIZATIONS
-from medv.evaluation.controls import majority_answers
 from medv.evaluation.pairing import Reference
 from medv.evaluation.vqa import evaluate_vqa
 from medv.model.modeling import MedVForMaskedDiffusion

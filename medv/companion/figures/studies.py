@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
@@ -132,7 +131,14 @@ def pareto_figure(points: pd.DataFrame, title: str) -> Figure:
         for column, judge in zip(axes.T, judges, strict=True):
             mine = points[points["judge"] == judge]
             for ax, (metric, part) in zip(column, mine.groupby("metric", sort=False), strict=True):
-                _draw_points(ax, part, colors, beside)
+                best = part[part["front"]].sort_values("forwards")
+                ax.plot(best["forwards"] * best["strategy"].map(beside), best["value"], color=INK, lw=1, zorder=1)
+                for row in part.itertuples():
+                    schedule, filtered, _ = row.strategy.partition(" + ")
+                    color, x = colors[schedule], row.forwards * beside[row.strategy]
+                    ax.plot([x, x], [row.low, row.high], color=color, lw=1.0, alpha=0.45, zorder=2)
+                    style = {"marker": "s" if filtered else "o", "mfc": color if filtered else "white", "mec": color}
+                    ax.plot(x, row.value, ms=4.5, zorder=3, **style)
                 ax.set(xlabel="forwards a text", ylabel=QUALITY_AXES[metric], xscale="log")
                 ticks = sorted(part["steps"].unique())
                 ax.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
@@ -147,17 +153,6 @@ def pareto_figure(points: pd.DataFrame, title: str) -> Figure:
         fig.legend(handles=handles, loc="outside right center")
         fig.suptitle(title, fontsize=11, fontweight="bold")
     return fig
-
-
-def _draw_points(ax: Axes, part: pd.DataFrame, colors: Mapping[str, str], beside: Mapping[str, float]) -> None:
-    best = part[part["front"]].sort_values("forwards")
-    ax.plot(best["forwards"] * best["strategy"].map(beside), best["value"], color=INK, lw=1, zorder=1)
-    for row in part.itertuples():
-        schedule, filtered, _ = row.strategy.partition(" + ")
-        color, x = colors[schedule], row.forwards * beside[row.strategy]
-        ax.plot([x, x], [row.low, row.high], color=color, lw=1.0, alpha=0.45, zorder=2)
-        style = {"marker": "s" if filtered else "o", "mfc": color if filtered else "white", "mec": color, "ms": 4.5}
-        ax.plot(x, row.value, zorder=3, **style)
 
 
 def cache_figure(frame: pd.DataFrame, title: str) -> Figure:

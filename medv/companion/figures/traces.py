@@ -49,16 +49,14 @@ def trace_targets(names: Sequence[str]) -> tuple[bool, list[Path]]:
         if blocked is not None:
             raise ValueError(f"{path} cannot be written: {blocked} is a file")
         check_regular(path)
-        if path.exists() and not _is_trace_or_empty(path):
+        begin = (PAGE_BEGIN if path.suffix == ".html" else json.dumps({"format": FORMAT})[:-1]).encode()
+        found = b""
+        if path.exists():
+            with open_regular(path) as stream:
+                found = b" ".join(stream.read(len(begin) + 64).split()).replace(b"{ ", b"{", 1)[: len(begin)]
+        if found not in (b"", begin):
             raise ValueError(f"{path} exists and is no trace, so that it is not written over: choose another name")
     return TERMINAL in names, files
-
-
-def _is_trace_or_empty(path: Path) -> bool:
-    begin = (PAGE_BEGIN if path.suffix == ".html" else json.dumps({"format": FORMAT})[:-1]).encode()
-    with open_regular(path) as stream:
-        found = b" ".join(stream.read(len(begin) + 64).split()).replace(b"{ ", b"{", 1)[: len(begin)]
-    return found in (b"", begin)
 
 
 def word_of(tokenizer) -> Word:

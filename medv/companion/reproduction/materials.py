@@ -99,7 +99,7 @@ class Materials:
             baselines[name] = Baseline(**given | paths)
         judge = section("judge", [item.name for item in fields(Endpoint) if item.name != "key"]) if "judge" in content else None
         try:
-            Endpoint(**judge or {})
+            Endpoint(**(judge or {}), key="checked when it is used")
             machine = Machine(**section("machine", [item.name for item in fields(Machine)]))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{file}: {error}") from None

@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from medv.checkpoints.assembly import shape_config
+from medv.companion.audit.check import check_dataset
 from medv.companion.reproduction.materials import DATA, Materials
 from medv.companion.reproduction.registry import EXHIBITS, nodes_for, ordered, parents
 from medv.data.chat import SpecialTokens
-from medv.data.check import check_dataset
 from medv.profiles import STAGES, Profile
 from medv.reading import visible
 from medv.training.costs import plan_stage

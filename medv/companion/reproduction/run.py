@@ -247,16 +247,16 @@ class Run:
         if init is not None or self.profile.towers == "bundled" or "stage1" in self.materials.weights:
             return None if init is None else Path(init)
         from medv.checkpoints.bundled import ASSEMBLED_FILE, fetched_towers, save_assembled
+        from medv.checkpoints.released import VIEWS, image_settings
 
-        given = self.profile.towers == "given"
-        parts = (
-            [self.material(name) for name in ("language", "vision")]
-            if given
-            else fetched_towers(self.profile.name, self.towers)
-        )
-        folder = self.out / "models" / f"start-seed{self.seed}"
+        folder, options = self.out / "models" / f"start-seed{self.seed}", self.profile.model.sight
+        if self.profile.towers == "given":
+            parts = [self.material(name) for name in ("language", "vision")]
+            options |= image_settings(VIEWS, read_object(parts[1] / "config.json")["image_size"])
+        else:
+            parts = fetched_towers(self.profile.name, self.towers)
         if not (folder / ASSEMBLED_FILE).exists():
-            save_assembled(*parts, folder, system=self.profile.system, seed=self.seed, **self.profile.model.sight)
+            save_assembled(*parts, folder, system=self.profile.system, seed=self.seed, **options)
         return folder
 
     @contextmanager
@@ -315,8 +315,14 @@ class Run:
         return "h" + fingerprint(made_from, self._inputs, artifacts.code_fingerprint())[:16]
 
     def source(self, examples: Iterable[Example] = (), model: Path | None = None, name: str = "") -> dict[str, Any]:
-        """`data`, `comparable` and `gaps` of what was made of these examples and this model folder, by `label`."""
-        return label(self.profile, examples, model, name)
+        """`data`, `comparable` and `gaps` of what was made of these examples and this model folder, by `label`; with the judge,
+        where the notebook may ask one about real examples.
+        """
+        found = label(self.profile, examples, model, name)
+        if "judge" in self.node.may_read and not found["data"].startswith(PHANTOMS):
+            judge = self.materials.judge
+            found["data"] += f", judge {judge.get('model', 'by default')}" if judge else ", no judge"
+        return found
 
     def footer(self, data: str | None = None, comparable: bool = False) -> str:
         """The line under a figure: where its data come from and whether they compare with the paper's."""

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from medv.artifacts import write_json
 from medv.checkpoints.assembly import token_ids
@@ -101,13 +100,6 @@ def continue_documents(
         else tokenizer.encode(document.text, add_special_tokens=False)[:OPENING]
         for document in documents
     ]
-    return unmask(tower, tokenizer, openings, config)
-
-
-def unmask(
-    tower: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, openings: Sequence[Sequence[int]], config: SamplerConfig
-) -> list[str]:
-    """The text that a bidirectional tower unmasks after each opening (ids), in one batch."""
     known = token_ids(SpecialTokens.of(tokenizer))
     fill, width = known["fill_token_id"], max(len(ids) for ids in openings)
     prompt = torch.tensor([[fill] * (width - len(ids)) + list(ids) for ids in openings], device=tower.device)  # [B, P]

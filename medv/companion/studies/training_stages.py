@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 
 from medv.artifacts import write_json
+from medv.companion.audit.controls import blinded
 from medv.companion.studies.machine import Machine
 from medv.companion.studies.node import Node
 from medv.companion.studies.requests import about, scored_by, text_scores
@@ -24,7 +25,6 @@ from medv.companion.studies.vqa_study import CONDITIONS, METRICS, sampler_config
 from medv.data.example import Example
 from medv.data.readers import check_pictures
 from medv.evaluation.answering import Answerer
-from medv.evaluation.controls import blinded
 from medv.intervals import Estimate, bootstrap
 from medv.model.looks import Looks
 from medv.model.processing import MedVProcessor

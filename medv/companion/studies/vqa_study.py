@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from medv.companion.audit.controls import blinded, majority_answers, nearest_answers, shuffled_images
 from medv.data.example import Example
 from medv.diffusion.config import SamplerConfig
 from medv.diffusion.official import OfficialConfig
 from medv.evaluation.answering import Answerer
-from medv.evaluation.controls import blinded, majority_answers, nearest_answers, shuffled_images
 from medv.evaluation.pairing import Reference
 from medv.evaluation.vqa import evaluate_vqa
 from medv.model.looks import Looks

@@ -1,11 +1,8 @@
 """Making the bundled tiny weights: `medv train pretrain`.
 
-Four parts stand for what the paper downloads: a tokenizer and a text-trained language tower (the role of LLaDA-8B-Instruct), a
-vision tower (the role of SigLIP2) and a general-domain vision-language model (the role of LLaDA-V). The fifth is the finished
-tiny model, tuned from the towers on short questions and then on questions, captions and dialogues together, so that `medv ask`
-answers right after install. The last is the language tower of the autoregressive twin: causal, trained on the next token of
-the same texts in the same order. Every part is a folder that is made whole or not at all; a stopped run continues with the
-next part.
+A tokenizer and a text-trained language tower stand for LLaDA-8B-Instruct, a vision tower for SigLIP2, a general-domain model
+for LLaDA-V. The tiny model is tuned from the towers, so that `medv ask` answers right after install; the twin's tower is
+causal, trained on the same texts in the same order. A part is made whole or not at all; a stopped run continues with the next.
 """
 
 import shutil

@@ -28,6 +28,7 @@ from medv.training.launch import RunOptions
 from medv.training.trainer import OneDeviceArguments, last_checkpoint
 
 UNKNOWN = -100
+HELD_OUT = 1200  # images of the validation split that measure the accuracy
 ATTRIBUTES = ("domain", "finding", "side", "level", "size", "acquisition", "shape", "color", "count")
 LOCAL = ("finding", "side", "level", "size")
 Values = dict[str, list[str]]  # the values of each attribute, in a fixed order
@@ -186,7 +187,7 @@ def train_tower(shape: ModelShape, out: Path, options: RunOptions, *, steps: int
     trainer.train(resume_from_checkpoint=last_checkpoint(out / "checkpoints", "trainer_state.json"))
     model.eval()
     model.tower.save_pretrained(out)
-    held_out = SceneImages(_scenes("validation", 1200), values, shape)
+    held_out = SceneImages(_scenes("validation", HELD_OUT), values, shape)
     with torch.inference_mode():
         items = [held_out[i] for i in range(len(held_out))]
         batch = {key: torch.stack([item[key] for item in items]).to(args.device) for key in items[0]}

@@ -1,0 +1,177 @@
+"""The configuration file, and what notebooks make of it: materials are read, missed, adopted and judged, nothing is made up.
+
+`python tests/paper_world.py FOLDER --kills 2` makes all twenty exhibits of the same world (about ten minutes).
+"""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from paper_world import DATA, judged, write_config, write_data, write_weights
+from safetensors.torch import load_file
+from stub_judge import StubJudge
+from typer.testing import CliRunner
+
+from medv.cli import app
+from medv.companion.reproduction.materials import Materials
+from medv.companion.reproduction.registry import EXHIBITS, nodes_for
+from medv.companion.reproduction.run import open_run
+from medv.companion.studies import generation
+from medv.companion.studies.machine import Machine, adjusted
+from medv.companion.studies.requests import judge_of, requests_for
+from medv.companion.studies.summaries import check_effects
+from medv.evaluation.answering import Answerer
+from medv.intervals import NOT_MEASURED
+from medv.profiles import PAPER, PROFILES, get_profile
+from medv.training.examples import TrainingData
+
+needs_data = pytest.mark.skipif(not (DATA / "qa50").is_dir(), reason=f"no annotations at {DATA}: set MEDV_DATA")
+
+
+def written(folder, text):
+    (folder / "medv.toml").write_text(text)
+    return folder / "medv.toml"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    root = tmp_path_factory.mktemp("world")
+    write_weights(root)
+    write_data(root)
+    write_config(root)
+    return root
+
+
+def test_every_profile_comes_back_from_json():
+    for profile in PROFILES.values():
+        assert adjusted(get_profile(profile.name), json.loads(json.dumps(profile.to_dict()))) == profile
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[weigths]\nlanguage = 'a'", "no section 'weigths': choose from weights"),
+        ("[weights]\nlangauge = 'a'", r"\[weights\] has no 'langauge': choose from language"),
+        ("[data]\nvqa_rad = 3", "vqa_rad is 3, but must be a path"),
+        ("data = 'x'", r"data is 'x', but must be a table \[data\]"),
+        ("[machine]\nprocesses = 0", "processes is 0: it must be at least 1"),
+        ("[machine]\ndeepspeed = 'zero9'", "unknown DeepSpeed configuration 'zero9'"),
+        ("[judge]\nkey = 'secret'", r"\[judge\] has no 'key'"),
+        ("[baselines.x]\nanswer = 'a'", r"\[x\] has no 'answer'"),
+        ("[judge\n", "is no TOML file"),
+    ],
+)
+def test_a_name_that_nothing_reads_is_refused_with_those_that_are(tmp_path, text, said):
+    with pytest.raises(ValueError, match=said):
+        Materials.read(written(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"describ": {}}, "has no 'describ'"), ({"describe": 3}, "must be like"), ({"seeds": 3}, "must be like")],
+)
+def test_a_profile_takes_only_what_it_has(change, said):
+    with pytest.raises(ValueError, match=said):
+        Materials(profile=change).of(PAPER)
+
+
+def test_paths_start_at_the_file_and_the_profile_is_changed(tmp_path):
+    text = "[weights]\nstage2 = 'w'\n[data]\nqa50 = '/q'\n[profile]\ndescribe = {steps = 8}\n[profile.lora]\nrates = {0 = 1e-5}"
+    found = Materials.read(written(tmp_path, text))
+    assert found.path("stage2") == tmp_path / "w" and str(found.path("qa50")) == "/q" and found.path("slake") is None
+    profile = found.of(PAPER)
+    assert profile.describe.steps == 8 and profile.describe.gen_length == 256 and profile.lora.rates == {0: 1e-5}
+
+
+def test_without_a_file_every_exhibit_says_what_is_missing():
+    result = CliRunner().invoke(app, ["reproduce", "--profile", "paper", "--dry-run", "--out", "unused"])
+    assert result.exit_code == 0 and "blocked" in result.output
+    nodes = {node.name: Materials().missing(node, PAPER) for node in nodes_for(PAPER)}
+    assert [name for name, lost in nodes.items() if not lost] == ["data", "corruption", "model", "twin", "report"]
+    assert "qa50 is missing: name it under [data]" in nodes["repetition"][0]
+    assert "vqa_rad is missing" in nodes["lora"][0] and "slake, pathvqa" in nodes["lora"][0]
+    assert all(not Materials().missing(node, get_profile("tiny")) for node in nodes_for(get_profile("tiny")))
+
+
+def test_a_run_never_falls_back_to_phantoms_where_real_data_are_wanted(tmp_path):
+    for profile in ("paper", "smoke"):
+        run = open_run("repetition", profile=profile, out=tmp_path)
+        if profile == "smoke":
+            assert run.data("qa50").name == "phantoms"
+        else:
+            with pytest.raises(FileNotFoundError, match=r"name it under \[data\] in the configuration file"):
+                run.data("qa50")
+
+
+def test_a_model_of_the_file_is_linked_and_not_trained(tmp_path, model_dir):
+    config = written(tmp_path, f"[weights]\nstage2 = '{model_dir}'")
+    run = open_run("stage2", profile="smoke", out=tmp_path / "run", config=config)
+    assert run.obtain("models/stage2", lambda _: pytest.fail("it was trained")) == {"models/stage2": "given"}
+    assert (tmp_path / "run/models/stage2").resolve() == model_dir.resolve()
+
+
+@needs_data
+@pytest.mark.slow
+def test_the_check_counts_and_names_what_cannot_be_made(world, tmp_path):
+    found = json.loads(CliRunner().invoke(app, ["config", "check", str(world / "paper.toml"), "--json"]).stdout)
+    assert found["complete"] and list(found["exhibits"]) == list(EXHIBITS)
+    assert "test overall 193" in found["data"]["qa50"] and "the paper 1797" in found["data"]["vqa_rad"]
+    assert found["stages"]["instruct"]["hours"] > 0 and set(found["stages"]) > {"vqa slake", "vqa pathvqa"}
+    less = (world / "paper.toml").read_text().replace('general = "general"', "").replace('slake = "slake"', 'slake = "lost"')
+    (world / "less.toml").write_text(less)
+    result = CliRunner().invoke(app, ["config", "check", str(world / "less.toml")])
+    assert result.exit_code == 1 and "general is missing" in result.output and "lost" in result.output
+
+
+@needs_data
+@pytest.mark.slow
+def test_answers_to_the_benchmark_are_judged_once_and_kept(world, tmp_path):
+    source = TrainingData("qa50", world / "qa50")
+    asked = requests_for(PAPER, source, 5)
+    answers = [{"question_id": example.id, "text": "It is seen."} for example in asked]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
+    with StubJudge(judged) as stub:
+        judge = judge_of(Materials(judge={"base_url": stub.url}).endpoint(), source)
+        first = judge(tmp_path / "a.jsonl", tmp_path / "b.jsonl")
+        assert judge(tmp_path / "a.jsonl", tmp_path / "b.jsonl") == first and sum(stub.asked.values()) == 5
+    assert set(first) == {example.id for example in asked} and all(np.isfinite(list(first.values())))
+
+
+@pytest.mark.slow
+def test_workers_prepare_images_and_change_nothing(tmp_path):
+    small = adjusted(get_profile("smoke"), {"stages": {"instruct": {"samples": 8, "batch_size": 4}}})
+    for workers in (0, 2):
+        Machine(workers=workers).train("instruct", small, tmp_path / str(workers), quiet=True)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("0", "2")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
+def test_a_training_of_two_processes_is_that_of_one(tmp_path):
+    small = adjusted(get_profile("smoke"), {"stages": {"vqa": {"samples": 8, "batch_size": 4}}})
+    for processes in (1, 2):
+        facts = Machine(processes=processes).train("vqa", small, tmp_path / str(processes), subset=(8, 4, 1), quiet=True)
+        assert facts["steps"] == 1
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("1", "2"))
+    assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
+    with pytest.raises(RuntimeError, match=r"the training of 2 processes failed: .*lower the sizes"):
+        Machine(processes=2).train("vqa", small, tmp_path / "no", subset=(8, 9, 1))
+
+
+@needs_data
+@pytest.mark.slow
+def test_real_questions_without_a_judge_have_no_score_and_no_verdict(world, tmp_path):
+    run = open_run("generation_settings", profile="paper", out=tmp_path, config=world / "paper.toml")
+    source, settings = run.data("qa50"), generation.table5_settings(run.profile)
+    asked = generation.requests(run.profile, source)
+    label = run.source(asked[0], world / "general", "qa50 questions")
+    assert label["data"] == "real qa50 questions, judge stub" and not label["comparable"] and not label["gaps"]
+    configs = generation.plain_configs(settings.groupby("group").nth([0, -1]), run.profile.describe)
+    items = generation.ask_model(Answerer.load(world / "general"), configs, asked, tmp_path)
+    assert items["score"].isna().all() and items["words"].notna().all()
+    effects = check_effects(items, generation.table5_claims(settings)).set_index("metric")["appears here"]
+    assert set(effects["score"]) == {NOT_MEASURED} and NOT_MEASURED not in set(effects["words"])
+    scored = items.assign(score=50.0)
+    effects = check_effects(scored, generation.table5_claims(settings)).set_index("metric")["appears here"]
+    assert NOT_MEASURED not in set(effects["score"])
