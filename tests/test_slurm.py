@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from command import run
 from rich.console import Console
-from test_reproduce import ALONE, BODIES, TOYS, alive, toys, write_notebook  # noqa: F401 (toys is a fixture)
+from test_reproduce import ALONE, BODIES, TOYS, alive, in_process, toys, write_notebook  # noqa: F401 (two fixtures)
 
 from medv.companion.reproduction import cluster
 from medv.companion.reproduction.cluster import asked_for
@@ -75,7 +75,7 @@ def stub(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_jobs_make_what_the_run_in_process_makes(toys, tmp_path):  # noqa: F811
+def test_jobs_make_what_the_run_in_process_makes(toys, tmp_path, in_process):  # noqa: F811
     here, there = tmp_path / "here", tmp_path / "there"
     assert begin(here, toys, jobs=2)[0] == 0
     code, printed = begin(there, toys, on="local", jobs=2)
