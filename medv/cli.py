@@ -63,12 +63,17 @@ def reproduce(
     jobs: Annotated[int, typer.Option(min=1, help="Notebooks that run in parallel.")] = 2,
     publish: Annotated[bool, typer.Option("--publish", help="Copy the results to figures/<profile>/.")] = False,
     config: Annotated[Path | None, typer.Option(help="Configuration file of weights, data and judge (paper.toml).")] = None,
+    on: Annotated[str | None, typer.Option(help="Run each notebook as a job: slurm, or local (processes here).")] = None,
+    slurm: Annotated[
+        list[str] | None, typer.Option("--slurm", help="Option of sbatch, KEY=VALUE, as partition=gpu; repeatable.")
+    ] = None,
 ) -> None:
     """Run the notebooks: figures, tables and index.html; cached and resumable."""
     from medv.companion.reproduction.reproduce import reproduce as run
 
     get_profile(profile)
     options = {"dry_run": dry_run, "force": force, "jobs": jobs, "publish": publish, "config": config, "console": console}
+    options |= {"on": on, "slurm": tuple(slurm or ())}
     raise typer.Exit(run(profile, only=tuple(only or ()), out=out, **options))
 
 

@@ -10,7 +10,7 @@ import queue
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from rich.text import Text
 
 from medv.artifacts import PACKAGE, default_out, fingerprint, write_json
 from medv.companion.reproduction.cache import FORCE_KEY, RESUME_KEY, SUFFIXES, Workshop
+from medv.companion.reproduction.cluster import Jobs, asked_for, check_scheduler
 from medv.companion.reproduction.materials import Materials
 from medv.companion.reproduction.registry import EXHIBITS, Node, chain_lengths, nodes_for, ordered, parents
 from medv.ownership import check_empty, hold
@@ -58,6 +59,8 @@ def reproduce(
     *,
     config: str | Path | None = None,
     publish: bool = False,
+    on: str | None = None,
+    slurm: Sequence[str] = (),
     seed: int = 0,
     nodes: Sequence[Node] | None = None,
     notebooks: str | Path | None = None,
@@ -67,7 +70,8 @@ def reproduce(
 
     `only` names notebooks, figures or tables; what they need is included. `out` defaults to `runs/<profile>`. Up to `jobs`
     notebooks run at once, each with its share of the cores. `publish` copies the results of a wholly good run to
-    `figures/<profile>/` of the source tree.
+    `figures/<profile>/` of the source tree. With `on` every notebook is a job (`medv.companion.reproduction.cluster`), with the
+    options `slurm`, and a scheduler gets all that are ready.
     Raises ValueError for unknown names and parameters, and if another process works in the same folder.
     """
     if jobs < 1:
@@ -87,6 +91,7 @@ def reproduce(
     chosen = ordered(nodes, only)
     for node in chosen:
         shop.check_parameters(node)
+    options = check_scheduler(on, slurm, shop.out)
     if shop.profile.notes:
         console.print(Text(f"profile {profile}: {shop.profile.notes}"), soft_wrap=True)
     if shop.profile.towers == "packages":
@@ -109,23 +114,63 @@ def reproduce(
         if config is not None:
             write_json(shop.out / "config.json", materials.to_dict())
         progress = {node.name: Progress(node) for node in chosen}
+        cluster = Jobs(on, shop.out / "jobs", options) if on else None
         try:
-            _Schedule(shop, nodes, progress, force, jobs, console).run()
+            _Schedule(shop, nodes, progress, force, jobs, console, cluster).run()
         except KeyboardInterrupt:
+            for line in cluster.cancel() if cluster else ():
+                console.print(line, style="yellow", soft_wrap=True)
             console.print("interrupted: finished notebooks are kept; the same command continues", style="yellow")
             return 130
         return _conclude(shop, nodes, progress, console, publish)
 
 
+def run_node(
+    shop: Workshop, node: Node, made_from: dict[str, Any], force: bool, share: int, on_cell: Callable = lambda *_: None
+) -> str | None:
+    """Execute a notebook on a `share`-th of this machine's cores, check that everything declared was made, and record it.
+
+    Returns the error, if any: it is the notebook's. In a thread, or in a job's own process.
+    """
+    started = time.monotonic()
+    try:
+        # Papermill takes seconds to import: a cached run does without it.
+        from medv.companion.reproduction.execute import execute
+
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = int(os.environ.get("SLURM_CPUS_PER_TASK", cores))
+        threads = max(1, cores // share)
+        defaults = {"OMP_NUM_THREADS": str(threads), "PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false"}
+        keys = {RESUME_KEY: f"k{fingerprint(made_from)[:16]}"} | ({FORCE_KEY: "1"} if force else {})
+        # A failure or a kill must not be taken for the success of an earlier run.
+        shop.state_file(node).unlink(missing_ok=True)
+        source, executed = shop.notebooks / node.notebook, shop.out / "notebooks" / node.notebook
+        execute(source, executed, shop.parameters(node), environment=defaults | os.environ | keys, on_cell=on_cell)
+        if missing := shop.missing(node):
+            raise RuntimeError(f"every cell ran, but {', '.join(missing)} was not made")
+        shop.remember(node, made_from, time.monotonic() - started)
+    except Exception as error:
+        return str(error) or repr(error)
+    return None
+
+
 class _Schedule:
-    """Starts what is ready and waits for what runs, until nothing is left."""
+    """Starts what is ready and waits for what runs, until nothing is left. progress: `Progress` by the name of the node."""
 
     def __init__(
-        self, shop: Workshop, nodes: Sequence[Node], progress: dict[str, Progress], force: bool, jobs: int, console: Console
+        self,
+        shop: Workshop,
+        nodes: Sequence[Node],
+        progress: dict,
+        force: bool,
+        jobs: int,
+        console: Console,
+        cluster: Jobs | None,
     ):
-        self.shop, self.nodes, self.progress = shop, nodes, progress
+        self.shop, self.nodes, self.progress, self.cluster = shop, nodes, progress, cluster
         self.force, self.jobs, self.console = force, jobs, console
         self.ended: queue.Queue[tuple[Progress, str | None]] = queue.Queue()  # with the error, if it failed
+        self.here = cluster is None or cluster.on == "local"  # a scheduler finds room itself
         lengths = chain_lengths(nodes)
         self.order = sorted(progress.values(), key=lambda item: -lengths[item.node.name])
 
@@ -157,7 +202,7 @@ class _Schedule:
                 continue
             before = [self.progress[parent.name] for parent in parents(item.node, self.nodes)]
             bad = next((parent.node.name for parent in before if parent.status in ("failed", "blocked")), None)
-            running = [other.node for other in everyone if other.status == "running"]
+            running = [other.node for other in everyone if other.status == "running" and self.here]
             room = len(running) < self.jobs and not any(map(self._exclusive, running))
             if bad or (lost := self.shop.materials.missing(item.node, self.shop.profile)):
                 self._set(item, "blocked", f"needs {bad}" if bad else lost[0])
@@ -179,32 +224,23 @@ class _Schedule:
         threading.Thread(target=self._execute, args=(item, made_from), daemon=True).start()
 
     def _execute(self, item: Progress, made_from: dict[str, Any]) -> None:
-        """In a thread: execute, check that everything declared was made, record it. Any error is the notebook's."""
+        """In a thread: run the notebook here or in a job."""
         node, shop = item.node, self.shop
 
         def on_cell(number: int, count: int) -> None:
             item.cell = f"{number}/{count}"
 
+        share = 1 if self._exclusive(node) or not self.here else self.jobs
+        work = (shop, node, made_from, self.force, share)
+        if self.cluster is None:
+            self.ended.put((item, run_node(*work, on_cell)))
+            return
         try:
-            # Papermill takes seconds to import: a cached run does without it.
-            from medv.companion.reproduction.execute import execute
-
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            threads = cores if self._exclusive(node) else max(1, cores // self.jobs)
-            defaults = {"OMP_NUM_THREADS": str(threads), "PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false"}
-            keys = {RESUME_KEY: f"k{fingerprint(made_from)[:16]}"} | ({FORCE_KEY: "1"} if self.force else {})
-            # A failure or a kill must not be taken for the success of an earlier run.
-            shop.state_file(node).unlink(missing_ok=True)
-            source, executed = shop.notebooks / node.notebook, shop.out / "notebooks" / node.notebook
-            environment = defaults | os.environ | keys
-            execute(source, executed, shop.parameters(node), environment=environment, on_cell=on_cell)
-            if missing := shop.missing(node):
-                raise RuntimeError(f"every cell ran, but {', '.join(missing)} was not made")
-            shop.remember(node, made_from, time.monotonic() - item.started)
-        except Exception as error:
-            self.ended.put((item, str(error) or repr(error)))
-        else:
-            self.ended.put((item, None))
+            asked = asked_for(node, shop.profile, shop.materials.machine)
+            error = self.cluster.submit_and_wait(node.name, fingerprint(made_from), asked, run_node, *work)
+        except Exception as problem:
+            error = str(problem) or repr(problem)
+        self.ended.put((item, error))
 
     def _set(self, item: Progress, status: str, note: str = "") -> None:
         item.status, item.note = status, note
