@@ -162,7 +162,7 @@ class InitPlan:
 
 @dataclass(frozen=True)
 class AdaptPlan:
-    """Notebook 14. recipe: fields of `medv.training.adapt.AdaptRecipe`; held_rows, openings: for evaluation. Without a
+    """Notebook 14. recipe: fields of `medv.companion.towers.adapt.AdaptRecipe`; held_rows, openings: for evaluation. Without a
     text `documents` reports are drawn, or the tower writes `self_tokens` tokens.
     """
 

@@ -19,13 +19,22 @@ from medv.checkpoints.bundled import bundled
 from medv.cli import app
 from medv.companion.studies import adaptation
 from medv.companion.studies.adaptation import continue_documents
+from medv.companion.towers.adapt import (
+    Adapter,
+    AdaptRecipe,
+    Batches,
+    adapt,
+    distance,
+    held_out_losses,
+    load_tower,
+    opened_attention,
+)
+from medv.companion.towers.text import ENDS, Writing, continue_ids, pack, write_text_of
 from medv.data.texts import Document, all_prompts, read_documents, split_documents
 from medv.diffusion.config import SamplerConfig
 from medv.diffusion.corruption import noise_generator
 from medv.model.twin import language_tower
 from medv.profiles import PROFILES, get_profile
-from medv.training.adapt import Adapter, AdaptRecipe, Batches, adapt, distance, held_out_losses, load_tower, opened_attention
-from medv.training.text import ENDS, Writing, continue_ids, pack, write_text_of
 
 RECIPE = AdaptRecipe(tokens=10 * 4 * 32, length=32, batch_size=4, learning_rate=3e-3)
 CPU = torch.device("cpu")

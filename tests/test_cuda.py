@@ -10,6 +10,8 @@ from command import run
 
 from medv.companion.figures.lessons import loss_noise
 from medv.companion.studies.sizes import reach
+from medv.companion.towers.adapt import AdaptRecipe, adapt
+from medv.companion.towers.text import Writing, write_text_of
 from medv.diffusion.caching import DualCache, NoCache, PrefixCache
 from medv.diffusion.config import SamplerConfig
 from medv.diffusion.loss import full_cross_entropy, masked_cross_entropy
@@ -19,10 +21,8 @@ from medv.evaluation.benchmark import answer_file
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.twin import language_tower
 from medv.profiles import StageRecipe
-from medv.training.adapt import AdaptRecipe, adapt
 from medv.training.launch import RunOptions
 from medv.training.stages import train_stage
-from medv.training.text import Writing, write_text_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 BASE = SamplerConfig(gen_length=24, block_length=8, steps=24, min_length=16)

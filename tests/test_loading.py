@@ -21,11 +21,11 @@ from medv.checkpoints.assembly import assemble
 from medv.checkpoints.bundled import bundled, load_model, save_projector
 from medv.checkpoints.loading import load_network, load_tokenizer
 from medv.companion.studies.initialization import ARMS, initial
+from medv.companion.towers.twin import obtain_twin
 from medv.evaluation.baselines import CheckpointAnswerer, availability
 from medv.profiles import get_profile
 from medv.training.lora import LoraRecipe, attach_lora
 from medv.training.stages import starting_point
-from medv.training.twin import obtain_twin
 
 CODE = "import pathlib; pathlib.Path('ran').touch()\nclass Own: pass\n"
 

@@ -8,13 +8,13 @@ from tiny import examples, model, processor
 
 from medv.checkpoints.bundled import bundled, load_model
 from medv.companion.studies.twin import twin_in, twin_table
+from medv.companion.towers.twin import causal_recipe, obtain_twin
 from medv.diffusion.config import SamplerConfig
 from medv.diffusion.schedules import FixedSchedule
 from medv.evaluation.answering import Answerer
 from medv.model.twin import MedVForCausalLM, causal_twin
 from medv.profiles import get_profile
 from medv.training.collate import Collator, Encoder
-from medv.training.twin import causal_recipe, obtain_twin
 
 
 @pytest.fixture(scope="module")

@@ -63,9 +63,9 @@ def adapt(
 ) -> None:
     """Continue a causal language tower as a masked-diffusion model on text; `medv assemble` takes the result."""
     from medv.companion.studies.adaptation import adapt_on_text
+    from medv.companion.towers.adapt import AdaptRecipe
+    from medv.companion.towers.text import Writing
     from medv.model.devices import device_named
-    from medv.training.adapt import AdaptRecipe
-    from medv.training.text import Writing
 
     facts = adapt_on_text(
         language,

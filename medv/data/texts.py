@@ -50,7 +50,7 @@ class Document:
     ended: bool = True
 
     def string(self) -> str:
-        """The document with its special tokens as text, without an end of text (see `medv.training.text`)."""
+        """The document with its special tokens as text, without an end of text (see `medv.companion.towers.text`)."""
         end = SpecialTokens.STRINGS["end_of_turn"] if self.prompt and self.ended else ""
         return self.opening() + without_special(self.text) + end
 

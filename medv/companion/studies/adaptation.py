@@ -21,6 +21,8 @@ from medv.companion.studies.node import Node
 from medv.companion.studies.summaries import summarize, with_verdicts
 from medv.companion.studies.trials import run_trials
 from medv.companion.studies.vqa_study import sampler_config
+from medv.companion.towers.adapt import ATTENTION, WEIGHTS, AdaptRecipe, adapt, half_on, held_out_losses, load_tower
+from medv.companion.towers.text import Writing, pack, write_text_of
 from medv.data.chat import SpecialTokens
 from medv.data.texts import Document, read_documents, split_documents
 from medv.diffusion.config import SamplerConfig
@@ -30,9 +32,7 @@ from medv.intervals import Estimate
 from medv.model.devices import device_named
 from medv.phantoms.sets import text_set
 from medv.profiles import PROFILES, AdaptPlan, Profile
-from medv.training.adapt import ATTENTION, WEIGHTS, AdaptRecipe, adapt, half_on, held_out_losses, load_tower
 from medv.training.stages import towers
-from medv.training.text import Writing, pack, write_text_of
 
 NODE = Node(
     "adaptation",

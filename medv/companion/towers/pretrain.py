@@ -17,6 +17,7 @@ from medv.artifacts import atomic_directory, write_json
 from medv.checkpoints.assembly import assemble, new_processor, random_model
 from medv.checkpoints.loading import load_tokenizer
 from medv.companion.towers.tokenizer import train_tokenizer
+from medv.companion.towers.twin import causal_recipe
 from medv.companion.towers.vision import train_tower
 from medv.data.chat import SpecialTokens
 from medv.data.example import Example
@@ -26,7 +27,6 @@ from medv.phantoms.sets import alignment_set, brief_set, general_set, instruct_s
 from medv.profiles import Profile, StageRecipe
 from medv.training.launch import RunOptions, clear_failures
 from medv.training.stages import claimed, train_stages
-from medv.training.twin import causal_recipe
 
 PART = "part.json"  # written last
 BRIEF_HELD = 4000  # questions of the first phase that are held out, to examine what it taught

@@ -1,4 +1,4 @@
-"""Text for `medv.training.adapt`: documents packed into rows, and documents that a causal tower writes itself (`--self`).
+"""Text for the adaptation: documents packed into rows, and documents that a causal tower writes itself (`--self`).
 
 Rows are documents laid end to end and cut to one length, without padding. A document that has ended is followed by 1 to `ENDS`
 end-of-text tokens, masked and scored like all others. Attention crosses the seams. Written text is a folder of JSON lines, one
@@ -21,9 +21,9 @@ from transformers import DynamicCache, LlamaForCausalLM, PreTrainedTokenizerFast
 from medv.artifacts import fingerprint, write_json, write_text
 from medv.checkpoints.assembly import token_ids
 from medv.checkpoints.loading import load_tokenizer
+from medv.companion.towers.adapt import half_on, load_tower
 from medv.data.chat import SpecialTokens
 from medv.data.texts import Document, all_prompts
-from medv.training.adapt import half_on, load_tower
 
 ENDS = 32
 CANDIDATES = 64  # sampling is among the most probable tokens: sorting the whole vocabulary at each token takes too long
