@@ -126,7 +126,8 @@ class Jobs:
                 if self.on == "slurm":
                     job.cancel()
                 else:
-                    os.kill(int(job.job_id), signal.SIGINT)
+                    with suppress(ProcessLookupError):  # Ctrl-C in a terminal reaches it by itself
+                        os.kill(int(job.job_id), signal.SIGINT)
                 (self.folder / f"{name}.json").unlink(missing_ok=True)
                 said.append(f"job {job.job_id} ({name}) was cancelled")
             except (subprocess.CalledProcessError, OSError) as error:
