@@ -134,6 +134,7 @@ def write_data(root, train=24, test=12):
     """Some rows of each data set, in a folder of its own."""
     english = lambda row: row["q_lang"] == "en"  # noqa: E731
     own = lambda row: row["phrase_type"] in ("freeform", "para", "test_freeform", "test_para")  # noqa: E731
+    cut(DATA / "pathvqa/val.jsonl", root / "pathvqa/val.jsonl", test)
     for split, count in (("train", train), ("test", test)):
         cut(DATA / f"vqa_rad/{split}set.json", root / f"vqa_rad/{split}set.json", count, "image_name", own)
         cut(DATA / f"slake/{split}.json", root / f"slake/{split}.json", count, "img_name", english)

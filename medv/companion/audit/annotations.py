@@ -10,12 +10,13 @@ from pathlib import Path
 
 from medv.companion.audit.findings import OURS, REMARK, Finding, agreement, counts_that_give
 from medv.companion.audit.paper import ceiling_reading, printed_closed
-from medv.data.readers import read_dataset
+from medv.data.readers import data_set, read_dataset
 from medv.evaluation.judge import read_judgements
 from medv.evaluation.pairing import Reference
 from medv.evaluation.text import read_answers
 from medv.evaluation.vqa import evaluate_vqa
 from medv.paper import table
+from medv.reading import DataError
 
 JUDGED, ANSWERED = "llava_med_eval_qa50_qa_ans.jsonl", "llava_med_60k_3epoch_answers.jsonl"
 
@@ -75,7 +76,11 @@ def repeated_rows(folder: Path) -> Iterator[Finding]:
 def validation_images(folder: Path) -> Iterator[Finding]:
     """PathVQA: images of the validation split."""
     printed = int(table("table8").set_index("detail").at["images", "pathvqa_val"])
-    counted = len({example.meta["image"] for example in read_dataset("pathvqa", folder, "val")})
+    try:
+        data_set("pathvqa").find(folder, "validation")
+    except DataError:  # it is not there
+        return
+    counted = len({example.meta["image"] for example in read_dataset("pathvqa", folder, "validation")})
     where, sums = "Table 8, PathVQA, validation images, counted from the files", f"{counted} different images in the file"
     reading = "Counted from the published annotations; the test split has 858."
     yield Finding("data set counts", where, str(printed), sums, agreement(counted == printed), reading)

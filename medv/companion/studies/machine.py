@@ -4,9 +4,11 @@ A training is a request, plain data that holds everything that decides its resul
 training code, which takes seconds to import, is imported when one begins.
 """
 
+import ctypes
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -79,14 +81,14 @@ class Machine:
         if self.processes == 1:
             facts = carry_out(request)
         else:
-            started, log, file = time.perf_counter(), *(out.with_name(f"{out.name}.{end}") for end in ("log", "request.json"))
+            started = time.perf_counter()
+            log, file = (out.with_name(f"torchrun-{out.name.strip('.')}.{end}") for end in ("log", "json"))
             write_json(file, as_json(request))
             launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(self.processes)]
             with log.open("w", encoding="utf-8") as stream:
                 command = [sys.executable, *launcher, "-m", __name__, str(file)]
-                code = subprocess.run(
-                    command, stdout=stream, stderr=stream, env={"OMP_NUM_THREADS": "1"} | os.environ
-                ).returncode
+                how = {"env": {"OMP_NUM_THREADS": "1"} | os.environ, "preexec_fn": _end_with_parent}
+                code = subprocess.run(command, stdout=stream, stderr=stream, **how).returncode
             if code:
                 lines = [line for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
                 said = next((line for line in lines if line.startswith("medv: ")), lines[-1] if lines else "it said nothing")
@@ -98,6 +100,12 @@ class Machine:
                 done.unlink()
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
         return facts
+
+
+def _end_with_parent() -> None:
+    """Ask Linux to end the launcher, and with it all processes, where the notebook is killed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def carry_out(request: Mapping[str, Any]) -> dict[str, Any]:
