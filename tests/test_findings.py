@@ -30,9 +30,9 @@ def test_the_references_are_read_exactly(write):
 @pytest.mark.slow
 def test_the_references_of_other_scenes_score_far_lower():
     texts = [description(scene, rng(scene.seed)) for scene in SCENES[:500]]
-    shuffled = score_descriptions(texts[1:] + texts[:1], SCENES[:500], resamples=200)
+    shuffled = score_descriptions(texts[1:] + texts[:1], SCENES[:500])
     assert shuffled.f1 < 0.45
-    assert score_descriptions(texts, SCENES[:500], resamples=200).f1 == 1.0
+    assert score_descriptions(texts, SCENES[:500]).f1 == 1.0
 
 
 @pytest.mark.slow
@@ -101,14 +101,11 @@ def test_denial_synonyms_and_broken_text(text, facts):
     assert {value for _, value in stated_facts(text)} == facts
 
 
-def test_means_intervals_and_recall_by_attribute():
+def test_means_and_recall_by_attribute():
     texts = [PERFECT, PERFECT.replace("left", "right"), "", PERFECT]
-    scores = score_descriptions(texts, [NODULE] * 4, resamples=500)
-    assert scores.n == 4 and scores.f1 == pytest.approx((1 + 5 / 6 + 0 + 1) / 4)
-    low, high = scores.intervals["f1"]
-    assert low < scores.f1 < high
+    scores = score_descriptions(texts, [NODULE] * 4)
+    assert len(scores.items) == 4 and scores.f1 == pytest.approx((1 + 5 / 6 + 0 + 1) / 4)
     assert scores.by_attribute["side"] == 0.5 and scores.by_attribute["finding"] == 0.75
-    assert scores == score_descriptions(texts, [NODULE] * 4, resamples=500)
 
 
 def test_a_mismatch_of_numbers_is_an_error():

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medv.intervals import bootstrap_interval
 from medv.phantoms.scene import NORMAL, Scene
 
 _PATTERNS = {
@@ -112,13 +111,11 @@ class FindingScore:
 
 @dataclass(frozen=True)
 class FindingScores:
-    """Mean scores, 0..1, with percentile bootstrap intervals; `by_attribute` is the recall of each attribute where present."""
+    """Mean scores of several texts, 0..1; `by_attribute` is the recall of each attribute where present."""
 
-    n: int
     precision: float
     recall: float
     f1: float
-    intervals: dict[str, tuple[float, float]]
     by_attribute: dict[str, float]
     items: tuple[FindingScore, ...]
 
@@ -141,25 +138,19 @@ def score_description(text: str, scene: Scene) -> FindingScore:
     return FindingScore(precision, recall, f1, correct, stated, true)
 
 
-def score_descriptions(texts: Sequence[str], scenes: Sequence[Scene], *, seed: int = 0, resamples: int = 2000) -> FindingScores:
+def score_descriptions(texts: Sequence[str], scenes: Sequence[Scene]) -> FindingScores:
     """Score `texts[i]` against `scenes[i]`; raises ValueError when their numbers differ or there are none."""
     if len(texts) != len(scenes):
         raise ValueError(f"{len(texts)} texts but {len(scenes)} scenes: give one text for each scene")
     if not texts:
         raise ValueError("there is nothing to score: no texts were given")
     items = tuple(score_description(text, scene) for text, scene in zip(texts, scenes, strict=True))
-    values = {name: [getattr(item, name) for item in items] for name in ("precision", "recall", "f1")}
     found: dict[str, list[bool]] = {}
     for item in items:
         for fact in item.true:
             found.setdefault(fact[0], []).append(fact in item.correct)
-    return FindingScores(
-        n=len(items),
-        **{name: float(np.mean(numbers)) for name, numbers in values.items()},
-        intervals={name: bootstrap_interval(v, seed=seed, resamples=resamples) for name, v in values.items()},
-        by_attribute={name: float(np.mean(hits)) for name, hits in sorted(found.items())},
-        items=items,
-    )
+    means = [float(np.mean([getattr(item, name) for item in items])) for name in ("precision", "recall", "f1")]
+    return FindingScores(*means, {name: float(np.mean(hits)) for name, hits in sorted(found.items())}, items)
 
 
 def fact_spans(text: str, scene: Scene) -> list[tuple[int, int, bool]]:

@@ -33,9 +33,8 @@ class ShapeScene:
 
     def facts(self) -> frozenset[tuple[str, str]]:
         """The (attribute, value) pairs that a full description states, the count as a word."""
-        return frozenset(
-            {("shape", self.shape), ("color", self.color), ("count", COUNTS[self.count]), ("background", self.background)}
-        )
+        values = {"shape": self.shape, "color": self.color, "count": COUNTS[self.count], "background": self.background}
+        return frozenset(values.items())
 
 
 def sample_shapes(seed: int, **wanted: str | int) -> ShapeScene:

@@ -153,7 +153,14 @@ def _block(block: int, salt: int, hard: bool) -> tuple[_Plan, ...]:
         paraphrase = int(rng.integers(4))
         shown = named[1] if kind == "finding" else named
         for answer in (True, False):
-            wanted, share = _wish(kind, named if answer else _false_value(kind, named, rng))
+            value = named
+            if not answer and kind == "modality":  # another value of the same domain, each as likely
+                value = pick(rng, [domain for domain in DOMAINS if domain != named])
+            elif not answer and kind == "finding":  # also "normal"
+                value = named[0], pick(rng, [other for other in (*FINDINGS[named[0]], NORMAL) if other != named[1]])
+            elif not answer:
+                value = _opposite(named)
+            wanted, share = _wish(kind, value)
             plans.append(_Plan(kind, "closed", shown, paraphrase, wanted, share))
         for half in range(2):
             value = _cycle(_ALL_VALUES[kind], 2 * block + half, (salt, KINDS.index(kind), 1))
@@ -175,16 +182,6 @@ def _wish(kind: str, value) -> tuple[tuple[tuple[str, str], ...], float]:
     if kind == "finding":
         return (("domain", value[0]), ("finding", value[1])), 0.2
     return ((("domain" if kind == "modality" else kind, value),), 0.2)
-
-
-def _false_value(kind: str, named, rng: np.random.Generator):
-    """Another value of the same domain, each as likely; for a finding also "normal"."""
-    if kind == "modality":
-        return pick(rng, [domain for domain in DOMAINS if domain != named])
-    if kind == "finding":
-        domain, finding = named
-        return domain, pick(rng, [other for other in (*FINDINGS[domain], NORMAL) if other != finding])
-    return _opposite(named)
 
 
 def _opposite(value: str) -> str:

@@ -51,14 +51,18 @@ def description(scene: Scene, rng: np.random.Generator) -> str:
     words = _words(scene, rng)
     normal = scene.finding == NORMAL
     background = list(rng.permutation(_WORDS["background"][scene.domain]))
-    slots = {
-        "S": pick(rng, _WORDS["study_sentences"]).format_map(words),
-        "F": _finding(scene, rng, words),
-        "N": _negatives(scene, rng, words),
-        "I": pick(rng, _WORDS["normal_impressions" if normal else "impressions"]).format_map(
-            words | {"place": _place(scene, rng)}
-        ),
-    }
+    study = pick(rng, _WORDS["study_sentences"]).format_map(words)
+    found = pick(rng, _WORDS["normal_sentences" if normal else "finding_sentences"]).format_map(words)
+    if not normal and rng.random() >= 0.5:
+        found += f" {_WORDS['appearances'][scene.domain][scene.finding]}"
+    absent = _shuffled([finding for finding in FINDINGS[scene.domain] if finding != scene.finding], rng)
+    pairs = (absent[:2], absent[2:]) if normal else (absent[:2],)
+    negatives = [pick(rng, _WORDS["negatives"]).format(x=x, X=with_capital(x), y=y) for x, y in pairs]
+    if not normal and rng.random() < 0.5:
+        negatives.append(pick(rng, _WORDS["otherwise"]).format_map(words))
+    impression = pick(rng, _WORDS["normal_impressions" if normal else "impressions"])
+    impression = impression.format_map(words | {"place": _place(scene, rng)})
+    slots = {"S": study, "F": found, "N": " ".join(negatives), "I": impression}
     order = pick(rng, _WORDS["orders"])
     remarks = 1 + int(rng.random() * 2)
     while True:
@@ -117,24 +121,6 @@ def _words(scene: Scene, rng: np.random.Generator, studies: int = 3) -> dict[str
 def _place(scene: Scene, rng: np.random.Generator) -> str:
     where = {"side": scene.side, "level": scene.level, "region": _WORDS["region"][scene.domain]}
     return pick(rng, _WORDS["places"][scene.domain]).format_map(where)
-
-
-def _finding(scene: Scene, rng: np.random.Generator, words: dict[str, str]) -> str:
-    """The finding, or its absence, and in half of the abnormal images its appearance."""
-    if scene.finding == NORMAL:
-        return pick(rng, _WORDS["normal_sentences"]).format_map(words)
-    said = pick(rng, _WORDS["finding_sentences"]).format_map(words)
-    return said if rng.random() < 0.5 else f"{said} {_WORDS['appearances'][scene.domain][scene.finding]}"
-
-
-def _negatives(scene: Scene, rng: np.random.Generator, words: dict[str, str]) -> str:
-    """Two of the absent findings (all four in a normal image), and sometimes that nothing else is seen."""
-    absent = _shuffled([finding for finding in FINDINGS[scene.domain] if finding != scene.finding], rng)
-    pairs = (absent[:2], absent[2:]) if scene.finding == NORMAL else (absent[:2],)
-    said = [pick(rng, _WORDS["negatives"]).format(x=x, X=with_capital(x), y=y) for x, y in pairs]
-    if scene.finding != NORMAL and rng.random() < 0.5:
-        said.append(pick(rng, _WORDS["otherwise"]).format_map(words))
-    return " ".join(said)
 
 
 def _shape_words(scene: ShapeScene) -> dict[str, str]:

@@ -122,36 +122,34 @@ def answer_all(
                 answer_file(part, answerers[model], sampler_config(own), out, batch_size=spec.batch_size, quiet=True)
                 answers = read_jsonl(out)
             else:
-                answers = given_answers(given[name], part)
-                write_text(out, "".join(json.dumps(answer) + "\n" for answer in answers))
+                answers = given_answers(given[name], part, out)
             scores = {} if judge is None else judge(out, out.with_suffix(".judged.jsonl"))
             for example, answer in zip(part, answers, strict=True):
                 text = answer["text"]
                 score = scores.get(example.id, np.nan) if judge else findings_score(text, example)
-                row = {
-                    "system": name,
-                    "id": f"{example.id}/{kind}",
-                    "type": kind,
-                    "domain": DOMAIN.get(example.domain, example.domain),
-                }
+                domain = DOMAIN.get(example.domain, example.domain)
+                row = {"system": name, "id": f"{example.id}/{kind}", "type": kind, "domain": domain}
                 row |= {"question": example.question, "reference": example.answer, "text": text}
                 rows.append(row | {"score": score, "words": len(text.split()), "seconds": answer.get("seconds", np.nan)})
     return pd.DataFrame(rows)
 
 
-def given_answers(file: Path, asked: Sequence[Example]) -> list[dict[str, Any]]:
-    """The answers of a file (JSON lines with question_id and text) to these questions: question_id, text, and seconds where
-    they are known. Raises ValueError for a question without an answer.
+def given_answers(file: Path, asked: Sequence[Example], out: Path) -> list[dict[str, Any]]:
+    """The answers of a file (JSON lines with question_id and text) to these questions, also written to the answer file `out`.
+
+    Raises ValueError for a question without an answer.
     """
-    given = {name: row for name, row in by_id(read_rows(file), "question_id", "id").items()}
+    given = by_id(read_rows(file), "question_id", "id")
     if missing := [example.id for example in asked if example.id not in given]:
         raise ValueError(f"{file} has no answer to question {missing[0]} ({len(missing)} of {len(asked)} are missing)")
-    rows = [(example, given[example.id]) for example in asked]
-    return [
-        {"question_id": ex.id, "question": ex.question, "text": row.answer(), "finish_reason": "given"}
-        | {key: row[key] for key in ("seconds", "forwards", "tokens") if key in row}
-        for ex, row in rows
-    ]
+    answers = []
+    for example in asked:
+        row = given[example.id]
+        known = {key: row[key] for key in ("seconds", "forwards", "tokens") if key in row}
+        answer = {"question_id": example.id, "question": example.question, "text": row.answer(), "finish_reason": "given"}
+        answers.append(answer | known)
+    write_text(out, "".join(json.dumps(answer) + "\n" for answer in answers))
+    return answers
 
 
 def score_name(asked: Sequence[Example]) -> str:

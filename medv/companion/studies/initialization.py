@@ -6,10 +6,9 @@ arms share the vision tower, the examples of a seed and the number of steps. At 
 arms, by the full recipe, and the first is the model of stage 2.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -31,7 +30,7 @@ from medv.evaluation.answering import Answerer
 from medv.evaluation.text import repetition
 from medv.intervals import NOT_MEASURED, Estimate
 from medv.model.modeling import MedVForMaskedDiffusion
-from medv.phantoms.facts import score_descriptions
+from medv.phantoms.facts import score_description
 from medv.phantoms.sets import description_set, vqa_set
 from medv.profiles import InitPlan, Profile
 from medv.training.examples import PHANTOM_SETS, TrainingData
@@ -148,25 +147,24 @@ def judged_starts(
     """
     asked, seed = questions(profile, data["qa50"]), profile.seeds[0]
 
-    def work(trial: InitTrial, scratch: Path) -> dict[str, Any]:
+    def work(trial: InitTrial, scratch: Path) -> pd.DataFrame:
         model = base if trial.arm.name == BASE else parts["general"]
         for stage in () if trial.arm.name == BASE else ("align", "instruct") if trial.arm.aligned else ("instruct",):
             machine.train(stage, profile, scratch / stage, seed=seed, init=model, data=data[stage])
             model = scratch / stage
         items = answer_all(profile, {trial.arm.name: (model, False)}, asked, scratch / "answers", judge=judge)
         items["adjacent_duplicates"] = [100 * repetition(text.split())["adjacent_duplicates"] for text in items["text"]]
-        items = items.rename(columns={"score": "judged"})[["id", "text", *JUDGED]]
-        return {"items": as_rows(items)}
+        return items.rename(columns={"score": "judged"})[["id", "text", *JUDGED]]
 
     trials = {arm.name.replace(" ", "_"): InitTrial(arm, seed, profile.initialization) for arm in arms_of(parts, profile)}
-    return _rows(run_trials(folder, trials, work), trials, JUDGED)
+    return _tried(folder, trials, work).astype(dict.fromkeys(JUDGED, float))
 
 
-def _rows(results: Mapping[str, Any], trials: Mapping[str, InitTrial], metrics: Mapping[str, str]) -> pd.DataFrame:
-    frames = [
-        pd.DataFrame(results[name]["items"]).assign(condition=trial.arm.name, seed=trial.seed) for name, trial in trials.items()
-    ]
-    return pd.concat(frames, ignore_index=True).astype(dict.fromkeys(metrics, float))
+def _tried(folder: Path, trials: Mapping[str, InitTrial], work: Callable[[InitTrial, Path], pd.DataFrame]) -> pd.DataFrame:
+    """`run_trials` of work that returns items: the items of all trials with condition (the arm) and seed."""
+    results = run_trials(folder, trials, lambda trial, scratch: {"items": as_rows(work(trial, scratch))})
+    frames = [pd.DataFrame(results[k]["items"]).assign(condition=t.arm.name, seed=t.seed) for k, t in trials.items()]
+    return pd.concat(frames, ignore_index=True)
 
 
 def metrics_of(frame: pd.DataFrame) -> dict[str, str]:
@@ -213,13 +211,11 @@ def examine(answerer: Answerer, plan: InitPlan, profile: Profile, *, seed: int) 
     size = profile.model.image_size
     asked = description_set("test", plan.descriptions, image_size=size)
     how = {"batch_size": plan.describe.batch_size, "quiet": True}
-    answers = answerer.answer(asked, sampler_config(plan.describe, seed=seed), **how)
-    texts = [answer.text for answer in answers]
-    items = score_descriptions(texts, [example.meta["scene"] for example in asked], resamples=1).items
+    texts = [answer.text for answer in answerer.answer(asked, sampler_config(plan.describe, seed=seed), **how)]
     rows = []
-    for example, text, item in zip(asked, texts, items, strict=True):
+    for example, text in zip(asked, texts, strict=True):
         repeated = 100 * repetition(text.split())["adjacent_duplicates"]
-        row = {"id": example.id, "text": text, "findings_f1": 100 * item.f1}
+        row = {"id": example.id, "text": text, "findings_f1": 100 * score_description(text, example.meta["scene"]).f1}
         rows.append(row | {"adjacent_duplicates": repeated, "words": len(text.split())})
     test = vqa_set("test", plan.questions, image_size=size)
     how["batch_size"] = plan.answer.batch_size
@@ -231,17 +227,17 @@ def examine(answerer: Answerer, plan: InitPlan, profile: Profile, *, seed: int) 
 def compare_starts(profile: Profile, plan: InitPlan, folder: Path, parts: Mapping[str, Path]) -> pd.DataFrame:
     """Tune and examine every arm with every seed: the rows of `examine` with condition (the arm), seed. Results are kept."""
 
-    def work(trial: InitTrial, scratch: Path) -> dict[str, Any]:
+    def work(trial: InitTrial, scratch: Path) -> pd.DataFrame:
         start = initial(trial.arm, parts, profile, seed=trial.seed)
         tuned = tune(start, trial.arm, trial.plan, profile, scratch, seed=trial.seed)
-        return {"items": as_rows(examine(tuned, trial.plan, profile, seed=trial.seed))}
+        return examine(tuned, trial.plan, profile, seed=trial.seed)
 
     trials = {
         f"{arm.name.replace(' ', '_')}-seed{seed}": InitTrial(arm, seed, plan)
         for seed in plan.seeds
         for arm in arms_of(parts, profile)
     }
-    return _rows(run_trials(folder, trials, work), trials, METRICS)
+    return _tried(folder, trials, work).astype(dict.fromkeys(METRICS, float))
 
 
 def table4(summary: pd.DataFrame, metrics: Mapping[str, str] = METRICS) -> pd.DataFrame:

@@ -5,7 +5,6 @@ for more words, or its end can be forbidden. Both answer the same requests; `med
 same size, data and recipes. All lengths of the paper, its 200 words included, are divided by `generation.divisor`.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,6 @@ from pathlib import Path
 import pandas as pd
 
 from medv import paper
-from medv.artifacts import write_text
 from medv.companion.studies.conversation import given_answers
 from medv.companion.studies.generation import METRICS, ask_all, canvas_of, divisor, measured
 from medv.companion.studies.node import Node
@@ -111,8 +109,7 @@ def ask_lengths(
     for place, (name, file) in enumerate((given or {}).items()):
         out = folder / "given" / f"{place:02d}.jsonl"
         for seed, examples in asked.items():
-            rows = given_answers(file, examples)
-            write_text(out, "".join(json.dumps(row) + "\n" for row in rows))
+            rows = given_answers(file, examples, out)
             scores = judge(out, out.with_suffix(".judged.jsonl")) if judge else {}
             frames.append(measured(rows, examples, scores).assign(setting=f"{name}, default", seed=seed))
     return pd.concat(frames, ignore_index=True)
