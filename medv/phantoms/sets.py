@@ -182,12 +182,10 @@ def _about_shapes(numbers: _Numbers, index: int, *, tagged: bool = False) -> _Co
     rng = np.random.default_rng([numbers[index], 0x5A7E7])
     task, place = index % 4, index // 4
     kind, form = ("caption", "description")[task % 2], None
-    if task == 0:
+    if task < 2:
         scene = sample_shapes(numbers[index])
-        asked, said = pick(rng, CAPTION_REQUESTS), shapes_caption(scene, rng)
-    elif task == 1:
-        scene = sample_shapes(numbers[index])
-        asked, said = pick(rng, DESCRIPTION_REQUESTS), shapes_description(scene, rng)
+        requests, write = ((CAPTION_REQUESTS, shapes_caption), (DESCRIPTION_REQUESTS, shapes_description))[task]
+        asked, said = pick(rng, requests), write(scene, rng)
     else:
         question = balanced_shapes_question(2 * place + task - 2, salt=numbers[0], scene_seed=numbers[index])
         scene, kind, form = question.scene, question.kind, question.form.upper()

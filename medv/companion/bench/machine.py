@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -131,16 +132,12 @@ def copy_speed(device: torch.device) -> float:
     return 2 * source.nbytes / min(seconds[1:])
 
 
-class Peak:
-    """The result of `peak_memory`, in bytes above the start; None where the system does not report it."""
-
-    bytes: int | None = None
-
-
 @contextlib.contextmanager
-def peak_memory(device: torch.device) -> Iterator[Peak]:
-    """The most memory that the block held at once: of the allocator on CUDA, resident in the process on Linux."""
-    peak = Peak()
+def peak_memory(device: torch.device) -> Iterator[SimpleNamespace]:
+    """Yield an object whose `bytes` becomes the most memory that the block held at once, above the start: of the allocator on
+    CUDA, resident in the process on Linux, None elsewhere.
+    """
+    peak = SimpleNamespace(bytes=None)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)

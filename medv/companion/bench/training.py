@@ -86,7 +86,13 @@ def bench_training(
     speed = matmul_speed(device, getattr(torch, shape.dtype))
     network = random_network(shape, device, seed).train()
     network.model.vision_tower.requires_grad_(False)
-    batch = _batch(network, shape, rows, seed)
+    top = shape.vocab_size - 400  # below all special ids
+    ids = torch.randint(0, top, (rows, shape.length), generator=torch.Generator().manual_seed(seed))
+    labels = ids.clone()
+    labels[:, : shape.prompt_length] = IGNORED_LABEL  # the last `gen_length` of each row are the answer
+    _, u = draw_noise(seed, 0, range(rows), shape.length)
+    batch = {"input_ids": ids, "labels": labels, "t": torch.full((rows,), 0.5), "u": u}
+    batch = {name: value.to(network.device) for name, value in batch.items()}
     masked = int(network(**batch).masked.sum())
     flops = training_flops(network.config, rows=rows, length=shape.length, masked=masked)
     found: list[StepMeasurement] = []
@@ -94,7 +100,7 @@ def bench_training(
         progress(name)
         if name.endswith("checkpointing"):
             network.activation_checkpointing_enable()
-        step = _step(network, batch, _loss if name.startswith("medv") else _reference_loss)
+        step = _step(network, batch, reference=not name.startswith("medv"))
         value, norm = step()  # warm: from here on gradients and moments are held
         ((seconds, peak),) = best([step], device, repeats)
         one = StepMeasurement(
@@ -114,36 +120,22 @@ def bench_training(
     return TrainingBench(shape=shape, seed=seed, measurements=found, **facts, **here(device))
 
 
-def _batch(network: MedVForMaskedDiffusion, shape: BenchShape, rows: int, seed: int) -> dict[str, torch.Tensor]:
-    """Random clean tokens; the last `gen_length` of each row are the answer, hidden at t = 1/2."""
-    top = shape.vocab_size - 400  # below all special ids
-    ids = torch.randint(0, top, (rows, shape.length), generator=torch.Generator().manual_seed(seed))
-    labels = ids.clone()
-    labels[:, : shape.prompt_length] = IGNORED_LABEL
-    _, u = draw_noise(seed, 0, range(rows), shape.length)
-    batch = {"input_ids": ids, "labels": labels, "t": torch.full((rows,), 0.5), "u": u}
-    return {name: value.to(network.device) for name, value in batch.items()}
+def _step(network: MedVForMaskedDiffusion, batch: dict[str, torch.Tensor], *, reference: bool) -> Callable:
+    """A training step that returns the loss and the norm of the gradients and leaves the weights as they are.
 
-
-def _loss(network: MedVForMaskedDiffusion, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    return network(**batch).loss
-
-
-def _reference_loss(network: MedVForMaskedDiffusion, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The same loss by float32 logits of every position."""
-    targets = batch["labels"] != IGNORED_LABEL
-    noise = corrupt(batch["input_ids"], targets, batch["t"], batch["u"], network.config.mask_token_id)
-    weights = token_weights(noise.masked, targets, noise.p_mask, network.config.loss_normalization)
-    return full_cross_entropy(network.model(noise.ids), network.lm_head, batch["labels"], noise.masked, weights)
-
-
-def _step(network: MedVForMaskedDiffusion, batch: dict[str, torch.Tensor], loss: Callable) -> Callable:
-    """A training step that returns the loss and the norm of the gradients and leaves the weights as they are."""
+    reference: compute the same loss from float32 logits of every position.
+    """
     learns = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learns, lr=0.0, weight_decay=0.0, fused=True)
 
     def step() -> tuple[torch.Tensor, torch.Tensor]:
-        value = loss(network, batch)
+        if reference:
+            targets = batch["labels"] != IGNORED_LABEL
+            noise = corrupt(batch["input_ids"], targets, batch["t"], batch["u"], network.config.mask_token_id)
+            weights = token_weights(noise.masked, targets, noise.p_mask, network.config.loss_normalization)
+            value = full_cross_entropy(network.model(noise.ids), network.lm_head, batch["labels"], noise.masked, weights)
+        else:
+            value = network(**batch).loss
         value.backward()
         norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in learns if p.grad is not None]))
         optimizer.step()

@@ -59,8 +59,7 @@ class Explorer(widgets.VBox):
     def _picture_part(self) -> widgets.Widget:
         self.thumbs, cards = [], []
         for number, example in enumerate(self.examples):
-            domain = example.domain
-            text = f"{number + 1} {NAMES.get(domain, domain)}"
+            text = f"{number + 1} {NAMES.get(example.domain, example.domain)}"
             pick = _button(text, f"Ask about phantom {number + 1}", lambda number=number: self.choose(number), width="120px")
             thumb = widgets.Image(value=view.png(load_image(example), 84), format="png", width=84, height=84)
             thumb.add_class("medv-thumb")
@@ -83,9 +82,8 @@ class Explorer(widgets.VBox):
         for name, options in {"schedule": SCHEDULES, "revision": REVISIONS}.items():
             field = widgets.Dropdown(options=list(options), description=name, layout={"width": "220px"}, style=style)
             self.fields[name] = field
-        temperature = widgets.FloatSlider(0.0, min=0, max=2, step=0.1, description="temperature", style=style)
-        temperature.layout.width = "300px"
-        self.fields["temperature"] = temperature
+        slider = {"description": "temperature", "layout": {"width": "300px"}, "style": style}
+        self.fields["temperature"] = widgets.FloatSlider(0.0, min=0, max=2, step=0.1, **slider)
         for field in (*self.fields.values(), self.question):
             field.observe(lambda _: self._changed(), "value")
         self.answer_button = _button("Answer", "one run at this Z", self.answer, "primary")
@@ -105,13 +103,13 @@ class Explorer(widgets.VBox):
 
     def _answer_part(self) -> widgets.Widget:
         style = {"description_width": "70px"}
-        self.drag = widgets.SelectionSlider(options=[64], description="drag Z", style=style, disabled=True)
-        self.drag.layout.width = "min(640px, 98%)"
+        wide = {"style": style, "layout": {"width": "min(640px, 98%)"}}
+        self.drag = widgets.SelectionSlider(options=[64], description="drag Z", disabled=True, **wide)
         self.drag.add_class("medv-drag-z")
         self.drag.observe(lambda change: self._dragged(change["new"]), "value")
         self.play = widgets.Play(min=0, max=1, interval=150, show_repeat=False)
-        self.frame = widgets.IntSlider(0, min=0, max=1, description="forward", style=style)
-        self.frame.layout.width = "min(520px, 80%)"
+        wide = {"style": style, "layout": {"width": "min(520px, 80%)"}}
+        self.frame = widgets.IntSlider(0, min=0, max=1, description="forward", **wide)
         self.frame.add_class("medv-drag-step")
         widgets.jslink((self.play, "value"), (self.frame, "value"))
         self.frame.observe(lambda _: self._draw_canvas(), "value")
@@ -205,8 +203,7 @@ class Explorer(widgets.VBox):
             self._say(str(error), "error")
             return
         self._stop.clear()
-        for button in (self.answer_button, self.sweep_button):
-            button.disabled = True
+        self.answer_button.disabled = self.sweep_button.disabled = True
         self.cancel_button.disabled, self.cancel_button.button_style = False, "warning"
         work = (self.picture, self.name, self.question.value, settings, total)
         # The context knows to which cell the widgets belong.
@@ -244,8 +241,7 @@ class Explorer(widgets.VBox):
         except Exception as error:  # beware: without this a thread dies unseen
             self._say(f"this run failed, {type(error).__name__}: {error}", "error")
         finally:
-            for button in (self.answer_button, self.sweep_button):
-                button.disabled = False
+            self.answer_button.disabled = self.sweep_button.disabled = False
             self.cancel_button.disabled, self.cancel_button.button_style = True, ""
             self.progress.value = 0
             self._offer()

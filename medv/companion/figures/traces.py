@@ -129,18 +129,15 @@ def trace_page(trace: Trace, word: Word, *, question: str = "", answer: str = ""
     words = {token: word(token) for token in {event.token for event in trace.events}}
     events = [[e.step, e.position, e.kind == COMMIT, words[e.token], round(e.confidence, 4)] for e in trace.events]
     files = {kind: resources.files(__package__).joinpath(f"trace.{kind}").read_text("utf-8") for kind in ("css", "js")}
-    shown = {"question": question, "answer": answer, "picture": None if picture is None else _data_address(picture)}
+    shown = {"question": question, "answer": answer, "picture": None}
+    if picture is not None:
+        small, stream = picture.convert("RGB"), io.BytesIO()
+        small.thumbnail((PICTURE, PICTURE))
+        small.save(stream, "PNG", optimize=True)
+        shown["picture"] = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
     data = {"length": trace.gen_length, "events": events}
     page = template(__package__, "trace.html.jinja")
     return page.render(files | shown, policy=POLICY, events=trace.events, words=words, data=data)
-
-
-def _data_address(picture: Image.Image) -> str:
-    small = picture.convert("RGB")
-    small.thumbnail((PICTURE, PICTURE))
-    stream = io.BytesIO()
-    small.save(stream, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
 # --- Terminal ---

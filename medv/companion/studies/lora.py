@@ -129,7 +129,10 @@ def compare_lora(
         items = vqa_study(Answerer.load(scratch, dtype=profile.dtype), train, asked, config, **how)
         stored = (scratch / "adapter" if lora else scratch).glob("*.safetensors")
         kept = {"trainable_parameters": facts["trainable_parameters"], "train_loss": facts.get("loss")}
-        kept |= measured_costs(scratch)
+        speed = json.loads((scratch / SPEED).read_text(encoding="utf-8"))
+        steps = json.loads((scratch / FINISHED).read_text(encoding="utf-8"))["steps"]
+        seconds = sum(row["seconds"] for row in speed["rows"])
+        kept |= {"peak_memory_bytes": speed["total"].get("peak_bytes", np.nan), "step_seconds": seconds / steps}
         return {**kept, "checkpoint_bytes": sum(file.stat().st_size for file in stored), "items": as_rows(items)}
 
     trials, facts, frames = trials_of(plan), [], []
@@ -141,14 +144,6 @@ def compare_lora(
     return scored(pd.concat(frames, ignore_index=True)), pd.DataFrame(facts)
 
 
-def measured_costs(folder: Path) -> dict[str, float]:
-    """peak_memory_bytes and step_seconds of a finished training, from its speed.json."""
-    speed = json.loads((folder / SPEED).read_text(encoding="utf-8"))
-    steps = json.loads((folder / FINISHED).read_text(encoding="utf-8"))["steps"]
-    seconds = sum(row["seconds"] for row in speed["rows"])
-    return {"peak_memory_bytes": speed["total"].get("peak_bytes", np.nan), "step_seconds": seconds / steps}
-
-
 def scored(items: pd.DataFrame) -> pd.DataFrame:
     """With the column `score`: accuracy of a closed question, recall of an open one."""
     return items.assign(score=items["closed_accuracy"].astype(float).fillna(items["open_recall"].astype(float)))
@@ -156,9 +151,8 @@ def scored(items: pd.DataFrame) -> pd.DataFrame:
 
 def curve_of(items: pd.DataFrame) -> pd.DataFrame:
     """`summarize` of each arm at each size: arm, size, metric, value, low, high, n, seeds."""
-    frames = []
-    for (_, size), part in items.groupby(["arm", "size"], sort=False):
-        frames.append(summarize(part, SCORES, by="arm").assign(size=size))
+    parts = items.groupby(["arm", "size"], sort=False)
+    frames = [summarize(part, SCORES, by="arm").assign(size=size) for (_, size), part in parts]
     return pd.concat(frames, ignore_index=True)[["arm", "size", "metric", "value", "low", "high", "n", "seeds"]]
 
 

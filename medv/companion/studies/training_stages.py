@@ -133,10 +133,10 @@ def difference(judged: pd.DataFrame, better: str, base: str, *, metric: str = "f
 
 def texts_beside_truth(examples: Sequence[Example], texts: Sequence[str], count: int = 3) -> str:
     """The first few requests with the true facts, the reference and the model's text, to read."""
-    lines = []
-    for example, text in list(zip(examples, texts, strict=True))[:count]:
-        lines.append(f"truth      {about(example)}\nreference  {example.answer}\nmodel      {text or '(nothing)'}\n")
-    return "\n".join(lines)
+    return "\n".join(
+        f"truth      {about(example)}\nreference  {example.answer}\nmodel      {text or '(nothing)'}\n"
+        for example, text in list(zip(examples, texts, strict=True))[:count]
+    )
 
 
 # --- Questions (notebook 12) ---
@@ -158,13 +158,10 @@ def question_sets(
     train, tests = question_split(TrainingData(data, Path(data_dir), protocol))
     for test in tests.values():
         check_pictures(test, Path(data_dir))
-
-    def with_kind(example: Example) -> Example:
-        """The kind of a real question is the first type in its file (VQA-RAD: "PRES, SIZE")."""
-        kind = str(example.meta.get("question_type") or "any").partition(",")[0].strip().lower()
-        return replace(example, meta={"kind": kind} | example.meta)
-
-    return train, {name: [with_kind(example) for example in test] for name, test in tests.items()}
+        for place, example in enumerate(test):  # its kind is the first type in its file (VQA-RAD: "PRES, SIZE")
+            kind = str(example.meta.get("question_type") or "any").partition(",")[0].strip().lower()
+            test[place] = replace(example, meta={"kind": kind} | example.meta)
+    return train, tests
 
 
 def fit_answers(profile: Profile, processor: MedVProcessor, train: Sequence[Example]) -> Profile:
