@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -29,7 +30,10 @@ from medv.checkpoints.loading import load_tokenizer
 from medv.checkpoints.released import image_settings
 from medv.cli import app
 from medv.companion.reproduction.registry import EXHIBITS
+from medv.intervals import NOT_MEASURED
 
+DRAWN = {"phantoms", "loss_weights", "table8", "audit_gaming"}  # lessons about phantoms, and counts beside the real sets
+ANYWHERE = {"corruption", "table6", "table7", "table8", "audit"}  # the same at every profile: formulas, recipes, counts
 DATA = Path(os.environ.get("MEDV_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 ROWS, WIDTH, LAYERS = 126_464, 32, 2
 SPECIAL = {
@@ -230,6 +234,20 @@ def exhibits(out):
     return {name: json.loads(file.read_text())["about"] for name, file in files.items() if file.exists()}
 
 
+def check_labels(out):
+    """Every result of a run says what it was made of, nothing drawn is called real, and what has no number has a gap."""
+    for file in sorted((out / "figures").glob("*.json")):
+        about, frame = json.loads(file.read_text())["about"], pd.read_csv(file.with_suffix(".csv"))
+        assert ("phantoms" in about["data"]) == (file.stem in DRAWN), f"{file.stem}: {about['data']}"
+        if file.stem in EXHIBITS and not about["comparable"]:
+            assert about["data"].startswith("real "), f"{file.stem}: {about['data']}"
+        assert not about["comparable"] or file.stem in ANYWHERE, f"{file.stem} compares with the paper"
+        empty = [column for column in frame if len(frame) and frame[column].isna().all()]
+        assert all(any(column in gap for gap in about["gaps"]) for column in empty), f"{file.stem}: {empty} {about['gaps']}"
+        if {"verdict", "n"} <= set(frame):
+            assert set(frame.loc[frame["n"] == 0, "verdict"]) <= {NOT_MEASURED}, file.stem
+
+
 def reproduce(root, out, *options, config=None, kill_after=None):
     """The exit code of `medv reproduce` of the world in a process of its own, killed with its kernels after so many seconds."""
     command = [sys.executable, "-m", "medv", "reproduce", "--profile", "paper", "--out", str(out), *options]
@@ -265,6 +283,7 @@ def main():
             code = reproduce(root, root / "run", *options, kill_after=given.every)
             print(f"killed, exit code {code}; {len(exhibits(root / 'run'))} exhibits", flush=True)
         code = reproduce(root, root / "run", *options)
+    check_labels(root / "run")
     found = exhibits(root / "run")
     for name, about in found.items():
         print(f"{name}: {about['data']}" + "".join(f"; {gap}" for gap in about["gaps"]))

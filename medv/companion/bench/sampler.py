@@ -276,7 +276,8 @@ def random_network(shape: BenchShape, device: torch.device, seed: int) -> MedVFo
         ids = {"image_token_id": last, "mask_token_id": last - 1, "fill_token_id": last - 2}
         ids |= {"stop_token_ids": [last - 3], "suppress_token_ids": [last - 1, last - 2]}
     config = MedVConfig(vision_config={"model_type": "siglip_vision_model", **small}, text_config=text, **ids)
-    with torch.random.fork_rng(), torch.device(device):
+    forked = [device] if device.type == "cuda" else []  # other GPUs are not touched
+    with torch.random.fork_rng(devices=forked), torch.device(device):
         torch.manual_seed(seed)
         return MedVForMaskedDiffusion._from_config(config, dtype=getattr(torch, shape.dtype)).eval()
 
