@@ -120,10 +120,9 @@ def text_set(split: str, n: int, *, seed: int = 0) -> list[Example]:
 
 
 def brief_set(split: str, n: int, *, seed: int = 0) -> list[Example]:
-    """Text only: one balanced question about facts that stand as tags before it, and its brief answer.
+    """Text only, the first lesson of the language tower: a balanced question about tags before it, and its brief answer.
 
-    Reading is all there is to learn: the first lesson of the language tower. Of the closed questions, which are answered by
-    chance half of the time, two in five are kept.
+    Of the closed questions, which are answered by chance half of the time, two in five are kept.
     """
     numbers, examples, index = _Numbers("text", split, seed), [], 0
     while len(examples) < n:

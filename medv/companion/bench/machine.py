@@ -104,9 +104,7 @@ def timed(call: Callable, device: torch.device) -> tuple[float, Any]:
 
 
 def best(calls: Sequence[Callable], device: torch.device, repeats: int) -> list[tuple[float, int | None]]:
-    """For each call the least seconds and the least peak bytes of the repeats; calls take turns, so that other work on the
-    machine slows all of them.
-    """
+    """For each call the least seconds and peak bytes; calls take turns, so that other work on the machine slows all."""
     runs: list[list[tuple[float, int | None]]] = [[] for _ in calls]
     for _ in range(repeats):
         for call, found in zip(calls, runs, strict=True):

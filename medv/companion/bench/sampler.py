@@ -74,7 +74,6 @@ class BenchShape:
         size = getattr(torch, self.dtype).itemsize * (body + head + 2 * mode.rows * self.layers * t * d)
 
         def forward(window: float) -> float:
-            """Of `window` columns of every row."""
             flops = mode.rows * (2 * body * window + 4 * self.layers * window * t * d + 2 * head * self.block_length)
             return max(flops / flops_a_second, size / bytes_a_second)
 

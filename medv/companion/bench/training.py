@@ -121,10 +121,7 @@ def bench_training(
 
 
 def _step(network: MedVForMaskedDiffusion, batch: dict[str, torch.Tensor], *, reference: bool) -> Callable:
-    """A training step that returns the loss and the norm of the gradients and leaves the weights as they are.
-
-    reference: compute the same loss from float32 logits of every position.
-    """
+    """A step that changes no weight: loss and gradient norm. reference: the loss from float32 logits of all positions."""
     learns = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learns, lr=0.0, weight_decay=0.0, fused=True)
 

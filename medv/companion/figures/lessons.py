@@ -28,13 +28,6 @@ from medv.phantoms.scene import DOMAINS, FINDINGS, NORMAL, Scene
 from medv.phantoms.wording import caption
 from medv.training.collate import Collator, Encoder
 
-METRIC_NAMES = {
-    "closed_accuracy": "closed accuracy",
-    "closed_strict_accuracy": "closed accuracy, strict",
-    "open_recall": "open recall",
-}
-
-
 # --- Data (notebooks 00, 01) ---
 
 
@@ -63,9 +56,7 @@ def questions_about(scene: Scene, *, image_size: int = 64, seed: int = 0) -> lis
 
 
 def answer_table(examples: Sequence[Example], answers: Sequence[str]) -> pd.DataFrame:
-    """Question, the model's answer, the truth, and whether the metric of stage 3 calls it right (open: all words said), where
-    the questions have answer types.
-    """
+    """Question, answer, truth and, where there are answer types, whether the answer is right (open: all words said)."""
     questions, truths = [example.question for example in examples], [example.answer for example in examples]
     table = pd.DataFrame({"question": questions, "answer": answers, "truth": truths})
     if any(example.answer_type is None for example in examples):
@@ -76,10 +67,7 @@ def answer_table(examples: Sequence[Example], answers: Sequence[str]) -> pd.Data
 
 
 def question_balance(train: Sequence[Example], test: Sequence[Example]) -> pd.DataFrame:
-    """Per kind of question: the share of yes, and the score of the most frequent training answer to the same question.
-
-    Closed questions are scored by accuracy, open ones by recall, in percent.
-    """
+    """Per kind of question the share of yes and the look-up's score: accuracy of closed, recall of open ones, in percent."""
     blind = majority_answers(train, test).lookup
     items = evaluate_vqa([Reference.of(example) for example in test], blind).items
     rows = []
@@ -160,10 +148,7 @@ def corruption_rows(
 def loss_noise(
     model: MedVForMaskedDiffusion, processor: MedVProcessor, examples: Sequence[Example], *, draws: int, seed: int = 0
 ) -> pd.DataFrame:
-    """The loss of one fixed batch under `draws` draws of the noise: normalization, times ("iid", "stratified"), draw, loss.
-
-    The model is restored to the normalization that it came with.
-    """
+    """The loss of one batch under `draws` draws of the noise: normalization, times ("iid", "stratified"), draw, loss."""
     encode = Encoder(processor, loss_tokens="response", max_length=8192)
     collate = Collator(processor.special, padding="none")
     items, own = [encode(example) for example in examples], model.config.loss_normalization
@@ -216,7 +201,9 @@ def loss_weights_figure(noise: pd.DataFrame, eps: float) -> tuple[Figure, pd.Dat
 def control_bars(summary: pd.DataFrame, test: str) -> pd.DataFrame:
     """Rows of `figures.plots.accuracy_bars` for one test set, from `medv.companion.studies.training_stages.scores`."""
     rows = summary[summary["test"] == test].rename(columns={"condition": "system"})
-    return pd.concat([rows[rows["metric"] == metric].assign(metric=name) for metric, name in METRIC_NAMES.items()])
+    names = {"closed_accuracy": "closed accuracy", "closed_strict_accuracy": "closed accuracy, strict"}
+    names["open_recall"] = "open recall"
+    return pd.concat([rows[rows["metric"] == metric].assign(metric=name) for metric, name in names.items()])
 
 
 def chosen_answers(items: pd.DataFrame, test: str, *, condition: str = "after stage 3", count: int = 10) -> pd.DataFrame:

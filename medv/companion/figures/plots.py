@@ -175,10 +175,7 @@ def curve(frame: pd.DataFrame, x: str, y: str, title: str = "", *, hue: str | No
 def setting_curves(
     frame: pd.DataFrame, x: str, title: str = "", *, xlabel: str, names: dict[str, str], hue: str | None = None
 ) -> Figure:
-    """One panel per metric against a setting, with 95 % intervals as bars. frame: x, metric, value, low, high (and hue).
-
-    names: metric -> the label of its axis.
-    """
+    """A panel per metric (names: metric -> label) with 95 % intervals. frame: x, metric, value, low, high (and hue)."""
     ticks = sorted(frame[x].unique())
     with theme():
         fig, axes = new_figure(2.9 * len(names), 3.1, ncols=len(names), squeeze=False)

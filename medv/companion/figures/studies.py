@@ -63,10 +63,7 @@ def stage_figure(
 
 
 def answer_figure(chosen: pd.DataFrame, examples: Sequence[Example], title: str) -> Figure:
-    """Each image with its question, the answer (green right, red wrong) and, where wrong, the reference.
-
-    chosen: id, question, reference, answer, right.
-    """
+    """Images with question, answer (green right, red wrong) and reference. chosen: id, question, reference, answer, right."""
     by_id = {example.id: example for example in examples}
     columns, rows = 5, -(-len(chosen) // 5)
     with theme():
@@ -176,10 +173,7 @@ def cache_figure(frame: pd.DataFrame, title: str) -> Figure:
 
 
 def radar(frame: pd.DataFrame, title: str = "", *, labels: Mapping[str, str] | None = None) -> Figure:
-    """A polygon per system on axes from 0 to 100. frame: system, group, value (percent); labels: group -> its text.
-
-    Raises ValueError with fewer than three groups, which span no area.
-    """
+    """A polygon per system. frame: system, group, value (percent); labels: group -> its text. ValueError below three groups."""
     groups = list(dict.fromkeys(frame["group"]))
     if len(groups) < 3:
         raise ValueError(f"a radar needs at least three groups, but there are {len(groups)}: {', '.join(groups)}")
@@ -201,10 +195,7 @@ def radar(frame: pd.DataFrame, title: str = "", *, labels: Mapping[str, str] | N
 
 
 def group_scores(frame: pd.DataFrame, title: str = "", *, labels: Mapping[str, str] | None = None) -> Figure:
-    """The groups of a benchmark as a `radar`, or, where there are fewer than three, as bars with the overall score.
-
-    frame: system, group (one of them "overall"), value, low, high.
-    """
+    """A `radar` of the groups, or bars with the overall score where there are fewer than three. frame as there, low, high."""
     groups = frame[frame["group"] != "overall"]
     if groups["group"].nunique() > 2:
         return radar(groups, title, labels=labels)

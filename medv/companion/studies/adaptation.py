@@ -94,12 +94,10 @@ def continue_documents(
     """A tower's continuation, as a diffusion model, of the prompt of each document, or of its first words."""
     tower = load_tower(folder, dtype=half_on(device), causal=False).to(device)
     tokenizer = load_tokenizer(folder)
-    openings = [
-        tokenizer.encode(document.opening(), add_special_tokens=False)
-        if document.prompt
-        else tokenizer.encode(document.text, add_special_tokens=False)[:OPENING]
-        for document in documents
-    ]
+    openings = []
+    for document in documents:
+        ids = tokenizer.encode(document.opening() if document.prompt else document.text, add_special_tokens=False)
+        openings.append(ids if document.prompt else ids[:OPENING])
     known = token_ids(SpecialTokens.of(tokenizer))
     fill, width = known["fill_token_id"], max(len(ids) for ids in openings)
     prompt = torch.tensor([[fill] * (width - len(ids)) + list(ids) for ids in openings], device=tower.device)  # [B, P]
@@ -158,9 +156,7 @@ def arms_of(plan: AdaptPlan) -> dict[str, AdaptRecipe]:
 
 
 def documents_of(plan: AdaptPlan, tower: Path, text: str | None, folder: Path) -> tuple[list[Document], list[Document]]:
-    """The documents to learn from and those held out: of `text`, or drawn reports, or what the tower writes into
-    folder/self_text.
-    """
+    """Documents to learn from and held-out ones: of `text`, drawn reports, or what the tower writes to folder/self_text."""
     if text is None and plan.documents:
         return tuple(
             [Document(ex.answer, ex.turns[0].text) for ex in text_set(split, count, seed=1) if len(ex.turns) == 2]
@@ -243,9 +239,7 @@ def arm_table(items: pd.DataFrame, held_out: Sequence[Document]) -> pd.DataFrame
 
 
 def effects(items: pd.DataFrame) -> pd.DataFrame:
-    """The effect of each factor, mean over the four pairs of arms that differ in it alone: factor, metric, value, low, high, n,
-    seeds, verdict. Negative is better in both metrics.
-    """
+    """Each factor's effect, mean over the four pairs of arms: factor, metric, value, low, high, n, seeds, verdict."""
     frames = []
     for factor, sides in FACTORS.items():
         means = items.groupby([factor, "seed", "id"])[list(METRICS)].mean()

@@ -135,10 +135,7 @@ def answer_all(
 
 
 def given_answers(file: Path, asked: Sequence[Example], out: Path) -> list[dict[str, Any]]:
-    """The answers of a file (JSON lines with question_id and text) to these questions, also written to the answer file `out`.
-
-    Raises ValueError for a question without an answer.
-    """
+    """Copy a file's answers to these questions to `out` and return them; ValueError for a question without an answer."""
     given = by_id(read_rows(file), "question_id", "id")
     if missing := [example.id for example in asked if example.id not in given]:
         raise ValueError(f"{file} has no answer to question {missing[0]} ({len(missing)} of {len(asked)} are missing)")
@@ -158,10 +155,7 @@ def score_name(asked: Sequence[Example]) -> str:
 
 
 def wrong_image(items: pd.DataFrame, asked: Sequence[Example], system: str) -> pd.DataFrame:
-    """The answers of a system scored against other images' truth: each takes the answer to the next question of its type.
-
-    Real questions have no such rows: their truth is known to the judge alone.
-    """
+    """Each answer of a system scored against the next image's facts, by type; empty for real questions."""
     if score_name(asked) != "findings score":
         return items[:0]
     part = items[items["system"] == system].copy()
@@ -239,9 +233,7 @@ def table7() -> pd.DataFrame:
 
 
 def chosen_questions(asked: Sequence[Example], count: int = 4) -> list[Example]:
-    """The questions of Figures 2, 6, 7 and 8 by a fixed rule: the first description of one domain, the first conversation
-    question of the next; where a domain has none, the first of that type.
-    """
+    """Figures 2, 6, 7 and 8: the first description of one domain, the first question of the next, or else of any domain."""
     chosen = []
     for place, domain in enumerate(DOMAINS[:count]):
         kind = ("description", "conversation")[place % 2]
@@ -252,10 +244,7 @@ def chosen_questions(asked: Sequence[Example], count: int = 4) -> list[Example]:
 
 
 def answers_to(items: pd.DataFrame, example: Example, names: Sequence[str]) -> pd.DataFrame:
-    """The answers of some systems to one question, and the reference: name, id, question, text, score, words.
-
-    A repeated answer is left out.
-    """
+    """The different answers to one question, and the reference: name, id, question, text, score, words."""
     part = items[items["id"] == f"{example.id}/{example.meta['type']}"].set_index("system").loc[list(names)].reset_index()
     rows = part.drop_duplicates("text").rename(columns={"system": "name"})
     rows = rows[["name", "id", "question", "text", "score", "words"]]

@@ -244,10 +244,7 @@ def verdicts(compared: pd.DataFrame, *, keeps: str) -> list[str]:
 
 
 def front(points: pd.DataFrame, cost: str, gain: str) -> pd.Series:
-    """The Pareto front, bool per row: no other row is as cheap or cheaper and gains more, or as good and cheaper.
-
-    A row without a gain is not on it.
-    """
+    """The Pareto front, bool per row: no other row is as cheap and gains more, or as good and cheaper; NaN is not on it."""
     cheap, good = points[cost].to_numpy(float), points[gain].to_numpy(float)
     no_dearer, no_worse = cheap[None] <= cheap[:, None], good[None] >= good[:, None]
     beaten = no_dearer & no_worse & ((cheap[None] < cheap[:, None]) | (good[None] > good[:, None]))
@@ -289,9 +286,7 @@ def on_front(points: pd.DataFrame, metrics: Sequence[str]) -> str:
 
 
 def speed_table(result: BenchResult) -> pd.DataFrame:
-    """The measurements with units; of `forwards`, `timed` were run and the seconds scaled to all. No memory, which is hard to
-    see in a process that has held much before.
-    """
+    """The measurements with units: `timed` of `forwards` were run. No memory, which a used process cannot measure."""
     rows = []
     for m in result.measurements:
         row = {

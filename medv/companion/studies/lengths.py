@@ -95,9 +95,7 @@ def ask_lengths(
     judge: Judge | None = None,
     given: Mapping[str, Path] | None = None,
 ) -> pd.DataFrame:
-    """All answers of the notebook: rows as `medv.companion.studies.generation.ask_all`. given: other models by the file of
-    their answers, which may say how many seconds each took.
-    """
+    """All answers of the notebook as rows of `generation.ask_all`. given: other models by the file of their answers."""
     both = [None if folder is None else Answerer.load(folder, dtype=profile.dtype) for folder in (model, twin)]
     words, main = asked_words(profile), table3_ways(profile, *both)
     how = {"batch_size": profile.describe.batch_size, "judge": judge}
@@ -132,7 +130,6 @@ def table3(items: pd.DataFrame, profile: Profile, *, score: str = "facts, F1 (%)
     kinds = ["default prompt", "asked", *[f"Z = {z:.0f}" for z in printed["sampling_steps"].dropna()]]
 
     def counterpart(name: str) -> str:
-        """The row of the paper's table beside a row of ours."""
         if name.endswith("default"):
             return "default prompt"
         if "asked for" in name:

@@ -175,9 +175,7 @@ def gaps(items: pd.DataFrame) -> pd.DataFrame:
 
 
 def conclusion(gap: pd.DataFrame) -> str:
-    """Whether "LoRA wins when data are scarce, full when there are enough" appears in `gaps`: a line per size, one for the
-    claim.
-    """
+    """Whether "LoRA wins when data are scarce, full when there are enough" appears in `gaps`, with a line per size."""
     said = [Estimate.of(row).verdict("full wins", "LoRA wins") for row in gap.itertuples()]
     gap = gap.assign(said=said).sort_values("size", kind="stable")
     lines, wins = [], []

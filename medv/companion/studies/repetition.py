@@ -125,11 +125,7 @@ def schedule_verdict(items: pd.DataFrame, budgets: list[int]) -> str:
 
 
 def most_repeating(items: pd.DataFrame, settings: Mapping[str, str]) -> pd.DataFrame:
-    """For Figure 5: each named setting's answer to the request whose answers repeat most. settings: name -> setting.
-
-    Columns: name, setting, id, question, text, score, words, repeated_share. The request with the highest mean repeated share
-    over these settings is chosen: the worst case, not a typical one.
-    """
+    """For Figure 5: the answers of settings (name -> setting) to the request with the highest mean repeated share."""
     part = items[items["setting"].isin(settings.values())]
     worst = part.groupby("id")["repeated_share"].mean().idxmax()
     rows = part[part["id"] == worst].set_index("setting").loc[list(settings.values())].reset_index()

@@ -17,10 +17,7 @@ def estimates(found: Mapping[tuple, Estimate], names: Sequence[str]) -> pd.DataF
 
 
 def summarize(items: pd.DataFrame, metrics: Sequence[str], *, by: str = "condition") -> pd.DataFrame:
-    """Means over seeds that share their items: `by`, metric, value, low, high, n (items), seeds; without what has no values.
-
-    items: `by`, seed, id and the metrics.
-    """
+    """Means of items (`by`, seed, id, metrics), ids shared by all seeds: `by`, metric, value, low, high, n, seeds."""
     found = {}
     for name, part in items.groupby(by, sort=False):
         for metric in metrics:
@@ -66,10 +63,7 @@ def direction(found: Estimate) -> str:
 
 
 def check_effects(items: pd.DataFrame, claims: Sequence[tuple[str, str, str, str, str]]) -> pd.DataFrame:
-    """The paper's effects beside ours. claims: (what the paper says, metric, first setting, second setting, direction).
-
-    "appears here" is "yes", "no: " and the direction found, or "not measured".
-    """
+    """The paper's effects beside ours. claims: (what the paper says, metric, first setting, second setting, direction)."""
     rows = []
     for claim, metric, first, second, expected in claims:
         if first == second:

@@ -100,11 +100,7 @@ def before_and_after(profile: Profile, start: Path | None, trained: Path, *, see
 
 
 def judge_texts(system: str, texts: Sequence[str], examples: Sequence[Example]) -> pd.DataFrame:
-    """`text_scores` of each text: system, id, metric, score (percent).
-
-    A second system, "..., wrong image", scores each text against the truth of the next example: the score of fluent text
-    about another image.
-    """
+    """`text_scores` of each text, and of the "wrong image", the next example's truth: system, id, metric, score (percent)."""
     rows = []
     for name, truths in ((system, examples), (f"{system}, wrong image", [*examples[1:], *examples[:1]])):
         scores = [text_scores(text, truth) for text, truth in zip(texts, truths, strict=True)]
@@ -290,9 +286,7 @@ def recorded(path: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def scores(items: pd.DataFrame) -> pd.DataFrame:
-    """`summarize` per test set: test, condition, metric, value, low, high, n, seeds, seconds_per_question (wall time; empty
-    for answers that no network gave).
-    """
+    """`summarize` per test set, with seconds_per_question (wall time; empty for answers that no network gave)."""
     frames = []
     for name, part in items.groupby("test", sort=False):
         part = part.sort_values("condition", kind="stable", key=lambda column: (column != AFTER).astype(int))

@@ -62,8 +62,8 @@ def vqa_study(
     blind = majority_answers(train, test)
     baselines = {"nearest question": nearest_answers(train, test), "question only": blind.lookup, "majority": blind.majority}
     shown = {"model": test, "gray image": blinded(test)}
-    references = [Reference.of(example) for example in test]
-    frames = []
+    references, frames = [Reference.of(example) for example in test], []
+    asked = [(ex.id, ex.meta.get("kind"), ex.answer_type, ex.question, ex.answer) for ex in test]
     for condition in conditions:
         started = time.perf_counter()
         answers = baselines.get(condition)
@@ -71,18 +71,9 @@ def vqa_study(
             seen = shuffled_images(test, seed) if condition == "shuffled images" else shown[condition]
             given = answerer.answer(seen, config, looks=looks, batch_size=batch_size, quiet=quiet)
             answers = [answer.text for answer in given]
-        frame = pd.DataFrame(
-            {
-                "condition": condition,
-                "seed": seed,
-                "id": [example.id for example in test],
-                "kind": [example.meta.get("kind") for example in test],
-                "answer_type": [example.answer_type for example in test],
-                "question": [example.question for example in test],
-                "reference": [example.answer for example in test],
-                "answer": list(answers),
-            }
-        )
+        frame = pd.DataFrame(asked, columns=["id", "kind", "answer_type", "question", "reference"]).assign(answer=list(answers))
+        frame.insert(0, "condition", condition)
+        frame.insert(1, "seed", seed)
         scores = evaluate_vqa(references, answers).items
         for metric, name in _ITEM_SCORES.items():
             values = [getattr(item, name) for item in scores]
