@@ -71,11 +71,8 @@ def alignment_set(split: str, n: int, *, seed: int = 0, image_size: int = 64) ->
 
 def instruct_set(split: str, n: int, *, seed: int = 0, image_size: int = 64) -> list[Example]:
     """Stage 2: half descriptions, half dialogues of 1-4 questions; a third of these begin with a description."""
-    numbers, examples = _Numbers("instruct", split, seed), []
-    for index in _indices(n):
-        rng, scene = numbers.scene(index)
-        examples.append(numbers.example(index, _dialogue(scene, rng), image_size))
-    return examples
+    numbers = _Numbers("instruct", split, seed)
+    return [numbers.example(index, _dialogue(*numbers.scene(index)), image_size) for index in _indices(n)]
 
 
 def description_set(split: str, n: int, *, seed: int = 0, image_size: int = 64) -> list[Example]:
@@ -162,7 +159,7 @@ def _short_or_sentence(question: Question, rng: np.random.Generator) -> tuple[st
     return question.text, question.sentence
 
 
-def _dialogue(scene: Scene, rng: np.random.Generator) -> _Content:
+def _dialogue(rng: np.random.Generator, scene: Scene) -> _Content:
     described, pairs = rng.random(), []
     if described < 2 / 3:
         pairs.append((pick(rng, DESCRIPTION_REQUESTS), description(scene, rng)))
@@ -205,7 +202,7 @@ def _about_tags(numbers: _Numbers, index: int) -> _Content:
     if task == 16:
         return scene, _turns((pick(rng, REPORT_REQUESTS), description(scene, rng))), "report", None
     if task >= 14:
-        _, (first, *others), kind, _ = _dialogue(scene, rng)
+        _, (first, *others), kind, _ = _dialogue(rng, scene)
         return scene, (Turn("user", _tagged(tags(scene, rng), first.text)), *others), kind, None
     if task < 11:
         asked, said, kind = pick(rng, DESCRIPTION_REQUESTS), description(scene, rng), "description"

@@ -102,10 +102,8 @@ def lora_figure(curve: pd.DataFrame, cost: pd.DataFrame, levels: Mapping[str, fl
         left.xaxis.set_minor_locator(NullLocator())
         left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
         costs = cost.set_index("arm")[list(COSTS)].rename(columns=COSTS)
-        shares = (
-            (100 * costs / costs.loc["full"]).reset_index().melt("arm", var_name="metric").rename(columns={"arm": "system"})
-        )
-        draw_bars(right, shares)
+        shares = (100 * costs / costs.loc["full"]).reset_index().melt("arm", var_name="metric")
+        draw_bars(right, shares.rename(columns={"arm": "system"}))
         right.set(title="Cost of a training", ylabel="percent of full fine-tuning")
         right.margins(y=0.1)  # room for the numbers
     return fig

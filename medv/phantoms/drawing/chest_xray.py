@@ -189,9 +189,8 @@ def _pneumothorax(canvas, thorax, lesion, lung, film, vessels):
 def _consolidation(canvas, thorax, lesion, lung, film, vessels):
     """A fluffy opacity with air bronchograms."""
     rng = canvas.lesion_rng
-    ragged = canvas.ellipse(
-        lesion.x, lesion.y, lesion.radius, lesion.radius * (1.1 if lesion.large else 0.9)
-    ) + 0.018 * canvas.fractal(9, 2, rng)
+    outline = canvas.ellipse(lesion.x, lesion.y, lesion.radius, lesion.radius * (1.1 if lesion.large else 0.9))
+    ragged = outline + 0.018 * canvas.fractal(9, 2, rng)
     opacity = canvas.cover(ragged, 0.07) * canvas.cover(lung, 0.02)
     bronchi = np.exp(-(canvas.noise(12, rng) ** 2) * 10.0)
     return film + opacity * (0.36 - 0.10 * bronchi), vessels * (1 - 0.7 * opacity)

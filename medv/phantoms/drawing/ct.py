@@ -69,11 +69,6 @@ def _organs(canvas, center, rx, ry, cavity, image, contrast):
     image = over(image, organ + texture, liver)
     branches = np.exp(-(canvas.noise(8) ** 2) * 60) * canvas.cover(right + 0.03, 0.05)
     image = image + (0.13 if contrast else -0.05) * branches * liver
-    return _vessels_and_kidneys(canvas, center, ry, image, contrast)
-
-
-def _vessels_and_kidneys(canvas, center, ry, image, contrast):
-    cx, cy = center
     for side in (-1, 1):
         x, y = cx + side * canvas.uniform(0.145, 0.17), cy + ry * canvas.uniform(0.40, 0.52)
         angle = -side * canvas.uniform(0.3, 0.7)

@@ -39,9 +39,8 @@ def _board(canvas):
     ruler = np.maximum(np.abs(canvas.x - left - 0.3) - 0.3, np.abs(canvas.y - top - 0.028) - 0.028)
     image = over(image, (0.92, 0.91, 0.86), canvas.cover(ruler))
     tick = np.abs((canvas.x - left) % 0.06 - 0.03) - 0.006
-    image = over(
-        image, (0.1, 0.1, 0.1), canvas.cover(np.maximum(np.maximum(tick, ruler), np.abs(canvas.y - top - 0.012) - 0.013))
-    )
+    ticks = np.maximum(np.maximum(tick, ruler), np.abs(canvas.y - top - 0.012) - 0.013)
+    image = over(image, (0.1, 0.1, 0.1), canvas.cover(ticks))
     if canvas.uniform(0, 1) < 0.5:
         x, y = (0.09, 0.91)[int(canvas.rng.integers(2))], canvas.uniform(0.05, 0.08)
         tag = np.maximum(np.abs(canvas.x - x) - 0.075, np.abs(canvas.y - y) - 0.04)
