@@ -98,10 +98,7 @@ def loss_weights(lengths: Sequence[int] = (4, 12), *, seed: int = 0) -> Still:
 
 
 def aspect_modes(picture: Image.Image, plan: ViewPlan) -> Still:
-    """The views of a picture, and how many visual tokens they become, at each aspect mode of `plan`'s sizes and grid.
-
-    The slider "width / height" changes the shape of the picture first, since the mode matters where a picture is not square.
-    """
+    """The views of a picture and its visual tokens at each aspect mode of `plan`; a slider changes its shape first."""
     mode = widgets.ToggleButtons(options=list(ASPECTS), value=plan.aspect, description="aspect")
     shape = widgets.FloatSlider(1.6, min=0.3, max=3, step=0.1, description="width / height")
     shape.style.description_width, shape.layout.width = "100px", "min(480px, 95%)"

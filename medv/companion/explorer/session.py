@@ -157,10 +157,7 @@ class Session:
     def ask(
         self, picture: Image.Image, question: str, setting: Setting, *, name: str = "picture", on_step: OnStep | None = None
     ) -> Outcome:
-        """Answer one question; `on_step` gets the events of each forward and may raise `Cancelled`.
-
-        Raises ValueError for a setting that does not fit, an empty question, and one that is too long.
-        """
+        """Answer one question; `on_step` may raise `Cancelled`. ValueError for a bad setting or an empty or long question."""
         if (kept := self.found(picture, question, setting)) is not None:
             return kept
         answer, trace = self.answerer.ask(picture, question, setting.config(), on_step=on_step)

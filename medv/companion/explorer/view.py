@@ -111,10 +111,7 @@ def png(picture: Image.Image, side: int) -> bytes:
 
 
 def explorer_figure(picture: Image.Image, outcomes: Sequence[Outcome], word: traces.Word) -> tuple[Figure, pd.DataFrame]:
-    """A picture, how one answer to it was unmasked, three answers with their repetitions marked, and all runs against Z.
-
-    `outcomes` differ in Z. Returns the figure and the runs, one row each. Raises ValueError where there is no outcome.
-    """
+    """A picture, its canvas, three answers and all runs against Z, with a frame of the runs; ValueError without outcomes."""
     if not outcomes:
         raise ValueError("there is no run to draw: give at least one outcome")
     runs = sorted(outcomes, key=lambda outcome: outcome.setting.steps)

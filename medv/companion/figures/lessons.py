@@ -84,10 +84,7 @@ def question_balance(train: Sequence[Example], test: Sequence[Example]) -> pd.Da
 
 
 def table8(folders: Mapping[str, str | Path | None], phantoms: Mapping[str, Sequence[Example]]) -> pd.DataFrame:
-    """Table 8 as rows of (data, split): the paper's counts, ours where a folder was given, and a remark.
-
-    `folders` maps vqa_rad, slake and pathvqa to a folder or None; `phantoms` maps a split to its questions.
-    """
+    """Table 8 by (data, split): the paper's counts, ours where `folders` has one, a remark. `phantoms`: split -> questions."""
     published = paper.table("table8").set_index("detail")
     quantities, rows = list(published.index), []
     for column in published.columns:
@@ -207,10 +204,7 @@ def control_bars(summary: pd.DataFrame, test: str) -> pd.DataFrame:
 
 
 def chosen_answers(items: pd.DataFrame, test: str, *, condition: str = "after stage 3", count: int = 10) -> pd.DataFrame:
-    """Answers of the first seed to look at: as many wrong as right where there are enough, of many kinds, in test order.
-
-    Columns: id, kind, question, reference, answer, right (closed: strictly; open: all words of the reference).
-    """
+    """Answers of the first seed to look at: as many wrong as right where there are enough, of many kinds, in test order."""
     rows = items[(items["test"] == test) & (items["condition"] == condition) & (items["seed"] == items["seed"].min())]
     rows = rows.assign(right=(rows["closed_strict_accuracy"].fillna(rows["open_set_recall"]) == 100))
     nth = rows.groupby(["right", rows["kind"].fillna("any"), "answer_type"]).cumcount()

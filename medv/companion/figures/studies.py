@@ -38,11 +38,7 @@ CACHE_AXES = {
 def stage_figure(
     losses: pd.DataFrame, findings: pd.DataFrame, title: str, *, unit: str = "facts"
 ) -> tuple[Figure, pd.DataFrame]:
-    """Left: loss against step. Right: precision, recall and F1 of the texts of several systems with their intervals.
-
-    losses: step, loss, split. findings: system, metric, value, low, high (percent). unit: of these scores. Returns the figure
-    and what it draws.
-    """
+    """Loss against step, and the scores of texts (in `unit`) with their intervals; returns the figure and what it draws."""
     styles = {}
     for place, system in enumerate(dict.fromkeys(findings["system"])):
         control = "wrong image" in system
@@ -82,10 +78,7 @@ def answer_figure(chosen: pd.DataFrame, examples: Sequence[Example], title: str)
 
 
 def lora_figure(curve: pd.DataFrame, cost: pd.DataFrame, levels: Mapping[str, float]) -> Figure:
-    """Left: score against training questions with 95 % intervals. Right: what an arm costs, in percent of the arm "full".
-
-    curve: arm, size, value, low, high (percent). cost: arm and the columns of COSTS. levels: dashed lines, by name.
-    """
+    """Score against training questions (curve; `levels` dashed), and the cost of each arm in percent of the arm "full"."""
     arms = list(cost["arm"])
     with theme():
         fig, (left, right) = new_figure(11.5, 4.3, ncols=2, gridspec_kw={"width_ratios": [1.1, 1]})
@@ -151,10 +144,7 @@ def pareto_figure(points: pd.DataFrame, title: str) -> Figure:
 
 
 def cache_figure(frame: pd.DataFrame, title: str) -> Figure:
-    """Token identity, first divergence and KL against the refresh interval, a line for each kind of cache.
-
-    frame: kind, interval (missing = at block starts alone), identity (share), first_divergence (forwards), kl (nats).
-    """
+    """Token identity, first divergence and KL of `cache_agreement` against the refresh interval, a line per kind of cache."""
     labels = ["block\nstart" if pd.isna(value) else str(value) for value in frame["interval"]]
     places = list(dict.fromkeys(labels))
     lines = frame.assign(place=[places.index(label) for label in labels], kind=frame["kind"] + " cache")

@@ -213,10 +213,7 @@ def compared_answers(rows: pd.DataFrame, example: Example, title: str) -> Figure
 def setting_answers(
     items: pd.DataFrame, settings: pd.DataFrame, group: str, example: Example, title: str
 ) -> tuple[Figure, pd.DataFrame]:
-    """One image as the settings of a group of Table 5 describe it. items: as `medv.companion.studies.generation.ask_all` gives.
-
-    Returns the figure and its rows: setting, question, text, score, words, repeated_share.
-    """
+    """One image as the settings of a group of Table 5 describe it, and its rows. items: rows of `generation.ask_all`."""
     wanted = settings[settings["group"] == group]["setting"]
     rows = items[items["id"] == example.id].set_index("setting").loc[list(wanted)].reset_index()
     rows = rows[["setting", "question", "text", "score", "words", "repeated_share"]]

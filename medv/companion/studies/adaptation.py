@@ -170,10 +170,7 @@ def documents_of(plan: AdaptPlan, tower: Path, text: str | None, folder: Path) -
 
 
 def compare_recipes(plan: AdaptPlan, folder: Path, tower: Path, train: Sequence, held_out: Sequence) -> dict[str, Any]:
-    """Adapt by every arm with every seed; what `folder` holds is kept. Results by trial: `history`, `rows`, `texts`.
-
-    `rows`: the cross-entropy of each held-out row, mean over t; `texts`: what stands behind each opening.
-    """
+    """By trial, kept in `folder`: `history`, `rows` (held-out cross-entropy, mean over t) and `texts` (continuations)."""
     tokenizer, device = load_tokenizer(tower), device_named()
     arms, length = arms_of(plan), AdaptRecipe(**plan.recipe).length
     held_rows = pack(held_out, tokenizer, length, name="held-out part of the text")[: plan.held_rows]

@@ -178,10 +178,7 @@ def scores(items: pd.DataFrame) -> pd.DataFrame:
 
 
 def judged_scores(files: Mapping[str, str | Path]) -> pd.DataFrame:
-    """Judge's scores of answers to the real benchmark, in the columns of `scores`. files: system -> a file of `medv judge`.
-
-    n counts the questions with scores. Raises ValueError for a file in which nothing is judged.
-    """
+    """`scores` of the real benchmark; files: system -> a file of `medv judge`. ValueError where nothing is judged."""
     names = {"detailed_description": "description", **DOMAIN}
     found = {}
     for system, file in files.items():
@@ -196,10 +193,7 @@ def judged_scores(files: Mapping[str, str | Path]) -> pd.DataFrame:
 
 
 def table1(items: pd.DataFrame, judged: pd.DataFrame | None = None, *, score: str = "findings score") -> pd.DataFrame:
-    """Table 1, ours above the paper's: "source" says whose row it is; a findings score and a judge's are different things.
-
-    judged: rows of `judged_scores`, answers to the real benchmark. score: of the items.
-    """
+    """Table 1, ours above the paper's. judged: rows of `judged_scores`. score: the name of the score of the items."""
     found = scores(items)
     ours = _cells(found, f"ours: {score}")
     ours.insert(1, "words", items.groupby("system")["words"].mean().round(1))

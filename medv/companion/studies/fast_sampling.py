@@ -156,10 +156,7 @@ def model_quality(
     batch_size: int = 50,
     quiet: bool = True,
 ) -> pd.DataFrame:
-    """Descriptions: strategy, steps, unit (the example's id), metric, score; f1, precision and recall in percent.
-
-    `TEXT` are the reference descriptions. Repetition is counted in tokens; the scores are those of `text_scores`.
-    """
+    """Descriptions and the references (`TEXT`), repetition in tokens: strategy, steps, unit (the id), metric, score."""
     bar = tqdm(total=len(known) * len(steps), desc="descriptions", unit="run", disable=quiet)
 
     def judged(name: str, budget: int, texts: Sequence[str], forwards: Sequence[int]) -> pd.DataFrame:

@@ -141,10 +141,7 @@ def judged_starts(
     judge: Judge | None,
     machine: Machine,
 ) -> pd.DataFrame:
-    """The rows of `compare_starts` at the released size: each arm by the full recipe, asked the real benchmark.
-
-    base: the model of stage 2, which is the first arm. data: of "align", "instruct" and "qa50". judge: scores the answers.
-    """
+    """`compare_starts` at the released size, on the real benchmark. base: the model of stage 2, which is the first arm."""
     asked, seed = questions(profile, data["qa50"]), profile.seeds[0]
 
     def work(trial: InitTrial, scratch: Path) -> pd.DataFrame:

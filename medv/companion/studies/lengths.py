@@ -62,10 +62,7 @@ def _twin_ways(twin: Answerer | None, length: int, free: str, forced: str) -> Wa
 
 
 def table3_ways(profile: Profile, model: Answerer, twin: Answerer | None) -> Ways:
-    """The rows of Table 3 by name: the twin by default and kept from ending, the diffusion model with ever fewer steps.
-
-    The twin asked for words is `asking_for_words` of its default. Without a twin its rows are left out.
-    """
+    """The rows of Table 3: the twin, free and kept from ending, if there is one; diffusion with ever fewer steps."""
     length, block = canvas_of(profile)
     printed = paper.table("table3").dropna(subset="sampling_steps")
     ways = _twin_ways(twin, length, f"{TWIN}, default", f"{TWIN}, kept from ending")

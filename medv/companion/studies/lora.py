@@ -157,10 +157,7 @@ def curve_of(items: pd.DataFrame) -> pd.DataFrame:
 
 
 def gaps(items: pd.DataFrame) -> pd.DataFrame:
-    """Full fine-tuning minus LoRA at each size, by rank and over all ranks: size, against, value, low, high, n, seeds.
-
-    Score over all questions, paired by seed and question. The mean over ranks involves no choice made after the fact.
-    """
+    """Full fine-tuning minus each rank and minus the mean of all, by size: size, against, value, low, high, n, seeds."""
     rows = []
     for size, part in items.groupby("size"):
         part = part[["arm", "seed", "id", "score"]].rename(columns={"arm": "condition"})
