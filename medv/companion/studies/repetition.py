@@ -48,7 +48,7 @@ def sweep_settings(profile: Profile) -> pd.DataFrame:
 
 
 def schedule_configs(profile: Profile) -> tuple[dict[str, SamplerConfig], list[int]]:
-    """"schedule, Z forwards" -> configuration, one block with L / 8 and L / 4 forwards; and these numbers of forwards."""
+    """Name, Z forwards -> configuration, one block with L / 8 and L / 4 forwards; and these numbers of forwards."""
     longest, _ = canvas_of(profile)
     ways = {
         "linear": {},
