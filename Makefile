@@ -4,7 +4,7 @@
 #   make figures     the same, then copy the results to figures/PROFILE/
 #   make lab         the tutorials in JupyterLab
 #   make explorer    the explorer as an app in the browser
-#   make test        the tests: about 8 minutes on two cores; ARGS="-m 'not slow'" takes under 3
+#   make test        the tests: about 12 minutes on two cores; ARGS="-m 'not slow'" takes 3
 #   make lint        style, floors
 #
 # Variables: PROFILE=tiny|small|paper   ARGS="--only table2"   PYTHON=python3.12

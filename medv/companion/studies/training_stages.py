@@ -16,6 +16,8 @@ import pandas as pd
 import torch
 
 from medv.artifacts import write_json
+from medv.checkpoints.adapters import base_folder, is_adapter
+from medv.checkpoints.loading import load_processor
 from medv.companion.audit.controls import blinded
 from medv.companion.studies.machine import Machine
 from medv.companion.studies.node import Node
@@ -171,6 +173,13 @@ def fit_answers(profile: Profile, processor: MedVProcessor, train: Sequence[Exam
         return profile
     longer = profile.with_recipe("vqa", padding=f"fixed:{length}")
     return replace(longer, answer=profile.answer.sized(length, length, length))
+
+
+def processor_of(folder: Path) -> MedVProcessor:
+    """The processor of a model's folder, read without its weights."""
+    while is_adapter(folder):
+        folder = base_folder(folder)
+    return load_processor(MedVProcessor, folder)
 
 
 @dataclass(frozen=True)
