@@ -139,12 +139,12 @@ def test_answers_to_the_benchmark_are_judged_once_and_kept(world, tmp_path):
 
 
 @pytest.mark.slow
-def test_workers_prepare_images_and_change_nothing(tmp_path):
+def test_workers_and_accumulation_change_nothing_but_the_cost(tmp_path):
     small = adjusted(get_profile("smoke"), {"stages": {"instruct": {"samples": 8, "batch_size": 4}}})
-    for workers in (0, 2):
-        Machine(workers=workers).train("instruct", small, tmp_path / str(workers), quiet=True)
-    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("0", "2")]
-    assert weights[0] == weights[1]
+    for name, machine in {"alone": Machine(), "workers": Machine(workers=2), "parts": Machine(accumulation=2)}.items():
+        machine.train("instruct", small, tmp_path / name, quiet=True)
+    alone, workers, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("alone", "workers", "parts"))
+    assert all(alone[name].equal(workers[name]) and torch.allclose(alone[name], parts[name], atol=1e-5) for name in alone)
 
 
 @pytest.mark.slow
