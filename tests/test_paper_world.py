@@ -87,7 +87,7 @@ def test_a_name_that_nothing_reads_is_refused_with_those_that_are(tmp_path, text
         ({"seeds": 3}, "must be like"),
         ({"seeds": []}, "a profile has seeds"),
         ({"dtype": "float99"}, "float32, bfloat16 or float16"),
-        ({"lora": {"sizes": [4]}}, "needs its own number of steps"),
+        ({"lora": {"sizes": [4]}}, "needs its own number in lora.steps"),
         ({"name": "tiny"}, "name of the profile cannot be changed"),
         ({"towers": "bundled"}, "towers of the profile cannot be changed"),
     ],
@@ -223,7 +223,7 @@ def test_the_check_counts_and_names_what_cannot_be_made(world, tmp_path):
 
 @needs_data
 @pytest.mark.slow
-def test_answers_to_the_benchmark_are_judged_once_and_kept(world, tmp_path):
+def test_answers_to_the_benchmark_are_judged_once_and_kept(world, tmp_path, capsys):
     source = TrainingData("qa50", world / "qa50")
     asked = requests_for(PAPER, source, 5)
     answers = [{"question_id": example.id, "text": "It is seen."} for example in asked]
@@ -233,6 +233,12 @@ def test_answers_to_the_benchmark_are_judged_once_and_kept(world, tmp_path):
         first = judge(tmp_path / "a.jsonl", tmp_path / "b.jsonl")
         assert judge(tmp_path / "a.jsonl", tmp_path / "b.jsonl") == first and sum(stub.asked.values()) == 5
     assert set(first) == {example.id for example in asked} and all(np.isfinite(list(first.values())))
+    with StubJudge(lambda *_: "It is good.") as stub:
+        assert (
+            judge_of(Materials(judge={"base_url": stub.url}).endpoint(), source)(tmp_path / "a.jsonl", tmp_path / "c.jsonl")
+            == {}
+        )
+    assert "5 answers of a.jsonl have no score and stand in no mean" in capsys.readouterr().out
 
 
 @pytest.mark.slow

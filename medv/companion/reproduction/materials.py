@@ -119,7 +119,14 @@ class Materials:
         """The profile with the changes of the file. Raises ValueError for a change of what names it and labels results."""
         if fixed := [name for name in ("name", "towers", "synthetic") if name in self.profile]:
             raise ValueError(f"{fixed[0]} of the profile cannot be changed by a configuration file: choose another --profile")
-        return adjusted(profile, self.profile) if self.profile else profile
+        changed = adjusted(profile, self.profile) if self.profile else profile
+        if not changed.seeds or changed.dtype not in ("float32", "bfloat16", "float16"):
+            raise ValueError(
+                f"a profile has seeds, and dtype float32, bfloat16 or float16: {changed.seeds!r}, {changed.dtype!r}"
+            )
+        if len(changed.lora.sizes) != len(changed.lora.steps):
+            raise ValueError(f"each of lora.sizes {changed.lora.sizes} needs its own number in lora.steps {changed.lora.steps}")
+        return changed
 
     def endpoint(self) -> "Endpoint | None":
         """The judge with the key of the environment; None where the file names none."""
