@@ -125,7 +125,7 @@ def atomic_directory(target: str | Path, keep: str | None = None) -> Iterator[Pa
             old = target.with_name(f".{target.name}.partial-old-{os.getpid()}")
             target.rename(old)
             partial.rename(target)
-            shutil.rmtree(old)
+            old.unlink() if old.is_symlink() else shutil.rmtree(old)
         else:
             partial.rename(target)
     finally:

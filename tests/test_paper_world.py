@@ -4,6 +4,8 @@
 """
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,15 +15,20 @@ from safetensors.torch import load_file
 from stub_judge import StubJudge
 from typer.testing import CliRunner
 
+from medv.artifacts import atomic_directory
 from medv.cli import app
+from medv.companion.reproduction import cache
+from medv.companion.reproduction.cache import FORCE_KEY, Workshop
 from medv.companion.reproduction.materials import Materials
 from medv.companion.reproduction.registry import EXHIBITS, nodes_for
 from medv.companion.reproduction.run import open_run
 from medv.companion.studies import generation
+from medv.companion.studies.conversation import answer_all
 from medv.companion.studies.machine import Machine, adjusted
 from medv.companion.studies.requests import judge_of, requests_for
 from medv.companion.studies.summaries import check_effects
 from medv.evaluation.answering import Answerer
+from medv.evaluation.judge_client import KEYS
 from medv.intervals import NOT_MEASURED
 from medv.profiles import PAPER, PROFILES, get_profile
 from medv.training.examples import TrainingData
@@ -60,6 +67,11 @@ def test_every_profile_comes_back_from_json():
         ("[judge]\nkey = 'secret'", r"\[judge\] has no 'key'"),
         ("[baselines.x]\nanswer = 'a'", r"\[x\] has no 'answer'"),
         ("[judge\n", "is no TOML file"),
+        ("[judge]\nmodel = 2020-01-01", r"model of \[judge\] is datetime.*must be like"),
+        ("[judge]\ntemperature = 'a'", r"temperature of \[judge\] is 'a'"),
+        ("[weights]\nvision = '~nobody-at-all/x'", "is no path here"),
+        ("[baselines.x]", r"\[baselines.x\] is empty"),
+        ("[baselines.x]\ncheckpoint = 'a'", "has no 'checkpoint'"),
     ],
 )
 def test_a_name_that_nothing_reads_is_refused_with_those_that_are(tmp_path, text, said):
@@ -69,7 +81,16 @@ def test_a_name_that_nothing_reads_is_refused_with_those_that_are(tmp_path, text
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [({"describ": {}}, "has no 'describ'"), ({"describe": 3}, "must be like"), ({"seeds": 3}, "must be like")],
+    [
+        ({"describ": {}}, "has no 'describ'"),
+        ({"describe": 3}, "must be like"),
+        ({"seeds": 3}, "must be like"),
+        ({"seeds": []}, "a profile has seeds"),
+        ({"dtype": "float99"}, "float32, bfloat16 or float16"),
+        ({"lora": {"sizes": [4]}}, "needs its own number in lora.steps"),
+        ({"name": "tiny"}, "name of the profile cannot be changed"),
+        ({"towers": "bundled"}, "towers of the profile cannot be changed"),
+    ],
 )
 def test_a_profile_takes_only_what_it_has(change, said):
     with pytest.raises(ValueError, match=said):
@@ -111,6 +132,82 @@ def test_a_model_of_the_file_is_linked_and_not_trained(tmp_path, model_dir):
     assert (tmp_path / "run/models/stage2").resolve() == model_dir.resolve()
 
 
+def obtained(folder, stage2, train=lambda _: pytest.fail("it was trained")):
+    """What the place of stage 2 is after `Run.obtain` with this model in the configuration file."""
+    config = written(folder, f"[weights]\nstage2 = '{stage2}'" if stage2 else "")
+    open_run("stage2", profile="smoke", out=folder / "run", config=config).obtain("models/stage2", train)
+    return (folder / "run/models/stage2").resolve()
+
+
+def test_another_model_of_the_file_replaces_the_link_but_no_training(tmp_path, monkeypatch):
+    first, second, moved = tmp_path / "first", tmp_path / "second", tmp_path / "moved"
+    for folder in (first, second):
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+    assert obtained(tmp_path, first) == first and obtained(tmp_path, second) == second
+    second.rename(moved)
+    with pytest.raises(ValueError, match="which is gone: name it under"):
+        obtained(tmp_path, None)
+    assert obtained(tmp_path, moved) == moved
+    monkeypatch.setenv(FORCE_KEY, "1")
+    assert obtained(tmp_path, first) == first
+    monkeypatch.delenv(FORCE_KEY)
+    (tmp_path / "run/models/stage2").unlink()
+    trained = obtained(tmp_path, None, lambda folder: (folder / "config.json").write_text("{}"))
+    with pytest.raises(ValueError, match="move it away, or leave stage2 out of the file"):
+        obtained(tmp_path, first)
+    assert (trained / "config.json").is_file() and obtained(tmp_path, trained) == trained
+    with pytest.raises(FileNotFoundError, match="stage2 is not there"):
+        obtained(tmp_path, tmp_path / "lost")
+
+
+def test_a_linked_folder_is_replaced_and_its_target_kept(tmp_path):
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target/kept").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    with atomic_directory(tmp_path / "link") as folder:
+        (folder / "new").touch()
+    assert (tmp_path / "target/kept").exists() and [file.name for file in (tmp_path / "link").iterdir()] == ["new"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "target"]
+
+
+def test_what_a_notebook_reads_of_the_file_is_in_its_fingerprint(tmp_path):
+    nodes = {node.name: node for node in nodes_for(PAPER)}
+    (tmp_path / "a.jsonl").write_text("old")
+    config = written(tmp_path, "[weights]\nstage1 = 's'\n[baselines.Other]\nanswers = 'a.jsonl'")
+    shop = Workshop(Path(__file__).parents[1] / "notebooks", tmp_path, PAPER, 0, Materials.read(config))
+    assert "stage1" in shop.materials.read_by(nodes["stage1"]) and not shop.materials.read_by(nodes["stage2"])
+    node = replace(nodes["open_conversation"], needs=())
+    before = shop.made_from(node)
+    (tmp_path / "a.jsonl").write_text("new")
+    assert list(cache._differences(before, shop.made_from(node))) == ["input answers of Other changed"]
+    assert not shop.materials.contents(nodes["repetition"])
+
+
+def test_folders_and_files_that_are_not_what_they_are_called_are_named_before_the_run(tmp_path):
+    text = "[weights]\ngeneral = '.'\nstage3 = 'lost'\n[data]\nqa50 = '.'\nslake = '.'\n[baselines.Other]\nanswers = 'no.jsonl'"
+    materials = Materials.read(written(tmp_path, text))
+    lost = {node.name: "; ".join(materials.missing(node, PAPER)) for node in nodes_for(PAPER)}
+    assert "general of the configuration file is no model" in lost["open_conversation"]
+    assert "answers of Other is not there" in lost["open_conversation"] and "answers of Other" not in lost["repetition"]
+    assert "has no qa50 test file" in lost["repetition"] and "has no slake train file" in lost["data"]
+    assert "stage3 is not there" in lost["stage3"]
+
+
+def test_a_baseline_has_a_name_of_its_own(tmp_path):
+    with pytest.raises(ValueError, match="'stage 2' has the name of a model of this run"):
+        answer_all(PAPER, {"stage 2": (tmp_path, False)}, [], tmp_path, given={"stage 2": tmp_path})
+
+
+def test_the_check_says_what_stops_a_training_and_that_the_key_is_missing(tmp_path, monkeypatch):
+    for name in KEYS:
+        monkeypatch.delenv(name, raising=False)
+    config = written(tmp_path, "[weights]\nlanguage = '.'\n[judge]\n[machine]\nprocesses = 3")
+    found = json.loads(CliRunner().invoke(app, ["config", "check", str(config), "--json"]).stdout)
+    assert "cannot be cut into 3 devices" in found["exhibits"]["table2"] and not found["complete"]
+    assert any("no key for the judge" in note for note in found["notes"])
+
+
 @needs_data
 @pytest.mark.slow
 def test_the_check_counts_and_names_what_cannot_be_made(world, tmp_path):
@@ -126,7 +223,7 @@ def test_the_check_counts_and_names_what_cannot_be_made(world, tmp_path):
 
 @needs_data
 @pytest.mark.slow
-def test_answers_to_the_benchmark_are_judged_once_and_kept(world, tmp_path):
+def test_answers_to_the_benchmark_are_judged_once_and_kept(world, tmp_path, capsys):
     source = TrainingData("qa50", world / "qa50")
     asked = requests_for(PAPER, source, 5)
     answers = [{"question_id": example.id, "text": "It is seen."} for example in asked]
@@ -136,6 +233,12 @@ def test_answers_to_the_benchmark_are_judged_once_and_kept(world, tmp_path):
         first = judge(tmp_path / "a.jsonl", tmp_path / "b.jsonl")
         assert judge(tmp_path / "a.jsonl", tmp_path / "b.jsonl") == first and sum(stub.asked.values()) == 5
     assert set(first) == {example.id for example in asked} and all(np.isfinite(list(first.values())))
+    with StubJudge(lambda *_: "It is good.") as stub:
+        assert (
+            judge_of(Materials(judge={"base_url": stub.url}).endpoint(), source)(tmp_path / "a.jsonl", tmp_path / "c.jsonl")
+            == {}
+        )
+    assert "5 answers of a.jsonl have no score and stand in no mean" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -77,6 +77,7 @@ class Workshop:
             files = sorted((self.out / "figures").glob("*.csv"))
             inputs |= {file.stem: fingerprint(file) for file in files if file.stem not in node.results}
         inputs |= {path.parent.name: fingerprint(path) for path in sorted(self.out.glob("towers/*/origin.json"))}
+        inputs |= self.materials.contents(node)
         code = [cell["source"] for cell in code_cells(self.notebooks / node.notebook)]
         return as_json(
             {

@@ -17,6 +17,7 @@ from medv.companion.audit.check import check_dataset
 from medv.companion.reproduction.materials import DATA, Materials
 from medv.companion.reproduction.registry import EXHIBITS, nodes_for, ordered, parents
 from medv.data.chat import SpecialTokens
+from medv.evaluation.judge_client import KEYS, key_from_environment
 from medv.profiles import STAGES, Profile
 from medv.reading import visible
 from medv.training.costs import plan_stage
@@ -29,18 +30,22 @@ def examine(profile: Profile, file: Path, *, card: str = "A100") -> dict[str, An
     """
     materials = Materials.read(file)
     profile, nodes = materials.of(profile), nodes_for(materials.of(profile))
-    reasons: dict[str, str] = {}
+    stages, reasons = _costs(profile, materials, card), {}
+    uncut = {f"stage{1 + STAGES.index(name.split()[0])}": plan["said"] for name, plan in stages.items() if len(plan) == 1}
     for node in ordered(nodes):
         own = materials.missing(node, profile)
         before = [parent.name for parent in parents(node, nodes) if reasons[parent.name]]
+        own += [uncut[node.name]] if node.name in uncut else []
         reasons[node.name] = "; ".join(own) or (f"needs {before[0]}: {reasons[before[0]]}" if before else "")
     exhibits = {name: reasons[node.name] for node in nodes for name in node.results if name in EXHIBITS}
-    notes = [] if materials.judge else ["no [judge]: Table 1, 3, 4 and 5 have answers without scores"]
+    notes = [] if materials.judge is not None else ["no [judge]: Table 1, 3, 4 and 5 have answers without scores"]
+    if materials.judge is not None and not key_from_environment():
+        notes += [f"no key for the judge: none of {', '.join(KEYS)} is set"]
     notes += [] if materials.baselines else ["no [baselines]: Table 1 and 3 have no other models of ours"]
     return {
         "exhibits": {name: exhibits.get(name, "no notebook makes it") for name in EXHIBITS},
         "data": {name: _counts(name, path) for name, path in materials.data.items()},
-        "stages": _costs(profile, materials, card),
+        "stages": stages,
         "notes": notes,
         "complete": not any(exhibits.values()),
     }
@@ -57,7 +62,8 @@ def _counts(name: str, path: Path) -> str:
     counted = ", ".join(
         f"{c.split} {c.quantity} {c.counted}" for c in found.counts if c.quantity in ("images", "qa_pairs", "overall")
     )
-    return "; ".join(wrong) or f"{counted}: as in the paper"
+    compared = any(c.verdict == "match" for c in found.counts)
+    return "; ".join(wrong) or (f"{counted}: as in the paper" if compared else f"{counted}: nothing to compare with")
 
 
 def _costs(profile: Profile, materials: Materials, card: str) -> dict[str, Mapping[str, Any]]:

@@ -26,7 +26,7 @@ from medv.checkpoints.bundled import bundled
 from medv.checkpoints.shards import read_object
 from medv.companion.figures import plots as figures
 from medv.companion.reproduction.cache import FORCE_KEY, RESUME_KEY
-from medv.companion.reproduction.materials import DATA, VQA_SETS, Materials, absent, names_in
+from medv.companion.reproduction.materials import DATA, VQA_SETS, Materials, absent, names_in, unusable
 from medv.companion.reproduction.registry import EXHIBITS, Node, counterpart, find_node, makers, nodes_for
 from medv.companion.studies.machine import Machine
 from medv.companion.studies.requests import JudgeOf, judge_of
@@ -282,15 +282,22 @@ class Run:
     def obtain(self, name: str, work: Callable[[Path], Any]) -> Any:
         """A model made by `work(folder)`, whose result is returned; one that exists already is kept, and {name: "given"} (put
         there by hand) or {name: "found"} (finished here before) is returned. A stopped training continues. A model that the
-        configuration file names is linked to its place.
+        configuration file names is linked to its place. Raises ValueError where another model, or a broken link, stands there.
         """
-        given, place = self.materials.weights.get(name.rpartition("/")[2]), self.out / name
-        if given is not None and not place.exists():
-            if not (given / "config.json").is_file() and not is_adapter(given):
-                raise FileNotFoundError(f"{name} of the configuration file is no model: {given} has no config.json")
+        short, place = name.rpartition("/")[2], self.out / name
+        given = self.materials.weights.get(short)
+        if given is not None and (said := unusable(short, given)):
+            raise FileNotFoundError(said)
+        if given is None and place.is_symlink() and not place.exists():
+            raise ValueError(f"{place} links to {place.readlink()}, which is gone: name it under [weights] or remove the link")
+        if given is not None and place.resolve() != given:
+            if place.is_symlink():
+                place.unlink()
+            elif place.exists():
+                raise ValueError(f"{place} is not {short} = {given}: move it away, or leave {short} out of the file")
             place.parent.mkdir(parents=True, exist_ok=True)
             place.symlink_to(given, target_is_directory=True)
-        if standing := self._standing(name):
+        if standing := GIVEN if given is not None else self._standing(name):
             self._kept[name] = standing
             print(f"{name} is {standing}: it is kept and not made again")
             return {name: standing}
@@ -311,7 +318,8 @@ class Run:
 
     def _resume_key(self) -> str:
         made_from = {"profile": self.profile.to_dict(), "seed": self.seed, "parameters": self.parameters}
-        made_from |= {"material": self.materials.read_by(self.node)} if self.materials.read_by(self.node) else {}
+        material = self.materials.read_by(self.node) | self.materials.contents(self.node)
+        made_from |= {"material": material} if material else {}
         return "h" + fingerprint(made_from, self._inputs, artifacts.code_fingerprint())[:16]
 
     def source(self, examples: Iterable[Example] = (), model: Path | None = None, name: str = "") -> dict[str, Any]:

@@ -106,6 +106,8 @@ def answer_all(
     The canvas is that of the paper's main setting, one token a forward; a system with a canvas to fit gets one block of it for
     conversation. Answers that `folder` holds are kept. judge: scores real answers. given: systems by the file of their answers.
     """
+    if same := [name for name in given or {} if name in chosen]:
+        raise ValueError(f"the baseline {same[0]!r} has the name of a model of this run: rename it in the configuration file")
     length, block = canvas_of(profile)
     sizes, spec = {False: (length, block, length), True: (block, block, block)}, profile.describe
     rows = []

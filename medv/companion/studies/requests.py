@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from medv.artifacts import read_jsonl
 from medv.data.example import Example
 from medv.data.readers import check_pictures, data_set, read_dataset
 from medv.evaluation.judge_client import Endpoint
@@ -78,6 +79,10 @@ class JudgeOf:
             raise RuntimeError(
                 f"{scores.stopped}; {len(scores.judged)} questions are judged and kept: mend that, and run again"
             )
+        answered = {str(row["question_id"]) for row in read_jsonl(answers)}
+        if lost := [(name, reason) for name, reason in scores.unjudged if name in answered]:
+            name, reason = lost[0]
+            print(f"{len(lost)} answers of {answers.name} have no score and stand in no mean; {name}: {reason}")
         return {item.id: item.relative for item in scores.judged}
 
 

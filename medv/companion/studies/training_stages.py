@@ -239,7 +239,8 @@ def study_sets(start: Path, sets: Sequence[QuestionSet], folder: Path) -> pd.Dat
         before = Answerer.load(start, dtype=one.profile.dtype)
         frames.append(study_before(before, one.profile, one.train, one.tests))
         del before  # its memory is needed
-        frames.append(study_seeds(one.profile, place_of(one, sets, folder), one.train, one.tests))
+        place = place_of(one, sets, folder)  # a model trained elsewhere has no folder for each set
+        frames.append(study_seeds(one.profile, place if place.is_dir() else folder, one.train, one.tests))
     return pd.concat(frames, ignore_index=True)
 
 
