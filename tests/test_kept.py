@@ -68,6 +68,24 @@ def test_finished_work_is_found_by_the_same_work_and_made_again_by_other_work(tm
     assert other.obtain("models/stage1", train("anew")) == {"models/stage1": "found"}
 
 
+@pytest.mark.slow
+def test_a_training_is_not_repeated_for_a_change_of_what_comes_after_it(tmp_path, monkeypatch):
+    def obtain(key: str, change: str):
+        (tmp_path / "medv.toml").write_text(f"[profile]\n{change}")
+        monkeypatch.setenv(RESUME_KEY, key)
+        run = open_run("stage1", profile="smoke", out=tmp_path / "run", config=tmp_path / "medv.toml")
+        made = run.obtain("models/stage1", lambda out: run.machine.train("align", run.profile, out, quiet=True), checked=True)
+        return made, (tmp_path / "run/models/stage1/projector.safetensors").stat().st_mtime_ns
+
+    first, made = obtain("k1", "evaluation_descriptions = 4")
+    assert first["steps"] == 3
+    assert obtain("k2", "evaluation_descriptions = 5") == ({"models/stage1": "found"}, made)
+    again, other = obtain("k3", "stages = {align = {learning_rate = 1e-4}}")
+    assert again["steps"] == 3 and other > made
+    monkeypatch.setenv(FORCE_KEY, "1")
+    assert obtain("k3", "stages = {align = {learning_rate = 1e-4}}")[1] > other
+
+
 def test_weights_laid_over_a_finished_model_are_given_and_its_own_kind_of_work_does_not_undo_them(tmp_path):
     run = open_run("stage1", profile="smoke", out=tmp_path)
     run.obtain("models/stage1", train("ours"))

@@ -11,7 +11,7 @@ the paper's size.
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -277,12 +277,16 @@ class Run:
         with artifacts.atomic_directory(self.out / name, keep=key or self._resume_key()) as folder:
             yield folder
             about = {"work": self._resume_key(), "key": key, "contents": fingerprint(folder)}
+            about["code"] = artifacts.code_fingerprint()
             self._manifest(name, about).write(folder)
 
-    def obtain(self, name: str, work: Callable[[Path], Any]) -> Any:
+    def obtain(self, name: str, work: Callable[[Path], Any], *, checked: bool = False) -> Any:
         """A model made by `work(folder)`, whose result is returned; one that exists already is kept, and {name: "given"} (put
         there by hand) or {name: "found"} (finished here before) is returned. A stopped training continues. A model that the
         configuration file names is linked to its place. Raises ValueError where another model, or a broken link, stands there.
+
+        checked: `work` leaves a finished folder of the same training as it is and refuses any other, as `run_stage` does: then
+        what does not affect the training (how a model is evaluated) may change without making it again.
         """
         short, place = name.rpartition("/")[2], self.out / name
         given = self.materials.weights.get(short)
@@ -301,6 +305,13 @@ class Run:
             self._kept[name] = standing
             print(f"{name} is {standing}: it is kept and not made again")
             return {name: standing}
+        about = Manifest.read(place).about if checked and (place / MANIFEST).is_file() else {}
+        if about.get("code") == artifacts.code_fingerprint() and not os.environ.get(FORCE_KEY):
+            with suppress(ValueError, RuntimeError):  # of another training: it is made again
+                work(place)
+                self._kept[name] = FOUND
+                print(f"{name} is {FOUND}: what has changed does not affect its training")
+                return {name: FOUND}
         with self.making(name) as folder:
             return work(folder)
 
