@@ -228,6 +228,15 @@ def judged(name, number):
     return f"8 {1 + len(name) % 9}\nThe scores of a stub."
 
 
+class WorldJudge(StubJudge):
+    """A stub judge whose score depends on the question and the answer, so that rows of other answers differ."""
+
+    def answer(self, request):
+        content = json.loads(request.rfile.read(int(request.headers["Content-Length"])))["messages"][1]["content"]
+        said = content.partition("[Assistant 2]")[2].partition("[End of Assistant 2]")[0]
+        self.behave(request, judged(content.partition("[Question]")[2].partition("[Assistant 1]")[0] + said, 0))
+
+
 def exhibits(out):
     """What each of the paper's tables and figures in a run says of itself: name -> `about` of its manifest."""
     files = {name: out / "figures" / f"{name}.json" for name in EXHIBITS}
@@ -276,7 +285,7 @@ def main():
     if not (root / "general").exists():
         write_weights(root)
         write_data(root)
-    with StubJudge(judged) as judge:
+    with WorldJudge(judged) as judge:
         write_config(root, judge.url, given.processes)
         options = [part for name in given.only for part in ("--only", name)]
         for _ in range(given.kills):

@@ -151,6 +151,18 @@ def test_table_3_and_figure_4_are_made_without_a_twin_too(tmp_path):
     assert (summaries.check_effects(items, claims)["n"] == 2).all()
 
 
+def test_answers_of_other_models_stand_beside_the_papers_row_of_that_model_alone(tmp_path):
+    smoke = get_profile("smoke")
+    asked = {0: generation.requests(smoke)[0][:2]}
+    rows = [{"question_id": example.id, "text": "two words", "seconds": 3.0} for example in asked[0]]
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = dict.fromkeys(("LLaVA-Med", "Another"), tmp_path / "answers.jsonl")
+    items = lengths.ask_lengths(smoke, bundled("tiny_model"), None, asked, tmp_path / "out", given=given)
+    table = lengths.table3(items, smoke).set_index("model")
+    assert (table.loc[["LLaVA-Med, default", "Another, default"], "s per query"] == 3).all()
+    assert table["seconds per query (paper)"].notna()[["LLaVA-Med, default", "Another, default"]].tolist() == [True, False]
+
+
 def test_a_radar_of_two_groups_is_refused():
     with pytest.raises(ValueError, match="three groups"):
         radar(pd.DataFrame({"system": ["a", "a"], "group": ["x", "y"], "value": [1.0, 2.0]}))

@@ -4,6 +4,9 @@
 """
 
 import json
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -206,6 +209,35 @@ def test_the_check_says_what_stops_a_training_and_that_the_key_is_missing(tmp_pa
     found = json.loads(CliRunner().invoke(app, ["config", "check", str(config), "--json"]).stdout)
     assert "cannot be cut into 3 devices" in found["exhibits"]["table2"] and not found["complete"]
     assert any("no key for the judge" in note for note in found["notes"])
+
+
+def test_a_killed_parent_takes_its_launcher_along(tmp_path):
+    code = """
+import subprocess, time
+from medv.companion.studies.machine import _end_with_parent
+print(subprocess.Popen(["sleep", "60"], preexec_fn=_end_with_parent).pid, flush=True)
+time.sleep(60)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    child = Path(f"/proc/{parent.stdout.readline().strip()}/stat")
+    assert child.exists()
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    for _ in range(100):
+        if not child.exists() or child.read_text().split()[2] == "Z":
+            return
+        time.sleep(0.05)
+    pytest.fail("it runs on")
+
+
+def test_phantoms_are_never_judged_and_need_no_key(tmp_path, monkeypatch):
+    for name in KEYS:
+        monkeypatch.delenv(name, raising=False)
+    run = open_run("repetition", profile="smoke", out=tmp_path, config=written(tmp_path, "[judge]\nmodel = 'gpt-4.1-mini'"))
+    assert run.judge(run.data("qa50")) is None
+    with pytest.raises(ValueError, match="needs a key"):
+        run.judge(TrainingData("qa50", tmp_path))
 
 
 @needs_data

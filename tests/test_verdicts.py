@@ -18,7 +18,8 @@ from medv.companion.studies import initialization as init
 from medv.companion.studies import lora as lora_study
 from medv.companion.studies import repetition as repetition_study
 from medv.companion.studies import training_stages as stages
-from medv.companion.studies.requests import scored_by
+from medv.companion.studies.requests import scored_by, text_scores
+from medv.data.example import Turn
 from medv.data.texts import Document
 from medv.diffusion.config import SamplerConfig
 from medv.evaluation.answering import Answerer
@@ -114,13 +115,14 @@ def test_a_table_of_conversations_says_which_scores_are_not_there():
     assert table["overall"].iloc[0] == NOT_MEASURED and table["overall"].iloc[1] == "0"
 
 
-def test_texts_about_images_without_known_facts_are_scored_by_the_words_of_the_reference():
-    real = [replace(example, meta={}) for example in description_set("test", 2)]
-    known, config = quality.chosen([quality.BASE]), SamplerConfig(8, 8, 8)
-    items = quality.model_quality(known, Answerer(model(), processor()), real, config, [4])
-    scores = items[items["metric"] == "f1"].set_index("strategy")["score"]
-    assert scored_by(real) == "words of the reference" and scored_by(description_set("test", 2)) == "facts"
-    assert (scores[quality.TEXT] == 100).all() and (scores[quality.BASE] < 100).all()
+def test_a_text_about_a_real_image_is_scored_by_the_words_of_the_reference():
+    real = replace(
+        description_set("test", 1)[0], turns=(Turn("user", "What?"), Turn("assistant", "pleural effusion left lung"))
+    )
+    real = replace(real, meta={})
+    assert text_scores("effusion", real) == {"precision": 100, "recall": 25, "f1": 40}
+    assert text_scores(real.answer, real)["f1"] == 100 and text_scores("", real)["f1"] == 0
+    assert scored_by([real]) == "words of the reference" and scored_by(description_set("test", 2)) == "facts"
 
 
 def test_samplers_are_neither_better_nor_worse_by_a_score_that_nobody_gave():

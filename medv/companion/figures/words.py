@@ -64,10 +64,13 @@ def flow(words: Sequence[Word], columns: float) -> tuple[list[tuple[int, int]], 
 def draw_words(
     ax: Axes, words: Sequence[Word], columns: float, *, left: float = 0, top: float = 0, size: float = 7.4, pad: float = 0.7
 ) -> int:
-    """Draw monospaced words on axes in units of characters and lines (y downwards); returns the number of lines.
+    """Draw monospaced words on axes in units of characters and lines (y downwards), a word that is longer than a line cut;
+    returns the number of lines.
 
     size: of the letters, in points; pad: how much wider than its text a box is, in characters (1 joins neighbors).
     """
+    most = int(columns)
+    words = [word._replace(text=word.text[: most - 1] + "…") if len(word.text) > most else word for word in words]
     places, lines = flow(words, columns)
     for (x, line), word in zip(places, words, strict=True):
         x, y, width = left + x, top + line, len(word.text)
@@ -180,8 +183,7 @@ def compared_answers(rows: pd.DataFrame, example: Example, title: str) -> Figure
     for row in rows.itertuples(index=False):
         name = f"{row.name}: {row.words} words" + ("" if np.isnan(row.score) else f", {unit} {row.score:.0f}")
         words = marked_words(row.text, scene) or [Word("(nothing)")]
-        cut = ANSWER_COLUMNS - 1
-        cells.append((name, [w._replace(text=w.text[:cut] + "…") if len(w.text) > cut + 1 else w for w in words]))
+        cells.append((name, words))
     grid = [cells[start : start + 2] for start in range(0, len(cells), 2)]
     heights = [max(flow(words, ANSWER_COLUMNS)[1] for _, words in line) + 2.2 for line in grid]
     left = 1.7 if picture is not None else 0.0

@@ -29,19 +29,21 @@ def examine(profile: Profile, file: Path, *, card: str = "A100") -> dict[str, An
     GPU, disk and hours of each training), `notes`, and `complete`: whether every exhibit can be made.
     """
     materials = Materials.read(file)
-    profile, nodes = materials.of(profile), nodes_for(materials.of(profile))
-    stages, reasons = _costs(profile, materials, card), {}
-    uncut = {f"stage{1 + STAGES.index(name.split()[0])}": plan["said"] for name, plan in stages.items() if len(plan) == 1}
+    profile = materials.of(profile)
+    nodes, stages, reasons = nodes_for(profile), _costs(profile, materials, card), {}
+    refused = {
+        f"stage{1 + STAGES.index(name.split()[0])}": plan["said"] for name, plan in stages.items() if "hours" not in plan
+    }
     for node in ordered(nodes):
         own = materials.missing(node, profile)
         before = [parent.name for parent in parents(node, nodes) if reasons[parent.name]]
-        own += [uncut[node.name]] if node.name in uncut else []
+        own += [refused[node.name]] if node.name in refused else []
         reasons[node.name] = "; ".join(own) or (f"needs {before[0]}: {reasons[before[0]]}" if before else "")
     exhibits = {name: reasons[node.name] for node in nodes for name in node.results if name in EXHIBITS}
-    notes = [] if materials.judge is not None else ["no [judge]: Table 1, 3, 4 and 5 have answers without scores"]
+    notes = [] if materials.judge is not None else ["no [judge]: the answers of Tables 1, 3, 4 and 5 have no scores"]
     if materials.judge is not None and not key_from_environment():
         notes += [f"no key for the judge: none of {', '.join(KEYS)} is set"]
-    notes += [] if materials.baselines else ["no [baselines]: Table 1 and 3 have no other models of ours"]
+    notes += [] if materials.baselines else ["no [baselines]: Tables 1 and 3 have no rows of other models"]
     return {
         "exhibits": {name: exhibits.get(name, "no notebook makes it") for name in EXHIBITS},
         "data": {name: _counts(name, path) for name, path in materials.data.items()},

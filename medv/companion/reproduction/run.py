@@ -224,11 +224,11 @@ class Run:
         if self.profile.towers == "bundled":
             return {"bundled general model (shapes)": bundled("general_model")}
         folder = self.material("general")
-        return {} if folder is None else {folder.name: folder}
+        return {} if folder is None else {f"general model ({folder.name})": folder}
 
     def judge(self, source: TrainingData) -> JudgeOf | None:
-        """The judge of the configuration file, for answers to a real benchmark; None elsewhere."""
-        return judge_of(self.materials.endpoint(), source)
+        """The judge of the configuration file, for answers to a real benchmark; None for phantoms, which need no key."""
+        return None if source.name == DRAWN.name else judge_of(self.materials.endpoint(), source)
 
     def baselines(self, kind: str) -> dict[str, Path]:
         """The baselines of the configuration file that have a file of "answers" or "judgements", by name."""

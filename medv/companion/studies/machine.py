@@ -103,7 +103,7 @@ class Machine:
 
 
 def _end_with_parent() -> None:
-    """Ask Linux to end the launcher, and with it all processes, where the notebook is killed."""
+    """In the launcher: ask Linux to end it, and with it all processes, when the thread that started it is gone (kill -9)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 

@@ -44,18 +44,16 @@ def about(example: Example) -> str:
     return example.domain if scene is None else ", ".join(value for _, value in sorted(scene.facts()))
 
 
-def text_scores(text: str, example: Example, truth: Example | None = None) -> dict[str, float]:
-    """precision, recall and f1 of a text in percent: of the facts of its phantom, or, on a real image, of the words of the
-    reference. truth: the example to score against, default the text's own.
+def text_scores(text: str, example: Example) -> dict[str, float]:
+    """precision, recall and f1 of a text about an example in percent: of the facts of its phantom, or, on a real image, of the
+    words of the reference.
     """
-    truth = truth or example
-    if "scene" in truth.meta:
-        found = score_description(text, truth.meta["scene"])
-        values = found.precision, found.recall, found.f1
+    if "scene" in example.meta:
+        found = score_description(text, example.meta["scene"])
+        precision, recall, f1 = found.precision, found.recall, found.f1
     else:
-        precision, recall, f1 = token_scores(normalize(truth.answer).split(), normalize(text).split())
-        values = precision, recall, f1
-    return dict(zip(("precision", "recall", "f1"), (100.0 * value for value in values), strict=True))
+        recall, precision, f1 = token_scores(normalize(example.answer).split(), normalize(text).split())
+    return {"precision": 100.0 * precision, "recall": 100.0 * recall, "f1": 100.0 * f1}
 
 
 def scored_by(examples: Sequence[Example]) -> str:
@@ -90,7 +88,5 @@ Judge = Callable[[Path, Path], Mapping[str, float]]
 
 
 def judge_of(endpoint: Endpoint | None, source: TrainingData) -> JudgeOf | None:
-    """The judge of real requests; None for phantoms, and where no endpoint is given."""
-    if endpoint is None or source.name == PHANTOMS.name:
-        return None
-    return JudgeOf(endpoint, data_set(source.name).find(source.folder, "test"))
+    """The judge of real requests; None where no endpoint is given."""
+    return None if endpoint is None else JudgeOf(endpoint, data_set(source.name).find(source.folder, "test"))
