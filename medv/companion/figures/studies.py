@@ -38,7 +38,11 @@ CACHE_AXES = {
 def stage_figure(
     losses: pd.DataFrame, findings: pd.DataFrame, title: str, *, unit: str = "facts"
 ) -> tuple[Figure, pd.DataFrame]:
-    """Loss against step, and the scores of texts (in `unit`) with their intervals; returns the figure and what it draws."""
+    """Left: loss against step. Right: precision, recall and F1 of the texts of several systems with their intervals.
+
+    losses: step, loss, split. findings: system, metric, value, low, high (percent). unit: of these scores, for the title.
+    Returns the figure and what it draws.
+    """
     styles = {}
     for place, system in enumerate(dict.fromkeys(findings["system"])):
         control = "wrong image" in system
@@ -78,7 +82,10 @@ def answer_figure(chosen: pd.DataFrame, examples: Sequence[Example], title: str)
 
 
 def lora_figure(curve: pd.DataFrame, cost: pd.DataFrame, levels: Mapping[str, float]) -> Figure:
-    """Score against training questions (curve; `levels` dashed), and the cost of each arm in percent of the arm "full"."""
+    """Left: score against training questions with 95 % intervals. Right: the cost of each arm in percent of the arm "full".
+
+    curve: arm, size, value, low, high (percent). cost: arm and the columns of COSTS. levels: dashed lines, by name.
+    """
     arms = list(cost["arm"])
     with theme():
         fig, (left, right) = new_figure(11.5, 4.3, ncols=2, gridspec_kw={"width_ratios": [1.1, 1]})
@@ -144,7 +151,10 @@ def pareto_figure(points: pd.DataFrame, title: str) -> Figure:
 
 
 def cache_figure(frame: pd.DataFrame, title: str) -> Figure:
-    """Token identity, first divergence and KL of `cache_agreement` against the refresh interval, a line per kind of cache."""
+    """Token identity, first divergence and KL against the refresh interval, a line for each kind of cache.
+
+    frame: kind, interval (missing = at block starts alone), identity (share), first_divergence (forwards), kl (nats).
+    """
     labels = ["block\nstart" if pd.isna(value) else str(value) for value in frame["interval"]]
     places = list(dict.fromkeys(labels))
     lines = frame.assign(place=[places.index(label) for label in labels], kind=frame["kind"] + " cache")
@@ -183,7 +193,10 @@ def radar(frame: pd.DataFrame, title: str = "", *, labels: Mapping[str, str] | N
 
 
 def group_scores(frame: pd.DataFrame, title: str = "", *, labels: Mapping[str, str] | None = None) -> Figure:
-    """A `radar` of the groups, or bars with the overall score where there are fewer than three. frame as there, low, high."""
+    """The groups of a benchmark as a `radar`, or as bars with the overall score where there are fewer than three.
+
+    frame: system, group (one of them "overall"), value, low, high (percent).
+    """
     groups = frame[frame["group"] != "overall"]
     if groups["group"].nunique() > 2:
         return radar(groups, title, labels=labels)

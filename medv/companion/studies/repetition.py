@@ -37,7 +37,10 @@ MEASURES = ("adjacent_duplicates", "repeated_share", "rep_4", "longest_run")
 
 
 def sweep_settings(profile: Profile) -> pd.DataFrame:
-    """Settings by sweep: L, L / 2, L / 4 in one block with Z = L / 8 ... L; L in several blocks with Z = L / 4."""
+    """Canvases of L, L / 2 and L / 4 in one block with Z = L / 8 ... L, and the longest in several blocks with Z = L / 4.
+
+    Columns: sweep ("steps" or "block"), gen_length, block_length, steps, tokens_per_step, setting.
+    """
     longest, _ = canvas_of(profile)
     lengths = (longest // 4, longest // 2, longest)
     rows = [("steps", length, length, max(length // share, 1), share) for length in lengths for share in SHARES]
@@ -48,7 +51,10 @@ def sweep_settings(profile: Profile) -> pd.DataFrame:
 
 
 def schedule_configs(profile: Profile) -> tuple[dict[str, SamplerConfig], list[int]]:
-    """Name, Z forwards -> configuration, one block with L / 8 and L / 4 forwards; and these numbers of forwards."""
+    """Schedules at equal forwards on the longest canvas: "name, Z forwards" -> configuration, and the numbers of forwards.
+
+    "linear" is Algorithm 1. All fill one block, with L / 8 and L / 4 forwards.
+    """
     longest, _ = canvas_of(profile)
     ways = {
         "linear": {},

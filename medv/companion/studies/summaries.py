@@ -63,7 +63,10 @@ def direction(found: Estimate) -> str:
 
 
 def check_effects(items: pd.DataFrame, claims: Sequence[tuple[str, str, str, str, str]]) -> pd.DataFrame:
-    """The paper's effects beside ours. claims: (what the paper says, metric, first setting, second setting, direction)."""
+    """The paper's effects beside ours. claims: (what the paper says, metric, first setting, second setting, direction).
+
+    "appears here" is "yes", "no: " and the direction found, or "not measured".
+    """
     rows = []
     for claim, metric, first, second, expected in claims:
         if first == second:
