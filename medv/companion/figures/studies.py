@@ -25,7 +25,7 @@ COSTS = {
 }
 QUALITY_AXES = {
     "log_likelihood": "log-likelihood (nats a token)",
-    "f1": "F1 of stated findings (%)",
+    "f1": "F1 of {unit} (%)",
     "adjacent_duplicates": "adjacent duplicates (%)",
 }
 CACHE_AXES = {
@@ -109,12 +109,12 @@ def lora_figure(curve: pd.DataFrame, cost: pd.DataFrame, levels: Mapping[str, fl
     return fig
 
 
-def pareto_figure(points: pd.DataFrame, title: str) -> Figure:
+def pareto_figure(points: pd.DataFrame, title: str, *, unit: str = "facts") -> Figure:
     """A column for each judge, quality above repetition, against forwards; the front is drawn through.
 
     Strategies that used the same number of forwards are drawn side by side.
 
-    points: judge, strategy ("schedule" or "schedule + filter"), metric, forwards, value, low, high (95 %), front.
+    points: judge, strategy ("schedule" or "schedule + filter"), metric, forwards, value, low, high (95 %), front. unit: of F1.
     """
     strategies = list(dict.fromkeys(points["strategy"]))
     schedules = list(dict.fromkeys(strategy.partition(" + ")[0] for strategy in strategies))
@@ -134,7 +134,7 @@ def pareto_figure(points: pd.DataFrame, title: str) -> Figure:
                     ax.plot([x, x], [row.low, row.high], color=color, lw=1.0, alpha=0.45, zorder=2)
                     style = {"marker": "s" if filtered else "o", "mfc": color if filtered else "white", "mec": color}
                     ax.plot(x, row.value, ms=4.5, zorder=3, **style)
-                ax.set(xlabel="forwards a text", ylabel=QUALITY_AXES[metric], xscale="log")
+                ax.set(xlabel="forwards a text", ylabel=QUALITY_AXES[metric].format(unit=unit), xscale="log")
                 ticks = sorted(part["steps"].unique())
                 ax.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
                 ax.set_xticks([], minor=True)
