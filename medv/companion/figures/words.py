@@ -69,8 +69,7 @@ def draw_words(
 
     size: of the letters, in points; pad: how much wider than its text a box is, in characters (1 joins neighbors).
     """
-    most = int(columns)
-    words = [word._replace(text=word.text[: most - 1] + "…") if len(word.text) > most else word for word in words]
+    words = [w._replace(text=w.text[: int(columns) - 1] + "…") if len(w.text) > columns else w for w in words]
     places, lines = flow(words, columns)
     for (x, line), word in zip(places, words, strict=True):
         x, y, width = left + x, top + line, len(word.text)
