@@ -4,17 +4,21 @@ Orange: without this region the word becomes less probable; blue: more probable.
 """
 
 import io
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from PIL import Image
 
-from medv.companion.figures.plots import draw_image
+from medv.companion.figures.plots import MUTED, draw_bars, draw_image, new_figure, theme
 from medv.companion.figures.traces import Word
 from medv.evaluation.attribution import Attribution
+from medv.intervals import NOT_MEASURED
 
 FOR, AGAINST = "#ff7f0e", "#1f77ff"
 OPAQUE = 0.65  # of the color at the end of the scale
@@ -100,3 +104,41 @@ def draw_overlay(ax: Axes, picture: Image.Image, drops: np.ndarray, limit: float
     corner = (column * step[1] - 0.5, row * step[0] - 0.5)
     for color, line in (("black", 2.4), ("white", 1.0)):
         ax.add_patch(mpl.patches.Rectangle(corner, step[1], step[0], fill=False, edgecolor=color, lw=line, zorder=3))
+
+
+def overlay_figure(shown: Sequence[tuple[Image.Image, np.ndarray, str, np.ndarray | None]], title: str) -> Figure:
+    """Pictures with a map over each, its caption, and the outline of a mask where there is one; three in a row.
+
+    shown: (picture, drops [rows, columns] in nats, caption, mask bool [H, W] or None). Each map has its own scale, which ends
+    at its largest absolute drop.
+    """
+    columns, rows = min(3, max(1, len(shown))), max(1, -(-len(shown) // 3))
+    with theme():
+        fig, axes = new_figure(3.2 * columns, 3.6 * rows, nrows=rows, ncols=columns, squeeze=False)
+        for ax in axes.flat:
+            ax.set_axis_off()
+        if not shown:
+            axes.flat[0].text(0.5, 0.5, "no answer names anything", ha="center", color=MUTED)
+        for ax, (picture, drops, caption, mask) in zip(axes.flat, shown, strict=False):
+            draw_overlay(ax, picture, drops, max(LEAST, float(np.abs(drops).max())))
+            if mask is not None:
+                ax.contour(mask, levels=[0.5], colors="white", linewidths=1.6, zorder=4)
+                ax.contour(mask, levels=[0.5], colors="black", linewidths=0.8, linestyles="dashed", zorder=5)
+            text = f"{textwrap.fill(caption, 44)}\nlargest drop {drops.max():+.2f} nats"
+            style = {"ha": "center", "va": "top", "fontsize": 8, "parse_math": False}
+            ax.text(0.5, -0.03, text, transform=ax.transAxes, **style)
+        fig.suptitle(title, fontsize=11, fontweight="bold")
+    return fig
+
+
+def pointing_figure(rates: pd.DataFrame, title: str) -> Figure:
+    """Grouped bars of hit rates and their baselines. rates: words, system, value, low, high (percent)."""
+    frame = rates.rename(columns={"words": "metric"})
+    with theme():
+        fig, ax = new_figure(10.5, 4.0)
+        if frame["value"].isna().all():
+            ax.text(0.5, 0.5, NOT_MEASURED, transform=ax.transAxes, ha="center", color=MUTED)
+        draw_bars(ax, frame)
+        ax.set(title=title, ylabel="regions on the lesion (%)", ylim=(0, 105))
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=5)
+    return fig
