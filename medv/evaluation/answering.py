@@ -132,10 +132,23 @@ class Answerer:
         looks: Looks | None = None,
     ) -> Iterator[list[Answer]]:
         """The same, batch by batch. first_index: index of the first example for the random draws. looks: prepared images."""
+        traced = self.traced(examples, config, batch_size=batch_size, first_index=first_index, looks=looks)
+        yield from ([answer for answer, _ in batch] for batch in traced)
+
+    def traced(
+        self,
+        examples: Sequence[Example],
+        config: BlockwiseConfig,
+        *,
+        batch_size: int = 50,
+        first_index: int = 0,
+        looks: Looks | None = None,
+    ) -> Iterator[list[tuple[Answer, Trace]]]:
+        """`stream` with the trace of each answer beside it."""
         for start in range(0, len(examples), batch_size):
             batch = examples[start : start + batch_size]
             rows = list(range(first_index + start, first_index + start + len(batch)))
-            yield [answer for answer, _ in self._answer_batch(batch, config, rows, looks)]
+            yield self._answer_batch(batch, config, rows, looks)
 
     def inputs(self, examples: Sequence[Example], looks: Looks | None = None) -> dict[str, torch.Tensor]:
         """The inputs of `model.generate` for the first question of every example, on the model's device."""
