@@ -132,8 +132,9 @@ class Answerer:
         looks: Looks | None = None,
     ) -> Iterator[list[Answer]]:
         """The same, batch by batch. first_index: index of the first example for the random draws. looks: prepared images."""
-        traced = self.traced(examples, config, batch_size=batch_size, first_index=first_index, looks=looks)
-        yield from ([answer for answer, _ in batch] for batch in traced)
+        options = {"batch_size": batch_size, "first_index": first_index, "looks": looks}
+        for batch in self.traced(examples, config, **options):
+            yield [answer for answer, _ in batch]
 
     def traced(
         self,
@@ -144,7 +145,7 @@ class Answerer:
         first_index: int = 0,
         looks: Looks | None = None,
     ) -> Iterator[list[tuple[Answer, Trace]]]:
-        """`stream` with the trace of each answer beside it."""
+        """As `stream`, each answer with its trace."""
         for start in range(0, len(examples), batch_size):
             batch = examples[start : start + batch_size]
             rows = list(range(first_index + start, first_index + start + len(batch)))
