@@ -16,7 +16,7 @@ from medv.diffusion.algorithm import sample_response
 from medv.diffusion.caching import DualCache, NoCache, PrefixCache
 from medv.diffusion.config import SamplerConfig
 from medv.diffusion.corruption import noise_generator
-from medv.diffusion.filters import DuplicateVeto, MinSpacing
+from medv.diffusion.filters import DuplicateVeto, MinSpacing, PhraseVeto
 from medv.diffusion.revision import ReMDM, RevealRemask
 from medv.diffusion.sampler import best_allowed, log_confidence, sample
 from medv.diffusion.schedules import BudgetedSchedule, EntropyBoundSchedule, FactorSchedule, FixedSchedule, ThresholdSchedule
@@ -122,7 +122,7 @@ SCHEDULES = (
     EntropyBoundSchedule(1.0),
     BudgetedSchedule(),
 )
-FILTERS = ((), (MinSpacing(2),), (DuplicateVeto(),), (MinSpacing(3), DuplicateVeto(0.8)))
+FILTERS = ((), (MinSpacing(2),), (PhraseVeto(),), (MinSpacing(3), DuplicateVeto(0.8)))
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

@@ -13,7 +13,8 @@ from test_sampler import run as sampled
 from medv.companion.studies.markov import blurred_evidence, word_chain
 from medv.diffusion.caching import CACHES, cache_named
 from medv.diffusion.config import SamplerConfig
-from medv.diffusion.filters import DuplicateVeto, MinSpacing
+from medv.diffusion.filters import FILTERS as NAMED
+from medv.diffusion.filters import DuplicateVeto, MinSpacing, PhraseVeto, filters_named
 from medv.diffusion.revision import ReMDM, RevealRemask, RevisionState, repeated
 from medv.diffusion.sampler import sample
 from medv.diffusion.schedules import (
@@ -41,7 +42,7 @@ ALL = (
     EntropyBoundSchedule(2.0),
     BudgetedSchedule(share=2.0, most=4.0),
 )
-FILTERS = ((), (MinSpacing(3),), (DuplicateVeto(0.6),), (MinSpacing(2), DuplicateVeto(0.6)))
+FILTERS = ((), (MinSpacing(3),), (DuplicateVeto(0.6),), (MinSpacing(2), DuplicateVeto(0.6)), (PhraseVeto(2, 0.9),))
 REVISIONS = (
     RevealRemask(0.25),
     RevealRemask(0.5, tokens=3, ngram=0, limit=2),
@@ -353,6 +354,55 @@ def test_of_two_equal_neighbors_the_better_is_written_and_the_other_asked_again(
     assert DuplicateVeto(0.04).keep(state).all(), "a repetition that is sure is meant"
 
 
+def completed_runs(state, row, length, confidence):
+    """The candidates that PhraseVeto removes from a row, run by run."""
+    size = state.response.shape[1]
+    token = [int(token) for token in state.response[row]]
+    strength = [-math.inf if state.masked[row, i] else math.inf for i in range(size)]
+    for k, place in enumerate(state.positions[row].tolist()):
+        if state.candidates[row, k]:
+            token[place], strength[place] = int(state.tokens[row, k]), float(state.score[row, k])
+    runs = {}
+    for start in range(size - length + 1):
+        if (least := min(strength[start : start + length])) > -math.inf:
+            runs[start] = least, -start, tuple(token[start : start + length])
+    removed = set()
+    for start, (least, order, words) in runs.items():
+        if least < math.inf and any(words == other[2] and (least, order) < other[:2] for other in runs.values()):
+            weakest = min(range(start, start + length), key=lambda i: strength[i])
+            if confidence == 1 or math.exp(least) < confidence:
+                removed.add(weakest)
+    return removed
+
+
+@pytest.mark.parametrize("length", [2, 3, 4])
+@pytest.mark.parametrize("confidence", [0.7, 1.0])
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_phrase_veto_removes_the_token_that_completes_a_run_said_elsewhere(length, confidence, ties):
+    vetoed = 0
+    for seed in range(30):
+        state = drawn_state(seed, words=2, ties=ties)
+        kept = PhraseVeto(length, confidence).keep(state)
+        beside = DuplicateVeto(confidence).keep(state)
+        for row in range(ROWS):
+            removed = completed_runs(state, row, length, confidence)
+            for k in state.candidates[row].nonzero()[:, 0].tolist():
+                assert bool(kept[row, k]) == (bool(beside[row, k]) and int(state.positions[row, k]) not in removed)
+            vetoed += len(removed)
+    assert vetoed > 30, "the veto had something to do"
+
+
+def test_a_run_longer_than_the_answer_leaves_the_veto_of_neighbors():
+    state = drawn_state(0, words=2)
+    assert torch.equal(PhraseVeto(state.response.shape[1] + 1).keep(state), DuplicateVeto(1.0).keep(state))
+
+
+def test_a_filter_is_found_by_its_name():
+    assert filters_named("none") == () and all(filters_named(name) == (NAMED[name],) for name in NAMED)
+    with pytest.raises(ValueError, match="unknown filter 'phrase': use one of none, spacing, veto, phrases"):
+        filters_named("phrase")
+
+
 def test_with_filters_fewer_words_stand_beside_their_like():
     def repeats(*filters):
         tokens = text_run(rows=40, filters=filters).sequences
@@ -464,6 +514,8 @@ def test_repetitions_are_found_and_the_first_stays():
         (lambda: BudgetedSchedule(most=0.5), r"most is 0\.5"),
         (lambda: MinSpacing(0), "distance is 0"),
         (lambda: DuplicateVeto(0), "confidence is 0"),
+        (lambda: PhraseVeto(1), "length is 1"),
+        (lambda: PhraseVeto(confidence=1.5), "confidence is 1.5"),
         (lambda: RevealRemask(1.0), r"budget is 1\.0: it must be below 1"),
         (lambda: ReMDM("other"), "unknown kind 'other'"),
         (lambda: ReMDM(eta=0), "eta is 0: it must be above 0"),

@@ -38,6 +38,7 @@ class Sampling:
     temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 takes the most probable token.")] = 0.0
     seed: Seed = 0
     schedule: Annotated[str, typer.Option(help="How many predictions a forward writes, and which:")] = "linear"
+    filter: Annotated[str, typer.Option(help="Predictions that wait, against repetition (phrases): none,")] = "none"
     cache: Annotated[str, typer.Option(help="Keys and values kept between forwards:")] = "none"
     preset: Annotated[str, typer.Option(help="medv, or official: the reference's own sampler, one question at a time.")] = (
         "medv"
@@ -52,6 +53,7 @@ class Sampling:
         """The sampler's configuration of these options; raises ValueError where they do not fit together."""
         from medv.diffusion.caching import cache_named
         from medv.diffusion.config import SamplerConfig
+        from medv.diffusion.filters import filters_named
         from medv.diffusion.schedules import schedule_named
 
         settings = {"temperature": self.temperature, "seed": self.seed}
@@ -59,12 +61,13 @@ class Sampling:
             given = getattr(self, name)
             settings[name] = getattr(get_profile(self.profile).describe, name) if given is None else given
         how = {"schedule": schedule_named(self.schedule), "cache": cache_named(self.cache)}
+        how |= {"filters": filters_named(self.filter)}
         if self.preset not in SAMPLERS:
             raise ValueError(f"unknown preset {self.preset!r}: use one of {', '.join(SAMPLERS)}")
         if self.preset != "official":
             return SamplerConfig(**settings, **how)
-        if (self.schedule, self.cache) != ("linear", "none"):
-            raise ValueError("the preset 'official' has no schedule and no cache: leave them out")
+        if (self.schedule, self.filter, self.cache) != ("linear", "none", "none"):
+            raise ValueError("the preset 'official' has no schedule, no filter and no cache: leave them out")
         return SamplerConfig.official(**settings)
 
     def answerer(self, folder: Path | None):
@@ -77,15 +80,16 @@ class Sampling:
 
 
 class SamplingCommand(TyperCommand):
-    """A command whose help lists the registered schedules and caches; they are imported only when the help is printed."""
+    """A command whose help lists the registered schedules, filters and caches, imported only when the help is printed."""
 
     def format_help(self, ctx: typer.Context, formatter: Any) -> None:
-        """Complete the two options, then print."""
+        """Complete these options, then print."""
         from medv.diffusion.caching import CACHES
+        from medv.diffusion.filters import FILTERS
         from medv.diffusion.schedules import SCHEDULES
 
         for option in self.params:
-            registry = {"schedule": SCHEDULES, "cache": CACHES}.get(option.name)
+            registry = {"schedule": SCHEDULES, "filter": FILTERS, "cache": CACHES}.get(option.name)
             if registry is not None and not option.help.endswith("."):
                 option.help += f" {', '.join(registry)}."
         super().format_help(ctx, formatter)

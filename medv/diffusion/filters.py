@@ -71,6 +71,43 @@ class DuplicateVeto:
         return ~repeats.gather(1, state.positions) | (state.score >= math.log(self.confidence))
 
 
+@dataclass(frozen=True)
+class PhraseVeto:
+    """Defers a token that repeats its neighbor or completes a run of `length` tokens that stands elsewhere in the answer.
+
+    Runs are read from written and predicted tokens; a run is completed by its least confident token, and of two equal runs the
+    one whose least confident token is the more confident stays. confidence: from here on a repetition counts as intended; at 1
+    none does. It costs no forward: other positions are written first, and with more of the answer known another token may be
+    the best one. This is the library's answer to section 6.4 of the paper; notebook 34 measures it.
+    """
+
+    length: int = 3
+    confidence: float = 1.0
+
+    def __post_init__(self):
+        limits.whole("length", self.length, 2)
+        limits.real("confidence", self.confidence, 0, 1, open_ends="least")
+
+    def keep(self, state: StepState) -> torch.Tensor:
+        """Candidates that complete no repetition or are sure, bool [B, K]."""
+        if state.response.shape[1] < self.length:
+            return DuplicateVeto(self.confidence).keep(state)
+        never = -torch.inf
+        score = _spread(state, state.score.masked_fill(~state.candidates, never), never)
+        tokens = torch.where(state.masked, _spread(state, state.tokens, -1), state.response)  # [B, L]
+        strength = torch.where(state.masked, score, torch.inf)
+        runs = tokens.unfold(1, self.length, 1)  # [B, W, length]
+        least, weakest = strength.unfold(1, self.length, 1).min(dim=-1)  # [B, W] each
+        start = torch.arange(runs.shape[1], device=runs.device)
+        mine, other = least[:, :, None], least[:, None, :]
+        stays = (other > mine) | ((other == mine) & (start < start[:, None]))  # [B, W, W]: the other run before mine
+        same = (runs[:, :, None] == runs[:, None]).all(dim=-1) & (mine > never) & (other > never)
+        again = (same & stays).any(dim=2)  # [B, W]
+        repeats = torch.zeros_like(tokens).scatter_add(1, start + weakest, again.long()) > 0  # [B, L]
+        sure = state.score >= math.log(self.confidence) if self.confidence < 1 else torch.zeros_like(state.open)
+        return DuplicateVeto(self.confidence).keep(state) & (sure | ~repeats.gather(1, state.positions))
+
+
 def _spread(state: StepState, values: torch.Tensor, rest: float) -> torch.Tensor:
     """`values` [B, K] at their positions in the response, `rest` elsewhere: [B, L]."""
     return values.new_full(state.response.shape, rest).scatter(1, state.positions, values)
@@ -81,4 +118,11 @@ def _widest(values: torch.Tensor, reach: int) -> torch.Tensor:
     return F.max_pool1d(values[:, None], 2 * reach + 1, stride=1, padding=reach)[:, 0]
 
 
-FILTERS: dict[str, Filter] = {"spacing": MinSpacing(), "veto": DuplicateVeto()}
+FILTERS: dict[str, Filter] = {"spacing": MinSpacing(), "veto": DuplicateVeto(), "phrases": PhraseVeto()}
+
+
+def filters_named(name: str) -> tuple[Filter, ...]:
+    """One of FILTERS as the setting `filters` of a sampler, () for "none". Raises ValueError for an unknown name."""
+    if name not in ("none", *FILTERS):
+        raise ValueError(f"unknown filter {name!r}: use one of none, {', '.join(FILTERS)}")
+    return () if name == "none" else (FILTERS[name],)

@@ -132,10 +132,24 @@ class Answerer:
         looks: Looks | None = None,
     ) -> Iterator[list[Answer]]:
         """The same, batch by batch. first_index: index of the first example for the random draws. looks: prepared images."""
+        options = {"batch_size": batch_size, "first_index": first_index, "looks": looks}
+        for batch in self.traced(examples, config, **options):
+            yield [answer for answer, _ in batch]
+
+    def traced(
+        self,
+        examples: Sequence[Example],
+        config: BlockwiseConfig,
+        *,
+        batch_size: int = 50,
+        first_index: int = 0,
+        looks: Looks | None = None,
+    ) -> Iterator[list[tuple[Answer, Trace]]]:
+        """As `stream`, each answer with its trace."""
         for start in range(0, len(examples), batch_size):
             batch = examples[start : start + batch_size]
             rows = list(range(first_index + start, first_index + start + len(batch)))
-            yield [answer for answer, _ in self._answer_batch(batch, config, rows, looks)]
+            yield self._answer_batch(batch, config, rows, looks)
 
     def inputs(self, examples: Sequence[Example], looks: Looks | None = None) -> dict[str, torch.Tensor]:
         """The inputs of `model.generate` for the first question of every example, on the model's device."""

@@ -125,16 +125,55 @@ class ViewPlan:
         if self.aspect == "pad":
             longest = max(width, height)
             return [_centered(picture, (longest, longest), PAD_COLOR)]
-        target = self.resolution(width, height)
-        # The largest size of the same aspect within the target; the free side is rounded up.
-        across, down = target[0] / width, target[1] / height
-        if across < down:
-            fitted = target[0], min(math.ceil(height * across), target[1])
-        else:
-            fitted = min(math.ceil(width * down), target[0]), target[1]
+        target, fitted = self._enlarged(width, height)
         large = _centered(picture.resize(fitted, Image.Resampling.BICUBIC), target, (0, 0, 0))
         corners = [(x, y) for y in range(0, target[1], self.size) for x in range(0, target[0], self.size)]
         return [picture, *(large.crop((x, y, x + self.size, y + self.size)) for x, y in corners)]
+
+    def _enlarged(self, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The size of all tiles together and, in their middle, of the picture: the largest of its aspect, rounded up."""
+        target = self.resolution(width, height)
+        across, down = target[0] / width, target[1] / height
+        if across < down:
+            return target, (target[0], min(math.ceil(height * across), target[1]))
+        return target, (min(math.ceil(width * down), target[0]), target[1])
+
+    def places(self, width: int, height: int) -> torch.Tensor:
+        """Where the visual tokens of a picture of so many pixels look: their centers (x, y) as fractions of the picture,
+        float64 [T, 2]; outside 0 .. 1 in padding, NaN for newlines.
+        """
+        plan, side, whole = self.layout(width, height), self.side, (width, height)
+        if self.aspect == "pad":
+            longest = max(whole)
+            spans = [(-((longest - size) // 2) / size, (longest - (longest - size) // 2) / size) for size in whole]
+        else:
+            spans = [(0.0, 1.0), (0.0, 1.0)]
+        parts = [_centers(side, side, *spans)]
+        if plan.views > 1:
+            target, fitted = self._enlarged(width, height)
+            starts = [(all_ - own) // 2 for all_, own in zip(target, fitted, strict=True)]
+            spans = [(-start / own, (all_ - start) / own) for start, all_, own in zip(starts, target, fitted, strict=True)]
+            columns, rows = (size // self.size * side for size in target)  # tokens along the tiles
+            if self.merge == "flat":
+                grid = _centers(columns, rows, *spans).reshape(rows // side, side, columns // side, side, 2)
+                parts.append(grid.transpose(1, 2).reshape(-1, 2))
+            else:
+                cuts = [(plan.left / columns, spans[0]), (plan.top / rows, spans[1])]
+                spans = [(low + cut * (high - low), high - cut * (high - low)) for cut, (low, high) in cuts]
+                grid = _centers(plan.width, plan.height, *spans).reshape(plan.height, plan.width, 2)
+                parts.append(F.pad(grid, (0, 0, 0, plan.newline), value=math.nan).flatten(0, 1))
+        elif plan.newline:
+            parts.append(torch.full((1, 2), math.nan, dtype=torch.float64))
+        return torch.cat(parts)
+
+
+def _centers(columns: int, rows: int, across: tuple[float, float], down: tuple[float, float]) -> torch.Tensor:
+    """The centers (x, y) of a grid over these spans, row by row: float64 [rows * columns, 2]."""
+    x, y = (
+        low + (torch.arange(count, dtype=torch.float64) + 0.5) / count * (high - low)
+        for count, (low, high) in ((columns, across), (rows, down))
+    )
+    return torch.stack([x.expand(rows, columns), y[:, None].expand(rows, columns)], dim=-1).reshape(-1, 2)
 
 
 def _centered(picture: Image.Image, size: tuple[int, int], color: tuple[int, int, int]) -> Image.Image:

@@ -155,16 +155,22 @@ def score_descriptions(texts: Sequence[str], scenes: Sequence[Scene]) -> Finding
 
 def fact_spans(text: str, scene: Scene) -> list[tuple[int, int, bool]]:
     """The spans (start, end, true of the scene) of stated facts, in order; facts without a span of their own are left out."""
+    true = scene.facts()
+    return sorted({(start, end, fact in true) for start, end, fact in named_spans(text)})
+
+
+def named_spans(text: str) -> list[tuple[int, int, tuple[str, str]]]:
+    """The same spans with the fact that each states: (start, end, (attribute, value))."""
     lower = text.lower() if len(text.lower()) == len(text) else text
     edges = [0, *(edge for cut in _CLAIMS.finditer(lower) for edge in cut.span()), len(lower)]
-    true, spans = scene.facts(), set()
+    spans = set()
     for start, end in zip(edges[::2], edges[1::2], strict=True):
         claim = lower[start:end]
         denied = _denied_spans(claim)
         for fact in _claimed(claim):
             for match in _FACTS.get(fact, _ALL_NORMAL).finditer(claim):
                 if fact not in _FACTS or not _inside(match.start(), denied):
-                    spans.add((start + match.start(), start + match.end(), fact in true))
+                    spans.add((start + match.start(), start + match.end(), fact))
     return sorted(spans)
 
 

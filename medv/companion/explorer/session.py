@@ -17,6 +17,7 @@ from medv.companion.figures.traces import Cell, cells, forwards_of
 from medv.data.example import Example
 from medv.data.images import ImageError, open_image
 from medv.diffusion.config import SamplerConfig
+from medv.diffusion.filters import filters_named
 from medv.diffusion.revision import ReMDM, RevealRemask, Revision
 from medv.diffusion.schedules import schedule_named
 from medv.diffusion.trace import Events, Trace
@@ -35,12 +36,13 @@ class Cancelled(Exception):
 
 @dataclass(frozen=True)
 class Setting:
-    """The fields of the explorer: L, B, Z, the names of a schedule and a revision, temperature, seed."""
+    """The fields of the explorer: L, B, Z, the names of a schedule, a filter and a revision, temperature, seed."""
 
     gen_length: int = 64
     block_length: int = 32
     steps: int = 64
     schedule: str = "linear"
+    filter: str = "none"
     revision: str = "none"
     temperature: float = 0.0
     seed: int = 0
@@ -49,7 +51,8 @@ class Setting:
         """The sampler configuration; raises ValueError for numbers or names that do not fit together."""
         if self.revision not in REVISIONS:
             raise ValueError(f"unknown revision {self.revision!r}: use one of {', '.join(REVISIONS)}")
-        named = {"schedule": schedule_named(self.schedule), "revision": REVISIONS[self.revision]}
+        named = {"schedule": schedule_named(self.schedule), "filters": filters_named(self.filter)}
+        named |= {"revision": REVISIONS[self.revision]}
         sizes = self.gen_length, self.block_length, self.steps
         return SamplerConfig(*sizes, temperature=self.temperature, seed=self.seed, **named)
 
@@ -62,7 +65,7 @@ class Setting:
     def family(self) -> str:
         """A label of the setting without its Z: runs of one family make one line on the chart."""
         parts = [f"L {self.gen_length}, B {self.block_length}, {self.schedule}"]
-        parts += [self.revision] if self.revision != "none" else []
+        parts += [name for name in (self.filter, self.revision) if name != "none"]
         parts += [f"temperature {self.temperature:g}"] if self.temperature else []
         parts += [f"seed {self.seed}"] if self.seed else []
         return ", ".join(parts)
@@ -70,12 +73,13 @@ class Setting:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run. picture: its name."""
+    """One run. picture: its name; image: what was asked about."""
 
     picture: str
     setting: Setting
     answer: Answer
     trace: Trace = field(repr=False)
+    image: Image.Image | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def parts(self) -> list[tuple[str, bool]]:
@@ -161,7 +165,7 @@ class Session:
         if (kept := self.found(picture, question, setting)) is not None:
             return kept
         answer, trace = self.answerer.ask(picture, question, setting.config(), on_step=on_step)
-        outcome = Outcome(name, setting, answer, trace)
+        outcome = Outcome(name, setting, answer, trace, picture)
         self.outcomes[_digest(picture), question, setting] = outcome
         return outcome
 

@@ -5,6 +5,7 @@ Frames in, matplotlib figures out, as in `medv.companion.figures.plots`.
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -201,3 +202,26 @@ def group_scores(frame: pd.DataFrame, title: str = "", *, labels: Mapping[str, s
     if groups["group"].nunique() > 2:
         return radar(groups, title, labels=labels)
     return plots.accuracy_bars(frame.assign(metric=frame["group"].replace(labels or {})), title)
+
+
+def reliability_diagram(bins: pd.DataFrame, title: str = "") -> Figure:
+    """Accuracy against confidence, a row of panels per unit, before and after the fit; the diagonal is perfect calibration.
+
+    bins: unit, steps, fit, confidence, accuracy (percent), n; the area of a point grows with n. Bins of fewer than 10 are not
+    drawn.
+    """
+    units, fits = list(dict.fromkeys(bins["unit"])), list(dict.fromkeys(bins["fit"]))
+    with theme():
+        fig, axes = new_figure(3.2 * len(fits) + 1, 3.0 * len(units), nrows=len(units), ncols=len(fits), squeeze=False)
+        for (unit, fit), ax in zip(product(units, fits), axes.flat, strict=True):
+            part = bins[(bins["unit"] == unit) & (bins["fit"] == fit) & (bins["n"] >= 10)]
+            ax.plot([0, 100], [0, 100], color=MUTED, lw=1, ls="--", zorder=0)
+            for place, (steps, rows) in enumerate(part.groupby("steps", sort=False)):
+                color = PALETTE[place % len(PALETTE)]
+                ax.plot(rows["confidence"], rows["accuracy"], color=color, lw=1.3, label=f"Z = {steps}")
+                ax.scatter(rows["confidence"], rows["accuracy"], 8 + 100 * rows["n"] / rows["n"].sum(), color=color)
+            ax.set(title=f"{unit}, {fit}", xlabel="confidence (%)", ylabel="right (%)", xlim=(-3, 103), ylim=(-3, 103))
+        handles, labels = axes.flat[0].get_legend_handles_labels()
+        fig.legend(handles, labels, loc="outside right center", title="forwards")
+        fig.suptitle(title, fontsize=11, fontweight="bold")
+    return fig
