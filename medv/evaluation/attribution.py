@@ -75,7 +75,7 @@ class Occlusions:
     @classmethod
     @torch.inference_mode()
     def of(
-        cls, answerer: Answerer, picture: Image.Image, *, hide: str = "pixels", most: int = MOST, rows: int = 16
+        cls, answerer: Answerer, picture: Image.Image, *, hide: str = "pixels", most: int = MOST, rows: int = 24
     ) -> "Occlusions":
         """Hide each region in one of `WAYS`; `rows` pictures pass through the tower at once. With several views of a picture
         (anyres) a region is hidden in all of them. Raises ValueError for another way.
@@ -134,13 +134,13 @@ def attribute(
     trace: Trace,
     *,
     positions: Iterable[int] | None = None,
-    rows: int = 16,
+    rows: int = 24,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Attribution:
     """The attribution of the tokens of an answer, or of those at `positions` of the response.
 
     shown: of the picture that was asked about. trace: of the answer, as `Answerer.ask` gives it. rows: canvases computed at
-    once; no result depends on it beyond rounding. on_step: called with the number of canvases done and of all. Raises
+    once at most; no result depends on it beyond rounding. on_step: called with the number of canvases done and of all. Raises
     ValueError for a trace of several rows or without such a token.
     """
     if len({event.row for event in trace.events}) > 1:
@@ -158,7 +158,9 @@ def attribute(
     jobs = [(step, region) for step in of_step for region in range(len(features))]
     scores = torch.zeros(len(events), len(features))
     training = model.training
-    model.eval()
+    if training:
+        model.eval()
+    rows = -(-len(jobs) // -(-len(jobs) // rows))  # as many times, about equally many
     for start in range(0, len(jobs), rows):
         part = jobs[start : start + rows]
         widest = max(len(of_step[step]) for step, _ in part)
@@ -173,7 +175,8 @@ def attribute(
             scores[places[row], region] = found[row]
         if on_step is not None:
             on_step(start + len(part), len(jobs))
-    model.train(training)
+    if training:
+        model.train()
     drops = (scores[:, :1] - scores[:, 1:]).reshape(-1, shown.regions.rows, shown.regions.columns)
     return Attribution(events, shown.regions, scores[:, 0], drops)
 
