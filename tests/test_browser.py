@@ -19,7 +19,13 @@ import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from medv.companion.explorer.looked import looked_html
+from medv.companion.explorer.view import style
+from medv.companion.figures.overlays import WordMap
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
@@ -238,6 +244,9 @@ def use_the_explorer(page, name: str) -> None:
     changed(page, few, "answer", "ring")
     drag(page, "medv-drag-z", 1.0)
     settled(page, many, "answer", "ring")
+    page.get_by_role("button", name="Where it looked").click()
+    look_at_the_words(page)
+    snap(page, f"{name}_looked")
     drag(page, "medv-drag-step", 0.3)
     assert changed(page, many, "canvas")["answer"] == many["answer"]
     assert page.locator(".medv-canvas .open").count() > 0
@@ -250,6 +259,49 @@ def use_the_explorer(page, name: str) -> None:
     assert page.locator(".medv-answer").count() == 2
     page.locator(".medv-drag-z").scroll_into_view_if_needed()
     snap(page, f"{name}_pinned")
+
+
+def look_at_the_words(page) -> None:
+    """Each word shows its own map over the picture, pointed at or focused, and nothing is shown otherwise."""
+    words, maps = page.locator(".medv-look"), page.locator(".medv-look-map")
+    words.first.wait_for()
+    words.first.scroll_into_view_if_needed()
+    picture = page.locator(".medv-look-picture").bounding_box()
+    page.mouse.move(picture["x"] + 5, picture["y"] + 5)
+    playwright.expect(page.locator(".medv-look-map:visible")).to_have_count(0)
+    words.nth(1).hover()
+    playwright.expect(page.locator(".medv-look-map:visible")).to_have_count(1)
+    over = maps.nth(1).bounding_box()
+    assert all(abs(over[side] - picture[side]) < 1 for side in picture), "the map lies on the picture"
+    page.mouse.move(picture["x"] + 5, picture["y"] + 5)
+    words.first.focus()
+    for number in (1, 0):
+        page.keyboard.press("Tab" if number else "Shift+Tab")
+        playwright.expect(words.nth(number)).to_be_focused()
+        playwright.expect(maps.nth(number)).to_be_visible()
+        playwright.expect(page.locator(".medv-look-told:visible")).to_have_text(words.nth(number).get_attribute("aria-label"))
+    words.nth(1).hover()  # the mouse comes first
+    playwright.expect(page.locator(".medv-look-map:visible")).to_have_count(1)
+    playwright.expect(maps.nth(1)).to_be_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_word_shows_its_map_by_mouse_and_keyboard_without_a_script(browser, tmp_path, scheme):
+    cross = np.eye(3, dtype=np.float32)
+    maps = [WordMap("a", (0,), 0 * cross), WordMap("<b>mass", (1,), cross), WordMap("left", (2,), -cross)]
+    ink, ground = {"light": ("#1b1b1b", "white"), "dark": ("#f1f1f1", "#1b1b1b")}[scheme]
+    body = f"<body class='medv' style='--jp-ui-font-color1:{ink};background:{ground}'>"
+    page = looked_html(Image.new("RGB", (48, 32), "gray"), maps)
+    (tmp_path / "page.html").write_text(f"<meta charset=utf-8>{style()}{body}{page}", encoding="utf-8")
+    context = browser.new_context(java_script_enabled=False, color_scheme=scheme)
+    opened = context.new_page()
+    opened.goto((tmp_path / "page.html").as_uri())
+    look_at_the_words(opened)
+    label = opened.locator(".medv-look").nth(1).get_attribute("aria-label")
+    assert label == "<b>mass: most from the upper left, row 1 column 1 (+1.00 nats); all regions from +0.00"
+    assert "no region matters" in opened.locator(".medv-look").first.get_attribute("aria-label")
+    playwright.expect(opened.locator(".medv-look-scale")).to_have_text(re.compile(r"-1\.00\s*\+1\.00 nats"))
+    context.close()
 
 
 def test_servers_listen_here_only_and_ask_for_a_token(lab, app):

@@ -1,5 +1,6 @@
 """The explorer without a browser: what it computes, keeps, marks and draws, and how it answers what cannot be asked."""
 
+import html
 import itertools
 import threading
 from dataclasses import replace
@@ -11,6 +12,7 @@ from PIL import Image
 from tiny import model, processor
 
 from medv.companion.explorer import lesson_widgets
+from medv.companion.explorer import looked as explorer_looked
 from medv.companion.explorer import view as explorer_view
 from medv.companion.explorer.session import Cancelled, Outcome, Session, Setting, compare, gallery, read_upload
 from medv.companion.explorer.view import explorer_figure
@@ -212,6 +214,52 @@ def test_a_pinned_answer_stays_beside_the_next(explorer):
     assert "forward 1 of" in explorer.canvas.value and f"forward 1 of {first.frames}" in explorer.pinned_canvas.value
     explorer.pin()
     assert explorer.pinned is None and explorer.right.layout.display == "none"
+
+
+def test_the_maps_are_of_the_words_of_the_answer_that_is_shown(explorer):
+    looked = explorer.looked
+    assert looked.button.disabled
+    explorer.answer()
+    explorer.wait()
+    looked.look()
+    looked.wait()
+    first = looked.page.value
+    words = [piece.split("</b>")[0] for piece in first.split('class="medv-look"')[1:] for piece in [piece.split("<b>")[1]]]
+    assert html.unescape("".join(words)) == explorer.outcome.answer.text.replace(" ", "")
+    assert first.count("data:image/png") == 1 + len(words) and "nats" in first
+    explorer.fields["steps"].value = 2
+    explorer.answer()
+    explorer.wait()
+    assert looked.page.value == "", "another answer has no maps yet"
+    explorer.fields["steps"].value = 16
+    assert looked.page.value == first, "and those of the first are kept"
+
+
+def test_maps_can_be_stopped_and_a_failure_is_told(explorer, monkeypatch):
+    explorer.answer()
+    explorer.wait()
+    looked, reached, go = explorer.looked, threading.Event(), threading.Event()
+    real = explorer_looked.attribute
+
+    def slow(*args, on_step, **options):
+        def told(*counts):
+            reached.set()
+            assert go.wait(30)
+            on_step(*counts)
+
+        return real(*args, on_step=told, **options)
+
+    monkeypatch.setattr(explorer_looked, "attribute", slow)
+    looked.look()
+    assert reached.wait(30)
+    looked.look()
+    go.set()
+    looked.wait()
+    assert looked.page.value == "" and not looked.kept
+    monkeypatch.setattr(explorer_looked, "attribute", lambda *_, **__: 1 / 0)
+    looked.look()
+    looked.wait()
+    assert "ZeroDivisionError" in looked.page.value and "medv-error" in looked.page.value
 
 
 def test_another_picture_or_setting_has_runs_of_its_own(explorer):

@@ -78,7 +78,7 @@ def drawn_state(seed: int, *, words: int = 3, ties: bool = False, steps_left: in
         response=integers(words, ROWS, LENGTH).masked_fill(masked, MASK),
         masked=masked,
         masks=open_here.sum(dim=1),
-        masks_after=4,
+        masks_after=torch.full((ROWS,), 4),
         step=int(integers(3, 1)),
         steps_left=left,
         forwards_left=left + 2,

@@ -21,18 +21,24 @@ def sample_response(
     mask_token_id: int,
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
+    response: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Responses [B, L] to prompts [B, P] int64: L = gen_length tokens in blocks of B = block_length, with Z = steps forwards.
 
     `denoise` is the mask predictor and must never predict the mask itself; `generator` gives the noise of a temperature
-    above 0.
+    above 0; `response` [B, L] holds masks and tokens that stay (infilling).
     """
     width = prompt.shape[1]
-    response = prompt.new_full((len(prompt), gen_length), mask_token_id)
-    canvas = torch.cat([prompt, response], dim=1)  # fully masked
+    if response is None:
+        response = prompt.new_full((len(prompt), gen_length), mask_token_id)  # fully masked
+    canvas = torch.cat([prompt, response], dim=1)
     for start in range(width, width + gen_length, block_length):  # semi-autoregressive: left to right
         block = slice(start, start + block_length)
-        for count in transfer_counts(block_length, steps * block_length // gen_length):  # Z B / L forwards
+        masks = (canvas[:, block] == mask_token_id).sum(dim=1).tolist()
+        counts = [transfer_counts(each, steps * block_length // gen_length) for each in masks]  # Z B / L forwards
+        for count in prompt.new_tensor(counts).T:
+            if not count.any():
+                break
             tokens, confidence = predict(denoise(canvas, block), temperature, generator)  # [B, K] each
             confidence = confidence.masked_fill(canvas[:, block] != mask_token_id, -torch.inf)  # written tokens stay
             unmasked = top_positions(confidence, count)  # the others are remasked

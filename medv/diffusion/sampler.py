@@ -17,6 +17,7 @@ import torch
 from medv.diffusion.blockwise import Denoiser, SamplerOutput
 from medv.diffusion.config import SamplerConfig
 from medv.diffusion.corruption import noise_generator
+from medv.diffusion.infilling import fixed_events, given_response, open_positions
 from medv.diffusion.revision import RevisionState
 from medv.diffusion.schedules import FixedSchedule, StepState, best_candidates, choose
 from medv.diffusion.trace import COMMIT, REMASK, Event, Events, Trace, drain
@@ -55,17 +56,20 @@ def stream(
     mask_token_id: int,
     fill_token_id: int,
     row_indices: Sequence[int] | None = None,
+    response: torch.Tensor | None = None,
     tell: bool = True,
 ) -> Generator[Events, None, SamplerOutput]:
     """Sample one response per row of `prompt` [B, P] int64 (left-padded; the denoiser handles the padding).
 
     Yields the events of each forward as it happens and returns the output. Reporting events makes the host wait for the
     device at each forward; `tell=False` yields empty tuples instead. `row_indices` names the rows for the random draws
-    (default 0 .. B-1), so that a row draws the same alone and in a batch.
+    (default 0 .. B-1), so that a row draws the same alone and in a batch. `response` [B, L] int64 holds the mask token at open
+    positions and any other token at fixed ones, see `medv.diffusion.infilling`; default: all open.
     """
     started = time.perf_counter()
     indices = range(len(prompt)) if row_indices is None else row_indices
-    call = _Call(denoise, prompt, config, mask_token_id, [noise_generator(config.seed, 0, index) for index in indices])
+    given = given_response(response, prompt, config, mask_token_id)
+    call = _Call(denoise, prompt, config, mask_token_id, [noise_generator(config.seed, 0, index) for index in indices], given)
     reported = 0
     for block in range(config.blocks):
         for _ in call.fill_block(slice(block * config.block_length, (block + 1) * config.block_length)):
@@ -85,7 +89,7 @@ def stream(
         forwards=call.forwards.tolist(),
         seconds=time.perf_counter() - started,
         finish_reason=["stop" if length < config.gen_length else "length" for length in lengths],
-        trace=Trace(_events(call.events), config.gen_length, mask_token_id),
+        trace=Trace(_events(call.events), config.gen_length, mask_token_id, fixed_events(given, mask_token_id)),
     )
 
 
@@ -99,7 +103,10 @@ class _Batch:
     is_open: torch.Tensor  # [B'] bool: a position before the first stop token is masked
     forwards: torch.Tensor  # [B'] int64: network calls
     filling: torch.Tensor  # [B'] int64: steps, without those reserved for revision
-    fresh: torch.Tensor  # [B'] float32: sum over blocks of their mean entropy when all masked
+    opened: torch.Tensor  # [B', L] bool: positions that may be written
+    stops_from: torch.Tensor  # [B'] int64: no stop token is written before this position
+    begun: torch.Tensor  # [B'] int64: blocks that had an open position
+    fresh: torch.Tensor  # [B'] float32: sum over these of their mean entropy at the first forward
     score: torch.Tensor  # [B', L] float32: log-confidence at commit time
     taken_back: torch.Tensor  # [B', L] int64: how often
     generators: list[torch.Generator]
@@ -121,16 +128,22 @@ class _Call:
         config: SamplerConfig,
         mask_token_id: int,
         generators: list[torch.Generator],
+        given: torch.Tensor | None,
     ):
         rows, self.width = prompt.shape
-        response = prompt.new_full((rows, config.gen_length), mask_token_id)
+        self.stops = prompt.new_tensor(config.stop_tokens or ())
+        response = prompt.new_full((rows, config.gen_length), mask_token_id) if given is None else given
+        opened, stops_from = open_positions(response, mask_token_id, self.stops, config.min_length)
         self.batch = _Batch(
             rows=torch.arange(rows, device=prompt.device),
             canvas=torch.cat([prompt, response], dim=1),
-            masked=torch.ones_like(response, dtype=torch.bool),
-            is_open=torch.ones(rows, dtype=torch.bool, device=prompt.device),
+            masked=opened.clone(),
+            is_open=opened.any(dim=1),
             forwards=prompt.new_zeros(rows),
             filling=prompt.new_zeros(rows),
+            opened=opened,
+            stops_from=stops_from,
+            begun=prompt.new_zeros(rows),
             fresh=torch.zeros(rows, device=prompt.device),
             score=torch.zeros_like(response, dtype=torch.float32),
             taken_back=torch.zeros_like(response),
@@ -143,7 +156,8 @@ class _Call:
         more = config.temperature or config.cfg_scale or config.remasking == "random" or config.schedule.needs_entropy
         self.compiled = not self.plain and denoise.compiled and not more
         self.never = prompt.new_tensor(config.suppress_tokens or ())
-        self.stops = prompt.new_tensor(config.stop_tokens or ())
+        self.infills = given is not None
+        self.stopless = int(stops_from.amax()) if self.infills and rows else config.min_length
         self.penalty: torch.Tensor | None = None  # [V] -inf at suppressed ids
         self.step = 0
         self.events: list[tuple] = []
@@ -151,7 +165,8 @@ class _Call:
     def fill_block(self, here: slice) -> Generator[None]:
         """Write the positions `here` of the response in every row that is open; yields after each forward."""
         config = self.config
-        if isinstance(config.schedule, FixedSchedule) and not config.filters and config.revision is None:
+        plain = not (config.filters or config.revision or self.infills)
+        if isinstance(config.schedule, FixedSchedule) and plain:
             yield from self._fill_by_counts(here)
         else:
             yield from self._fill_by_state(here)
@@ -176,8 +191,9 @@ class _Call:
     def _fill_by_state(self, here: slice) -> Generator[None]:
         """The steps of a block whose number depends on the predictions, then those that the revision has reserved."""
         config, revision, began, step = self.config, self.config.revision, self.batch.is_open.clone(), 0
-        own, later = config.steps // config.blocks, (config.gen_length - here.stop) // config.block_length
+        own = config.steps // config.blocks
         reserved = revision.reserve(own) if revision else 0
+        self.batch.begun += self.batch.opened[:, here].any(dim=1)
 
         def pick(state: StepState) -> torch.Tensor:
             return choose(state, config.schedule, config.filters)
@@ -186,9 +202,10 @@ class _Call:
             batch = self.batch
             active = batch.masked[:, here].any(dim=1) & batch.is_open  # [B']
             total = config.steps - config.blocks * reserved - batch.filling
+            after = batch.opened[:, here.stop :].unflatten(1, (-1, config.block_length)).sum(dim=2)  # [B', later blocks]
             across = config.schedule.across_blocks
-            left = total - later if across else torch.full_like(total, own - reserved - step)
-            positions, written = self._advance(here, masks, pick, (step, left, total, config.gen_length - here.stop))
+            left = total - (after > 0).sum(dim=1) if across else torch.full_like(total, own - reserved - step)
+            positions, written = self._advance(here, masks, pick, (step, left, total, after.sum(dim=1)))
             batch.filling += active
             step += 1
             if revision:
@@ -202,7 +219,7 @@ class _Call:
             self._take_back(revision.after, here, began[:, None], step, reserved)
             if masks := self._open_masks(here):
                 left = torch.full_like(self.batch.filling, reserved - step)
-                self._advance(here, masks, pick, (step, left, left, 0))
+                self._advance(here, masks, pick, (step, left, left, torch.zeros_like(left)))
                 yield
 
     def _open_masks(self, here: slice) -> int:
@@ -214,12 +231,12 @@ class _Call:
         here: slice,
         left: int,
         pick: Callable[[StepState], torch.Tensor],
-        budget: tuple[int, torch.Tensor, torch.Tensor, int] | None,
+        budget: tuple[int, torch.Tensor, torch.Tensor, torch.Tensor] | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One forward; `pick` chooses what is written of the at most `left` open positions of the block.
 
-        budget: forwards the block has had, those it may still have [B'], those of it and all later blocks [B'], tokens of
-        the later blocks. Returns the positions in the response [B', K], ascending, and which of them were written.
+        budget: forwards the block has had, those it may still have [B'], those of it and all later blocks [B'], open positions
+        of the later blocks [B']. Returns the positions in the response [B', K], ascending, and which of them were written.
         """
         config, batch = self.config, self.batch
         positions = torch.arange(here.start, here.stop, device=batch.rows.device).expand(len(batch.rows), -1)  # [B', K]
@@ -230,7 +247,7 @@ class _Call:
         tokens, score, entropy = self._predict(here, positions, active)  # [B', K] each
         response, was_masked = batch.canvas[:, self.width :], batch.masked.gather(1, positions)
         may = was_masked & active[:, None] & (positions < _first_stop(response, batch.masked, self.stops)[:, None])
-        step, steps_left, forwards_left, masks_after = budget or (0, batch.filling, batch.filling, 0)
+        step, steps_left, forwards_left, masks_after = budget or (0, batch.filling, batch.filling, batch.filling)
         chosen = pick(
             StepState(
                 score=score,
@@ -246,7 +263,7 @@ class _Call:
                 steps_left=steps_left,
                 forwards_left=forwards_left,
                 entropy=entropy,
-                fresh_entropy=batch.fresh / (here.stop // config.block_length),
+                fresh_entropy=batch.fresh / batch.begun.clamp_min(1),
             )
         )
         response.scatter_(1, positions, torch.where(chosen, tokens, response.gather(1, positions)))
@@ -271,7 +288,7 @@ class _Call:
         """
         config, batch, entropy, tokens = self.config, self.batch, None, None
         columns = slice(self.width + here.start, self.width + here.stop)
-        no_stops_yet = len(self.stops) > 0 and here.start < config.min_length
+        no_stops_yet = len(self.stops) > 0 and here.start < self.stopless
         if self.compiled and not no_stops_yet:
             logits = self.denoise(batch.canvas, columns)
             if self.penalty is None:
@@ -287,11 +304,14 @@ class _Call:
         if len(self.never):
             logits.index_fill_(-1, self.never, -torch.inf)
         if no_stops_yet:
-            early = (positions < config.min_length)[..., None]
+            early = (positions < batch.stops_from[:, None])[..., None]
             logits.index_copy_(-1, self.stops, logits.index_select(-1, self.stops).masked_fill(early, -torch.inf))
         if config.schedule.needs_entropy:
             entropy = torch.special.entr(logits.softmax(dim=-1)).sum(dim=-1)  # [B', K]
-            batch.fresh += entropy.mean(dim=1) * (batch.masked[:, here].all(dim=1) & active)
+            masked = batch.masked.gather(1, positions)  # [B', K]
+            first = active & batch.masked[:, here].eq(batch.opened[:, here]).all(dim=1)
+            share = positions.shape[1] / masked.sum(dim=1).clamp_min(1)  # 1 where all are masked
+            batch.fresh += entropy.masked_fill(~masked, 0).mean(dim=1) * share * first
         places, shape = positions - here.start, (config.block_length, logits.shape[-1])
         if config.temperature > 0:
             # float64 on purpose: rounding in float32 Gumbel noise changes the distribution that is sampled (LLaDA's remark)
@@ -319,7 +339,8 @@ class _Call:
         tokens, score, written = response[:, here], batch.score[:, here], ~batch.masked[:, here]  # [B', K] each
         positions = torch.arange(here.start, here.stop, device=where.device).expand_as(tokens)
         before = positions < _first_stop(response, batch.masked, self.stops)[:, None]
-        allowed = written & before & where & (batch.taken_back[:, here] < self.config.revision.limit)
+        rarely = batch.taken_back[:, here] < self.config.revision.limit
+        allowed = written & batch.opened[:, here] & before & where & rarely
 
         def draw() -> torch.Tensor:
             return self._uniform(where.any(dim=1), score.shape[1:], torch.float32, positions - here.start)

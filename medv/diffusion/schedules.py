@@ -24,7 +24,7 @@ class StepState:
     [B, K] bool: may be written. candidates [B, K] bool: open and kept by the filters. entropy [B, K] float32: of the
     untempered distributions, in nats; None unless the schedule `needs_entropy`. fresh_entropy [B] float32: mean entropy of a
     position when its block was still all masks, over the blocks so far. response [B, L] int64 and masked [B, L] bool: the
-    canvas before this forward. masks [B] int64: masked positions of the block. masks_after: tokens of later blocks. step:
+    canvas before this forward. masks [B] int64: masked positions of the block. masks_after [B] int64: of later blocks. step:
     forwards this block has had. steps_left [B] int64: forwards it may still have, this one included. forwards_left [B] int64:
     the same for this block and all later ones together.
     """
@@ -37,7 +37,7 @@ class StepState:
     response: torch.Tensor
     masked: torch.Tensor
     masks: torch.Tensor
-    masks_after: int
+    masks_after: torch.Tensor
     step: int
     steps_left: torch.Tensor
     forwards_left: torch.Tensor

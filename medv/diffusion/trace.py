@@ -5,7 +5,7 @@ rendering lives in `medv.companion.figures`.
 """
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -13,8 +13,9 @@ from medv import limits
 from medv.artifacts import write_json
 from medv.reading import read_json
 
-COMMIT, REMASK = "commit", "remask"
+COMMIT, REMASK, FIXED = "commit", "remask", "fixed"
 FORMAT = "medv trace 1"
+PLACES = ("row", "position", "token")
 
 Result = TypeVar("Result")
 
@@ -50,11 +51,15 @@ def drain(steps: Generator[Events, None, Result], on_step: Callable[[Events], No
 
 @dataclass(frozen=True)
 class Trace:
-    """All events of one sampling call, in order of (step, row, position); a step's remasks come after its commits."""
+    """All events of one sampling call, in order of (step, row, position); a step's remasks come after its commits.
+
+    fixed: the tokens that stood there from the beginning, as events of step -1, of kind "fixed" and confidence 1.
+    """
 
     events: Events
     gen_length: int
     mask_token_id: int
+    fixed: Events = ()
 
     @property
     def commits(self) -> Events:
@@ -63,20 +68,23 @@ class Trace:
 
     def of_row(self, row: int) -> "Trace":
         """The events of one batch row."""
-        return Trace(tuple(event for event in self.events if event.row == row), self.gen_length, self.mask_token_id)
+        kept = {name: tuple(e for e in getattr(self, name) if e.row == row) for name in ("events", "fixed")}
+        return replace(self, **kept)
 
     def replay(self, step: int, row: int = 0) -> list[int]:
-        """The response ids of `row` after forward `step`, with the mask id at masked positions; step -1 is all masks."""
+        """The response ids of `row` after forward `step`, with the mask id at masked positions; step -1 is the beginning."""
         canvas = [self.mask_token_id] * self.gen_length
-        for event in self.events:
+        for event in (*self.fixed, *self.events):
             if event.row == row and event.step <= step:
-                canvas[event.position] = event.token if event.kind == COMMIT else self.mask_token_id
+                canvas[event.position] = self.mask_token_id if event.kind == REMASK else event.token
         return canvas
 
     def to_dict(self) -> dict:
-        """A JSON-able form: one list per column."""
+        """A JSON-able form: one list per column; "fixed" has columns of its own, where there are such tokens."""
         columns = {name: [getattr(event, name) for event in self.events] for name in Event._fields}
-        return {"gen_length": self.gen_length, "mask_token_id": self.mask_token_id, **columns}
+        fixed = {name: [getattr(event, name) for event in self.fixed] for name in PLACES}
+        sizes = {"gen_length": self.gen_length, "mask_token_id": self.mask_token_id}
+        return sizes | columns | ({"fixed": fixed} if self.fixed else {})
 
     @classmethod
     def from_dict(cls, value: dict) -> "Trace":
@@ -84,14 +92,19 @@ class Trace:
         if not isinstance(value, dict):
             raise ValueError(f"a trace is a mapping of columns, not {type(value).__name__}: pass what to_dict gave")
         names = {"gen_length", "mask_token_id", *Event._fields}
-        if set(value) != names:
+        if set(value) - {"fixed"} != names:
             raise ValueError(f"a trace has the keys {sorted(names)}, not {sorted(value)}: pass what to_dict gave")
         for name in ("gen_length", "mask_token_id"):
             limits.whole(name, value[name], 0)
-        columns = [value[name] for name in Event._fields]
-        if not all(isinstance(column, list | tuple) for column in columns) or len(set(map(len, columns))) > 1:
-            raise ValueError("the columns of a trace are lists of one length: pass what to_dict gave")
-        trace = cls(tuple(map(Event._make, zip(*columns, strict=True))), value["gen_length"], value["mask_token_id"])
+        fixed = value.get("fixed", dict.fromkeys(PLACES, ()))
+        if not isinstance(fixed, dict) or set(fixed) != set(PLACES):
+            raise ValueError(f"the fixed tokens of a trace have the columns {', '.join(PLACES)}: pass what to_dict gave")
+        trace = cls(
+            tuple(map(Event._make, _rows([value[name] for name in Event._fields]))),
+            value["gen_length"],
+            value["mask_token_id"],
+            tuple(Event(-1, *place, 1.0, FIXED) for place in _rows([fixed[name] for name in PLACES])),
+        )
         trace._check()
         return trace
 
@@ -113,8 +126,15 @@ class Trace:
     def _check(self) -> None:
         """Raise ValueError for an event that is not possible after those before it."""
         written, last = {}, 0
+        for event in self.fixed:
+            for name in PLACES:
+                limits.whole(name, getattr(event, name), 0)
+            if event.position >= self.gen_length:
+                raise ValueError(f"{event} cannot be: positions lie below gen_length {self.gen_length}")
+            written[event.row, event.position] = event.token
+        kept = set(written)
         for event in self.events:
-            for name in ("step", "row", "position", "token"):
+            for name in ("step", *PLACES):
                 limits.whole(name, getattr(event, name), 0)
             sure = event.confidence
             if isinstance(sure, bool) or not isinstance(sure, int | float) or not 0 <= sure <= 1:
@@ -125,9 +145,16 @@ class Trace:
                     f"{self.gen_length}, and the kind is {COMMIT!r} or {REMASK!r}"
                 )
             place, last = (event.row, event.position), event.step
-            if event.kind == REMASK and written.pop(place, None) != event.token:
+            if event.kind == REMASK and (place in kept or written.pop(place, None) != event.token):
                 raise ValueError(f"{event} takes back a token that does not stand there")
             if event.kind == COMMIT and place in written:
                 raise ValueError(f"{event} writes where a token stands already: it must be taken back first")
             if event.kind == COMMIT and event.token != self.mask_token_id:  # a preset can write the mask itself
                 written[place] = event.token
+
+
+def _rows(columns: list) -> list[tuple]:
+    """Columns as rows. Raises ValueError where they are no lists of one length."""
+    if not all(isinstance(column, list | tuple) for column in columns) or len(set(map(len, columns))) > 1:
+        raise ValueError("the columns of a trace are lists of one length: pass what to_dict gave")
+    return list(zip(*columns, strict=True))

@@ -15,6 +15,7 @@ from medv.diffusion import official, sampler
 from medv.diffusion.blockwise import BlockwiseConfig, Denoiser, SamplerOutput
 from medv.diffusion.caching import NO_CACHE
 from medv.diffusion.config import SamplerConfig
+from medv.diffusion.infilling import check_ids
 from medv.diffusion.official import LladaConfig, OfficialConfig, Uniform, join_outputs
 from medv.diffusion.trace import Events, drain
 from medv.model.decoding import decoder_for
@@ -39,6 +40,7 @@ class DiffusionGeneration:
         config: BlockwiseConfig,
         image_features: torch.Tensor | None = None,
         row_indices: list[int] | None = None,
+        response: torch.Tensor | None = None,
         uniform: Uniform | None = None,
         reference: bool = False,
         graphs: bool = False,
@@ -48,10 +50,12 @@ class DiffusionGeneration:
         """Answer left-padded prompts [B, P]: yields the events of each forward as it happens and returns the output.
 
         attention_mask [B, P], 1 = seen; pixel_values and image_layouts as in `forward`, or image_features [n, N, D] or [T', D]
-        in their place, which spare the vision tower. row_indices: names of the rows for the random draws. reference: compute
-        every position by `forward` instead of a `Decoder`. graphs: replay forwards as CUDA graphs; compiled: fuse what lies
+        in their place, which spare the vision tower. row_indices: names of the rows for the random draws. response [B, L]
+        int64: the answer with mask tokens at open positions, see `medv.diffusion.infilling`. reference: compute every position
+        by `forward` instead of a `Decoder`. graphs: replay forwards as CUDA graphs; compiled: fuse what lies
         between the matrix products (see `acceleration`). tell: `medv.diffusion.sampler.stream`.
-        An `OfficialConfig` or `LladaConfig` yields once, computes plainly, and takes its random draws from `uniform`.
+        An `OfficialConfig` or `LladaConfig` yields once, computes plainly, takes its random draws from `uniform`, and refuses a
+        response.
         """
         if attention_mask is not None and not attention_mask[:, -1].all():
             raise ValueError("a prompt is padded on its right: pad prompts on the left, as MedVProcessor does")
@@ -59,11 +63,13 @@ class DiffusionGeneration:
             image_features = self.model.get_image_features(pixel_values, image_layouts)
         settings = self.settings(config)
         ids = {"mask_token_id": self.config.mask_token_id, "fill_token_id": self.config.fill_token_id}
+        if response is not None:
+            self._check_response(response, settings)
         if not isinstance(settings, SamplerConfig):
             output = self._sample_as_published(input_ids, attention_mask, image_features, settings, **ids, uniform=uniform)
             yield output.trace.events
             return output
-        ids |= {"row_indices": row_indices, "tell": tell}
+        ids |= {"row_indices": row_indices, "response": response, "tell": tell}
         if reference:
             if config.cache != NO_CACHE:
                 raise ValueError(f"the reference has no cache, but the configuration asks for {config.cache}: leave it out")
@@ -96,6 +102,16 @@ class DiffusionGeneration:
             raise ValueError("CUDA graphs need a model on one CUDA device and no preset: leave them off")
         graphs = possible if graphs is None else graphs
         return {"graphs": graphs, "compiled": graphs and can_compile()}
+
+    def _check_response(self, response: torch.Tensor, settings: BlockwiseConfig) -> None:
+        """Raises ValueError for what no response can be with this vocabulary or this sampler."""
+        if not isinstance(settings, SamplerConfig):
+            raise ValueError(
+                f"the preset {settings.preset!r} cannot keep tokens of a response: take SamplerConfig(...) instead"
+            )
+        check_ids(response, len(self.get_input_embeddings().weight))
+        if (response == self.config.image_token_id).any():
+            raise ValueError("the response holds the placeholder of an image, which stands in prompts alone: leave it out")
 
     def _plain_denoiser(
         self, prompt: torch.Tensor, attention_mask: torch.Tensor | None, features: torch.Tensor | None

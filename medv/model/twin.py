@@ -40,6 +40,7 @@ class MedVTwinConfig(MedVConfig):
 
 
 # Settings of a sampler that the twin follows or that mean nothing to it.
+FREE = ("row_indices", "tell")
 FOLLOWED = ("gen_length", "block_length", "steps", "suppress_tokens", "stop_tokens", "min_length", "seed")
 
 
@@ -73,7 +74,7 @@ class MedVForCausalLM(MedVForMaskedDiffusion):
         There are no events and no random draws: the parent's row_indices and tell have no effect, and neither have block
         length, steps and seed. Any other setting or option of diffusion raises ValueError.
         """
-        refused = [name for name, value in options.items() if value and name not in ("row_indices", "tell")]
+        refused = [name for name, value in options.items() if value is not None and value is not False and name not in FREE]
         if refused:
             raise ValueError(f"the autoregressive twin has no option {', '.join(refused)}: leave it out")
         if config != SamplerConfig(**{name: getattr(config, name, None) for name in FOLLOWED}):

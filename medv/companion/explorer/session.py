@@ -73,12 +73,13 @@ class Setting:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run. picture: its name."""
+    """One run. picture: its name; image: what was asked about."""
 
     picture: str
     setting: Setting
     answer: Answer
     trace: Trace = field(repr=False)
+    image: Image.Image | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def parts(self) -> list[tuple[str, bool]]:
@@ -164,7 +165,7 @@ class Session:
         if (kept := self.found(picture, question, setting)) is not None:
             return kept
         answer, trace = self.answerer.ask(picture, question, setting.config(), on_step=on_step)
-        outcome = Outcome(name, setting, answer, trace)
+        outcome = Outcome(name, setting, answer, trace, picture)
         self.outcomes[_digest(picture), question, setting] = outcome
         return outcome
 

@@ -15,6 +15,7 @@ import ipywidgets as widgets
 from PIL import Image
 
 from medv.companion.explorer import view
+from medv.companion.explorer.looked import WhereItLooked
 from medv.companion.explorer.session import REVISIONS, Cancelled, Outcome, Session, Setting, gallery, read_upload
 from medv.companion.figures.lessons import questions_about
 from medv.companion.figures.traces import word_of
@@ -119,7 +120,9 @@ class Explorer(widgets.VBox):
         self.left = widgets.VBox([self.text, self.canvas], layout=half)
         self.right = widgets.VBox([self.pinned_text, self.pinned_canvas], layout={**half, "display": "none"})
         both = widgets.HBox([self.left, self.right], layout={"flex_flow": "row wrap", "grid_gap": "18px"})
-        return _part([self.drag, widgets.HBox([self.play, self.frame]), both, widgets.HTML(str(view.HTML.legend()))])
+        self.looked = WhereItLooked(self.session.answerer, self.word)
+        legend = widgets.HTML(str(view.HTML.legend()))
+        return _part([self.drag, widgets.HBox([self.play, self.frame]), both, legend, self.looked])
 
     # --- Actions of the user ---
 
@@ -292,6 +295,7 @@ class Explorer(widgets.VBox):
                 self.drag.value = outcome.setting.steps
             self.fields["steps"].value = outcome.setting.steps
         self.text.value = view.answer_html(outcome)
+        self.looked.show(outcome)
         self._show_frames()
         self._draw_chart()
 
