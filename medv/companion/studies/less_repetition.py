@@ -32,7 +32,7 @@ NODE = Node(
     "Less repetition at equal forwards",
     needs=("models/stage2",),
     makes=("answers/less_repetition",),
-    results=("less_repetition", "repetition_front"),
+    results=("less_repetition", "repetition_front", "less_repetition_oracle"),
     reads=("qa50",),
     may_read=("judge",),
     heavy=True,
@@ -156,6 +156,11 @@ def other_configs(profile: Profile) -> dict[str, SamplerConfig]:
     ways = {"linear, duplicate veto": {"filters": (DuplicateVeto(),)}, "soft window": {"schedule": SoftWindow()}}
     ways["soft window, phrase veto"] = {"schedule": SoftWindow(), "filters": (PhraseVeto(),)}
     return {f"{name}, {z} forwards": SamplerConfig(length, length, z, **how) for z in steps[:-1] for name, how in ways.items()}
+
+
+def oracle_ways() -> dict[str, dict]:
+    """What can be asked of the oracle of `studies.markov`, as options of `SamplerConfig`."""
+    return {BASE: {}, OURS: {"filters": (PhraseVeto(),)}, "soft window": {"schedule": SoftWindow()}}
 
 
 def ask_watched(profile: Profile, answerer: Answerer, asked: Mapping[int, Sequence[Example]]) -> pd.DataFrame:
