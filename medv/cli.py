@@ -111,9 +111,9 @@ def ask(
     from medv.data.images import open_image
     from medv.evaluation.templates import DESCRIBE
 
+    filling = sampling.filling(template, blank_tokens)
     config = sampling.config()
     watched, files = trace_targets(trace or ())
-    filling = sampling.filling(template, blank_tokens)
     if filling and question is None:
         question = DESCRIBE
     if filling and watched:

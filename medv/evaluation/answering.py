@@ -229,9 +229,12 @@ class Answerer:
         return [_best(each) for each in tried]
 
     def _filled(self, answer: Answer, trace: Trace, canvas: Canvas, template: str) -> FilledAnswer:
-        ids, sure = trace.replay(len(trace.events)), {event.position: event.confidence for event in trace.commits}
-        mean = sum(math.log(max(each, 1e-30)) for each in sure.values()) / len(sure)
-        parts = tuple((self.processor.tokenizer.decode(ids[start:stop]), blank) for start, stop, blank in canvas.parts)
+        written = {event.position: event for event in trace.commits}
+        mean = sum(math.log(max(event.confidence, 1e-30)) for event in written.values()) / len(written)
+        ids = [written[place].token if place in written else token for place, token in enumerate(canvas.ids)]
+        texts = [self.processor.tokenizer.decode(ids[start:stop]) for start, stop, _ in canvas.parts]
+        texts[0] = texts[0].lstrip()
+        parts = tuple((text, blank) for text, (*_, blank) in zip(texts, canvas.parts, strict=True))
         filled = tuple(text.strip() for text, blank in parts if blank)
         return FilledAnswer(**asdict(answer), template=template, filled=filled, confidence=math.exp(mean), parts=parts)
 
@@ -305,7 +308,8 @@ def _best(tried: Sequence[tuple[FilledAnswer, Trace]]) -> tuple[FilledAnswer, Tr
     """The filling of the highest confidence, with the cost of all."""
     answer, trace = max(tried, key=lambda made: made[0].confidence)
     cost = {name: sum(getattr(made, name) for made, _ in tried) for name in ("forwards", "seconds")}
-    return replace(answer, **cost), trace
+    alone = {name: tuple(event._replace(row=0) for event in getattr(trace, name)) for name in ("events", "fixed")}
+    return replace(answer, **cost), replace(trace, **alone)
 
 
 def with_stop(config: BlockwiseConfig, processor: MedVProcessor) -> BlockwiseConfig:

@@ -20,6 +20,7 @@ BLANK = re.compile(r"_{2,}")
 BLANK_TOKENS = 3
 """Tokens that a blank may have, where nothing else is asked for."""
 MOST_FILLINGS = 256
+FILLER = "x"
 DESCRIBE = "Describe the image in detail."
 """The question of a template that has none, as in the training on descriptions."""
 
@@ -44,16 +45,10 @@ class Template:
         if not BLANK.search(self.text):
             raise ValueError(f"the template {self.text!r} has no blank: write ____ where a word is to be filled in")
 
-    @property
-    def pieces(self) -> list[str]:
-        """The texts before, between and after the blanks; the space before a blank is left out."""
-        *before, last = BLANK.split(self.text.strip())
-        return [*(piece.removesuffix(" ") for piece in before), last]
-
     def sizes(self, most: int = BLANK_TOKENS) -> list[tuple[int, ...]]:
         """All numbers of tokens for the blanks, from 1 to `most` each. Raises ValueError where they are too many to try."""
         limits.whole("blank_tokens", most, 1)
-        blanks = len(self.pieces) - 1
+        blanks = len(BLANK.findall(self.text))
         if most**blanks > MOST_FILLINGS:
             raise ValueError(
                 f"the template has {blanks} blanks of 1 to {most} tokens, {most**blanks} fillings to try, more than "
@@ -62,14 +57,31 @@ class Template:
         return list(product(range(1, most + 1), repeat=blanks))
 
     def canvas(self, tokenizer: "PreTrainedTokenizerBase", sizes: tuple[int, ...]) -> Canvas:
-        """The template with so many tokens in each blank."""
+        """The template with so many tokens in each blank. Raises ValueError for a blank inside a word."""
         special, ids, parts = SpecialTokens.of(tokenizer), [], []
-        for piece, size in zip(self.pieces, (*sizes, 0), strict=True):
-            for tokens, blank in (
-                (tokenizer.encode(without_special(piece), add_special_tokens=False), False),
-                ([special.mask] * size, True),
-            ):
-                if tokens:
-                    parts.append((len(ids), len(ids) + len(tokens), blank))
-                    ids += tokens
+        fixed = self._fixed_ids(tokenizer)
+        for tokens, size in zip(fixed, (*sizes, 0), strict=True):
+            for some, blank in ((tokens, False), ([special.mask] * size, True)):
+                if some:
+                    parts.append((len(ids), len(ids) + len(some), blank))
+                    ids += some
         return Canvas((*ids, special.end_of_turn), tuple(parts))
+
+    def _fixed_ids(self, tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
+        """The ids before, between and behind the blanks, as in the text with a letter in each blank."""
+        plain, spans = "", []
+        *before, last = BLANK.split(without_special(self.text).strip())
+        for piece in before:
+            plain += piece
+            spans.append((len(plain.removesuffix(" ")), len(plain) + 1))
+            plain += FILLER
+        coded = tokenizer(plain + last, add_special_tokens=False, return_offsets_mapping=True)
+        ids: list[list[int]] = [[] for _ in range(len(spans) + 1)]
+        for token, (start, stop) in zip(coded["input_ids"], coded["offset_mapping"], strict=True):
+            place = sum(end <= start for _, end in spans)  # blanks that lie before the token
+            begin, end = spans[place] if place < len(spans) else (stop, stop)
+            if stop <= begin:
+                ids[place].append(token)
+            elif start < begin or stop > end:
+                raise ValueError(f"a blank of the template {self.text!r} stands inside a word: put spaces around it")
+        return ids

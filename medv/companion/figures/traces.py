@@ -75,7 +75,8 @@ class Cell:
     """One position of the canvas after some forward.
 
     state: "open" (masked), "fixed" (given), "written", "fresh" (by the last forward), "lost" (taken back by it); token:
-    None where open; confidence: when it was written; taken: how often it was taken back so far; forward: of its last event, from 1.
+    None where open; confidence: when it was written; taken: how often it was taken back so far; forward: of its last
+    event, from 1.
     """
 
     state: str = "open"
