@@ -40,6 +40,9 @@ class Sampling:
     schedule: Annotated[str, typer.Option(help="How many predictions a forward writes, and which:")] = "linear"
     filter: Annotated[str, typer.Option(help="Predictions that wait, against repetition (phrases): none,")] = "none"
     cache: Annotated[str, typer.Option(help="Keys and values kept between forwards:")] = "none"
+    length: Annotated[str, typer.Option(help="canvas fills it or stops early; auto chooses the end of an answer first.")] = (
+        "canvas"
+    )
     preset: Annotated[str, typer.Option(help="medv, or official: the reference's own sampler, one question at a time.")] = (
         "medv"
     )
@@ -54,6 +57,7 @@ class Sampling:
         from medv.diffusion.caching import cache_named
         from medv.diffusion.config import SamplerConfig
         from medv.diffusion.filters import filters_named
+        from medv.diffusion.length import length_named
         from medv.diffusion.schedules import schedule_named
 
         settings = {"temperature": self.temperature, "seed": self.seed}
@@ -61,13 +65,13 @@ class Sampling:
             given = getattr(self, name)
             settings[name] = getattr(get_profile(self.profile).describe, name) if given is None else given
         how = {"schedule": schedule_named(self.schedule), "cache": cache_named(self.cache)}
-        how |= {"filters": filters_named(self.filter)}
+        how |= {"filters": filters_named(self.filter), "length": length_named(self.length)}
         if self.preset not in SAMPLERS:
             raise ValueError(f"unknown preset {self.preset!r}: use one of {', '.join(SAMPLERS)}")
         if self.preset != "official":
             return SamplerConfig(**settings, **how)
-        if (self.schedule, self.filter, self.cache) != ("linear", "none", "none"):
-            raise ValueError("the preset 'official' has no schedule, no filter and no cache: leave them out")
+        if (self.schedule, self.filter, self.cache, self.length) != ("linear", "none", "none", "canvas"):
+            raise ValueError("the preset 'official' has no schedule, no filter, no cache and no length: leave them out")
         return SamplerConfig.official(**settings)
 
     def filling(self, template: str | None, blank_tokens: int | None) -> dict[str, Any]:

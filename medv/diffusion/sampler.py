@@ -17,7 +17,8 @@ import torch
 from medv.diffusion.blockwise import Denoiser, SamplerOutput
 from medv.diffusion.config import SamplerConfig
 from medv.diffusion.corruption import noise_generator
-from medv.diffusion.infilling import fixed_events, given_response, open_positions
+from medv.diffusion.infilling import fixed_events, open_positions
+from medv.diffusion.length import beginning
 from medv.diffusion.revision import RevisionState
 from medv.diffusion.schedules import FixedSchedule, StepState, best_candidates, choose
 from medv.diffusion.trace import COMMIT, REMASK, Event, Events, Trace, drain
@@ -68,7 +69,7 @@ def stream(
     """
     started = time.perf_counter()
     indices = range(len(prompt)) if row_indices is None else row_indices
-    given = given_response(response, prompt, config, mask_token_id)
+    given, spent = beginning(denoise, prompt, config, response, mask_token_id, fill_token_id)
     call = _Call(denoise, prompt, config, mask_token_id, [noise_generator(config.seed, 0, index) for index in indices], given)
     reported = 0
     for block in range(config.blocks):
@@ -86,7 +87,7 @@ def stream(
     return SamplerOutput(
         sequences=call.canvas.masked_fill(beyond, fill_token_id),
         lengths=lengths,
-        forwards=call.forwards.tolist(),
+        forwards=[count + spent for count in call.forwards.tolist()],
         seconds=time.perf_counter() - started,
         finish_reason=["stop" if length < config.gen_length else "length" for length in lengths],
         trace=Trace(_events(call.events), config.gen_length, mask_token_id, fixed_events(given, mask_token_id)),

@@ -124,7 +124,7 @@ def overlay_figure(shown: Sequence[tuple[Image.Image, np.ndarray, str, np.ndarra
             if mask is not None:
                 ax.contour(mask, levels=[0.5], colors="white", linewidths=1.6, zorder=4)
                 ax.contour(mask, levels=[0.5], colors="black", linewidths=0.8, linestyles="dashed", zorder=5)
-            text = f"{textwrap.fill(caption, 44)}\nlargest drop {drops.max():+.2f} nats"
+            text = f"{textwrap.fill(caption, 44)}\nlargest drop {drops.max():+.2g} nats"
             style = {"ha": "center", "va": "top", "fontsize": 8, "parse_math": False}
             ax.text(0.5, -0.03, text, transform=ax.transAxes, **style)
         fig.suptitle(title, fontsize=11, fontweight="bold")
