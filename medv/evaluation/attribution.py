@@ -8,7 +8,8 @@ of the answer, without a cache. Log-probabilities are those of the model, withou
 A region is hidden in one of two ways. "pixels": it is flattened to its own mean color before the vision tower, which takes away
 what is drawn there and adds no patch that could be taken for a finding. "tokens": after the tower, the visual tokens that look
 at it are replaced by the mean of all others; what the tower has carried from there to its neighbors stays. On validation
-phantoms of the tiny model the first lands on the lesion more often (notebook 42 shows both), so it is the default.
+phantoms of the tiny model the first lands on the lesion more often (notebook 42 shows both), so it is the default; the own mean
+color was chosen there, too, before that of the surroundings, that of the rest of the picture, gray, and noise.
 """
 
 from collections.abc import Callable, Iterable
