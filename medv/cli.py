@@ -15,6 +15,7 @@ from medv.commands.console import (
     console,
     errors,
     escape_unencodable,
+    filled_text,
     flush_output,
     print_json,
     print_mapping,
@@ -82,7 +83,9 @@ def reproduce(
 @report_errors
 def ask(
     image: Annotated[Path, typer.Argument(help="PNG, JPEG or DICOM.")],
-    question: Annotated[str, typer.Argument(help="A question about the image.")],
+    question: Annotated[
+        str | None, typer.Argument(help="A question about the image; with --template by default for a description.")
+    ] = None,
     model: Annotated[
         Path | None, typer.Option(help="A folder of a model or of LoRA adapters; default: the bundled tiny model.")
     ] = None,
@@ -95,14 +98,28 @@ def ask(
             "terminal (not with --json or into a pipe); repeatable."
         ),
     ] = None,
+    template: Annotated[
+        str | None, typer.Option(help='A sentence to complete: "There is a ____ in the ____ lung."; two or more _ are a blank.')
+    ] = None,
+    blank_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a blank: 1 to this number are tried, the surest is kept; default: 3.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Answer a question about one image."""
+    """Answer a question about one image, or fill the blanks of a sentence about it."""
     from medv.companion.figures.traces import TerminalView, trace_targets, word_of, write_trace
     from medv.data.images import open_image
+    from medv.evaluation.templates import DESCRIBE
 
+    filling = sampling.filling(template, blank_tokens)
     config = sampling.config()
     watched, files = trace_targets(trace or ())
+    if filling and question is None:
+        question = DESCRIBE
+    if filling and watched:
+        raise ValueError("the blanks are filled in several ways, which no terminal shows: give --trace a file")
+    if question is None:
+        raise ValueError('there is no question: give one, or a sentence to complete (--template "There is a ____ here.")')
     if not question.strip():
         raise ValueError("the question is empty: ask something about the image")
     question.encode()  # half of a character, as a shell of another encoding gives it, is refused here
@@ -116,13 +133,13 @@ def ask(
     word = word_of(answerer.processor.tokenizer)
     watched = watched and not as_json and console.is_terminal
     with TerminalView(console, config.gen_length, word) if watched else nullcontext() as on_step:
-        answer, recorded = answerer.ask(picture, question, config, on_step=on_step)
+        answer, recorded = answerer.ask(picture, question, config, on_step=on_step, **filling)
     for file in files:
         write_trace(file, recorded, word, question=question, answer=answer.text, picture=picture)
     if as_json:
         print_json(answer.to_dict())
         return
-    console.print(answer.text or "(an empty answer)")
+    console.print(filled_text(answer.parts) if filling else answer.text or "(an empty answer)")
     if model is not None and untrained_projector(model):
         say("the projector of this model is untrained, so the image says nothing yet: train it with `medv train align`")
     if model is None:

@@ -32,7 +32,7 @@ from medv.cli import app
 from medv.companion.reproduction.registry import EXHIBITS
 from medv.intervals import NOT_MEASURED
 
-DRAWN = {"phantoms", "loss_weights", "table8", "audit_gaming"}  # lessons about phantoms, and counts beside the real sets
+DRAWN = {"phantoms", "loss_weights", "table8", "audit_gaming", "pointing"}  # about phantoms, and counts beside the real sets
 ANYWHERE = {"corruption", "table6", "table7", "table8", "audit"}  # the same at every profile: formulas, recipes, counts
 DATA = Path(os.environ.get("MEDV_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 ROWS, WIDTH, LAYERS = 126_464, 32, 2

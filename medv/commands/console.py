@@ -10,7 +10,7 @@ import os
 import reprlib
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Any
 
@@ -133,6 +133,11 @@ def flush_output() -> None:
 def print_json(value: Any) -> None:
     """Print a result as one line of JSON in ASCII, which any terminal and any pipe can take."""
     print(json.dumps(value))
+
+
+def filled_text(parts: Iterable[tuple[str, bool]]) -> Text:
+    """Pieces of a text, each with whether it was filled in; those are marked where the terminal can."""
+    return Text.assemble(*((piece, "bold underline" if filled else "") for piece, filled in parts))
 
 
 def print_mapping(title: str, mapping: dict, as_json: bool) -> None:

@@ -74,6 +74,25 @@ class Sampling:
             raise ValueError("the preset 'official' has no schedule, no filter, no cache and no length: leave them out")
         return SamplerConfig.official(**settings)
 
+    def filling(self, template: str | None, blank_tokens: int | None) -> dict[str, Any]:
+        """The options of `Answerer.ask` for a template; none without one.
+
+        Raises ValueError where a template has no blank, its length is given too, or tokens for blanks that are not there.
+        """
+        from medv.evaluation.templates import BLANK_TOKENS, Template
+
+        if template is None and blank_tokens is None:
+            return {}
+        if template is None:
+            raise ValueError("--blank-tokens is for the blanks of a --template: give one, or leave it out")
+        blank_tokens = BLANK_TOKENS if blank_tokens is None else blank_tokens
+        given = [f"--{name}" for name in ("gen_length", "block_length") if getattr(self, name) is not None]
+        if given:
+            raise ValueError(f"a template sets the length of the answer: leave {' and '.join(given).replace('_', '-')} out")
+        Template(template).sizes(blank_tokens)
+        template.encode()  # half of a character, as a shell of another encoding gives it, is refused here
+        return {"template": template, "blank_tokens": blank_tokens}
+
     def answerer(self, folder: Path | None):
         """The Answerer of a model folder; None is the bundled tiny model."""
         from medv.checkpoints.bundled import bundled

@@ -4,6 +4,7 @@ Each example of a batch keeps its own index for the random draws, so an answer d
 (beyond the last bits of floating point).
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
@@ -22,6 +23,7 @@ from medv.diffusion.blockwise import BlockwiseConfig
 from medv.diffusion.config import SamplerConfig
 from medv.diffusion.official import OfficialConfig
 from medv.diffusion.trace import Events, Trace, drain
+from medv.evaluation.templates import BLANK_TOKENS, Canvas, Template
 from medv.model.devices import computes_on, device_named
 from medv.model.looks import Looks, joined
 from medv.model.modeling import MedVForMaskedDiffusion
@@ -45,6 +47,18 @@ class Answer:
     def to_dict(self) -> dict:
         """A JSON-able copy."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class FilledAnswer(Answer):
+    """A template with its blanks filled. filled: the words of the blanks; confidence: the geometric mean of that of their
+    tokens; parts: the text cut into (piece, whether it was filled in). forwards and seconds are those of all fillings tried.
+    """
+
+    template: str
+    filled: tuple[str, ...]
+    confidence: float
+    parts: tuple[tuple[str, bool], ...]
 
 
 @dataclass
@@ -101,20 +115,45 @@ class Answerer:
         config: BlockwiseConfig,
         *,
         on_step: Callable[[Events], None] | None = None,
+        template: str | None = None,
+        blank_tokens: int = BLANK_TOKENS,
+        response: Sequence[int] | None = None,
     ) -> tuple[Answer, Trace]:
         """One answer and how it was unmasked; `on_step` is called with the events of each forward as it happens.
 
-        Raises ValueError for an empty question and one that is too long.
+        template: a text whose blanks are filled, see `fill`; it gives a `FilledAnswer` and takes no `on_step`. response: L
+        token ids with the mask at open positions. Raises ValueError for an empty question and one that is too long.
         """
         if not question.strip():
             raise ValueError("the question is empty: ask something about the image")
         source = (lambda: image) if isinstance(image, Image.Image) else image
-        return self._answer_batch([Example("ask", source, (Turn("user", question),))], config, [0], on_step=on_step)[0]
+        examples = [Example("ask", source, (Turn("user", question),))]
+        if template is None:
+            return self._answer_batch(examples, config, [0], on_step=on_step, responses=response and [response])[0]
+        if on_step is not None or response is not None:
+            raise ValueError(
+                "a template is filled in several ways, so that no single one can be watched or given: leave that out"
+            )
+        return self.fill(examples, [template], config, blank_tokens=blank_tokens)[0]
 
     def answer(
-        self, examples: Sequence[Example], config: BlockwiseConfig, *, batch_size: int = 50, quiet: bool = False, **options
+        self,
+        examples: Sequence[Example],
+        config: BlockwiseConfig,
+        *,
+        batch_size: int = 50,
+        quiet: bool = False,
+        templates: Sequence[str] | None = None,
+        blank_tokens: int = BLANK_TOKENS,
+        **options,
     ) -> list[Answer]:
-        """Answer the first question of every example, in order, with a progress bar; options as in `stream`."""
+        """Answer the first question of every example, in order, with a progress bar; options as in `stream`.
+
+        templates: texts whose blanks are filled instead, one for each example, see `fill`.
+        """
+        if templates is not None:
+            how = {"blank_tokens": blank_tokens, "batch_size": batch_size, **options}
+            return [answer for answer, _ in self.fill(examples, templates, config, **how)]
         answers = []
         with tqdm(total=len(examples), desc="answers", unit="question", disable=quiet) as bar:
             for batch in self.stream(examples, config, batch_size=batch_size, **options):
@@ -151,13 +190,68 @@ class Answerer:
             rows = list(range(first_index + start, first_index + start + len(batch)))
             yield self._answer_batch(batch, config, rows, looks)
 
-    def inputs(self, examples: Sequence[Example], looks: Looks | None = None) -> dict[str, torch.Tensor]:
-        """The inputs of `model.generate` for the first question of every example, on the model's device."""
+    def fill(
+        self,
+        examples: Sequence[Example],
+        templates: Sequence[str],
+        config: BlockwiseConfig,
+        *,
+        blank_tokens: int = BLANK_TOKENS,
+        batch_size: int = 50,
+        first_index: int = 0,
+        looks: Looks | None = None,
+    ) -> list[tuple[FilledAnswer, Trace]]:
+        """Fill the blanks of one template for each example: the answers, and how the kept filling of each was unmasked.
+
+        Each blank gets 1 to `blank_tokens` tokens, in all ways, and the filling of the highest mean log-confidence is kept, of
+        equals the shortest. The template and the end of turn behind it are the canvas, in one block; `config` gives the rest,
+        its steps as the forwards that a filling may take. Raises ValueError for a template without a blank.
+        """
+        if not isinstance(config, SamplerConfig):
+            raise ValueError(f"the preset {config.preset!r} cannot keep the words of a template: leave the preset out")
+        if config.remasking == "random" and blank_tokens > 1:
+            raise ValueError("random remasking has no confidence by which fillings can be compared: set blank_tokens to 1")
+        looks = looks or Looks(self.processor)
+        tried: list[list[tuple[FilledAnswer, Trace]]] = [[] for _ in examples]
+        by_length: dict[int, list[tuple[int, Canvas]]] = {}
+        for number, (_, text) in enumerate(zip(examples, templates, strict=True)):
+            for sizes in Template(text).sizes(blank_tokens):
+                canvas = Template(text).canvas(self.processor.tokenizer, sizes)
+                by_length.setdefault(len(canvas.ids), []).append((number, canvas))
+        for length, rows in sorted(by_length.items()):
+            sized = replace(config, gen_length=length, block_length=length, min_length=0)
+            for start in range(0, len(rows), batch_size):
+                numbers, canvases = zip(*rows[start : start + batch_size], strict=True)
+                batch, indices = [examples[number] for number in numbers], [first_index + number for number in numbers]
+                made = self._answer_batch(batch, sized, indices, looks, responses=[canvas.ids for canvas in canvases])
+                for number, canvas, (answer, trace) in zip(numbers, canvases, made, strict=True):
+                    tried[number].append((self._filled(answer, trace, canvas, templates[number]), trace))
+        return [_best(each) for each in tried]
+
+    def _filled(self, answer: Answer, trace: Trace, canvas: Canvas, template: str) -> FilledAnswer:
+        written = {event.position: event for event in trace.commits}
+        mean = sum(math.log(max(event.confidence, 1e-30)) for event in written.values()) / len(written)
+        ids = [written[place].token if place in written else token for place, token in enumerate(canvas.ids)]
+        texts = [self.processor.tokenizer.decode(ids[start:stop]) for start, stop, _ in canvas.parts]
+        texts[0] = texts[0].lstrip()
+        parts = tuple((text, blank) for text, (*_, blank) in zip(texts, canvas.parts, strict=True))
+        filled = tuple(text.strip() for text, blank in parts if blank)
+        return FilledAnswer(**asdict(answer), template=template, filled=filled, confidence=math.exp(mean), parts=parts)
+
+    def inputs(
+        self, examples: Sequence[Example], looks: Looks | None = None, begun: Sequence[Sequence[int]] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """The inputs of `model.generate` for the first question of every example, on the model's device.
+
+        begun: token ids that an answer begins with, for each example; they end the prompt.
+        """
         if len({example.image is None for example in examples}) > 1:
             raise ValueError("a batch mixes questions with and without an image: answer them in two calls")
         looks = looks or Looks(self.processor, keep=0)
         counts, images = zip(*map(looks, examples), strict=True)
         prompts = [self._prompt(example.question, count) for example, count in zip(examples, counts, strict=True)]
+        if begun is not None:
+            prompts = [[*prompt, *ids] for prompt, ids in zip(prompts, begun, strict=True)]
         inputs = dict(self.processor.batch(prompts, None)) | joined(images)
         place = computes_on(self.model.get_input_embeddings())
         inputs = {name: tensor.to(place) for name, tensor in inputs.items()}
@@ -180,6 +274,7 @@ class Answerer:
         rows: list[int],
         looks: Looks | None = None,
         on_step: Callable[[Events], None] | None = None,
+        responses: Sequence[Sequence[int]] | None = None,
     ) -> list[tuple[Answer, Trace]]:
         model, config = self.model, with_stop(config, self.processor)
         was_training = model.training
@@ -188,6 +283,8 @@ class Answerer:
         self._check_length(inputs["input_ids"].shape[1], config)
         acceleration = model.acceleration(config, self.graphs)
         with torch.inference_mode():
+            if responses is not None:
+                inputs["response"] = inputs["input_ids"].new_tensor(responses)
             steps = model.stream(**inputs, config=config, row_indices=rows, tell=on_step is not None, **acceleration)
             output = drain(steps, on_step)
         model.train(was_training)
@@ -205,6 +302,14 @@ class Answerer:
             for row, example in enumerate(batch)
         ]
         return [(answer, output.trace.of_row(row)) for row, answer in enumerate(answers)]
+
+
+def _best(tried: Sequence[tuple[FilledAnswer, Trace]]) -> tuple[FilledAnswer, Trace]:
+    """The filling of the highest confidence, with the cost of all."""
+    answer, trace = max(tried, key=lambda made: made[0].confidence)
+    cost = {name: sum(getattr(made, name) for made, _ in tried) for name in ("forwards", "seconds")}
+    alone = {name: tuple(event._replace(row=0) for event in getattr(trace, name)) for name in ("events", "fixed")}
+    return replace(answer, **cost), replace(trace, **alone)
 
 
 def with_stop(config: BlockwiseConfig, processor: MedVProcessor) -> BlockwiseConfig:

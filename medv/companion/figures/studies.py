@@ -253,3 +253,32 @@ def length_figure(points: pd.DataFrame, title: str, *, asked: float, level: floa
         handles.append(Line2D([], [], color=MUTED, lw=1, ls=":", label="the references repeat"))
         fig.legend(handles=handles, loc="outside right center")
     return fig
+
+
+def repetition_front(points: pd.DataFrame, metrics: Mapping[str, str], title: str, *, score: str, best: str) -> Figure:
+    """Score against repetition, a row of panels per metric and a panel per number of forwards; up and left is better.
+
+    points: way, steps, score and the metrics (percent), and score_low, score_high around score_gap where compared. A line
+    marks the rows without steps: the references. best: the way drawn as a star.
+    """
+    ways, counts = list(dict.fromkeys(points.loc[points["steps"].notna(), "way"])), sorted(points["steps"].dropna().unique())
+    with theme():
+        fig, axes = new_figure(
+            3.3 * len(counts) + 1.5, 3.0 * len(metrics), nrows=len(metrics), ncols=len(counts), squeeze=False
+        )
+        for (metric, steps), ax in zip(product(metrics, counts), axes.flat, strict=True):
+            for row in points[points["steps"] == steps].itertuples():
+                marker, size = ("*", 150) if row.way == best else ("o", 40)
+                place = ways.index(row.way)
+                ax.scatter(
+                    getattr(row, metric), row.score, size, color=PALETTE[place % len(PALETTE)], marker=marker, label=row.way
+                )
+            for natural in points.loc[points["steps"].isna(), metric]:
+                ax.axvline(natural, color=MUTED, ls="--", lw=1)
+            ax.set(title=f"Z = {steps:.0f}", xlabel=f"{metrics[metric]} (%)", ylabel=score)
+            ax.set_xlim(left=0)
+        found = dict(zip(*reversed(axes.flat[0].get_legend_handles_labels()), strict=True))
+        found["references"] = Line2D([], [], color=MUTED, ls="--", lw=1)
+        fig.legend(found.values(), found.keys(), loc="outside right center")
+        fig.suptitle(title, fontsize=11, fontweight="bold")
+    return fig

@@ -1,6 +1,6 @@
 // Plays a trace: frame k is the canvas after k forwards. Words are set as text, never as markup.
 (() => {
-  const { length, events } = JSON.parse(document.getElementById("data").textContent);
+  const { length, events, fixed } = JSON.parse(document.getElementById("data").textContent);
   const [play, back, next, slider, speed, status, canvas, timeline] =
     ["play", "back", "next", "slider", "speed", "status", "canvas", "timeline"].map((id) => document.getElementById(id));
   const forwards = events.length ? events[events.length - 1][0] + 1 : 0;
@@ -11,6 +11,7 @@
   // Each cell is as wide as its widest word from the start, so that nothing moves while it plays.
   const widest = Array(length).fill("");
   for (const [, position, , word] of events) if (word.length > widest[position].length) widest[position] = word;
+  for (const [position, word] of fixed) widest[position] = word;
   const cells = widest.map((word) => {
     const cell = document.createElement("span"), size = document.createElement("span"), text = document.createElement("span");
     size.className = "size";
@@ -38,6 +39,7 @@
   function show(wanted) {
     frame = Math.min(Math.max(wanted, 0), forwards);
     const places = Array.from({ length }, () => ({ word: "", sure: 0, taken: 0, step: -1, lost: false }));
+    for (const [position, word] of fixed) Object.assign(places[position], { word, sure: 1, step: -2, open: false, fixed: true });
     let written = 0;
     for (const [step, position, wrote, word, sure] of events) {
       if (step >= frame) break;
@@ -47,18 +49,18 @@
       written += wrote ? 1 : -1;
       Object.assign(place, { word: wrote || place.lost ? word : "", sure, step, open: !wrote });
     }
-    places.forEach(({ word, sure, taken, step, lost, open = true }, i) => {
+    places.forEach(({ word, sure, taken, step, lost, open = true, fixed = false }, i) => {
       const { cell, text } = cells[i];
       text.textContent = word.trim() || word;
       cell.className = "cell";
       for (const [name, on] of Object.entries({
-        open, lost, never: !widest[i], word: widest[i].startsWith(" "),
+        open, lost, fixed, never: !widest[i], word: widest[i].startsWith(" "),
         fresh: !open && step === frame - 1, again: !open && taken > 0,
       })) cell.classList.toggle(name, on);
       cell.style.setProperty("--sure", percent(sure));
       const history = taken ? `, taken back ${taken} time${taken > 1 ? "s" : ""}` : "";
       cell.title = `position ${i}: ` +
-        (open ? `masked${history}` : `written by forward ${step + 1}, confidence ${sure.toFixed(3)}${history}`);
+        (fixed ? "given" : open ? `masked${history}` : `written by forward ${step + 1}, confidence ${sure.toFixed(3)}${history}`);
     });
     bars.forEach((bar, i) => bar.classList.toggle("done", i < frame));
     const taken = places.reduce((sum, place) => sum + place.taken, 0);

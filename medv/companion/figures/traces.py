@@ -74,8 +74,9 @@ def printable(text: str) -> str:
 class Cell:
     """One position of the canvas after some forward.
 
-    state: "open" (masked), "written", "fresh" (by the last forward), "lost" (taken back by it); token: None where open;
-    confidence: when it was written; taken: how often it was taken back so far; forward: of its last event, from 1.
+    state: "open" (masked), "fixed" (given), "written", "fresh" (by the last forward), "lost" (taken back by it); token:
+    None where open; confidence: when it was written; taken: how often it was taken back so far; forward: of its last
+    event, from 1.
     """
 
     state: str = "open"
@@ -85,9 +86,11 @@ class Cell:
     forward: int = 0
 
 
-def cells(events: Sequence[Event], gen_length: int, frame: int) -> list[Cell]:
-    """The canvas after `frame` forwards of the events of one row; 0 is all masks."""
+def cells(events: Sequence[Event], gen_length: int, frame: int, fixed: Sequence[Event] = ()) -> list[Cell]:
+    """The canvas after `frame` forwards of the events of one row; 0 is all masks, but for the `fixed` tokens of its trace."""
     canvas = [Cell()] * gen_length
+    for event in fixed:
+        canvas[event.position] = Cell("fixed", event.token, event.confidence)
     for event in events:
         if event.step >= frame:
             break
@@ -116,17 +119,17 @@ def write_trace(
     path = Path(path)
     trace_targets([str(path)])
     if path.suffix == ".json":
-        words = {str(token): word(token) for token in sorted({event.token for event in trace.events})}
+        words = {str(token): word(token) for token in sorted({event.token for event in (*trace.fixed, *trace.events)})}
         return trace.save(path, about={"question": question, "answer": answer, "words": words})
     return write_text(path, trace_page(trace, word, question=question, answer=answer, picture=picture))
 
 
 def trace_page(trace: Trace, word: Word, *, question: str = "", answer: str = "", picture: Image.Image | None = None) -> str:
     """The HTML page of a trace of one row. Raises ValueError where it has more: take `trace.of_row(row)`."""
-    rows = {event.row for event in trace.events}
+    rows = {event.row for event in (*trace.fixed, *trace.events)}
     if len(rows) > 1:
         raise ValueError(f"a page shows one row, but the trace has {len(rows)}: pass trace.of_row(0), for example")
-    words = {token: word(token) for token in {event.token for event in trace.events}}
+    words = {token: word(token) for token in {event.token for event in (*trace.fixed, *trace.events)}}
     events = [[e.step, e.position, e.kind == COMMIT, words[e.token], round(e.confidence, 4)] for e in trace.events]
     files = {kind: resources.files(__package__).joinpath(f"trace.{kind}").read_text("utf-8") for kind in ("css", "js")}
     shown = {"question": question, "answer": answer, "picture": None}
@@ -135,7 +138,7 @@ def trace_page(trace: Trace, word: Word, *, question: str = "", answer: str = ""
         small.thumbnail((PICTURE, PICTURE))
         small.save(stream, "PNG", optimize=True)
         shown["picture"] = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
-    data = {"length": trace.gen_length, "events": events}
+    data = {"length": trace.gen_length, "events": events, "fixed": [[e.position, words[e.token]] for e in trace.fixed]}
     page = template(__package__, "trace.html.jinja")
     return page.render(files | shown, policy=POLICY, events=trace.events, words=words, data=data)
 

@@ -11,11 +11,12 @@ import torch
 
 from medv.checkpoints.assembly import random_model
 from medv.companion.bench.machine import bench_device, timed
-from medv.companion.studies import adaptation, generation, initialization
+from medv.companion.studies import adaptation, attribution, generation, initialization
 from medv.companion.studies import repetition as repetition_study
 from medv.companion.studies.fast_sampling import ON_MODEL
 from medv.data.chat import SpecialTokens
 from medv.data.example import load_image
+from medv.evaluation.attribution import MOST
 from medv.phantoms.sets import description_set
 from medv.profiles import Profile
 
@@ -108,6 +109,15 @@ def _fast(profile: Profile) -> Work:
     return Work(0, asked, sizes.descriptions)
 
 
+def _attribution(profile: Profile) -> Work:
+    if not profile.synthetic:
+        return Work()
+    lesions, compared = (profile.evaluation_descriptions * share for share in (attribution.LESIONS, 1))
+    regions = min(profile.model.image_tokens, MOST**2) + 1
+    maps = (lesions + compared) * len(attribution.KINDS) * 1.2  # tokens a word
+    return Work(0, lesions * len(attribution.KINDS) * profile.sentence.steps + maps * regions, lesions * (regions + 2))
+
+
 _COUNTS: dict[str, Callable[[Profile], Work]] = {
     "stage1": _stage1,
     "stage2": _stage2,
@@ -120,6 +130,7 @@ _COUNTS: dict[str, Callable[[Profile], Work]] = {
     "generation_settings": _settings,
     "repetition": _repetition,
     "fast_sampling": _fast,
+    "attribution": _attribution,
 }
 
 

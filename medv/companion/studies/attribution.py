@@ -8,6 +8,7 @@ images (the mean over the maps of the same kind of word that were made for other
 shown without a score.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -148,6 +149,17 @@ def real_overlays(answerer: Answerer, profile: Profile, examples: Sequence[Examp
     return found
 
 
+def cost(answerer: Answerer, profile: Profile, example: Example) -> str:
+    """How long the maps of all words of one answer take here, as a sentence."""
+    picture = load_image(example)
+    answer, trace = answerer.ask(picture, example.question, sampler_config(profile.sentence))
+    started = time.perf_counter()
+    shown = Occlusions.of(answerer, picture)
+    attribute(answerer, shown, example.question, trace)
+    seconds, regions = time.perf_counter() - started, shown.regions.rows * shown.regions.columns
+    return f"All words of one answer, {answer.forwards} forwards, {regions} regions: {seconds:.2f} s"
+
+
 def overlay_frame(shown: Sequence[Overlay]) -> pd.DataFrame:
     """What the overlays show: id, caption, row, column, drop (nats)."""
     rows = [
@@ -162,8 +174,8 @@ def overlay_frame(shown: Sequence[Overlay]) -> pd.DataFrame:
 
 
 def pointing_items(named: Sequence[Named], way: str = "pixels") -> pd.DataFrame:
-    """One row per word: lesion, kind, word, right, and in percent hit (0 or 100) and what the BASELINES expect of its mask;
-    shuffled images are NaN for the only word of a kind.
+    """One row per word: lesion, kind, word, right, drop (of the strongest region, nats), and in percent hit (0 or 100) and what
+    the BASELINES expect of its mask; shuffled images are NaN for the only word of a kind.
     """
     known = [each for each in named if way in each.drops]
     rows = []
@@ -175,9 +187,10 @@ def pointing_items(named: Sequence[Named], way: str = "pixels") -> pd.DataFrame:
             shuffled = others.mean() if len(others) else np.nan
             expected = each.hits.mean(), each.hits[central(*each.drops[way].shape)].mean(), shuffled
             row = {"lesion": each.lesion, "kind": kind, "word": each.word, "right": each.right}
+            row["drop"] = float(each.drops[way].max())
             shares = {"hit": each.hits[best[number]], **dict(zip(BASELINES, expected, strict=True))}
             rows.append(row | {name: 100.0 * float(share) for name, share in shares.items()})
-    return pd.DataFrame(rows, columns=["lesion", "kind", "word", "right", "hit", *BASELINES])
+    return pd.DataFrame(rows, columns=["lesion", "kind", "word", "right", "drop", "hit", *BASELINES])
 
 
 def central(rows: int, columns: int) -> list[int]:
@@ -215,12 +228,15 @@ def pointing_rates(items: pd.DataFrame, hidden: pd.DataFrame) -> pd.DataFrame:
 
 
 def pointing_table(items: pd.DataFrame) -> pd.DataFrame:
-    """A row per group of words: n (lesions), the hit rate, and by how much it is above each of BASELINES (points)."""
+    """A row per group of words: n (lesions), the hit rate, by how much it is above each of BASELINES (points), and the median
+    drop of the strongest region.
+    """
     rows = []
     for name, part in groups_of(items).items():
         found = by_lesion(part, "hit")
         gaps = {f"above {base}": by_lesion(part, "hit", base).cell("+.1f") for base in BASELINES}
-        rows.append({"words": name, "n": found.n, "hits (%)": found.cell()} | gaps)
+        row = {"words": name, "n": found.n, "hits (%)": found.cell()} | gaps
+        rows.append(row | {"median drop (nats)": round(part["drop"].median(), 3)})
     return pd.DataFrame(rows)
 
 
@@ -237,6 +253,8 @@ def pointing_verdict(items: pd.DataFrame, hidden: pd.DataFrame) -> str:
         f"It is above {', '.join(above)} points." if above else "",
         f"It is not shown to be above {', '.join(rest)} points." if rest else "",
     ]
+    told = f"The median drop of the strongest region is {items['drop'].median():.3f} nats"
+    lines.append(f"{told}, of the largest tenth at least {items['drop'].quantile(0.9):.2f}.")
     right, wrong = (by_lesion(groups_of(items)[name], "hit") for name in ("right", "wrong"))
     lines.append(f"Right words: {right.cell()} %, n = {right.n} lesions; wrong words: {wrong.cell()} %, n = {wrong.n}.")
     if len(hidden):
