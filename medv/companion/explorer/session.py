@@ -93,7 +93,7 @@ class Outcome:
 
     def canvas(self, frame: int) -> list[Cell]:
         """The positions of the canvas after `frame` forwards."""
-        return cells(self.trace.events, self.trace.gen_length, frame)
+        return cells(self.trace.events, self.trace.gen_length, frame, self.trace.fixed)
 
     @property
     def words(self) -> int:
@@ -145,6 +145,7 @@ class Session:
     def __init__(self, answerer: Answerer):
         self.answerer = answerer
         self.outcomes: dict[tuple[str, str, Setting], Outcome] = {}
+        self.filled: dict[tuple[str, str, Setting, tuple[int, ...]], Outcome] = {}  # by the response too; not on the chart
 
     def found(self, picture: Image.Image, question: str, setting: Setting) -> Outcome | None:
         """The kept outcome, or None."""
@@ -168,6 +169,18 @@ class Session:
         outcome = Outcome(name, setting, answer, trace, picture)
         self.outcomes[_digest(picture), question, setting] = outcome
         return outcome
+
+    def fill(self, outcome: Outcome, kept: Sequence[int]) -> Outcome:
+        """The same question and setting again, with the tokens of an answer at these positions kept; all others are written."""
+        trace, question = outcome.trace, outcome.answer.question
+        written, response = trace.replay(10**9), [trace.mask_token_id] * trace.gen_length
+        for place in kept:
+            response[place] = written[place]
+        key = (_digest(outcome.image), question, outcome.setting, tuple(response))
+        if key not in self.filled:
+            answer, made = self.answerer.ask(outcome.image, question, outcome.setting.config(), response=response)
+            self.filled[key] = replace(outcome, answer=answer, trace=made)
+        return self.filled[key]
 
     def sweep(self, picture: Image.Image, question: str, setting: Setting, *, name: str = "picture") -> Iterator[Outcome]:
         """The outcomes of `setting.sweep()`, the largest Z first; kept ones are not asked again."""
