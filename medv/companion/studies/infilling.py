@@ -1,11 +1,12 @@
 """One hidden word (notebook 41): a diffusion model that sees all other words, against its twin that sees those before.
 
-In each reference description one word of a kind is hidden: the finding, its side, its level or its size, as far as the text
-states it and does not deny it; on phantoms it must be true of the scene. The list of words is that of `medv.phantoms.facts`, on
-real reports too. Of a text that states a kind several times one place is drawn; an item says whether the text has the same word
-elsewhere, where it can be copied. Nothing tells the diffusion model how many tokens the word has: the blank gets 1 to N, those
-of the longest hidden word, and of the fillings that are one word the most confident counts. The twin writes N tokens greedily
-behind the words before the blank, and its first word counts. Both are right where the word is the same, in any case of letters.
+In each reference description the first mention of a finding, of its side, level and size is hidden, one at a time, as far as
+the text states it and does not deny it; on phantoms it must be true of the scene. The list of words is that of
+`medv.phantoms.facts`, on real reports too. As reports say a thing twice, the diffusion model fills the word once with all other
+words given, where it can copy it from behind, and once with the same word hidden everywhere. The twin never sees a mention.
+Nothing tells the diffusion model how many tokens the word has: the blank gets 1 to N, those of the longest hidden word, and of
+the fillings that are one word the most confident counts. The twin writes N tokens greedily behind the words before the blank,
+and its first word counts. Both are right where the word is the same, in any case of letters.
 
 The controls show another image of the same domain. "most frequent" is the word of this kind that is most frequent in the other
 texts; "chance" is one over the number of different words of the kind.
@@ -24,7 +25,7 @@ from medv.companion.studies.summaries import estimates
 from medv.data.example import Example
 from medv.diffusion.config import SamplerConfig
 from medv.evaluation.answering import Answerer, FilledAnswer
-from medv.evaluation.templates import Template
+from medv.evaluation.templates import BLANK, MOST_FILLINGS, Template
 from medv.intervals import NOT_MEASURED, Estimate, bootstrap
 from medv.phantoms.facts import named_spans
 from medv.phantoms.scene import NORMAL
@@ -36,41 +37,52 @@ NODE = Node(
     needs=("models/stage2", "models/twin"),
     results=("infilling", "hidden_words"),
     reads=("qa50",),
+    heavy=True,
 )
 
 KINDS = ("finding", "side", "level", "size")
 TEXTS = 3
-"""References per description that the profile evaluates."""
-OURS, TWIN = "diffusion, all other words", "twin, words before"
+"""References for each description that a profile evaluates."""
+OURS, BLIND, TWIN = "diffusion, all other words", "diffusion, word hidden everywhere", "twin, words before"
 OTHER = ", another image"
 CHANCE, FREQUENT = "chance", "most frequent word"
-SYSTEMS = (OURS, OURS + OTHER, TWIN, TWIN + OTHER, FREQUENT, CHANCE)
+MODELS = (OURS, BLIND, TWIN)
+SYSTEMS = (*(name + image for name in MODELS for image in ("", OTHER)), FREQUENT, CHANCE)
+STEPS = 64  # forwards that a filling may take, more than it has open tokens: one token is written at a time
 _LAST_WORD = re.compile(r"[^\W_]+$")
 _FIRST_WORD = re.compile(r"[^\W_]+")
 
 
 @dataclass(frozen=True)
 class Hidden:
-    """A hidden word: its text's example, its kind, the text before and behind it; again: the text has the word elsewhere."""
+    """A hidden word: its text's example, its kind, the text before and behind it."""
 
     example: Example
     kind: str
     word: str
     before: str
     behind: str
-    again: bool
 
     @property
     def template(self) -> str:
         """The text with a blank for the word."""
         return f"{self.before}____{self.behind}"
 
+    @property
+    def everywhere(self) -> str:
+        """The text with a blank wherever it has the word."""
+        word = re.compile(rf"\b{re.escape(self.word)}\b", re.IGNORECASE)
+        return f"{self.before}____{word.sub('____', self.behind)}"
 
-def hidden_words(examples: Sequence[Example], *, seed: int = 0) -> list[Hidden]:
-    """For each example one word of each kind that its reference states, drawn by (seed, number of the example)."""
+
+def hidden_words(examples: Sequence[Example]) -> list[Hidden]:
+    """For each example and kind the first word of its reference that states it; a word that was said before is left out.
+
+    Raises ValueError where no reference states any.
+    """
     found = []
-    for number, example in enumerate(examples):
-        rng, text, scene = np.random.default_rng([seed, number, 41]), example.answer.strip(), example.meta.get("scene")
+    for example in examples:
+        text, scene = example.answer.strip(), example.meta.get("scene")
         spans = [span for span in named_spans(text) if span[2][1] != NORMAL and (scene is None or span[2] in scene.facts())]
         for kind in KINDS:
             places = [
@@ -78,10 +90,11 @@ def hidden_words(examples: Sequence[Example], *, seed: int = 0) -> list[Hidden]:
             ]
             if not places or "__" in text:
                 continue
-            place = places[int(rng.integers(len(places)))]
-            word, before, behind = place.group(), text[: place.start()], text[place.end() :]
-            elsewhere = re.findall(r"[^\W_]+", f"{before} {behind}".lower())
-            found.append(Hidden(example, kind, word, before, behind, word.lower() in elsewhere))
+            word, before, behind = places[0].group(), text[: places[0].start()], text[places[0].end() :]
+            if word.lower() not in _FIRST_WORD.findall(before.lower()):
+                found.append(Hidden(example, kind, word, before, behind))
+    if not found:
+        raise ValueError(f"none of {len(examples)} references states a finding, side, level or size: give others")
     return found
 
 
@@ -101,16 +114,30 @@ def most_tokens(answerer: Answerer, items: Sequence[Hidden]) -> int:
     return max(len(answerer.processor.tokenizer.encode(f" {item.word}", add_special_tokens=False)) for item in items)
 
 
-def filled_by_diffusion(answerer: Answerer, items: Sequence[Hidden], *, batch_size: int = 50) -> list[str]:
-    """What the model writes into each blank: of the fillings that are one word the most confident, or else of all."""
+def filled_by_diffusion(
+    answerer: Answerer, items: Sequence[Hidden], *, everywhere: bool = False, batch_size: int = 50
+) -> list[str | None]:
+    """What the model writes into each blank: of the fillings that are words the most confident, or else of all.
+
+    None where a word has more places than fillings can be tried for.
+    """
     most = most_tokens(answerer, items)
-    config = SamplerConfig(gen_length=most, block_length=most, steps=most)
-    how = {"templates": [item.template for item in items], "blank_tokens": most, "batch_size": batch_size, "rank": _one_word}
-    return [answer.filled[0] for answer in answerer.answer([item.example for item in items], config, **how)]
+    config = SamplerConfig(gen_length=STEPS, block_length=STEPS, steps=STEPS)
+    templates = [item.everywhere if everywhere else item.template for item in items]
+    tried = [place for place, text in enumerate(templates) if most ** len(BLANK.findall(text)) <= MOST_FILLINGS]
+    how = {
+        "templates": [templates[place] for place in tried],
+        "blank_tokens": most,
+        "batch_size": batch_size,
+        "rank": _one_word,
+    }
+    answers = answerer.answer([items[place].example for place in tried], config, **how)
+    words = {place: answer.filled[0] for place, answer in zip(tried, answers, strict=True)}
+    return [words.get(place) for place in range(len(items))]
 
 
 def _one_word(answer: FilledAnswer) -> tuple[bool, float]:
-    return bool(_FIRST_WORD.fullmatch(answer.filled[0])), answer.confidence
+    return all(_FIRST_WORD.fullmatch(words) for words in answer.filled), answer.confidence
 
 
 def continued_by_twin(answerer: Answerer, items: Sequence[Hidden], *, batch_size: int = 50) -> list[str]:
@@ -134,26 +161,23 @@ def _ids_before(item: Hidden, tokenizer) -> list[int]:
 
 
 def measured(items: Sequence[Hidden], answerer: Answerer, twin: Answerer | None, *, batch_size: int = 50) -> pd.DataFrame:
-    """A row per item: id, kind, word, again, and for each system its word and whether it is right (percent: 0 or 100).
+    """A row per item: id, kind, word, template, and for each system its word and whether it is right (percent: 0 or 100).
 
     chance has a share; a twin that is not there is NaN.
     """
-    wrong = another_image(items)
-    said = {OURS: filled_by_diffusion(answerer, items, batch_size=batch_size)}
-    said[OURS + OTHER] = filled_by_diffusion(answerer, wrong, batch_size=batch_size)
-    if twin is not None:
-        said[TWIN] = continued_by_twin(twin, items, batch_size=batch_size)
-        said[TWIN + OTHER] = continued_by_twin(twin, wrong, batch_size=batch_size)
-    said[FREQUENT] = most_frequent(items)
-    frame = pd.DataFrame([(item.example.id, item.kind, item.word, item.again, item.template) for item in items])
-    frame.columns = ["id", "kind", "word", "again", "template"]
+    said = {FREQUENT: most_frequent(items)}
+    for image, shown in (("", items), (OTHER, another_image(items))):
+        said[OURS + image] = filled_by_diffusion(answerer, shown, batch_size=batch_size)
+        said[BLIND + image] = filled_by_diffusion(answerer, shown, everywhere=True, batch_size=batch_size)
+        if twin is not None:
+            said[TWIN + image] = continued_by_twin(twin, shown, batch_size=batch_size)
+    frame = pd.DataFrame([(item.example.id, item.kind, item.word, item.template) for item in items])
+    frame.columns = ["id", "kind", "word", "template"]
     for system in SYSTEMS[:-1]:
-        words = said.get(system)
-        frame[f"{system}: word"] = NOT_MEASURED if words is None else words
-        hits = (
-            np.nan if words is None else [100.0 * (a.lower() == b.lower()) for a, b in zip(words, frame["word"], strict=True)]
-        )
-        frame[system] = hits
+        words = said.get(system, [None] * len(items))
+        pairs = zip(words, frame["word"], strict=True)
+        frame[f"{system}: word"] = [NOT_MEASURED if word is None else word for word in words]
+        frame[system] = [np.nan if word is None else 100.0 * (word.lower() == hidden.lower()) for word, hidden in pairs]
     different = frame.assign(word=frame["word"].str.lower()).groupby("kind")["word"].transform("nunique")
     frame[CHANCE] = 100.0 / different
     return frame
@@ -171,9 +195,8 @@ def most_frequent(items: Sequence[Hidden]) -> list[str]:
 
 
 def groups(frame: pd.DataFrame) -> Mapping[str, pd.DataFrame]:
-    """The items of each kind, all, and those whose word stands elsewhere in the text or does not; empty ones are left out."""
+    """The items of each kind, and all; empty ones are left out."""
     parts = {kind: frame[frame["kind"] == kind] for kind in KINDS} | {"all": frame}
-    parts |= {"all, only mention": frame[~frame["again"]], "all, said elsewhere": frame[frame["again"]]}
     return {name: part for name, part in parts.items() if len(part)}
 
 
@@ -189,13 +212,13 @@ def accuracies(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def words_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row per group: items, texts, "accuracy [95 % interval]" of each system, and diffusion minus twin, paired."""
+    """A row per group: items, "accuracy [95 % interval]" of each system, and diffusion minus twin, paired."""
     rows = []
     for name, part in groups(frame).items():
-        row = {"hidden": name, "words": len(part), "texts": part["id"].nunique()}
-        row |= {system: per_text(part, part[system]).cell() for system in SYSTEMS[:-1]}
-        row |= {CHANCE: round(part[CHANCE].mean(), 1), "diffusion minus twin": gap(part, OURS, TWIN).cell("+.1f")}
-        rows.append(row)
+        row = {"hidden": name, "words": len(part)}
+        row |= {system: per_text(part, part[system]).cell() for system in (*MODELS, FREQUENT)}
+        row |= {CHANCE: round(part[CHANCE].mean(), 1), "minus twin": gap(part, OURS, TWIN).cell("+.1f")}
+        rows.append(row | {"minus twin, hidden everywhere": gap(part, BLIND, TWIN).cell("+.1f")})
     return pd.DataFrame(rows)
 
 
@@ -205,21 +228,19 @@ def gap(part: pd.DataFrame, first: str, second: str) -> Estimate:
 
 
 def verdict(frame: pd.DataFrame) -> str:
-    """What the intervals say about the twin, the image and copying."""
+    """What the intervals say about the twin and the image, over all words and per kind."""
     lines = []
-    for name, part in groups(frame).items():
-        if not name.startswith("all"):
-            continue
-        found = gap(part, OURS, TWIN)
-        words = found.verdict(
-            "the diffusion model fills it better than the twin",
-            "the twin continues better than the diffusion model fills",
-            "no difference between them is shown",
-        )
-        lines.append(f"{name} ({len(part)} words): {words}, {found.cell('+.1f')} points.")
-        seen = gap(part, OURS, OURS + OTHER)
-        uses = seen.verdict("it uses the image", "another image serves it better", "no use of the image is shown")
-        lines.append(f"  The diffusion model with its own image minus another one: {seen.cell('+.1f')} points; {uses}.")
+    for system, given in ((OURS, "given all other words"), (BLIND, "with the word hidden everywhere")):
+        for name, part in groups(frame).items():
+            found = gap(part, system, TWIN)
+            who = found.verdict(
+                "the diffusion model is right more often", "the twin is right more often", "no difference is shown"
+            )
+            lines.append(f"{name} ({len(part)} words), {given}: {who}; diffusion minus twin {found.cell('+.1f')} points.")
+    for system in MODELS:
+        found = gap(frame, system, system + OTHER)
+        use = found.verdict("it uses the image", "another image serves it better", "no use of the image is shown")
+        lines.append(f"{system}: {use}; its own image minus another one {found.cell('+.1f')} points.")
     return "\n".join(lines)
 
 
@@ -227,5 +248,11 @@ def examples_table(frame: pd.DataFrame, count: int = 8) -> pd.DataFrame:
     """The first items, unselected: the template around its blank, the word, and what both models wrote."""
     shown = frame.head(count)
     around = [re.sub(r"^.*?(.{0,48}____.{0,32}).*$", r"\1", text, flags=re.DOTALL) for text in shown["template"]]
-    columns = {"text": around, "hidden": shown["word"], "diffusion": shown[f"{OURS}: word"], "twin": shown[f"{TWIN}: word"]}
+    columns = {
+        "text": around,
+        "hidden": shown["word"],
+        "diffusion": shown[f"{OURS}: word"],
+        "hidden everywhere": shown[f"{BLIND}: word"],
+        "twin": shown[f"{TWIN}: word"],
+    }
     return pd.DataFrame(columns).reset_index(drop=True)
