@@ -6,6 +6,7 @@
 #   make explorer    the explorer as an app in the browser
 #   make test        the tests: about 12 minutes on two cores; ARGS="-m 'not slow'" takes 3
 #   make lint        style, floors
+#   make lock        constraints.txt: the newest versions that pyproject.toml allows; torch stays as it is pinned
 #
 # Variables: PROFILE=tiny|small|paper   ARGS="--only table2"   PYTHON=python3.12
 #   TORCH_INDEX=https://download.pytorch.org/whl/cpu   a machine without GPU: torch without the CUDA libraries
@@ -26,7 +27,7 @@ export UV_FIND_LINKS := $(shell echo $(LINKS) | tr ' ' ',')
 endif
 INSTALL := $(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/python -m pip install)
 
-.PHONY: help setup reproduce figures lab explorer test lint
+.PHONY: help setup reproduce figures lab explorer test lint lock
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
@@ -62,3 +63,13 @@ lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports
+
+# In an environment of its own, so that nothing that happens to be installed here is pinned.
+lock:
+	$(PYTHON) -m venv --clear .venv.lock
+	.venv.lock/bin/python -m pip install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	.venv.lock/bin/python -m pip install "$(TORCH)" '.[all]'
+	{ head -1 constraints.txt; echo "$(TORCH)"; \
+	  .venv.lock/bin/python -m pip freeze --exclude medv --exclude torch | LC_ALL=C sort -f; } > constraints.new
+	mv constraints.new constraints.txt
+	rm -rf .venv.lock

@@ -11,6 +11,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import ROOT
 
@@ -182,6 +183,21 @@ def test_torch_is_a_range_in_pyproject_and_one_version_in_the_constraints(root):
     command = ["make", "-nB", "setup", "TORCH_INDEX=https://example.org"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert f'"{pin}"' in done.stdout and "-c constraints.txt -e '.[all]'" in done.stdout
+
+
+def test_the_lock_names_every_requirement_and_the_versions_that_are_installed(root):
+    lines = [line for line in (root / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    pins = {name.lower().replace("_", "-"): version for name, version in (line.split("==") for line in lines)}
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    declared = [item for group in (project["dependencies"], *project["optional-dependencies"].values()) for item in group]
+    assert {re.match(r"[\w.-]+", item)[0].lower().replace("_", "-") for item in declared} - {"medv"} <= set(pins)
+    found = {
+        d.metadata["Name"].lower().replace("_", "-"): d.version.partition("+")[0] for d in importlib.metadata.distributions()
+    }
+    others = {name: found[name] for name in set(found) & set(pins) if found[name] != pins[name]}
+    assert not others, "`make setup` did not install the locked versions"
+    unpinned = set(found) - set(pins) - {"medv", "pip", "setuptools", "wheel"}
+    assert not unpinned or torch.version.cuda, f"make lock: {unpinned}"
 
 
 def test_all_names_the_fixed_packages(root):

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from PIL import Image
 
 from medv.checkpoints.assembly import new_processor, random_model, shape_config
+from medv.companion.explorer.looked import looked_html
 from medv.companion.figures.overlays import LEAST, WordMap, colored, overlay_figure, pointing_figure, region_name, word_maps
 from medv.companion.figures.traces import word_of
 from medv.companion.studies import attribution as study
@@ -129,6 +131,11 @@ def test_words_are_told_with_their_strongest_region_and_noise_stays_pale():
     events = tuple(Event(0, 0, place, token, 0.5) for place, token in enumerate(ids))
     found = Attribution(events, Regions(3, 3), torch.zeros(len(ids)), torch.zeros(len(ids), 3, 3))
     assert "".join(each.text for each in word_maps(found, word_of(tokenizer))) == "ison"
+    given = (Event(-1, 0, len(ids), ids[0], 1.0, "fixed"), Event(-1, 0, len(ids) + 2, ids[-1], 1.0, "fixed"))
+    with_given = word_maps(found, word_of(tokenizer), given)
+    assert [each.drops is None for each in with_given[-2:]] == [True, True], "a given word has no map, and a gap ends a word"
+    page = looked_html(Image.new("RGB", (8, 8)), with_given)
+    assert page.count("medv-look-given") == 2 and page.count('class="medv-look"') == len(with_given) - 2
     first, second = WordMap("mass", (0,), drops[0]), WordMap("left", (1,), drops[1])
     assert first.told == "mass: most from the upper right, row 1 column 3 (+1.50 nats); all regions from +0.00"
     assert second.strongest is None and second.told == "left: no region matters by itself (-0.25 to +0.00 nats)"

@@ -8,7 +8,8 @@ of the answer, without a cache. Log-probabilities are those of the model, withou
 A region is hidden in one of two ways. "pixels": it is flattened to its own mean color before the vision tower, which takes away
 what is drawn there and adds no patch that could be taken for a finding. "tokens": after the tower, the visual tokens that look
 at it are replaced by the mean of all others; what the tower has carried from there to its neighbors stays. On validation
-phantoms of the tiny model the first lands on the lesion more often (notebook 42 shows both), so it is the default.
+phantoms of the tiny model the first lands on the lesion more often (notebook 42 shows both), so it is the default; the own mean
+color was chosen there, too, before that of the surroundings, that of the rest of the picture, gray, and noise.
 """
 
 from collections.abc import Callable, Iterable
@@ -75,7 +76,7 @@ class Occlusions:
     @classmethod
     @torch.inference_mode()
     def of(
-        cls, answerer: Answerer, picture: Image.Image, *, hide: str = "pixels", most: int = MOST, rows: int = 16
+        cls, answerer: Answerer, picture: Image.Image, *, hide: str = "pixels", most: int = MOST, rows: int = 24
     ) -> "Occlusions":
         """Hide each region in one of `WAYS`; `rows` pictures pass through the tower at once. With several views of a picture
         (anyres) a region is hidden in all of them. Raises ValueError for another way.
@@ -134,13 +135,13 @@ def attribute(
     trace: Trace,
     *,
     positions: Iterable[int] | None = None,
-    rows: int = 16,
+    rows: int = 24,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Attribution:
     """The attribution of the tokens of an answer, or of those at `positions` of the response.
 
     shown: of the picture that was asked about. trace: of the answer, as `Answerer.ask` gives it. rows: canvases computed at
-    once; no result depends on it beyond rounding. on_step: called with the number of canvases done and of all. Raises
+    once at most; no result depends on it beyond rounding. on_step: called with the number of canvases done and of all. Raises
     ValueError for a trace of several rows or without such a token.
     """
     if len({event.row for event in trace.events}) > 1:
@@ -158,7 +159,9 @@ def attribute(
     jobs = [(step, region) for step in of_step for region in range(len(features))]
     scores = torch.zeros(len(events), len(features))
     training = model.training
-    model.eval()
+    if training:
+        model.eval()
+    rows = -(-len(jobs) // -(-len(jobs) // rows))  # as many times, about equally many
     for start in range(0, len(jobs), rows):
         part = jobs[start : start + rows]
         widest = max(len(of_step[step]) for step, _ in part)
@@ -173,7 +176,8 @@ def attribute(
             scores[places[row], region] = found[row]
         if on_step is not None:
             on_step(start + len(part), len(jobs))
-    model.train(training)
+    if training:
+        model.train()
     drops = (scores[:, :1] - scores[:, 1:]).reshape(-1, shown.regions.rows, shown.regions.columns)
     return Attribution(events, shown.regions, scores[:, 0], drops)
 

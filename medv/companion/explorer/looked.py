@@ -27,7 +27,7 @@ def looked_html(picture: Image.Image, maps: list[WordMap]) -> str:
     """The picture, the words of the answer, and for each word its map, which the style sheet shows on demand."""
     scale, limit = SIDE / max(picture.size), limit_of(maps)
     width, height = (max(1, round(size * scale)) for size in picture.size)
-    images = [base64.b64encode(overlay_png(each.drops, limit)).decode() for each in maps]
+    images = [base64.b64encode(b"" if each.drops is None else overlay_png(each.drops, limit)).decode() for each in maps]
     return str(HTML.looked(maps, images, base64.b64encode(view.png(picture, SIDE)).decode(), width, height, limit))
 
 
@@ -81,7 +81,8 @@ class WhereItLooked(widgets.VBox):
             shown = Occlusions.of(self.answerer, outcome.image)
             wanted = range(outcome.answer.tokens)
             found = attribute(self.answerer, shown, outcome.answer.question, outcome.trace, positions=wanted, on_step=on_step)
-            page = self.kept[id(outcome)] = looked_html(outcome.image, word_maps(found, self.word))
+            given = tuple(event for event in outcome.trace.fixed if event.position in wanted)
+            page = self.kept[id(outcome)] = looked_html(outcome.image, word_maps(found, self.word, given))
         except Cancelled:
             page = ""
         except Exception as error:  # beware: without this a thread dies unseen

@@ -22,6 +22,7 @@ from medv.companion.figures.lessons import questions_about
 from medv.companion.figures.traces import word_of
 from medv.data.example import Example, load_image
 from medv.diffusion.filters import FILTERS
+from medv.diffusion.length import LENGTHS
 from medv.diffusion.schedules import SCHEDULES
 from medv.diffusion.trace import Events
 from medv.evaluation.answering import Answerer
@@ -82,7 +83,8 @@ class Explorer(widgets.VBox):
         self.fields: dict[str, widgets.Widget] = {}  # by the names of a Setting
         for name, text in {"gen_length": "L, length", "block_length": "B, block", "steps": "Z, steps", "seed": "seed"}.items():
             self.fields[name] = widgets.IntText(description=text, layout={"width": "150px"}, style=style)
-        for name, options in {"schedule": SCHEDULES, "filter": ["none", *FILTERS], "revision": REVISIONS}.items():
+        named = {"schedule": SCHEDULES, "filter": ["none", *FILTERS], "revision": REVISIONS, "length": LENGTHS}
+        for name, options in named.items():
             field = widgets.Dropdown(options=list(options), description=name, layout={"width": "220px"}, style=style)
             self.fields[name] = field
         slider = {"description": "temperature", "layout": {"width": "300px"}, "style": style}

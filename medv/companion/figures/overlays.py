@@ -17,6 +17,7 @@ from PIL import Image
 
 from medv.companion.figures.plots import MUTED, draw_bars, draw_image, new_figure, theme
 from medv.companion.figures.traces import Word
+from medv.diffusion.trace import Events
 from medv.evaluation.attribution import Attribution
 from medv.intervals import NOT_MEASURED
 
@@ -27,11 +28,11 @@ LEAST = 0.05  # nats: less is not shown as an effect, and the end of the scale i
 
 @dataclass(frozen=True)
 class WordMap:
-    """A word of an answer, the positions of its tokens, and its drops float32 [rows, columns] in nats."""
+    """A word of an answer, the positions of its tokens, and its drops float32 [rows, columns] in nats; None if it was given."""
 
     text: str
     positions: tuple[int, ...]
-    drops: np.ndarray
+    drops: np.ndarray | None
 
     @property
     def strongest(self) -> tuple[int, int] | None:
@@ -50,21 +51,25 @@ class WordMap:
         return f"{self.text}: most from {region_name(*self.strongest, *self.drops.shape)} ({high} nats); all regions from {low}"
 
 
-def word_maps(found: Attribution, word: Word) -> list[WordMap]:
-    """The words of an answer, each with the sum of the maps of its tokens; a token that begins with a space begins a word."""
+def word_maps(found: Attribution, word: Word, fixed: Events = ()) -> list[WordMap]:
+    """The words of an answer, each with the sum of the maps of its tokens; a token that begins with a space begins a word.
+
+    fixed: tokens that were given and not written; a word of these alone has no map.
+    """
+    maps = {event.position: (event.token, drops.numpy()) for event, drops in zip(found.events, found.drops, strict=True)}
+    maps |= {event.position: (event.token, None) for event in fixed}
     groups: list[list[int]] = []
-    for place, event in enumerate(found.events):
-        if not groups or word(event.token).startswith((" ", "↵")):
+    for position in sorted(maps):
+        starts = word(maps[position][0]).startswith((" ", "↵"))
+        if starts or not groups or groups[-1][-1] != position - 1:
             groups.append([])
-        groups[-1].append(place)
-    return [
-        WordMap(
-            "".join(word(found.events[place].token) for place in group).strip(),
-            tuple(found.events[place].position for place in group),
-            found.drops[group].sum(dim=0).numpy(),
-        )
-        for group in groups
-    ]
+        groups[-1].append(position)
+    words = []
+    for group in groups:
+        text = "".join(word(maps[position][0]) for position in group).strip()
+        known = [drops for position in group if (drops := maps[position][1]) is not None]
+        words.append(WordMap(text, tuple(group), np.sum(known, axis=0) if known else None))
+    return words
 
 
 def region_name(row: int, column: int, rows: int, columns: int) -> str:
@@ -76,7 +81,7 @@ def region_name(row: int, column: int, rows: int, columns: int) -> str:
 
 def limit_of(maps: Sequence[WordMap]) -> float:
     """The end of the scale in nats: the largest absolute drop, at least `LEAST`."""
-    return max([LEAST, *(float(np.abs(each.drops).max()) for each in maps)])
+    return max([LEAST, *(float(np.abs(each.drops).max()) for each in maps if each.drops is not None)])
 
 
 def colored(drops: np.ndarray, limit: float) -> np.ndarray:

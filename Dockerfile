@@ -1,0 +1,21 @@
+# medv on a CPU: the commands of the README, in a container.
+#   docker build -t medv . && docker run --rm -it -p 8888:8888 -v "$PWD/runs:/medv/runs" medv
+FROM python:3.11-slim-bookworm
+
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends make git \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --create-home medv \
+    && mkdir /medv \
+    && chown medv /medv
+
+USER medv
+WORKDIR /medv
+# The environment depends on these files alone and is kept while they stay the same.
+COPY --chown=medv pyproject.toml constraints.txt Makefile README.md LICENSE ./
+COPY --chown=medv medv ./medv
+RUN TORCH_INDEX=https://download.pytorch.org/whl/cpu make setup
+COPY --chown=medv . .
+
+EXPOSE 8888
+CMD ["make", "reproduce"]
