@@ -29,6 +29,7 @@ QUALITY_AXES = {
     "f1": "F1 of {unit} (%)",
     "adjacent_duplicates": "adjacent duplicates (%)",
 }
+COORDINATES = (("x", "error"), ("y", "repeated"))  # of `length_figure`
 CACHE_AXES = {
     "identity": ("tokens as without a cache (%)", 100),
     "first_divergence": ("first differing forward", 1),
@@ -224,6 +225,33 @@ def reliability_diagram(bins: pd.DataFrame, title: str = "") -> Figure:
         handles, labels = axes.flat[0].get_legend_handles_labels()
         fig.legend(handles, labels, loc="outside right center", title="forwards")
         fig.suptitle(title, fontsize=11, fontweight="bold")
+    return fig
+
+
+def length_figure(points: pd.DataFrame, title: str, *, asked: float, level: float) -> Figure:
+    """Repeated words against the median length error with 95 % intervals: a color per way, a marker per arm.
+
+    points: arm, way, and error, repeated (percent) with _low and _high. asked: the length error that is asked for; level: the
+    repeated words of the references.
+    """
+    ways, arms = list(dict.fromkeys(points["way"])), list(dict.fromkeys(points["arm"]))
+    with theme():
+        fig, ax = new_figure(8.0, 4.2)
+        for row in points.to_dict("records"):
+            color, marker = PALETTE[ways.index(row["way"])], "os^"[arms.index(row["arm"])]
+            bars = {f"{axis}err": [[row[n] - row[f"{n}_low"]], [row[f"{n}_high"] - row[n]]] for axis, n in COORDINATES}
+            ax.errorbar(row["error"], row["repeated"], **bars, color=color, marker=marker, ms=7, capsize=3, lw=1.2)
+        ax.axvline(asked, color=MUTED, lw=1, ls="--")
+        ax.axhline(level, color=MUTED, lw=1, ls=":")
+        ax.set(title=title, xscale="log", xlabel="median |words - reference| (%)", ylabel="repeated words (%)", ylim=(0, None))
+        ticks = [tick for tick in (5, 10, 15, 20, 30, 50, 100, 200, 500) if tick <= max(20, 1.5 * points["error"].max())]
+        ax.set_xticks(ticks, [str(tick) for tick in ticks])
+        ax.xaxis.set_minor_locator(NullLocator())
+        handles = [Line2D([], [], color=PALETTE[place], marker="o", ls="", label=way) for place, way in enumerate(ways)]
+        handles += [Line2D([], [], color=MUTED, marker="os^"[place], ls="", label=arm) for place, arm in enumerate(arms)]
+        handles.append(Line2D([], [], color=MUTED, lw=1, ls="--", label=f"{asked:g} %"))
+        handles.append(Line2D([], [], color=MUTED, lw=1, ls=":", label="the references repeat"))
+        fig.legend(handles=handles, loc="outside right center")
     return fig
 
 

@@ -1,29 +1,31 @@
 """Less repetition at equal forwards (notebook 34): an answer to section 6.4 of the paper, and what did not help.
 
-"phrases" is `PhraseVeto`, a filter of the library. The schedules of this module did not win and are measured here alone: a soft
-window of far positions (after Conv, arXiv 2509.15188), an order by confidence without what the all-masked answer says anyway,
-and the discount of candidates that attend to doubtful ones of the same forward (after ADAS, arXiv 2606.10829). The last two
-look into the network: they sample by plain forwards.
+"phrases" is `PhraseVeto`, a filter of the library. The schedules of this module halve no repetition of phrases and are measured
+here alone: a soft window of far positions (after Conv, arXiv 2509.15188), an order by confidence without what the all-masked
+answer says anyway, and the discount of candidates that attend to doubtful ones of the same forward (after ADAS, arXiv
+2606.10829). The last two look into the network: they sample by plain forwards.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import pandas as pd
 import torch
 from torch.nn.functional import pad
 
-from medv.companion.studies.generation import METRICS, canvas_of, measured
+from medv.companion.studies.generation import canvas_of, measured
 from medv.companion.studies.node import Node
 from medv.companion.studies.summaries import change, means, summarize_answers
 from medv.data.example import Example
 from medv.diffusion.config import SamplerConfig
 from medv.diffusion.filters import DuplicateVeto, PhraseVeto
 from medv.diffusion.sampler import sample
-from medv.diffusion.schedules import Schedule, StepState, best_candidates, pace
+from medv.diffusion.schedules import Filter, Schedule, StepState, best_candidates, pace
 from medv.evaluation.answering import Answerer
 from medv.evaluation.text import measure_answer
+from medv.phantoms.sets import description_set
 from medv.profiles import Profile
 
 NODE = Node(
@@ -41,9 +43,10 @@ NODE = Node(
 BASE, OURS, TEXT = "linear", "linear, phrase veto", "the references"
 HALF, MARGIN = 0.5, 2.0  # repetition is to halve while the score falls by less than so many points
 REPETITION = {"repeated_share": "repeated words", "adjacent_duplicates": "adjacent duplicates"}
+SENTENCES, TRAINING_TEXTS = "whole_sentences", 4000
 
 
-# --- Schedules that did not win ---
+# --- Schedules of this study ---
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,11 @@ class DependenceAware(Schedule):
         return chosen
 
 
-WATCHED: dict[str, Callable[[Watched], Schedule]] = {"calibrated order": Calibrated, "dependence-aware": DependenceAware}
+WATCHED: dict[str, tuple[Callable[[Watched], Schedule], tuple[Filter, ...]]] = {
+    "calibrated order": (Calibrated, ()),
+    "dependence-aware": (DependenceAware, ()),
+    "dependence-aware, phrase veto": (DependenceAware, (PhraseVeto(),)),
+}
 
 
 # --- Answers ---
@@ -170,14 +177,14 @@ def ask_watched(profile: Profile, answerer: Answerer, asked: Mapping[int, Sequen
     rows_at_once = max(1, 50 * 128 // model.config.text_config.hidden_size)  # attention takes the memory
     kept = model.model.language_model.config._attn_implementation
     model.set_attn_implementation("eager")  # the kernel that returns attention
-    for name, make in WATCHED.items():
+    for name, (make, filters) in WATCHED.items():
         for z in steps[:-1]:
             for seed, examples in asked.items():
                 rows = []
                 for start in range(0, len(examples), rows_at_once):
                     batch = examples[start : start + rows_at_once]
                     watched = Watched(answerer, batch, attention=make is DependenceAware)
-                    config = model.settings(SamplerConfig(length, length, z, schedule=make(watched)))
+                    config = model.settings(SamplerConfig(length, length, z, schedule=make(watched), filters=filters))
                     ids = {"mask_token_id": model.config.mask_token_id, "fill_token_id": model.config.fill_token_id}
                     output = sample(watched, watched.inputs["input_ids"], config, **ids)
                     rows += _answers(answerer, batch, output)
@@ -200,27 +207,53 @@ def _answers(answerer: Answerer, batch: Sequence[Example], output) -> list[dict]
 # --- Reading the answers ---
 
 
+def with_sentences(items: pd.DataFrame, asked: Mapping[int, Sequence[Example]]) -> pd.DataFrame:
+    """The items with `whole_sentences`: the percentage of an answer's sentences that the training descriptions of phantoms hold
+    word for word. The scores of facts do not see a broken sentence. NaN for real requests.
+    """
+    known = training_sentences()
+    drawn = all("scene" in example.meta for examples in asked.values() for example in examples)
+    shares = [
+        100 * np.mean([s in known for s in sentences(text)]) if drawn and sentences(text) else np.nan for text in items["text"]
+    ]
+    return items.assign(**{SENTENCES: shares})
+
+
+@cache
+def training_sentences() -> set[str]:
+    """All sentences of TRAINING_TEXTS descriptions of phantoms."""
+    return {sentence for example in description_set("train", TRAINING_TEXTS) for sentence in sentences(example.answer)}
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a text in lower case, without their ends."""
+    return [part.strip().lower() for part in text.replace(":", ".").split(".") if part.strip()]
+
+
 def front_points(items: pd.DataFrame, asked: Mapping[int, Sequence[Example]]) -> pd.DataFrame:
     """For the table and the figure: a row per way and number of forwards, and the references, with `change` against linear.
 
-    Columns: way, steps, forwards, n; score, repeated_share, adjacent_duplicates (means in percent; the references have no
-    score), and for each `_gap`, `_low`, `_high`: the paired difference, over the images that both answered.
+    Columns: way, steps, forwards, n; score, repeated_share, adjacent_duplicates, whole_sentences (means in percent; the
+    references have no score), and for each `_gap`, `_low`, `_high`: the paired difference, over the images that both answered.
     """
-    value, rows = means(summarize_answers(items, METRICS), METRICS), []
+    metrics, rows = ("score", *REPETITION, SENTENCES), []
+    value = means(summarize_answers(items, (*metrics, "forwards")), (*metrics, "forwards"))
     for setting in items["setting"].unique():
         way, steps = setting.removesuffix(" forwards").rsplit(", ", 1)
         row = {"way": way, "steps": int(steps), "forwards": value.loc[setting, "forwards"]}
         row["n"] = int((items["setting"] == setting).sum())
-        for metric in ("score", *REPETITION):
+        for metric in metrics:
             row[metric] = value.loc[setting, metric]
             if way != BASE:
                 gap = change(items, metric, f"{BASE}, {steps} forwards", setting)
                 row |= {f"{metric}_gap": gap.value, f"{metric}_low": gap.low, f"{metric}_high": gap.high}
         rows.append(row)
-    texts = [measure_answer({"text": e.answer}) for examples in asked.values() for e in examples]
+    examples = [example for group in asked.values() for example in group]
+    texts = [measure_answer({"text": example.answer}) for example in examples]
     natural = {"repeated_share": np.mean([text["repeated_share"] for text in texts])}
     natural["adjacent_duplicates"] = 100 * np.mean([text["adjacent_duplicates"] for text in texts])
-    rows.append({"way": TEXT, "n": len(texts)} | natural)
+    whole = with_sentences(pd.DataFrame({"text": [example.answer for example in examples]}), asked)
+    rows.append({"way": TEXT, "n": len(texts)} | natural | {SENTENCES: whole[SENTENCES].mean()})
     return pd.DataFrame(rows)
 
 
@@ -229,7 +262,8 @@ def front_table(points: pd.DataFrame, score: str) -> pd.DataFrame:
     rows = []
     for line in points.to_dict("records"):
         row = {"way": line["way"], "Z": "" if np.isnan(line["steps"]) else int(line["steps"]), "n": line["n"]}
-        for metric, label in {"score": score, **{name: f"{words} (%)" for name, words in REPETITION.items()}}.items():
+        labels = {name: f"{words} (%)" for name, words in REPETITION.items()} | {SENTENCES: "whole sentences (%)"}
+        for metric, label in {"score": score, **labels}.items():
             row[label] = line[metric]
             gap = [line.get(f"{metric}_{end}", np.nan) for end in ("gap", "low", "high")]
             row[f"{label}, against linear"] = "" if np.isnan(gap[0]) else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*gap)

@@ -1,0 +1,235 @@
+"""The length of an answer (notebook 22): a canvas of fixed size, the stop token, or a length chosen before the text is written.
+
+Whether a model can say where its answer ends depends on what its training scored behind the answers. Two arms continue stage 2
+with the same descriptions in the same order, one with end-of-text scored behind each answer, one without. Each is asked with
+the canvas of the paper's way, with the stop token, and with `medv.diffusion.length`. The threshold of the choice is taken on
+validation descriptions. Where weights are given there are no arms, and the model of the run is asked as it is.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from medv.companion.studies.generation import ask_all, canvas_of, requests
+from medv.companion.studies.node import Node
+from medv.companion.studies.requests import Judge
+from medv.companion.studies.summaries import change
+from medv.companion.studies.trials import as_rows, run_trials
+from medv.data.example import Example
+from medv.diffusion.config import SamplerConfig
+from medv.diffusion.filters import PhraseVeto
+from medv.diffusion.length import ChosenLength
+from medv.evaluation.answering import Answerer
+from medv.evaluation.text import measure_answer
+from medv.intervals import LEVEL, NOT_MEASURED, RESAMPLES, Estimate
+from medv.phantoms.sets import description_set
+from medv.phantoms.wording import description
+from medv.profiles import Profile
+from medv.training.examples import PHANTOMS, TrainingData
+from medv.training.launch import RunOptions
+from medv.training.stages import run_stage
+
+NODE = Node(
+    "chosen_length",
+    "22_choosing_the_length.ipynb",
+    "Choosing the length of an answer",
+    needs=("models/stage2",),
+    makes=("trials/chosen_length",),
+    results=("chosen_length", "table_chosen_length"),
+    reads=("qa50",),
+    may_read=("judge",),
+    heavy=True,
+)
+
+WITHOUT, WITH, ALONE = "without padding", "with padding", "the run's model"
+FIXED, FULL, STOP, CHOSEN, VETO = "fixed canvas", "fixed canvas, Z = L", "stop token", "chosen length", "chosen length, veto"
+THRESHOLDS = (0.15, 0.3, 0.5, 0.7)
+BATCH, RATE = 4, 3e-4  # of the arms' short training: from a few runs on validation descriptions
+MEDIAN_ERROR, REPEATED_SHARE, LOST = 15.0, 0.25, -2.0  # what is asked for: percent, a share of the fixed canvas's, points
+
+
+@dataclass(frozen=True)
+class LengthTrial:
+    """One arm. padding: of the `examples` descriptions that it learns, BATCH a step; None asks the model as it is. canvas: L of
+    the fixed canvas; longest: L where an answer may end. Z is canvas / 4, and for FULL canvas.
+    """
+
+    arm: str
+    padding: str | None
+    examples: int
+    canvas: int
+    longest: int
+
+
+def trials_of(profile: Profile) -> dict[str, LengthTrial]:
+    """The arms of a profile by name: an eighth of the examples of stage 2; the longest canvas is 5 / 4 of the fixed one."""
+    canvas = canvas_of(profile)[0]
+    sizes = (max(BATCH, profile.stages["instruct"].samples // 8), canvas, canvas + canvas // 4)
+    if profile.towers != "bundled":
+        return {"model": LengthTrial(ALONE, None, 0, *sizes[1:])}
+    return {"none": LengthTrial(WITHOUT, "none", *sizes), "padded": LengthTrial(WITH, f"fixed:{sizes[2]}", *sizes)}
+
+
+def ways_of(trial: LengthTrial, threshold: float) -> dict[str, SamplerConfig]:
+    """The samplers of an arm by name; all but FULL take canvas / 4 forwards, the choice's own included."""
+    canvas, longest, steps = trial.canvas, trial.longest, max(2, trial.canvas // 4)
+    chosen = {"length": ChosenLength(threshold)}
+    return {
+        FIXED: SamplerConfig(canvas, canvas, steps, min_length=canvas),
+        FULL: SamplerConfig(canvas, canvas, canvas, min_length=canvas),
+        STOP: SamplerConfig(longest, longest, steps),
+        CHOSEN: SamplerConfig(longest, longest, steps - 1, **chosen),
+        VETO: SamplerConfig(longest, longest, steps - 1, filters=(PhraseVeto(),), **chosen),
+    }
+
+
+def threshold_for(answerer: Answerer, trial: LengthTrial, profile: Profile) -> float:
+    """The one of THRESHOLDS with the smallest median error of the length, in tokens, on validation descriptions."""
+    count = max(2, profile.evaluation_descriptions)
+    examples = description_set("validation", count, image_size=profile.model.image_size)
+    encode = answerer.processor.tokenizer.encode
+    true = np.array([len(encode(example.answer, add_special_tokens=False)) for example in examples])
+    errors = {}
+    for threshold in THRESHOLDS:
+        config = SamplerConfig(trial.longest, trial.longest, 1, length=ChosenLength(threshold))  # the text is thrown away
+        found = np.array([answer.tokens for answer in answerer.answer(examples, config, quiet=True)])
+        errors[threshold] = float(np.median(np.abs(found - true) / true))
+    return min(errors, key=errors.get)
+
+
+def trained(trial: LengthTrial, profile: Profile, init: Path, folder: Path) -> Answerer:
+    """The arm's model: `init` as it is, or after the arm's part of stage 2."""
+    if trial.padding is None:
+        return Answerer.load(init, dtype=profile.dtype)
+    sizes = {"samples": trial.examples, "epochs": 1, "batch_size": BATCH, "learning_rate": RATE}
+    recipe = profile.with_recipe("instruct", padding=trial.padding, **sizes)
+    examples = description_set("train", trial.examples, image_size=profile.model.image_size)
+    options = RunOptions(checkpoints=False, quiet=True)
+    run_stage("instruct", recipe, folder, options, init=init, examples=examples)
+    return Answerer.load(folder, dtype=profile.dtype)
+
+
+def compare_lengths(
+    profile: Profile, init: Path, folder: Path, *, source: TrainingData = PHANTOMS, judge: Judge | None = None
+) -> pd.DataFrame:
+    """Every arm asked in every way: rows of `generation.ask_all` with arm, way, threshold, `reference` (words) and
+    `length_error`, |words - reference| / reference in percent. Results in `folder` are kept.
+
+    FIXED, CHOSEN and VETO of the arm that can choose answer all requests, the other ways the first third of each set.
+    """
+    asked = requests(profile, source)
+    third = {seed: group[: max(2, len(group) // 3)] for seed, group in asked.items()}
+    words = {(seed, ex.id): len(ex.answer.split()) for seed, group in asked.items() for ex in group}
+
+    def work(trial: LengthTrial, scratch: Path) -> Mapping[str, Any]:
+        answerer = trained(trial, profile, init, scratch / "model")
+        threshold = threshold_for(answerer, trial, profile) if trial.padding else ChosenLength().threshold
+        frames = []
+        for place, (way, config) in enumerate(ways_of(trial, threshold).items()):
+            part = third if trial.arm == WITHOUT or way in (FULL, STOP) else asked
+            how = {"batch_size": profile.describe.batch_size, "judge": judge}
+            frames.append(ask_all({way: (answerer, config)}, part, scratch / "answers" / str(place), **how))
+        items = pd.concat(frames, ignore_index=True).assign(threshold=threshold)
+        return {"items": as_rows(items)}
+
+    frames = []
+    for name, result in run_trials(folder, trials_of(profile), work).items():
+        items, arm = pd.DataFrame(result["items"]), trials_of(profile)[name].arm
+        frames.append(items.assign(arm=arm, way=items["setting"], setting=arm + ": " + items["setting"]))
+    items = pd.concat(frames, ignore_index=True)
+    items["score"] = items["score"].astype(float)
+    items["reference"] = [words[row.seed, row.id] for row in items.itertuples()]
+    return items.assign(length_error=100 * (items["words"] - items["reference"]).abs() / items["reference"])
+
+
+# --- What is said of them ---
+
+
+def resampled(values: np.ndarray, statistic: Any) -> Estimate:
+    """A statistic of values [n, ...] with its percentile bootstrap interval over the rows."""
+    rng, n = np.random.default_rng(0), len(values)
+    found = [statistic(values[rng.integers(n, size=n)]) for _ in range(RESAMPLES)]
+    low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(float(statistic(values)), float(low), float(high), n)
+
+
+def measures(items: pd.DataFrame) -> pd.DataFrame:
+    """A row per arm and way: forwards, and value, low and high of error (median, %), repeated (mean, %), score, words; n."""
+    rows = []
+    for (arm, way), part in items.groupby(["arm", "way"], sort=False):
+        row = {"arm": arm, "way": way, "forwards": part["forwards"].mean(), "n": len(part)}
+        row["neighbors"] = part["adjacent_duplicates"].mean()
+        columns = {"error": ("length_error", np.median), "repeated": ("repeated_share", np.mean)}
+        for name, (column, statistic) in (columns | {"score": ("score", np.mean), "words": ("words", np.mean)}).items():
+            row[name] = resampled(part[column].to_numpy(float), statistic)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def length_table(found: pd.DataFrame, score: str) -> pd.DataFrame:
+    """`measures` to read."""
+    cell = {name: [one.cell() for one in found[name]] for name in ("error", "repeated", "score", "words")}
+    table = found[["arm", "way"]].assign(forwards=found["forwards"].round(1))
+    table["median |words - reference| (%)"], table["words"] = cell["error"], cell["words"]
+    table["repeated words (%)"], table["equal neighbors (%)"] = cell["repeated"], found["neighbors"].round(1)
+    return table.assign(**{score: cell["score"], "n": found["n"]})
+
+
+def points_of(found: pd.DataFrame) -> pd.DataFrame:
+    """`measures` in the columns of `medv.companion.figures.studies.length_figure`."""
+    frame = found[["arm", "way", "forwards", "n"]].copy()
+    for name in ("error", "repeated", "score"):
+        frame[name] = [one.value for one in found[name]]
+        frame[f"{name}_low"], frame[f"{name}_high"] = [one.low for one in found[name]], [one.high for one in found[name]]
+    return frame
+
+
+def levels(examples: Sequence[Example]) -> dict[str, float]:
+    """For comparison, in percent: median length errors of the best constant length and, of phantoms, of a second description of
+    the same scene; the repeated words of the references.
+    """
+    true = np.array([len(example.answer.split()) for example in examples])
+    found = {"always the median length": 100 * float(np.median(np.abs(np.median(true) - true) / true))}
+    if all("scene" in example.meta for example in examples):
+        rng = np.random.default_rng(0)
+        other = np.array([len(description(example.meta["scene"], rng).split()) for example in examples])
+        found["another description of the same phantom"] = 100 * float(np.median(np.abs(other - true) / true))
+    shares = [measure_answer({"text": example.answer})["repeated_share"] for example in examples]
+    return found | {"repeated words of the references": float(np.mean(shares))}
+
+
+def verdict(items: pd.DataFrame, known: Mapping[str, float]) -> str:
+    """What was asked for, and what was found, of CHOSEN and VETO in the arm that can choose. known: `levels`."""
+    arm = WITH if WITH in set(items["arm"]) else ALONE
+    mine = items[items["arm"] == arm]
+    lines = [] if arm == WITH else [f"the two arms of stage 2 are {NOT_MEASURED} with these weights: the model as it is"]
+    for way in (CHOSEN, VETO):
+        found = mine[mine["way"] == way]
+        error = resampled(found["length_error"].to_numpy(float), np.median)
+        said = "reached" if error.value <= MEDIAN_ERROR else "not reached"
+        lines.append(f"{way}: median |words - reference| {error.cell()} %, n = {error.n}; at most {MEDIAN_ERROR:g} %: {said}")
+        for base in (FIXED, FULL):
+            grid = mine.pivot(index=["seed", "id"], columns="way", values="repeated_share")[[way, base]].dropna().to_numpy()
+            share = resampled(grid, lambda pair: pair[:, 0].mean() / max(pair[:, 1].mean(), 1e-9))
+            said = "reached" if share.value <= REPEATED_SHARE else "not reached"
+            of = f"{grid[:, 0].mean():.1f} of {grid[:, 1].mean():.1f} %, ratio {share.cell('.2f')}, n = {share.n}"
+            lines.append(f"  repeated words against {base}: {of}; at most {REPEATED_SHARE:g}: {said}")
+            gap = change(mine.assign(setting=mine["way"]), "score", base, way)
+            said = NOT_MEASURED if np.isnan(gap.low) else "reached" if gap.low >= LOST else "not reached"
+            lines.append(f"  score against {base}, points: {gap.cell('+.1f')}, n = {gap.n}; not below {LOST:g}: {said}")
+    told = "; ".join(f"{name} {value:.1f} %" for name, value in known.items())
+    return "\n".join([*lines, f"for comparison: {told}"])
+
+
+def padding_verdict(items: pd.DataFrame) -> str:
+    """What padding does: length errors of the stop token and of the choice in both arms."""
+    medians = items.groupby(["arm", "way"])["length_error"].median()
+    lines = []
+    for arm in dict.fromkeys(items["arm"]):
+        stop, chosen = medians[arm, STOP], medians[arm, CHOSEN]
+        lines.append(f"{arm}: median length error {stop:.0f} % with the stop token, {chosen:.0f} % with the choice")
+    return "\n".join(lines)
