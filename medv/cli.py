@@ -311,6 +311,23 @@ def data_check(
 
 @app.command()
 @report_errors
+def audit(
+    name: Annotated[str, typer.Argument(help="vqa_rad, slake or pathvqa.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of the data set.")],
+    as_json: AsJson = False,
+) -> None:
+    """Count what a VQA data set's splits share, and score answers that see no image."""
+    from medv.companion.audit.leakage import audit_dataset, render_audit
+
+    found = audit_dataset(name, folder)
+    if as_json:
+        print_json({key: frame.to_dict("records") for key, frame in found.items()})
+    else:
+        render_audit(found, console)
+
+
+@app.command()
+@report_errors
 def plan(
     stage: Annotated[str, typer.Argument(help="align, instruct or vqa.")],
     profile: ProfileName = "paper",

@@ -58,11 +58,11 @@ def test_the_threshold_is_the_one_whose_lengths_are_nearest(monkeypatch):
     true = [len(processor().tokenizer.encode(e.answer, add_special_tokens=False)) for e in description_set("validation", 6)]
 
     def answer(examples, config, quiet):
-        off = abs(config.length.threshold - 0.3)
+        off = abs(config.length.threshold - 0.4)
         return [type("Short", (), {"tokens": round(length * (1 + off))}) for length in true]
 
     monkeypatch.setattr(answerer, "answer", answer)
-    assert study.threshold_for(answerer, trial, profile) == 0.3
+    assert study.threshold_for(answerer, trial, profile) == 0.4
 
 
 def test_the_sentences_say_what_was_reached_and_what_not():
@@ -71,7 +71,12 @@ def test_the_sentences_say_what_was_reached_and_what_not():
     first, second = said[:5], said[5:10]
     assert [line.rpartition(": ")[2] for line in first] == ["reached", "not reached", "reached", "not reached", "reached"]
     assert [line.rpartition(": ")[2] for line in second] == ["reached", "reached", "not reached", "reached", "not reached"]
-    assert "of 20.0 %, ratio 0.40" in first[1] and "n = 80" in first[0] and "5.8 %" in said[-1]
+    assert (
+        "of 20.0 %, ratio 0.40" in first[1]
+        and "n = 80" in first[0]
+        and "5.8 %" in said[-1]
+        and "chosen length +2.2" in said[-2]
+    )
     worse = GOOD | {(study.WITH, study.CHOSEN): (16, 8, 71)}
     assert study.verdict(answers(worse), known).splitlines()[0].endswith(": not reached")
 
@@ -110,6 +115,6 @@ def test_the_arms_are_trained_and_asked_once(tmp_path):
     profile = replace(smoke, model=shape(), evaluation_descriptions=3)
     items = study.compare_lengths(profile, start, tmp_path / "trials")
     assert set(items["arm"]) == {study.WITH, study.WITHOUT} and items["way"].nunique() == 5
-    assert (items["threshold"].isin(study.THRESHOLDS)).all() and items["length_error"].ge(0).all()
+    assert items[items["arm"] == study.WITH]["threshold"].isin(study.THRESHOLDS).all() and items["length_error"].ge(0).all()
     again = study.compare_lengths(replace(profile, seeds=(0,)), start / "nowhere", tmp_path / "trials")
     pd.testing.assert_frame_equal(items, again)

@@ -11,6 +11,7 @@ from test_sampler import FILL, MASK, STOP, Table, confident
 from test_sampler import run as sampled
 from tiny import QUESTIONS, model, picture, processor
 
+from medv.companion.explorer.session import Setting
 from medv.diffusion.caching import CACHES
 from medv.diffusion.config import SamplerConfig
 from medv.diffusion.filters import DuplicateVeto
@@ -152,3 +153,9 @@ def test_the_command_line_chooses_and_says_what_it_does_not_know(tmp_path, model
     assert auto["forwards"] == auto["tokens"] + 1 and plain["forwards"] <= 8
     assert "use one of canvas, auto" in run(*command, "--length", "long").stderr
     assert "no length" in run(*command, "--length", "auto", "--preset", "official").stderr
+
+
+def test_a_setting_of_the_explorer_with_a_chosen_length_has_a_line_of_its_own():
+    plain, auto = Setting(), Setting(length="auto")
+    assert plain.config().length is None and auto.config().length == ChosenLength()
+    assert auto.family() == f"{plain.family()}, length auto"

@@ -18,6 +18,7 @@ from medv.data.example import Example
 from medv.data.images import ImageError, open_image
 from medv.diffusion.config import SamplerConfig
 from medv.diffusion.filters import filters_named
+from medv.diffusion.length import length_named
 from medv.diffusion.revision import ReMDM, RevealRemask, Revision
 from medv.diffusion.schedules import schedule_named
 from medv.diffusion.trace import Events, Trace
@@ -36,7 +37,7 @@ class Cancelled(Exception):
 
 @dataclass(frozen=True)
 class Setting:
-    """The fields of the explorer: L, B, Z, the names of a schedule, a filter and a revision, temperature, seed."""
+    """The fields of the explorer: L, B, Z, the names of a schedule, a filter, a revision and a length, temperature, seed."""
 
     gen_length: int = 64
     block_length: int = 32
@@ -44,6 +45,7 @@ class Setting:
     schedule: str = "linear"
     filter: str = "none"
     revision: str = "none"
+    length: str = "canvas"
     temperature: float = 0.0
     seed: int = 0
 
@@ -52,7 +54,7 @@ class Setting:
         if self.revision not in REVISIONS:
             raise ValueError(f"unknown revision {self.revision!r}: use one of {', '.join(REVISIONS)}")
         named = {"schedule": schedule_named(self.schedule), "filters": filters_named(self.filter)}
-        named |= {"revision": REVISIONS[self.revision]}
+        named |= {"revision": REVISIONS[self.revision], "length": length_named(self.length)}
         sizes = self.gen_length, self.block_length, self.steps
         return SamplerConfig(*sizes, temperature=self.temperature, seed=self.seed, **named)
 
@@ -66,6 +68,7 @@ class Setting:
         """A label of the setting without its Z: runs of one family make one line on the chart."""
         parts = [f"L {self.gen_length}, B {self.block_length}, {self.schedule}"]
         parts += [name for name in (self.filter, self.revision) if name != "none"]
+        parts += [f"length {self.length}"] if self.length != "canvas" else []
         parts += [f"temperature {self.temperature:g}"] if self.temperature else []
         parts += [f"seed {self.seed}"] if self.seed else []
         return ", ".join(parts)
@@ -93,7 +96,7 @@ class Outcome:
 
     def canvas(self, frame: int) -> list[Cell]:
         """The positions of the canvas after `frame` forwards."""
-        return cells(self.trace.events, self.trace.gen_length, frame)
+        return cells(self.trace.events, self.trace.gen_length, frame, self.trace.fixed)
 
     @property
     def words(self) -> int:
@@ -145,6 +148,7 @@ class Session:
     def __init__(self, answerer: Answerer):
         self.answerer = answerer
         self.outcomes: dict[tuple[str, str, Setting], Outcome] = {}
+        self.filled: dict[tuple[str, str, Setting, tuple[int, ...]], Outcome] = {}  # by the response too; not on the chart
 
     def found(self, picture: Image.Image, question: str, setting: Setting) -> Outcome | None:
         """The kept outcome, or None."""
@@ -168,6 +172,18 @@ class Session:
         outcome = Outcome(name, setting, answer, trace, picture)
         self.outcomes[_digest(picture), question, setting] = outcome
         return outcome
+
+    def fill(self, outcome: Outcome, kept: Sequence[int]) -> Outcome:
+        """The same question and setting again, with the tokens of an answer at these positions kept; all others are written."""
+        trace, question = outcome.trace, outcome.answer.question
+        written, response = trace.replay(10**9), [trace.mask_token_id] * trace.gen_length
+        for place in kept:
+            response[place] = written[place]
+        key = (_digest(outcome.image), question, outcome.setting, tuple(response))
+        if key not in self.filled:
+            answer, made = self.answerer.ask(outcome.image, question, outcome.setting.config(), response=response)
+            self.filled[key] = replace(outcome, answer=answer, trace=made)
+        return self.filled[key]
 
     def sweep(self, picture: Image.Image, question: str, setting: Setting, *, name: str = "picture") -> Iterator[Outcome]:
         """The outcomes of `setting.sweep()`, the largest Z first; kept ones are not asked again."""

@@ -5,13 +5,13 @@ profile's sizes with random weights. A notebook without an entry takes minutes.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from medv.checkpoints.assembly import random_model
 from medv.companion.bench.machine import bench_device, timed
-from medv.companion.studies import adaptation, attribution, generation, initialization
+from medv.companion.studies import adaptation, attribution, chosen_length, generation, initialization
 from medv.companion.studies import repetition as repetition_study
 from medv.companion.studies.fast_sampling import ON_MODEL
 from medv.data.chat import SpecialTokens
@@ -98,6 +98,12 @@ def _repetition(profile: Profile) -> Work:
     return _answered(profile, [*sweep, *(config.steps for config in schedules)], 1 / 3)
 
 
+def _chosen_length(profile: Profile) -> Work:
+    arms = list(chosen_length.trials_of(profile).values())
+    steps = [config.steps for arm in arms for config in chosen_length.ways_of(arm, 0.5).values()]
+    return replace(_answered(profile, steps, 1.0), learned=sum(arm.examples for arm in arms))
+
+
 def _answered(profile: Profile, steps: list[int], share: float) -> Work:
     requests = len(profile.seeds) * max(2, round(share * profile.evaluation_descriptions))
     return Work(0, requests * sum(steps), requests * len(steps))
@@ -127,6 +133,7 @@ _COUNTS: dict[str, Callable[[Profile], Work]] = {
     "adaptation": _adaptation,
     "open_conversation": _conversation,
     "length_control": _conversation,
+    "chosen_length": _chosen_length,
     "generation_settings": _settings,
     "repetition": _repetition,
     "fast_sampling": _fast,

@@ -6,7 +6,7 @@ the canvas of the paper's way, with the stop token, and with `medv.diffusion.len
 validation descriptions. Where weights are given there are no arms, and the model of the run is asked as it is.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ NODE = Node(
 
 WITHOUT, WITH, ALONE = "without padding", "with padding", "the run's model"
 FIXED, FULL, STOP, CHOSEN, VETO = "fixed canvas", "fixed canvas, Z = L", "stop token", "chosen length", "chosen length, veto"
-THRESHOLDS = (0.15, 0.3, 0.5, 0.7)
+THRESHOLDS = (0.1, 0.2, 0.4, 0.6)
 BATCH, RATE = 4, 3e-4  # of the arms' short training: from a few runs on validation descriptions
 MEDIAN_ERROR, REPEATED_SHARE, LOST = 15.0, 0.25, -2.0  # what is asked for: percent, a share of the fixed canvas's, points
 
@@ -66,9 +66,9 @@ class LengthTrial:
 
 
 def trials_of(profile: Profile) -> dict[str, LengthTrial]:
-    """The arms of a profile by name: an eighth of the examples of stage 2; the longest canvas is 5 / 4 of the fixed one."""
+    """The arms of a profile by name: a tenth of the examples of stage 2; the longest canvas is 5 / 4 of the fixed one."""
     canvas = canvas_of(profile)[0]
-    sizes = (max(BATCH, profile.stages["instruct"].samples // 8), canvas, canvas + canvas // 4)
+    sizes = (max(BATCH, profile.stages["instruct"].samples // 10), canvas, canvas + canvas // 4)
     if profile.towers != "bundled":
         return {"model": LengthTrial(ALONE, None, 0, *sizes[1:])}
     return {"none": LengthTrial(WITHOUT, "none", *sizes), "padded": LengthTrial(WITH, f"fixed:{sizes[2]}", *sizes)}
@@ -119,7 +119,8 @@ def compare_lengths(
     """Every arm asked in every way: rows of `generation.ask_all` with arm, way, threshold, `reference` (words) and
     `length_error`, |words - reference| / reference in percent. Results in `folder` are kept.
 
-    FIXED, CHOSEN and VETO of the arm that can choose answer all requests, the other ways the first third of each set.
+    FIXED, CHOSEN and VETO answer all requests, the other ways, and the arm that cannot choose (without VETO), the first third
+    of each set.
     """
     asked = requests(profile, source)
     third = {seed: group[: max(2, len(group) // 3)] for seed, group in asked.items()}
@@ -127,9 +128,11 @@ def compare_lengths(
 
     def work(trial: LengthTrial, scratch: Path) -> Mapping[str, Any]:
         answerer = trained(trial, profile, init, scratch / "model")
-        threshold = threshold_for(answerer, trial, profile) if trial.padding else ChosenLength().threshold
+        threshold = threshold_for(answerer, trial, profile) if trial.arm == WITH else ChosenLength().threshold
         frames = []
         for place, (way, config) in enumerate(ways_of(trial, threshold).items()):
+            if (trial.arm, way) == (WITHOUT, VETO):
+                continue
             part = third if trial.arm == WITHOUT or way in (FULL, STOP) else asked
             how = {"batch_size": profile.describe.batch_size, "judge": judge}
             frames.append(ask_all({way: (answerer, config)}, part, scratch / "answers" / str(place), **how))
@@ -149,12 +152,18 @@ def compare_lengths(
 # --- What is said of them ---
 
 
-def resampled(values: np.ndarray, statistic: Any) -> Estimate:
-    """A statistic of values [n, ...] with its percentile bootstrap interval over the rows."""
-    rng, n = np.random.default_rng(0), len(values)
-    found = [statistic(values[rng.integers(n, size=n)]) for _ in range(RESAMPLES)]
-    low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(float(statistic(values)), float(low), float(high), n)
+def resampled(values: np.ndarray, statistic: Callable[..., np.ndarray]) -> Estimate:
+    """A statistic (of an axis) over the rows of values [n, ...] with its percentile bootstrap interval."""
+    n = len(values)
+    rows = np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
+    low, high = np.quantile(statistic(values[rows], axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(float(statistic(values, axis=0)), float(low), float(high), n)
+
+
+def ratio(pairs: np.ndarray, axis: int) -> np.ndarray:
+    """The mean of the first of each pair over the mean of the second, for pairs [..., n, 2] with n on this axis."""
+    means = pairs.mean(axis=axis)
+    return means[..., 0] / np.maximum(means[..., 1], 1e-9)
 
 
 def measures(items: pd.DataFrame) -> pd.DataFrame:
@@ -214,13 +223,18 @@ def verdict(items: pd.DataFrame, known: Mapping[str, float]) -> str:
         lines.append(f"{way}: median |words - reference| {error.cell()} %, n = {error.n}; at most {MEDIAN_ERROR:g} %: {said}")
         for base in (FIXED, FULL):
             grid = mine.pivot(index=["seed", "id"], columns="way", values="repeated_share")[[way, base]].dropna().to_numpy()
-            share = resampled(grid, lambda pair: pair[:, 0].mean() / max(pair[:, 1].mean(), 1e-9))
+            share = resampled(grid, ratio)
             said = "reached" if share.value <= REPEATED_SHARE else "not reached"
             of = f"{grid[:, 0].mean():.1f} of {grid[:, 1].mean():.1f} %, ratio {share.cell('.2f')}, n = {share.n}"
             lines.append(f"  repeated words against {base}: {of}; at most {REPEATED_SHARE:g}: {said}")
             gap = change(mine.assign(setting=mine["way"]), "score", base, way)
             said = NOT_MEASURED if np.isnan(gap.low) else "reached" if gap.low >= LOST else "not reached"
             lines.append(f"  score against {base}, points: {gap.cell('+.1f')}, n = {gap.n}; not below {LOST:g}: {said}")
+    if (natural := known.get("repeated words of the references")) is not None:
+        least = mine.groupby("way")["repeated_share"].mean().sub(natural).round(1)
+        lines.append(
+            "repeated words above those of the references, points: " + "; ".join(f"{w} {least[w]:+.1f}" for w in least.index)
+        )
     told = "; ".join(f"{name} {value:.1f} %" for name, value in known.items())
     return "\n".join([*lines, f"for comparison: {told}"])
 

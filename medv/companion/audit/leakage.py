@@ -1,0 +1,144 @@
+"""What of a question-answering set can be answered without learning from its images (`medv audit`).
+
+Counted from the files: images and questions that the test split shares with the training split, the highest score that a
+choice among the training answers can reach, and the scores of answers that see no image, under every variant of the metrics.
+The scores that Table 2 prints stand beside that ceiling: a classifier over the training answers cannot score higher, unless it
+has seen other rows. Answers are the same if they are so in lower case.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from medv.companion.audit.controls import majority_answers, nearest_answers
+from medv.companion.audit.gaming import COLUMNS, constant_answers
+from medv.data.example import Example
+from medv.data.readers import read_dataset
+from medv.evaluation.pairing import Reference
+from medv.evaluation.vqa import evaluate_vqa, normalize
+from medv.paper import table
+
+REWORDED = {"vqa_rad"}  # sets whose training file re-words test questions, which read_dataset leaves out by default
+
+
+def audit_dataset(name: str, folder: str | Path) -> dict[str, pd.DataFrame]:
+    """The tables "overlap", "blind" and, for a data set of Table 2, "printed" of a data set's folder.
+
+    Raises DataError where a split cannot be read, ValueError where training lacks a type of question.
+    """
+    test = read_dataset(name, folder, "test")
+    trainings = {"": read_dataset(name, folder, "train")}
+    if name in REWORDED:
+        trainings["with re-worded test questions"] = read_dataset(name, folder, "train", all_rows=True)
+    found = {}
+    for key, measure in (("overlap", overlap), ("blind", blind_scores)):
+        frames = [measure(train, test).assign(training=_named(label, train)) for label, train in trainings.items()]
+        found[key] = pd.concat(frames)
+    printed = table("table2").rename(columns={f"{name}_closed_accuracy": "closed", f"{name}_open_recall": "open"})
+    if {"closed", "open"} <= set(printed):
+        found["printed"] = beside_ceilings(printed[["model", "closed", "open"]].dropna(), trainings.values(), test)
+    return {key: frame.reset_index(drop=True) for key, frame in found.items()}
+
+
+def _named(label: str, train: Sequence[Example]) -> str:
+    return f"{len(train)} rows{', ' if label else ''}{label}"
+
+
+def overlap(train: Sequence[Example], test: Sequence[Example]) -> pd.DataFrame:
+    """What the test questions share with training: measure, count, of, percent."""
+    images, questions = ({key(example) for example in train} for key in (_image, _question))
+    pairs = {(_image(example), _question(example)) for example in train}
+    opened, closed = ([e for e in test if e.answer_type == kind] for kind in ("OPEN", "CLOSED"))
+    known = {(_image(example), _answer(example)) for example in train}
+    answers, shown = {_answer(example) for example in train}, {_image(example) for example in test}
+    same_answer = sum((_image(e), _answer(e)) in known for e in opened)
+    ceiling = sum(_answer(e) in answers for e in opened)
+    other = sum(normalize(e.answer) not in ("yes", "no") for e in closed)
+    rows = [
+        ("test images that are training images", len(shown & images), len(shown)),
+        ("test questions about a training image", sum(_image(e) in images for e in test), len(test)),
+        ("test questions that training asks in the same words", sum(_question(e) in questions for e in test), len(test)),
+        ("the same about the same image", sum((_image(e), _question(e)) in pairs for e in test), len(test)),
+        ("open test questions whose image and answer are in training", same_answer, len(opened)),
+        ("open test answers that are training answers: the ceiling of a classifier", ceiling, len(opened)),
+        ("closed test answers that are neither yes nor no", other, len(closed)),
+    ]
+    frame = pd.DataFrame(rows, columns=["measure", "count", "of"])
+    return frame.assign(percent=100 * frame["count"] / frame["of"].clip(lower=1))
+
+
+def blind_scores(train: Sequence[Example], test: Sequence[Example]) -> pd.DataFrame:
+    """Answers that see no image, and the reference itself, under every metric (percent): answer, COLUMNS, open exact."""
+    references = [Reference.of(example) for example in test]
+    blind = majority_answers(train, test)
+    answers = {"reference": [reference.answer for reference in references], "nearest question": nearest_answers(train, test)}
+    answers |= {"question only": blind.lookup, "majority": blind.majority}
+    answers |= {label: [text] * len(test) for label, text in constant_answers(train).items() if label.startswith('"')}
+    rows = []
+    for label, texts in answers.items():
+        scores = {variant: evaluate_vqa(references, texts, variant=variant) for variant in ("batch", "gated")}
+        row = {column: getattr(scores[variant], metric) for column, (variant, metric) in COLUMNS.items()}
+        pairs = [(r, text) for r, text in zip(references, texts, strict=True) if r.answer_type == "OPEN"]
+        exact = [reference.answer.strip().lower() == text.strip().lower() for reference, text in pairs]
+        rows.append({"answer": label} | row | {"open exact": 100 * sum(exact) / len(exact) if exact else float("nan")})
+    return pd.DataFrame(rows)
+
+
+def beside_ceilings(printed: pd.DataFrame, trainings: Iterable[Sequence[Example]], test: Sequence[Example]) -> pd.DataFrame:
+    """Printed scores (model, closed, open; percent) and which of them no classifier over the training answers can reach.
+
+    The ceiling of open recall takes for every question the training answer with the highest recall. Generated answers are not
+    bound by it.
+    """
+    frame = printed.copy()
+    for train in trainings:
+        known = {frozenset(normalize(example.answer).split()) for example in train}
+        wanted = [set(normalize(example.answer).split()) for example in test if example.answer_type == "OPEN"]
+        best = [max((len(words & answer) / len(words) for answer in known), default=0.0) for words in wanted if words]
+        percent = 100 * sum(best) / len(best)
+        name = f"open above {percent:.1f}, the best choice among the answers of {len(train)} rows"
+        frame[name] = ["yes" if score > percent else "no" for score in frame["open"]]
+    return frame
+
+
+def _image(example: Example) -> str:
+    return example.meta["image"]
+
+
+def _answer(example: Example) -> str:
+    return example.answer.strip().lower()
+
+
+def _question(example: Example) -> str:
+    return normalize(example.question)
+
+
+def render_audit(found: dict[str, pd.DataFrame], console: Console) -> None:
+    """Print the tables of `audit_dataset`, those of each training set apart."""
+    for training, part in found["overlap"].groupby("training", sort=False):
+        grid = Table(title=f"training: {training}", title_justify="left")
+        grid.add_column("shared with the test split")
+        grid.add_column("count", justify="right")
+        grid.add_column("%", justify="right")
+        for row in part.itertuples():
+            grid.add_row(row.measure, f"{row.count} of {row.of}", f"{row.percent:.1f}")
+        console.print(grid)
+        scores = found["blind"][found["blind"]["training"] == training].drop(columns=["training", "open precision"])
+        console.print(_scores(scores, "answers without an image, percent"))
+    if "printed" in found:
+        console.print(_scores(found["printed"], "scores printed in Table 2, percent"))
+        console.print("A classifier over the training answers cannot score above the last columns; generated answers can.")
+
+
+def _scores(frame: pd.DataFrame, title: str) -> Table:
+    grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
+    for name in frame.columns:
+        longest = max(map(len, name.split()))  # a word is not cut
+        grid.add_column(name, justify="right" if pd.api.types.is_numeric_dtype(frame[name]) else "left", min_width=longest)
+    for row in frame.itertuples(index=False):
+        grid.add_row(*(f"{value:.1f}" if isinstance(value, float) else str(value) for value in row))
+    return grid
