@@ -259,6 +259,28 @@ def use_the_explorer(page, name: str) -> None:
     assert page.locator(".medv-answer").count() == 2
     page.locator(".medv-drag-z").scroll_into_view_if_needed()
     snap(page, f"{name}_pinned")
+    keep_a_word(page)
+    snap(page, f"{name}_kept")
+
+
+def keep_a_word(page) -> None:
+    """Words are checked by keyboard and by mouse, and stay when the rest is filled."""
+    page.get_by_role("button", name="Keep words").click()
+    boxes = page.locator(".medv-keep").get_by_role("checkbox")
+    boxes.nth(1).focus()
+    page.keyboard.press("Space")
+    page.keyboard.press("Tab")
+    playwright.expect(boxes.nth(2)).to_be_focused()
+    page.locator(".medv-keep label").nth(3).click()
+    checked = [boxes.nth(place) for place in (1, 3)]
+    for box in checked:
+        playwright.expect(box).to_be_checked()
+    labels = [page.locator(".medv-keep label").nth(place).inner_text() for place in (1, 3)]
+    page.get_by_role("button", name="Fill the rest").click()
+    page.wait_for_selector(".medv-note:has-text('2 words kept')")
+    kept = page.locator(".medv-keep label:has(:checked)")
+    assert kept.all_inner_texts() == labels
+    assert page.locator(".medv-canvas .fixed").count() >= 2
 
 
 def look_at_the_words(page) -> None:

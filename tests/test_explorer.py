@@ -262,6 +262,66 @@ def test_maps_can_be_stopped_and_a_failure_is_told(explorer, monkeypatch):
     assert "ZeroDivisionError" in looked.page.value and "medv-error" in looked.page.value
 
 
+def test_words_that_are_checked_stay_and_the_rest_is_filled_again(explorer):
+    keeping = explorer.keeping
+    assert keeping.choose_button.disabled and keeping.fill_button.disabled
+    explorer.answer()
+    explorer.wait()
+    first = explorer.outcome
+    keeping.choose_button.click()
+    boxes = list(keeping.boxes)
+    assert "".join(box.description for box in boxes) == first.answer.text.replace(" ", "") and not any(b.value for b in boxes)
+    keeping.word = lambda token: f" {token}"  # the text of a random model has too few spaces
+    keeping.choose_button.click()
+    assert [place for places in keeping.boxes.values() for place in places] == list(range(first.answer.tokens))
+    keeping.fill_button.click()
+    keeping.wait()
+    assert explorer.outcome.trace == first.trace, "with nothing kept it is the same answer"
+    keeping.choose_button.click()
+    boxes = list(keeping.boxes)
+    boxes[-1].value = True
+    last = keeping.boxes[boxes[-1]]
+    keeping.fill_button.click()
+    keeping.wait()
+    second = explorer.outcome
+    assert {event.position for event in second.trace.fixed} == set(last) and second.answer.finish_reason in ("stop", "length")
+    written = [outcome.trace.replay(10**9) for outcome in (first, second)]
+    assert [written[0][place] for place in last] == [written[1][place] for place in last]
+    assert not {event.position for event in second.trace.events} & set(last)
+    assert [places for box, places in keeping.boxes.items() if box.value] == [last], "it stays checked"
+    assert explorer.canvas.value.count("medv-cell fixed") == len(last) and f"{len(last)} kept" in explorer.canvas.value
+    assert len(explorer.session.outcomes) == 1, "the chart is of whole answers"
+    explorer.looked.look()
+    explorer.looked.wait()
+    assert "medv-error" not in explorer.looked.page.value, "the words that were filled have maps"
+
+
+def test_a_chosen_length_stays_when_the_rest_is_filled(explorer):
+    explorer.fields["length"].value = "auto"
+    explorer.answer()
+    explorer.wait()
+    first, keeping = explorer.outcome, explorer.keeping
+    assert first.trace.fixed and not first.kept and not keeping.boxes, "its end is fixed, and no word"
+    keeping.word = lambda token: f" {token}"
+    keeping.choose_button.click()
+    next(iter(keeping.boxes)).value = True
+    keeping.fill_button.click()
+    keeping.wait()
+    assert explorer.outcome.kept == {0} and explorer.outcome.answer.tokens == first.answer.tokens
+
+
+def test_words_of_an_answer_are_labels_and_never_markup(explorer, monkeypatch):
+    explorer.answer()
+    explorer.wait()
+    explorer.keeping.word = lambda _: f" {HOSTILE}"
+    explorer.keeping.choose_button.click()
+    assert all(box.description == HOSTILE and not box.description_allow_html for box in explorer.keeping.boxes)
+    monkeypatch.setattr(explorer.session, "fill", lambda *_: 1 / 0)
+    explorer.keeping.fill_button.click()
+    explorer.keeping.wait()
+    assert "ZeroDivisionError" in explorer.keeping.message.value and not explorer.keeping.fill_button.disabled
+
+
 def test_another_picture_or_setting_has_runs_of_its_own(explorer):
     explorer.sweep()
     explorer.wait()

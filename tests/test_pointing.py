@@ -1,6 +1,7 @@
 """The pointing game of notebook 42: what it must score for maps whose worth is known, and which words it asks about."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -71,12 +72,13 @@ def test_a_map_that_always_points_at_one_place_gains_nothing_over_shuffled_image
     assert study.central(3, 3) == [4] and study.central(4, 4) == [5, 6, 9, 10] and study.central(2, 3) == [1, 4]
 
 
-def test_rates_and_table_split_words_by_kind_and_truth(examples):
+def test_rates_and_table_split_words_by_kind_and_truth(examples, monkeypatch):
+    monkeypatch.setattr(study, "bootstrap", partial(study.bootstrap, resamples=20))
     items = study.pointing_items(named(examples, lambda _, rng: rng.random((4, 4))))
     rates = study.pointing_rates(items, items)
-    assert list(dict.fromkeys(rates["words"])) == ["all words", *study.KINDS, "right", "wrong"]
+    assert list(dict.fromkeys(rates["words"])) == ["all words", *study.KINDS, "correct", "wrong"]
     count = rates.set_index(["words", "system"])["n"]
-    assert count["right", study.OURS] == 80 and count["wrong", study.OURS] == 20 and count["side", "chance"] == 100
+    assert count["correct", study.OURS] == 80 and count["wrong", study.OURS] == 20 and count["side", "chance"] == 100
     rows = items[items["kind"] == "side"]["hit"]
     assert rates.set_index(["words", "system"])["value"]["side", study.OURS] == pytest.approx(rows.mean())
     assert study.pointing_table(items)["n"].tolist() == [100, 100, 100, 100, 80, 20]

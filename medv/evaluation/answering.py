@@ -200,12 +200,14 @@ class Answerer:
         batch_size: int = 50,
         first_index: int = 0,
         looks: Looks | None = None,
+        rank: Callable[[FilledAnswer], Any] = lambda answer: answer.confidence,
     ) -> list[tuple[FilledAnswer, Trace]]:
         """Fill the blanks of one template for each example: the answers, and how the kept filling of each was unmasked.
 
-        Each blank gets 1 to `blank_tokens` tokens, in all ways, and the filling of the highest mean log-confidence is kept, of
-        equals the shortest. The template and the end of turn behind it are the canvas, in one block; `config` gives the rest,
-        its steps as the forwards that a filling may take. Raises ValueError for a template without a blank.
+        Each blank gets 1 to `blank_tokens` tokens, in all ways, and the filling of the highest `rank` is kept, by default of
+        the highest mean log-confidence; of equals the shortest. The template and the end of turn behind it are the canvas, in
+        one block; `config` gives the rest, its steps as the forwards that a filling may take. Raises ValueError for a template
+        without a blank.
         """
         if not isinstance(config, SamplerConfig):
             raise ValueError(f"the preset {config.preset!r} cannot keep the words of a template: leave the preset out")
@@ -226,7 +228,7 @@ class Answerer:
                 made = self._answer_batch(batch, sized, indices, looks, responses=[canvas.ids for canvas in canvases])
                 for number, canvas, (answer, trace) in zip(numbers, canvases, made, strict=True):
                     tried[number].append((self._filled(answer, trace, canvas, templates[number]), trace))
-        return [_best(each) for each in tried]
+        return [_best(each, rank) for each in tried]
 
     def _filled(self, answer: Answer, trace: Trace, canvas: Canvas, template: str) -> FilledAnswer:
         written = {event.position: event for event in trace.commits}
@@ -304,9 +306,9 @@ class Answerer:
         return [(answer, output.trace.of_row(row)) for row, answer in enumerate(answers)]
 
 
-def _best(tried: Sequence[tuple[FilledAnswer, Trace]]) -> tuple[FilledAnswer, Trace]:
-    """The filling of the highest confidence, with the cost of all."""
-    answer, trace = max(tried, key=lambda made: made[0].confidence)
+def _best(tried: Sequence[tuple[FilledAnswer, Trace]], rank: Callable[[FilledAnswer], Any]) -> tuple[FilledAnswer, Trace]:
+    """The filling of the highest rank, with the cost of all."""
+    answer, trace = max(tried, key=lambda made: rank(made[0]))
     cost = {name: sum(getattr(made, name) for made, _ in tried) for name in ("forwards", "seconds")}
     alone = {name: tuple(event._replace(row=0) for event in getattr(trace, name)) for name in ("events", "fixed")}
     return replace(answer, **cost), replace(trace, **alone)

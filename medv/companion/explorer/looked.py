@@ -50,7 +50,7 @@ class WhereItLooked(widgets.VBox):
         if outcome is not self.outcome:
             self._stop.set()
         self.outcome = outcome
-        self.button.disabled = outcome.image is None or not outcome.answer.tokens
+        self.button.disabled = outcome.image is None or not outcome.answer.tokens or not outcome.trace.events
         self.page.value = self.kept.get(id(outcome), "")
 
     def look(self) -> None:

@@ -90,13 +90,18 @@ class Outcome:
         return repeated_parts(self.answer.text)
 
     @property
+    def kept(self) -> set[int]:
+        """The positions of its words that were given; others may be fixed behind its end."""
+        return {event.position for event in self.trace.fixed if event.position < self.answer.tokens}
+
+    @property
     def frames(self) -> int:
         """Forwards of the trace: frame k is the canvas after k forwards."""
         return forwards_of(self.trace.events)
 
     def canvas(self, frame: int) -> list[Cell]:
         """The positions of the canvas after `frame` forwards."""
-        return cells(self.trace.events, self.trace.gen_length, frame)
+        return cells(self.trace.events, self.trace.gen_length, frame, self.trace.fixed)
 
     @property
     def words(self) -> int:
@@ -148,6 +153,7 @@ class Session:
     def __init__(self, answerer: Answerer):
         self.answerer = answerer
         self.outcomes: dict[tuple[str, str, Setting], Outcome] = {}
+        self.filled: dict[tuple[str, str, Setting, tuple[int, ...]], Outcome] = {}  # by the response too; not on the chart
 
     def found(self, picture: Image.Image, question: str, setting: Setting) -> Outcome | None:
         """The kept outcome, or None."""
@@ -171,6 +177,23 @@ class Session:
         outcome = Outcome(name, setting, answer, trace, picture)
         self.outcomes[_digest(picture), question, setting] = outcome
         return outcome
+
+    def fill(self, outcome: Outcome, kept: Sequence[int]) -> Outcome:
+        """The same question and setting again, with the tokens of an answer at these positions kept; all others are written.
+
+        A length that was chosen stays.
+        """
+        trace, question = outcome.trace, outcome.answer.question
+        kept = {*kept, *(event.position for event in trace.fixed if event.position >= outcome.answer.tokens)}
+        written, response = trace.replay(10**9), [trace.mask_token_id] * trace.gen_length
+        for place in kept:
+            response[place] = written[place]
+        key = (_digest(outcome.image), question, outcome.setting, tuple(response))
+        if key not in self.filled:
+            config = replace(outcome.setting.config(), length=None)
+            answer, made = self.answerer.ask(outcome.image, question, config, response=response)
+            self.filled[key] = replace(outcome, answer=answer, trace=made)
+        return self.filled[key]
 
     def sweep(self, picture: Image.Image, question: str, setting: Setting, *, name: str = "picture") -> Iterator[Outcome]:
         """The outcomes of `setting.sweep()`, the largest Z first; kept ones are not asked again."""

@@ -46,12 +46,13 @@ def answer_html(outcome: Outcome, title: str = "") -> str:
 def canvas_html(outcome: Outcome, frame: int, word: traces.Word) -> str:
     """The canvas after `frame` forwards; color is the confidence with which each token was written."""
     widest = [""] * outcome.trace.gen_length  # each position is as wide as its longest word, so that nothing moves
-    for event in outcome.trace.events:
+    for event in (*outcome.trace.fixed, *outcome.trace.events):
         widest[event.position] = max(widest[event.position], word(event.token), key=len)
     canvas = outcome.canvas(frame)
     written = sum(cell.state in ("written", "fresh") for cell in canvas)
     taken = sum(cell.taken for cell in canvas)
     status = f"forward {min(frame, outcome.frames)} of {outcome.frames}: {written} of {len(canvas)} positions written"
+    status += f", {len(outcome.kept)} kept" if outcome.kept else ""
     status += f", {taken} taken back so far" if taken else ""
     texts = ["" if cell.token is None else word(cell.token) for cell in canvas]
     return str(HTML.canvas(status, list(zip(canvas, texts, widest, strict=True))))

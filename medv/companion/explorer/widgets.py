@@ -15,6 +15,7 @@ import ipywidgets as widgets
 from PIL import Image
 
 from medv.companion.explorer import view
+from medv.companion.explorer.keeping import KeepWords
 from medv.companion.explorer.looked import WhereItLooked
 from medv.companion.explorer.session import REVISIONS, Cancelled, Outcome, Session, Setting, gallery, read_upload
 from medv.companion.figures.lessons import questions_about
@@ -123,8 +124,9 @@ class Explorer(widgets.VBox):
         self.right = widgets.VBox([self.pinned_text, self.pinned_canvas], layout={**half, "display": "none"})
         both = widgets.HBox([self.left, self.right], layout={"flex_flow": "row wrap", "grid_gap": "18px"})
         self.looked = WhereItLooked(self.session.answerer, self.word)
+        self.keeping = KeepWords(self.session, self.word, self._show)
         legend = widgets.HTML(str(view.HTML.legend()))
-        return _part([self.drag, widgets.HBox([self.play, self.frame]), both, legend, self.looked])
+        return _part([self.drag, widgets.HBox([self.play, self.frame]), both, legend, self.keeping, self.looked])
 
     # --- Actions of the user ---
 
@@ -298,6 +300,7 @@ class Explorer(widgets.VBox):
             self.fields["steps"].value = outcome.setting.steps
         self.text.value = view.answer_html(outcome)
         self.looked.show(outcome)
+        self.keeping.show(outcome)
         self._show_frames()
         self._draw_chart()
 
@@ -315,7 +318,8 @@ class Explorer(widgets.VBox):
                 canvas.value = "" if outcome is None else view.canvas_html(outcome, self.frame.value, self.word)
 
     def _draw_chart(self) -> None:
-        self.chart.value = view.chart_html(list(self.session.outcomes.values()), self.outcome)
+        runs = list(self.session.outcomes.values())
+        self.chart.value = view.chart_html(runs, self.outcome if self.outcome in runs else None)
 
 
 def _button(text: str, tip: str, act: Callable[[], None], look: str = "", width: str = "100px") -> widgets.Button:

@@ -9,6 +9,7 @@ from itertools import product
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
@@ -281,4 +282,23 @@ def repetition_front(points: pd.DataFrame, metrics: Mapping[str, str], title: st
         found["references"] = Line2D([], [], color=MUTED, ls="--", lw=1)
         fig.legend(found.values(), found.keys(), loc="outside right center")
         fig.suptitle(title, fontsize=11, fontweight="bold")
+    return fig
+
+
+def hidden_word_bars(bars: pd.DataFrame, title: str = "", *, pale: str) -> Figure:
+    """Percent of hidden words that are right: a group per kind, a bar per system. bars: metric, system, value, low, high.
+
+    pale: what ends the name of a control; it has the color of the system that it controls, pale.
+    """
+    systems = list(dict.fromkeys(bars["system"]))
+    colors = dict(zip([name for name in systems if not name.endswith(pale)], PALETTE, strict=False))
+    styles = {
+        name: {"color": colors[name.removesuffix(pale)], "alpha": 0.35 if name.endswith(pale) else 1.0} for name in systems
+    }
+    with theme():
+        fig, ax = new_figure(2.0 + 2.1 * bars["metric"].nunique(), 4.2)
+        plots.draw_bars(ax, bars, styles, numbers=False)
+        ax.set(title=title, ylabel="right (%)", ylim=(0, 105), yticks=range(0, 101, 20))
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3)
+        sns.despine(fig)
     return fig

@@ -11,7 +11,15 @@ import torch
 
 from medv.checkpoints.assembly import random_model
 from medv.companion.bench.machine import bench_device, timed
-from medv.companion.studies import adaptation, attribution, chosen_length, generation, initialization
+from medv.companion.studies import (
+    adaptation,
+    attribution,
+    chosen_length,
+    confidence,
+    generation,
+    initialization,
+    less_repetition,
+)
 from medv.companion.studies import repetition as repetition_study
 from medv.companion.studies.fast_sampling import ON_MODEL
 from medv.data.chat import SpecialTokens
@@ -31,6 +39,9 @@ class Work:
     learned: float = 0.0
     asked: float = 0.0
     drawn: float = 0.0
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(self.learned + other.learned, self.asked + other.asked, self.drawn + other.drawn)
 
     def seconds(self, unit: "Work") -> float:
         """How long this takes where one of each takes `unit`."""
@@ -107,6 +118,18 @@ def _chosen_length(profile: Profile) -> Work:
     return Work(learned, requests * forwards, learned + requests)
 
 
+def _less_repetition(profile: Profile) -> Work:
+    main, other = (configs(profile).values() for configs in (less_repetition.main_configs, less_repetition.other_configs))
+    few = [config.steps for config in other]
+    watched = [steps for _ in less_repetition.WATCHED for steps in less_repetition.canvas_and_steps(profile)[1][:-1]]
+    return _answered(profile, [config.steps for config in main], 1.0) + _answered(profile, few + watched, 1 / 3)
+
+
+def _confidence(profile: Profile) -> Work:
+    answers = len(profile.seeds) * 2 * profile.evaluation_questions
+    return Work(0, answers * sum(confidence.steps_of(profile.answer.gen_length)), 2 * profile.evaluation_questions)
+
+
 def _answered(profile: Profile, steps: list[int], share: float) -> Work:
     requests = len(profile.seeds) * max(2, round(share * profile.evaluation_descriptions))
     return Work(0, requests * sum(steps), requests * len(steps))
@@ -139,6 +162,8 @@ _COUNTS: dict[str, Callable[[Profile], Work]] = {
     "chosen_length": _chosen_length,
     "generation_settings": _settings,
     "repetition": _repetition,
+    "less_repetition": _less_repetition,
+    "confidence": _confidence,
     "fast_sampling": _fast,
     "attribution": _attribution,
 }

@@ -129,7 +129,7 @@ Overlay = tuple[str, Image.Image, np.ndarray, str, np.ndarray | None]
 
 def word_overlays(named: Sequence[Named], count: int = PICTURES) -> list[Overlay]:
     """The first named words."""
-    verdict = {True: "right", False: "wrong"}
+    verdict = {True: "correct", False: "wrong"}
     return [
         (each.lesion, each.picture, each.drops["pixels"], f"{each.kind}: “{each.word}”, {verdict[each.right]}", each.mask)
         for each in named[:count]
@@ -209,10 +209,10 @@ def by_lesion(items: pd.DataFrame, column: str, other: str | None = None) -> Est
 
 
 def groups_of(items: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """All words, those of each kind, and the right and the wrong ones."""
+    """All words, those of each kind, and the correct and the wrong ones."""
     parts = {"all words": items} | {kind: items[items["kind"] == kind] for kind in KINDS}
     right = items["right"].astype(bool)
-    return parts | {"right": items[right], "wrong": items[~right]}
+    return parts | {"correct": items[right], "wrong": items[~right]}
 
 
 def pointing_rates(items: pd.DataFrame, hidden: pd.DataFrame) -> pd.DataFrame:
@@ -255,8 +255,8 @@ def pointing_verdict(items: pd.DataFrame, hidden: pd.DataFrame) -> str:
     ]
     told = f"The median drop of the strongest region is {items['drop'].median():.3f} nats"
     lines.append(f"{told}, of the largest tenth at least {items['drop'].quantile(0.9):.2f}.")
-    right, wrong = (by_lesion(groups_of(items)[name], "hit") for name in ("right", "wrong"))
-    lines.append(f"Right words: {right.cell()} %, n = {right.n} lesions; wrong words: {wrong.cell()} %, n = {wrong.n}.")
+    right, wrong = (by_lesion(groups_of(items)[name], "hit") for name in ("correct", "wrong"))
+    lines.append(f"Correct words: {right.cell()} %, n = {right.n} lesions; wrong words: {wrong.cell()} %, n = {wrong.n}.")
     if len(hidden):
         both = items.merge(hidden, on=["lesion", "kind"], suffixes=("", " by tokens"))
         gap = by_lesion(both, "hit", "hit by tokens")
