@@ -66,9 +66,9 @@ class LengthTrial:
 
 
 def trials_of(profile: Profile) -> dict[str, LengthTrial]:
-    """The arms of a profile by name: a tenth of the examples of stage 2; the longest canvas is 5 / 4 of the fixed one."""
+    """The arms of a profile by name: a twelfth of the examples of stage 2; the longest canvas is 5 / 4 of the fixed one."""
     canvas = canvas_of(profile)[0]
-    sizes = (max(BATCH, profile.stages["instruct"].samples // 10), canvas, canvas + canvas // 4)
+    sizes = (max(BATCH, profile.stages["instruct"].samples // 12), canvas, canvas + canvas // 4)
     if profile.towers != "bundled":
         return {"model": LengthTrial(ALONE, None, 0, *sizes[1:])}
     return {"none": LengthTrial(WITHOUT, "none", *sizes), "padded": LengthTrial(WITH, f"fixed:{sizes[2]}", *sizes)}
@@ -88,10 +88,10 @@ def ways_of(trial: LengthTrial, threshold: float) -> dict[str, SamplerConfig]:
 
 
 def share_of(arm: str, way: str) -> float:
-    """The share of the requests that a way answers; the arm that cannot choose, and what is slow or fails, a third."""
-    if (arm, way) == (WITHOUT, VETO):
-        return 0.0
-    return 1 / 3 if arm == WITHOUT or way in (FULL, STOP) else 1.0
+    """The share of the requests that a way answers: less of what is slow, and of what fails by far."""
+    if arm == WITHOUT:
+        return {FIXED: 1 / 3, VETO: 0.0}.get(way, 1 / 6)
+    return {FULL: 1 / 3, STOP: 1 / 6}.get(way, 1.0)
 
 
 def threshold_for(answerer: Answerer, trial: LengthTrial, profile: Profile) -> float:
