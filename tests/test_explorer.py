@@ -296,6 +296,20 @@ def test_words_that_are_checked_stay_and_the_rest_is_filled_again(explorer):
     assert "medv-error" not in explorer.looked.page.value, "the words that were filled have maps"
 
 
+def test_a_chosen_length_stays_when_the_rest_is_filled(explorer):
+    explorer.fields["length"].value = "auto"
+    explorer.answer()
+    explorer.wait()
+    first, keeping = explorer.outcome, explorer.keeping
+    assert first.trace.fixed and not first.kept and not keeping.boxes, "its end is fixed, and no word"
+    keeping.word = lambda token: f" {token}"
+    keeping.choose_button.click()
+    next(iter(keeping.boxes)).value = True
+    keeping.fill_button.click()
+    keeping.wait()
+    assert explorer.outcome.kept == {0} and explorer.outcome.answer.tokens == first.answer.tokens
+
+
 def test_words_of_an_answer_are_labels_and_never_markup(explorer, monkeypatch):
     explorer.answer()
     explorer.wait()

@@ -53,7 +53,7 @@ class KeepWords(widgets.VBox):
         """Make this the outcome whose words are chosen; those of one that was filled are laid out at once."""
         self.outcome = outcome
         self.choose_button.disabled = outcome.image is None or not outcome.answer.tokens
-        self._lay_out(words_of(outcome, self.word) if outcome.trace.fixed else [])
+        self._lay_out(words_of(outcome, self.word) if outcome.kept else [])
 
     def choose(self) -> None:
         """Lay the words of the outcome out."""
@@ -76,10 +76,9 @@ class KeepWords(widgets.VBox):
             self._thread.join(seconds)
 
     def _lay_out(self, words: list[tuple[str, tuple[int, ...]]]) -> None:
-        fixed = {event.position for event in self.outcome.trace.fixed}
         self.boxes = {}
         for text, places in words:
-            box = widgets.Checkbox(value=fixed >= set(places), description=text.strip(), indent=False)
+            box = widgets.Checkbox(value=self.outcome.kept >= set(places), description=text.strip(), indent=False)
             box.layout.width = "auto"
             self.boxes[box] = places
         self.words.children = tuple(self.boxes)

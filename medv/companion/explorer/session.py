@@ -90,6 +90,11 @@ class Outcome:
         return repeated_parts(self.answer.text)
 
     @property
+    def kept(self) -> set[int]:
+        """The positions of its words that were given; others may be fixed behind its end."""
+        return {event.position for event in self.trace.fixed if event.position < self.answer.tokens}
+
+    @property
     def frames(self) -> int:
         """Forwards of the trace: frame k is the canvas after k forwards."""
         return forwards_of(self.trace.events)
@@ -174,14 +179,19 @@ class Session:
         return outcome
 
     def fill(self, outcome: Outcome, kept: Sequence[int]) -> Outcome:
-        """The same question and setting again, with the tokens of an answer at these positions kept; all others are written."""
+        """The same question and setting again, with the tokens of an answer at these positions kept; all others are written.
+
+        A length that was chosen stays.
+        """
         trace, question = outcome.trace, outcome.answer.question
+        kept = {*kept, *(event.position for event in trace.fixed if event.position >= outcome.answer.tokens)}
         written, response = trace.replay(10**9), [trace.mask_token_id] * trace.gen_length
         for place in kept:
             response[place] = written[place]
         key = (_digest(outcome.image), question, outcome.setting, tuple(response))
         if key not in self.filled:
-            answer, made = self.answerer.ask(outcome.image, question, outcome.setting.config(), response=response)
+            config = replace(outcome.setting.config(), length=None)
+            answer, made = self.answerer.ask(outcome.image, question, config, response=response)
             self.filled[key] = replace(outcome, answer=answer, trace=made)
         return self.filled[key]
 

@@ -52,8 +52,7 @@ def canvas_html(outcome: Outcome, frame: int, word: traces.Word) -> str:
     written = sum(cell.state in ("written", "fresh") for cell in canvas)
     taken = sum(cell.taken for cell in canvas)
     status = f"forward {min(frame, outcome.frames)} of {outcome.frames}: {written} of {len(canvas)} positions written"
-    kept = len(outcome.trace.fixed)
-    status += f", {kept} kept" if kept else ""
+    status += f", {len(outcome.kept)} kept" if outcome.kept else ""
     status += f", {taken} taken back so far" if taken else ""
     texts = ["" if cell.token is None else word(cell.token) for cell in canvas]
     return str(HTML.canvas(status, list(zip(canvas, texts, widest, strict=True))))

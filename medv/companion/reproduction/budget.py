@@ -5,13 +5,21 @@ profile's sizes with random weights. A notebook without an entry takes minutes.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from medv.checkpoints.assembly import random_model
 from medv.companion.bench.machine import bench_device, timed
-from medv.companion.studies import adaptation, attribution, chosen_length, generation, initialization
+from medv.companion.studies import (
+    adaptation,
+    attribution,
+    chosen_length,
+    confidence,
+    generation,
+    initialization,
+    less_repetition,
+)
 from medv.companion.studies import repetition as repetition_study
 from medv.companion.studies.fast_sampling import ON_MODEL
 from medv.data.chat import SpecialTokens
@@ -31,6 +39,9 @@ class Work:
     learned: float = 0.0
     asked: float = 0.0
     drawn: float = 0.0
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(self.learned + other.learned, self.asked + other.asked, self.drawn + other.drawn)
 
     def seconds(self, unit: "Work") -> float:
         """How long this takes where one of each takes `unit`."""
@@ -99,9 +110,24 @@ def _repetition(profile: Profile) -> Work:
 
 
 def _chosen_length(profile: Profile) -> Work:
-    arms = list(chosen_length.trials_of(profile).values())
-    steps = [config.steps for arm in arms for config in chosen_length.ways_of(arm, 0.5).values()]
-    return replace(_answered(profile, steps, 1.0), learned=sum(arm.examples for arm in arms))
+    learned, forwards, share_of = 0, 0.0, chosen_length.share_of
+    for arm in chosen_length.trials_of(profile).values():
+        learned += arm.examples
+        forwards += sum(share_of(arm.arm, way) * c.steps for way, c in chosen_length.ways_of(arm, 0.5).items())
+    requests = len(profile.seeds) * profile.evaluation_descriptions
+    return Work(learned, requests * forwards, learned + requests)
+
+
+def _less_repetition(profile: Profile) -> Work:
+    main, other = (configs(profile).values() for configs in (less_repetition.main_configs, less_repetition.other_configs))
+    few = [config.steps for config in other]
+    watched = [steps for _ in less_repetition.WATCHED for steps in less_repetition.canvas_and_steps(profile)[1][:-1]]
+    return _answered(profile, [config.steps for config in main], 1.0) + _answered(profile, few + watched, 1 / 3)
+
+
+def _confidence(profile: Profile) -> Work:
+    answers = len(profile.seeds) * 2 * profile.evaluation_questions
+    return Work(0, answers * sum(confidence.steps_of(profile.answer.gen_length)), 2 * profile.evaluation_questions)
 
 
 def _answered(profile: Profile, steps: list[int], share: float) -> Work:
@@ -136,6 +162,8 @@ _COUNTS: dict[str, Callable[[Profile], Work]] = {
     "chosen_length": _chosen_length,
     "generation_settings": _settings,
     "repetition": _repetition,
+    "less_repetition": _less_repetition,
+    "confidence": _confidence,
     "fast_sampling": _fast,
     "attribution": _attribution,
 }

@@ -41,9 +41,8 @@ FALSE_ALARMS = 0.1  # the share of right answers that a warning may touch
 ANSWERS, TOKENS = "answers", "tokens"
 
 
-def asked_steps(one: QuestionSet) -> list[int]:
-    """The numbers of forwards: L, L / 2, L / 4 and L / 8 of the short answers, at least 1."""
-    length = one.profile.answer.gen_length
+def steps_of(length: int) -> list[int]:
+    """The numbers of forwards: L, L / 2, L / 4 and L / 8, at least 1."""
     return list(dict.fromkeys(max(length // share, 1) for share in (1, 2, 4, 8)))
 
 
@@ -73,7 +72,7 @@ def observe(one: QuestionSet, folder: Path) -> pd.DataFrame:
             looks = Looks(answerer.processor)
             if one.profile.stages["vqa"].cached_vision:
                 looks.once(answerer.model.model, [example for examples in parts.values() for example in examples])
-        for steps in asked_steps(one):
+        for steps in steps_of(one.profile.answer.gen_length):
             spec = replace(one.profile.answer, steps=steps)
             config = replace(sampler_config(spec, seed=seed), block_length=spec.gen_length)
             for part, examples in parts.items():
