@@ -18,7 +18,7 @@ from medv.diffusion.config import SamplerConfig
 from medv.diffusion.corruption import noise_generator
 from medv.diffusion.filters import DuplicateVeto, MinSpacing, PhraseVeto
 from medv.diffusion.revision import ReMDM, RevealRemask
-from medv.diffusion.sampler import best_allowed, log_confidence, sample
+from medv.diffusion.sampler import log_confidence, sample
 from medv.diffusion.schedules import BudgetedSchedule, EntropyBoundSchedule, FactorSchedule, FixedSchedule, ThresholdSchedule
 from medv.diffusion.trace import REMASK
 from medv.model import decoding
@@ -358,7 +358,7 @@ def test_a_decoder_begins_anew_with_its_graphs_and_buffers(network, monkeypatch,
 def test_what_a_compiler_gets_of_the_logits_is_their_confidence():
     logits = 4 * torch.randn(3, 8, 300, generator=torch.Generator().manual_seed(0))
     taken = torch.zeros(300).index_fill_(0, torch.tensor([4, 7]), -torch.inf)
-    tokens, score = best_allowed(logits, taken)
+    tokens, score = decoding.best_allowed(logits, taken)
     expected = log_confidence(logits + taken)
     assert tokens.equal(expected[0])
     torch.testing.assert_close(score, expected[1])

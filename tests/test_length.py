@@ -8,7 +8,6 @@ import pytest
 import torch
 from command import run, save_picture
 from test_sampler import FILL, MASK, STOP, Table, confident
-from test_sampler import run as sampled
 from tiny import QUESTIONS, model, picture, processor
 
 from medv.companion.explorer.session import Setting
@@ -17,7 +16,10 @@ from medv.diffusion.config import SamplerConfig
 from medv.diffusion.filters import DuplicateVeto
 from medv.diffusion.length import ChosenLength, length_named
 from medv.diffusion.revision import RevealRemask
+from medv.diffusion.sampler import sample
 from medv.diffusion.schedules import SCHEDULES
+from medv.diffusion.trace import drain
+from medv.model.length import stream
 
 pytestmark = pytest.mark.usefixtures("untouched_generators")
 
@@ -33,6 +35,15 @@ WAYS = {
     "guidance": replace(BASE, cfg_scale=1.0),
     "shortest": replace(BASE, length=replace(LOW, shortest=9)),
 }
+
+
+def sampled(denoise, rows: int = 1, **options):
+    """Sample after a prompt of two tokens."""
+    config, ids = (
+        SamplerConfig(suppress_tokens=(), **{"stop_tokens": ()} | options),
+        {"mask_token_id": MASK, "fill_token_id": FILL},
+    )
+    return drain(stream(denoise, torch.full((rows, 2), 5), config, **ids))
 
 
 def ending(places: list[int], size: int = 12):
@@ -136,6 +147,8 @@ def test_what_cannot_be_chosen_is_refused_in_a_sentence(network):
         sampled(table, **options)
     with pytest.raises(ValueError, match="leave out either"):
         network.generate(**asked(), config=BASE, response=torch.full((4, 16), network.config.mask_token_id))
+    with pytest.raises(ValueError, match=r"`medv\.model\.length` chooses a length before"):
+        sample(table, torch.full((1, 2), 5), SamplerConfig(**options), mask_token_id=MASK, fill_token_id=FILL)
     for bad in ({"threshold": 0}, {"threshold": 1.0}, {"shortest": 0}):
         with pytest.raises(ValueError, match="must be"):
             ChosenLength(**bad)

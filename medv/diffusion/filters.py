@@ -46,8 +46,7 @@ class MinSpacing:
 class DuplicateVeto:
     """Defers a token equal to its written neighbor, or to a better candidate next to it, unless its confidence is high.
 
-    confidence: from here on a repetition counts as intended. This answers section 6.4 of the paper; unlike a repetition
-    penalty it permits the repetitions that the network is sure of.
+    confidence: from here on a repetition counts as intended: unlike a repetition penalty it permits sure repetitions.
     """
 
     confidence: float = 0.95
@@ -77,8 +76,7 @@ class PhraseVeto:
 
     Runs are read from written and predicted tokens; a run is completed by its least confident token, and of two equal runs the
     one whose least confident token is the more confident stays. confidence: from here on a repetition counts as intended; at 1
-    none does. It costs no forward: other positions are written first, and with more of the answer known another token may be
-    the best one. This is the library's answer to section 6.4 of the paper; notebook 34 measures it.
+    none does. This is the library's answer to section 6.4 of the paper; notebook 34 measures it.
     """
 
     length: int = 3

@@ -9,7 +9,6 @@ all its rows and all columns of the block are computed every time.
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, fields
-from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -17,8 +16,7 @@ import torch
 from medv.diffusion.blockwise import Denoiser, SamplerOutput
 from medv.diffusion.config import SamplerConfig
 from medv.diffusion.corruption import noise_generator
-from medv.diffusion.infilling import fixed_events, open_positions
-from medv.diffusion.length import beginning
+from medv.diffusion.infilling import fixed_events, given_response, open_positions
 from medv.diffusion.revision import RevisionState
 from medv.diffusion.schedules import FixedSchedule, StepState, best_candidates, choose
 from medv.diffusion.trace import COMMIT, REMASK, Event, Events, Trace, drain
@@ -28,7 +26,7 @@ LEAST_DRAW = 2.0**-25  # below every other float32 draw: a drawn 0 is still abov
 
 class RowDenoiser(Protocol):
     """A denoiser that computes single positions and rows. `static`: shapes are to stay the same within a block; `compiled`:
-    the reduction of the logits may be compiled.
+    `best` is faster than a reduction of the logits here.
     """
 
     static: bool
@@ -38,6 +36,9 @@ class RowDenoiser(Protocol):
         self, canvas: torch.Tensor, columns: slice, *, unconditional: bool = False, positions: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Logits of the canvas [B, T] at the block `columns`, or at `positions` [B, K] in it. The caller overwrites them."""
+
+    def best(self, canvas: torch.Tensor, columns: slice, never: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`log_confidence` [B, K] each of the most probable tokens, the ids `never` [N] left out."""
 
     def keep(self, rows: torch.Tensor) -> None:
         """From now on the canvas holds only these rows [B'] of the previous one."""
@@ -69,7 +70,9 @@ def stream(
     """
     started = time.perf_counter()
     indices = range(len(prompt)) if row_indices is None else row_indices
-    given, spent = beginning(denoise, prompt, config, response, mask_token_id, fill_token_id)
+    if config.length is not None:
+        raise ValueError("the sampler writes into a given canvas: `medv.model.length` chooses a length before")
+    given = given_response(response, prompt, config, mask_token_id)
     call = _Call(denoise, prompt, config, mask_token_id, [noise_generator(config.seed, 0, index) for index in indices], given)
     reported = 0
     for block in range(config.blocks):
@@ -87,7 +90,7 @@ def stream(
     return SamplerOutput(
         sequences=call.canvas.masked_fill(beyond, fill_token_id),
         lengths=lengths,
-        forwards=[count + spent for count in call.forwards.tolist()],
+        forwards=call.forwards.tolist(),
         seconds=time.perf_counter() - started,
         finish_reason=["stop" if length < config.gen_length else "length" for length in lengths],
         trace=Trace(_events(call.events), config.gen_length, mask_token_id, fixed_events(given, mask_token_id)),
@@ -159,7 +162,6 @@ class _Call:
         self.never = prompt.new_tensor(config.suppress_tokens or ())
         self.infills = given is not None
         self.stopless = int(stops_from.amax()) if self.infills and rows else config.min_length
-        self.penalty: torch.Tensor | None = None  # [V] -inf at suppressed ids
         self.step = 0
         self.events: list[tuple] = []
 
@@ -291,10 +293,7 @@ class _Call:
         columns = slice(self.width + here.start, self.width + here.stop)
         no_stops_yet = len(self.stops) > 0 and here.start < self.stopless
         if self.compiled and not no_stops_yet:
-            logits = self.denoise(batch.canvas, columns)
-            if self.penalty is None:
-                self.penalty = torch.zeros(logits.shape[-1], device=logits.device).index_fill_(0, self.never, -torch.inf)
-            return *compiled_best()(logits, self.penalty), None
+            return *self.denoise.best(batch.canvas, columns, self.never), None
         only = {} if self.static else {"positions": self.width + positions}
         logits = self.denoise(batch.canvas, columns, **only).float()  # [B', K, V]
         if config.cfg_scale:
@@ -409,25 +408,6 @@ def log_confidence(logits: torch.Tensor, tokens: torch.Tensor | None = None) -> 
     rest = logits.sub_(top).scatter_(-1, best, -torch.inf).exp_().sum(dim=-1, keepdim=True)
     score = chosen - top - rest.log1p()
     return (best if tokens is None else tokens[..., None])[..., 0], score[..., 0]
-
-
-def best_allowed(logits: torch.Tensor, penalty: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`log_confidence` of the most probable tokens under logits [..., V] + penalty [V]; the logits are not changed.
-
-    Written for a compiler, which reads half-precision logits twice and keeps no copy of them.
-    """
-    allowed = logits.float() + penalty
-    top = allowed.amax(dim=-1, keepdim=True)
-    best = allowed.argmax(dim=-1, keepdim=True)
-    places = torch.arange(logits.shape[-1], device=logits.device)
-    rest = torch.where(places == best, 0.0, (allowed - top).exp()).sum(dim=-1)
-    return best[..., 0], -rest.log1p()
-
-
-@cache
-def compiled_best() -> Callable:
-    """`best_allowed` compiled, once in a process."""
-    return torch.compile(best_allowed)
 
 
 def _first_stop(response: torch.Tensor, masked: torch.Tensor, stops: torch.Tensor) -> torch.Tensor:

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
-from medv.diffusion import official, sampler
+from medv.diffusion import official
 from medv.diffusion.blockwise import BlockwiseConfig, Denoiser, SamplerOutput
 from medv.diffusion.caching import NO_CACHE
 from medv.diffusion.config import SamplerConfig
 from medv.diffusion.infilling import check_ids
 from medv.diffusion.official import LladaConfig, OfficialConfig, Uniform, join_outputs
 from medv.diffusion.trace import Events, drain
+from medv.model import length
 from medv.model.decoding import decoder_for
 from medv.model.devices import can_compile, computes_on
 
@@ -74,10 +75,10 @@ class DiffusionGeneration:
             if config.cache != NO_CACHE:
                 raise ValueError(f"the reference has no cache, but the configuration asks for {config.cache}: leave it out")
             plain = self._plain_denoiser(input_ids, attention_mask, image_features)
-            return (yield from sampler.stream(plain, input_ids, settings, **ids))
+            return (yield from length.stream(plain, input_ids, settings, **ids))
         seen = {"attention_mask": attention_mask, "image_features": image_features, "cache": config.cache}
         with decoder_for(self, input_ids, config.gen_length, graphs=graphs, compiled=compiled, **seen) as decoder:
-            output = yield from sampler.stream(decoder, input_ids, settings, **ids)
+            output = yield from length.stream(decoder, input_ids, settings, **ids)
             return replace(output, refreshes=decoder.refreshes)
 
     def settings(self, config: BlockwiseConfig) -> BlockwiseConfig:

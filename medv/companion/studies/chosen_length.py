@@ -2,7 +2,7 @@
 
 Whether a model can say where its answer ends depends on what its training scored behind the answers. Two arms continue stage 2
 with the same descriptions in the same order, one with end-of-text scored behind each answer, one without. Each is asked with
-the canvas of the paper's way, with the stop token, and with `medv.diffusion.length`. The threshold of the choice is taken on
+the canvas of the paper's way, with the stop token, and with `medv.model.length`. The threshold of the choice is taken on
 validation descriptions. Where weights are given there are no arms, and the model of the run is asked as it is.
 """
 
