@@ -18,8 +18,8 @@ class SamplerConfig(BlockwiseConfig):
     stop_tokens: ids that end the response; None leaves it to the model, () never stops. min_length: no stop token before so
     many tokens. schedule: how many predictions a forward commits and which; filters: candidates that are deferred to a later
     forward; revision: tokens that are taken back (`medv.diffusion.schedules`, `filters`, `revision`). cache: keys and values
-    that a forward may keep from earlier ones (`medv.diffusion.caching`); only the denoiser reads it. length: how each answer
-    gets a length of its own (`medv.diffusion.length`); None fills the canvas or stops where a stop token is written.
+    that a forward may keep from earlier ones (`medv.diffusion.caching`); only the denoiser reads it. length: how an answer gets
+    a length of its own (`medv.model.length`); None fills the canvas or stops where a stop token is written.
 
     `SamplerConfig.official(...)` and `SamplerConfig.llada(...)` configure the samplers of the public references.
     """

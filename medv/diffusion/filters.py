@@ -90,8 +90,7 @@ class PhraseVeto:
         """Candidates that complete no repetition or are sure, bool [B, K]."""
         if state.response.shape[1] < self.length:
             return DuplicateVeto(self.confidence).keep(state)
-        never = -torch.inf
-        score = _spread(state, state.score.masked_fill(~state.candidates, never), never)
+        score = _spread(state, state.score.masked_fill(~state.candidates, -torch.inf), -torch.inf)
         tokens = torch.where(state.masked, _spread(state, state.tokens, -1), state.response)  # [B, L]
         strength = torch.where(state.masked, score, torch.inf)
         runs = tokens.unfold(1, self.length, 1)  # [B, W, length]
@@ -99,10 +98,10 @@ class PhraseVeto:
         start = torch.arange(runs.shape[1], device=runs.device)
         mine, other = least[:, :, None], least[:, None, :]
         stays = (other > mine) | ((other == mine) & (start < start[:, None]))  # [B, W, W]: the other run before mine
-        same = (runs[:, :, None] == runs[:, None]).all(dim=-1) & (mine > never) & (other > never)
+        same = (runs[:, :, None] == runs[:, None]).all(dim=-1) & (torch.minimum(mine, other) > -torch.inf)
         again = (same & stays).any(dim=2)  # [B, W]
         repeats = torch.zeros_like(tokens).scatter_add(1, start + weakest, again.long()) > 0  # [B, L]
-        sure = state.score >= math.log(self.confidence) if self.confidence < 1 else torch.zeros_like(state.open)
+        sure = (state.score >= math.log(self.confidence)) & (self.confidence < 1)
         return DuplicateVeto(self.confidence).keep(state) & (sure | ~repeats.gather(1, state.positions))
 
 

@@ -21,8 +21,8 @@ def given_response(
     """
     if response is None:
         return None
-    wanted = (len(prompt), config.gen_length)
     check_ids(response)
+    wanted = (len(prompt), config.gen_length)
     if tuple(response.shape) != wanted:
         shape = f"{wanted[0]} rows and gen_length {wanted[1]} columns"
         raise ValueError(f"the response has the shape {tuple(response.shape)}: give it {shape}")

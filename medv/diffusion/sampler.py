@@ -65,8 +65,7 @@ def stream(
 
     Yields the events of each forward as it happens and returns the output. Reporting events makes the host wait for the
     device at each forward; `tell=False` yields empty tuples instead. `row_indices` names the rows for the random draws
-    (default 0 .. B-1), so that a row draws the same alone and in a batch. `response` [B, L] int64 holds the mask token at open
-    positions and any other token at fixed ones, see `medv.diffusion.infilling`; default: all open.
+    (default 0 .. B-1). `response` [B, L] int64: mask tokens are open, others fixed (`medv.diffusion.infilling`).
     """
     started = time.perf_counter()
     indices = range(len(prompt)) if row_indices is None else row_indices
