@@ -76,11 +76,20 @@ def test_rates_and_table_split_words_by_kind_and_truth(examples, monkeypatch):
     monkeypatch.setattr(study, "bootstrap", partial(study.bootstrap, resamples=20))
     items = study.pointing_items(named(examples, lambda _, rng: rng.random((4, 4))))
     rates = study.pointing_rates(items, items)
-    assert list(dict.fromkeys(rates["words"])) == ["all words", *study.KINDS, "correct", "wrong"]
+    assert list(dict.fromkeys(rates["words"])) == ["all words", *study.KINDS, "correct finding", "wrong finding"]
     count = rates.set_index(["words", "system"])["n"]
-    assert count["correct", study.OURS] == 80 and count["wrong", study.OURS] == 20 and count["side", "chance"] == 100
+    assert (
+        count["correct finding", study.OURS] == 80
+        and count["wrong finding", study.OURS] == 20
+        and count["side", "chance"] == 100
+    )
     rows = items[items["kind"] == "side"]["hit"]
     assert rates.set_index(["words", "system"])["value"]["side", study.OURS] == pytest.approx(rows.mean())
+    right, wrong = (study.groups_of(items)[f"{name} finding"] for name in ("correct", "wrong"))
+    gap = study.apart(right.assign(hit=100.0), wrong.assign(hit=0.0))
+    assert (gap.value, gap.low, gap.high, gap.n) == (100, 100, 100, 100)
+    same = study.apart(right, wrong)
+    assert same.low < 0 < same.high and same.value == pytest.approx(right["hit"].mean() - wrong["hit"].mean())
     assert study.pointing_table(items)["n"].tolist() == [100, 100, 100, 100, 80, 20]
 
 

@@ -5,7 +5,7 @@ profile's sizes with random weights. A notebook without an entry takes minutes.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -110,9 +110,12 @@ def _repetition(profile: Profile) -> Work:
 
 
 def _chosen_length(profile: Profile) -> Work:
-    arms = list(chosen_length.trials_of(profile).values())
-    steps = [config.steps for arm in arms for config in chosen_length.ways_of(arm, 0.5).values()]
-    return replace(_answered(profile, steps, 1.0), learned=sum(arm.examples for arm in arms))
+    learned, forwards, share_of = 0, 0.0, chosen_length.share_of
+    for arm in chosen_length.trials_of(profile).values():
+        learned += arm.examples
+        forwards += sum(share_of(arm.arm, way) * c.steps for way, c in chosen_length.ways_of(arm, 0.5).items())
+    requests = len(profile.seeds) * profile.evaluation_descriptions
+    return Work(learned, requests * forwards, learned + requests)
 
 
 def _less_repetition(profile: Profile) -> Work:

@@ -22,7 +22,7 @@ from medv.companion.studies.vqa_study import sampler_config
 from medv.data.example import Example, Turn, load_image
 from medv.evaluation.answering import Answerer
 from medv.evaluation.attribution import Occlusions, Regions, attribute, written
-from medv.intervals import NOT_MEASURED, Estimate, bootstrap
+from medv.intervals import NOT_MEASURED, RESAMPLES, Estimate, bootstrap
 from medv.phantoms.facts import named_spans
 from medv.phantoms.pictures import lesion_mask
 from medv.phantoms.questions import ask
@@ -209,10 +209,20 @@ def by_lesion(items: pd.DataFrame, column: str, other: str | None = None) -> Est
 
 
 def groups_of(items: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """All words, those of each kind, and the correct and the wrong ones."""
+    """All words, those of each kind, and the correct and the wrong findings (sides and levels are hardly ever wrong)."""
     parts = {"all words": items} | {kind: items[items["kind"] == kind] for kind in KINDS}
-    right = items["right"].astype(bool)
-    return parts | {"correct": items[right], "wrong": items[~right]}
+    finding, right = parts["finding"], parts["finding"]["right"].astype(bool)
+    return parts | {"correct finding": finding[right], "wrong finding": finding[~right]}
+
+
+def apart(first: pd.DataFrame, second: pd.DataFrame) -> Estimate:
+    """The hit rate of some words minus that of others about other lesions, both resampled; n of both together."""
+    values, rng = [part["hit"].to_numpy(float) for part in (first, second)], np.random.default_rng(0)
+    if not all(map(len, values)):
+        return Estimate(np.nan, np.nan, np.nan)
+    drawn = [rng.choice(each, (RESAMPLES, len(each))).mean(axis=1) for each in values]
+    low, high = np.quantile(drawn[0] - drawn[1], [0.025, 0.975])
+    return Estimate(values[0].mean() - values[1].mean(), float(low), float(high), sum(map(len, values)))
 
 
 def pointing_rates(items: pd.DataFrame, hidden: pd.DataFrame) -> pd.DataFrame:
@@ -255,8 +265,11 @@ def pointing_verdict(items: pd.DataFrame, hidden: pd.DataFrame) -> str:
     ]
     told = f"The median drop of the strongest region is {items['drop'].median():.3f} nats"
     lines.append(f"{told}, of the largest tenth at least {items['drop'].quantile(0.9):.2f}.")
-    right, wrong = (by_lesion(groups_of(items)[name], "hit") for name in ("correct", "wrong"))
-    lines.append(f"Correct words: {right.cell()} %, n = {right.n} lesions; wrong words: {wrong.cell()} %, n = {wrong.n}.")
+    right, wrong = (groups_of(items)[name] for name in ("correct finding", "wrong finding"))
+    rates, gap = [by_lesion(part, "hit") for part in (right, wrong)], apart(right, wrong)
+    words = gap.verdict("higher", "lower", "not shown to differ")
+    lines.append(f"Findings that are named correctly: {rates[0].cell()} %, n = {rates[0].n}; wrongly: {rates[1].cell()} %, ")
+    lines[-1] += f"n = {rates[1].n}. The first rate is {words}: {gap.cell('+.1f')} points."
     if len(hidden):
         both = items.merge(hidden, on=["lesion", "kind"], suffixes=("", " by tokens"))
         gap = by_lesion(both, "hit", "hit by tokens")

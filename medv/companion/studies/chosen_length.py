@@ -66,9 +66,9 @@ class LengthTrial:
 
 
 def trials_of(profile: Profile) -> dict[str, LengthTrial]:
-    """The arms of a profile by name: a tenth of the examples of stage 2; the longest canvas is 5 / 4 of the fixed one."""
+    """The arms of a profile by name: a twelfth of the examples of stage 2; the longest canvas is 5 / 4 of the fixed one."""
     canvas = canvas_of(profile)[0]
-    sizes = (max(BATCH, profile.stages["instruct"].samples // 10), canvas, canvas + canvas // 4)
+    sizes = (max(BATCH, profile.stages["instruct"].samples // 12), canvas, canvas + canvas // 4)
     if profile.towers != "bundled":
         return {"model": LengthTrial(ALONE, None, 0, *sizes[1:])}
     return {"none": LengthTrial(WITHOUT, "none", *sizes), "padded": LengthTrial(WITH, f"fixed:{sizes[2]}", *sizes)}
@@ -85,6 +85,13 @@ def ways_of(trial: LengthTrial, threshold: float) -> dict[str, SamplerConfig]:
         CHOSEN: SamplerConfig(longest, longest, steps - 1, **chosen),
         VETO: SamplerConfig(longest, longest, steps - 1, filters=(PhraseVeto(),), **chosen),
     }
+
+
+def share_of(arm: str, way: str) -> float:
+    """The share of the requests that a way answers: less of what is slow, and of what fails by far."""
+    if arm == WITHOUT:
+        return {FIXED: 1 / 3, VETO: 0.0}.get(way, 1 / 6)
+    return {FULL: 1 / 3, STOP: 1 / 6}.get(way, 1.0)
 
 
 def threshold_for(answerer: Answerer, trial: LengthTrial, profile: Profile) -> float:
@@ -119,11 +126,9 @@ def compare_lengths(
     """Every arm asked in every way: rows of `generation.ask_all` with arm, way, threshold, `reference` (words) and
     `length_error`, |words - reference| / reference in percent. Results in `folder` are kept.
 
-    FIXED, CHOSEN and VETO answer all requests, the other ways, and the arm that cannot choose (without VETO), the first third
-    of each set.
+    A way answers the first part of each set, `share_of`.
     """
     asked = requests(profile, source)
-    third = {seed: group[: max(2, len(group) // 3)] for seed, group in asked.items()}
     words = {(seed, ex.id): len(ex.answer.split()) for seed, group in asked.items() for ex in group}
 
     def work(trial: LengthTrial, scratch: Path) -> Mapping[str, Any]:
@@ -131,9 +136,9 @@ def compare_lengths(
         threshold = threshold_for(answerer, trial, profile) if trial.arm == WITH else ChosenLength().threshold
         frames = []
         for place, (way, config) in enumerate(ways_of(trial, threshold).items()):
-            if (trial.arm, way) == (WITHOUT, VETO):
+            if not (share := share_of(trial.arm, way)):
                 continue
-            part = third if trial.arm == WITHOUT or way in (FULL, STOP) else asked
+            part = {seed: group[: max(2, round(share * len(group)))] for seed, group in asked.items()}
             how = {"batch_size": profile.describe.batch_size, "judge": judge}
             frames.append(ask_all({way: (answerer, config)}, part, scratch / "answers" / str(place), **how))
         items = pd.concat(frames, ignore_index=True).assign(threshold=threshold)
