@@ -271,14 +271,14 @@ def keep_a_word(page) -> None:
     page.keyboard.press("Space")
     page.keyboard.press("Tab")
     playwright.expect(boxes.nth(2)).to_be_focused()
-    page.locator(".medv-keep label").nth(3).click()
+    page.locator(".medv-keep .widget-label-basic").nth(3).click()
     checked = [boxes.nth(place) for place in (1, 3)]
     for box in checked:
         playwright.expect(box).to_be_checked()
-    labels = [page.locator(".medv-keep label").nth(place).inner_text() for place in (1, 3)]
+    labels = [page.locator(".medv-keep .widget-label-basic").nth(place).inner_text() for place in (1, 3)]
     page.get_by_role("button", name="Fill the rest").click()
     page.wait_for_selector(".medv-note:has-text('2 words kept')")
-    kept = page.locator(".medv-keep label:has(:checked)")
+    kept = page.locator(".medv-keep .widget-label-basic:has(:checked)")
     assert kept.all_inner_texts() == labels
     assert page.locator(".medv-canvas .fixed").count() >= 2
 
