@@ -125,6 +125,12 @@ def _less_repetition(profile: Profile) -> Work:
     return _answered(profile, [config.steps for config in main], 1.0) + _answered(profile, few + watched, 1 / 3)
 
 
+def _infilling(profile: Profile) -> Work:
+    texts = infilling.TEXTS * profile.evaluation_descriptions
+    forwards = len(infilling.KINDS) * len(infilling.MODELS) * 2 * 1.5  # own and another image; words of one or two tokens
+    return Work(0, texts * forwards, 2 * texts)
+
+
 def _confidence(profile: Profile) -> Work:
     answers = len(profile.seeds) * 2 * profile.evaluation_questions
     return Work(0, answers * sum(confidence.steps_of(profile.answer.gen_length)), 2 * profile.evaluation_questions)
@@ -163,6 +169,7 @@ _COUNTS: dict[str, Callable[[Profile], Work]] = {
     "generation_settings": _settings,
     "repetition": _repetition,
     "less_repetition": _less_repetition,
+    "infilling": _infilling,
     "confidence": _confidence,
     "fast_sampling": _fast,
     "attribution": _attribution,

@@ -43,6 +43,8 @@ NODE = Node(
 KINDS = ("finding", "side", "level", "size")
 TEXTS = 3
 """References for each description that a profile evaluates."""
+UNSEEN = 1000
+"""Added to the seed of the test images: the protocol was written with those of seed 0 in sight."""
 OURS, BLIND, TWIN = "diffusion, all other words", "diffusion, word hidden everywhere", "twin, words before"
 OTHER = ", another image"
 CHANCE, FREQUENT = "chance", "most frequent word"
