@@ -17,6 +17,7 @@ from medv.companion.studies import (
     chosen_length,
     confidence,
     generation,
+    infilling,
     initialization,
     less_repetition,
 )
