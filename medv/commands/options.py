@@ -38,7 +38,7 @@ class Sampling:
     temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 takes the most probable token.")] = 0.0
     seed: Seed = 0
     schedule: Annotated[str, typer.Option(help="How many predictions a forward writes, and which:")] = "linear"
-    filter: Annotated[str, typer.Option(help="Predictions that wait, against repetition (phrases): none,")] = "none"
+    filter: Annotated[str, typer.Option(help="Defers predictions, phrases those that repeat: none,")] = "none"
     cache: Annotated[str, typer.Option(help="Keys and values kept between forwards:")] = "none"
     length: Annotated[str, typer.Option(help="canvas fills it or stops early; auto chooses the end of an answer first.")] = (
         "canvas"
