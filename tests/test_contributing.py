@@ -13,6 +13,7 @@ from medv.companion import studies
 from medv.companion.audit.check import check_dataset
 from medv.companion.reproduction import registry
 from medv.data.readers import DATASETS, DataError, read_dataset, read_training_set
+from medv.diffusion.filters import FILTERS
 from medv.diffusion.schedules import SCHEDULES
 from medv.evaluation.pairing import read_references
 
@@ -32,9 +33,10 @@ def example(root):
 
 
 def test_a_schedule_is_a_class_and_a_line_and_writes_from_left_to_right(example, monkeypatch):
-    monkeypatch.setitem(SCHEDULES, "left_to_right", None)  # restores the registry at the end
+    monkeypatch.setitem(SCHEDULES, "left_to_right", None)  # restores the registries at the end
+    monkeypatch.setitem(FILTERS, "floor", None)
     names = example("A new schedule or filter")
-    assert SCHEDULES["left_to_right"] == names["LeftToRight"]()
+    assert SCHEDULES["left_to_right"] == names["LeftToRight"]() and FILTERS["floor"] == names["ConfidenceFloor"]()
     network = tiny.model()
     inputs = tiny.processor()(text="What is shown?", return_tensors="pt")
     config = SamplerConfig(8, 8, 4, schedule=names["LeftToRight"](), stop_tokens=())
