@@ -19,8 +19,10 @@ from medv.evaluation.pairing import read_references
 
 
 @pytest.fixture
-def example(root):
+def example(root, monkeypatch):
     """The namespace of the code under a heading of CONTRIBUTING.md, after it was executed."""
+    for known, name in ((SCHEDULES, "left_to_right"), (FILTERS, "floor")):
+        monkeypatch.setitem(known, name, None)  # restores the registries at the end
 
     def run(heading):
         text = (root / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -32,9 +34,7 @@ def example(root):
     return run
 
 
-def test_a_schedule_is_a_class_and_a_line_and_writes_from_left_to_right(example, monkeypatch):
-    monkeypatch.setitem(SCHEDULES, "left_to_right", None)  # restores the registries at the end
-    monkeypatch.setitem(FILTERS, "floor", None)
+def test_a_schedule_is_a_class_and_a_line_and_writes_from_left_to_right(example):
     names = example("A new schedule or filter")
     assert SCHEDULES["left_to_right"] == names["LeftToRight"]() and FILTERS["floor"] == names["ConfidenceFloor"]()
     network = tiny.model()
