@@ -25,7 +25,7 @@ from medv.companion.studies.summaries import estimates
 from medv.data.example import Example
 from medv.diffusion.config import SamplerConfig
 from medv.evaluation.answering import Answerer, FilledAnswer
-from medv.evaluation.templates import BLANK, MOST_FILLINGS, Template
+from medv.evaluation.templates import BLANK, Template
 from medv.intervals import NOT_MEASURED, Estimate, bootstrap
 from medv.phantoms.facts import named_spans
 from medv.phantoms.scene import NORMAL
@@ -50,6 +50,7 @@ OTHER = ", another image"
 CHANCE, FREQUENT = "chance", "most frequent word"
 MODELS = (OURS, BLIND, TWIN)
 SYSTEMS = (*(name + image for name in MODELS for image in ("", OTHER)), FREQUENT, CHANCE)
+FILLINGS = 16  # tried for a text at most
 STEPS = 64  # forwards that a filling may take, more than it has open tokens: one token is written at a time
 _LAST_WORD = re.compile(r"[^\W_]+$")
 _FIRST_WORD = re.compile(r"[^\W_]+")
@@ -126,7 +127,7 @@ def filled_by_diffusion(
     most = most_tokens(answerer, items)
     config = SamplerConfig(gen_length=STEPS, block_length=STEPS, steps=STEPS)
     templates = [item.everywhere if everywhere else item.template for item in items]
-    tried = [place for place, text in enumerate(templates) if most ** len(BLANK.findall(text)) <= MOST_FILLINGS]
+    tried = [place for place, text in enumerate(templates) if most ** len(BLANK.findall(text)) <= FILLINGS]
     how = {
         "templates": [templates[place] for place in tried],
         "blank_tokens": most,
