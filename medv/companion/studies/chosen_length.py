@@ -246,9 +246,11 @@ def verdict(items: pd.DataFrame, known: Mapping[str, float]) -> str:
 
 def padding_verdict(items: pd.DataFrame) -> str:
     """What padding does: length errors of the stop token and of the choice in both arms."""
-    medians = items.groupby(["arm", "way"])["length_error"].median()
+    groups = items.groupby(["arm", "way"])["length_error"]
+    errors = {key: f"{part.median():.0f} %" for key, part in groups}
+    sizes = groups.size()
     lines = []
     for arm in dict.fromkeys(items["arm"]):
-        stop, chosen = medians[arm, STOP], medians[arm, CHOSEN]
-        lines.append(f"{arm}: median length error {stop:.0f} % with the stop token, {chosen:.0f} % with the choice")
+        stop, chosen = (f"{errors[arm, way]} (n = {sizes[arm, way]})" for way in (STOP, CHOSEN))
+        lines.append(f"{arm}: median length error {stop} with the stop token, {chosen} with the choice")
     return "\n".join(lines)
