@@ -257,30 +257,31 @@ def length_figure(points: pd.DataFrame, title: str, *, asked: float, level: floa
 
 
 def repetition_front(points: pd.DataFrame, metrics: Mapping[str, str], title: str, *, score: str, best: str) -> Figure:
-    """Score against repetition, a row of panels per metric and a panel per number of forwards; up and left is better.
+    """Changes of score and repetition at equal forwards, a row of panels per metric and a panel per number of forwards.
 
-    points: way, steps, score and the metrics (percent), and score_low, score_high around score_gap where compared. A line
-    marks the rows without steps: the references. best: the way drawn as a star.
+    points: way, steps, and for score and each metric `_gap`, `_low`, `_high`: the paired difference from the baseline, which
+    has none and is the origin. best: the way drawn as a star.
     """
-    ways, counts = list(dict.fromkeys(points.loc[points["steps"].notna(), "way"])), sorted(points["steps"].dropna().unique())
+    compared = points[points["score_gap"].notna() | points["repeated_share_gap"].notna()]
+    ways, counts = list(dict.fromkeys(compared["way"])), sorted(compared["steps"].unique())
+    shape = {"nrows": len(metrics), "ncols": len(counts), "squeeze": False, "sharey": True, "sharex": "row"}
     with theme():
-        fig, axes = new_figure(
-            3.3 * len(counts) + 1.5, 3.0 * len(metrics), nrows=len(metrics), ncols=len(counts), squeeze=False
-        )
+        fig, axes = new_figure(3.3 * len(counts) + 1.5, 3.0 * len(metrics), **shape)
         for (metric, steps), ax in zip(product(metrics, counts), axes.flat, strict=True):
-            for row in points[points["steps"] == steps].itertuples():
-                marker, size = ("*", 150) if row.way == best else ("o", 40)
-                place = ways.index(row.way)
-                ax.scatter(
-                    getattr(row, metric), row.score, size, color=PALETTE[place % len(PALETTE)], marker=marker, label=row.way
-                )
-            for natural in points.loc[points["steps"].isna(), metric]:
-                ax.axvline(natural, color=MUTED, ls="--", lw=1)
-            ax.set(title=f"Z = {steps:.0f}", xlabel=f"{metrics[metric]} (%)", ylabel=score)
-            ax.set_xlim(left=0)
-        found = dict(zip(*reversed(axes.flat[0].get_legend_handles_labels()), strict=True))
-        found["references"] = Line2D([], [], color=MUTED, ls="--", lw=1)
-        fig.legend(found.values(), found.keys(), loc="outside right center")
+            ax.axhline(0, color=MUTED, lw=1, ls="--")
+            ax.axvline(0, color=MUTED, lw=1, ls="--")
+            for row in compared[compared["steps"] == steps].to_dict("records"):
+                x, y = row[f"{metric}_gap"], row["score_gap"]
+                across = [[x - row[f"{metric}_low"]], [row[f"{metric}_high"] - x]]
+                up = [[y - row["score_low"]], [row["score_high"] - y]]
+                color, star = PALETTE[ways.index(row["way"]) % len(PALETTE)], row["way"] == best
+                style = {"color": color, "marker": "*" if star else "o", "ms": 13 if star else 6, "elinewidth": 1}
+                ax.errorbar(x, y, yerr=up, xerr=across, ls="", label=row["way"], **style)
+            ax.set(title=f"Z = {steps:.0f}", xlabel=f"{metrics[metric]}, points")
+        for ax in axes[:, 0]:
+            ax.set_ylabel(f"{score}, points")
+        handles, labels = axes.flat[0].get_legend_handles_labels()
+        fig.legend(handles, labels, loc="outside right center")
         fig.suptitle(title, fontsize=11, fontweight="bold")
     return fig
 
