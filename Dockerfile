@@ -1,5 +1,7 @@
 # medv on a CPU: the commands of the README, in a container.
-#   docker build -t medv . && docker run --rm -it -p 8888:8888 -v "$PWD/runs:/medv/runs" medv
+#   docker build -t medv . && mkdir -p runs && docker run --rm -it -v "$PWD/runs:/medv/runs" medv
+# JupyterLab, which must listen on all addresses of the container; it prints its token:
+#   docker run --rm -it -p 127.0.0.1:8888:8888 medv .venv/bin/jupyter lab notebooks --ip 0.0.0.0
 FROM python:3.11-slim-bookworm
 
 RUN apt-get update \

@@ -84,7 +84,7 @@ def reproduce(
 def ask(
     image: Annotated[Path, typer.Argument(help="PNG, JPEG or DICOM.")],
     question: Annotated[
-        str | None, typer.Argument(help="A question about the image; with --template by default for a description.")
+        str | None, typer.Argument(help="A question about the image; with --template it may be left out.")
     ] = None,
     model: Annotated[
         Path | None, typer.Option(help="A folder of a model or of LoRA adapters; default: the bundled tiny model.")
@@ -112,7 +112,7 @@ def ask(
     from medv.evaluation.templates import DESCRIBE
 
     filling = sampling.filling(template, blank_tokens)
-    config = sampling.config()
+    config = sampling.config(one_block=bool(filling))
     watched, files = trace_targets(trace or ())
     if filling and question is None:
         question = DESCRIBE

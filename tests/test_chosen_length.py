@@ -68,17 +68,15 @@ def test_the_threshold_is_the_one_whose_lengths_are_nearest(monkeypatch):
 def test_the_sentences_say_what_was_reached_and_what_not():
     known = {"repeated words of the references": 5.8}
     said = study.verdict(answers(GOOD), known).splitlines()
-    first, second = said[:5], said[5:10]
-    assert [line.rpartition(": ")[2] for line in first] == ["reached", "not reached", "reached", "not reached", "reached"]
-    assert [line.rpartition(": ")[2] for line in second] == ["reached", "reached", "not reached", "reached", "not reached"]
+    first, second = ([line.rpartition(": ")[2] for line in said[start : start + 6]] for start in (0, 6))
+    assert first == ["reached", "smaller", "not reached", "reached", "not reached", "reached"]
+    assert second == ["reached", "smaller", "reached", "not reached", "reached", "not reached"]
     assert (
-        "of 20.0 %, ratio 0.40" in first[1]
-        and "n = 80" in first[0]
-        and "5.8 %" in said[-1]
-        and "chosen length +2.2" in said[-2]
+        "of 20.0 %, ratio 0.40" in said[2] and "n = 80" in said[0] and "5.8 %" in said[-1] and "chosen length +2.2" in said[-2]
     )
-    worse = GOOD | {(study.WITH, study.CHOSEN): (16, 8, 71)}
-    assert study.verdict(answers(worse), known).splitlines()[0].endswith(": not reached")
+    worse = GOOD | {(study.WITH, study.CHOSEN): (16, 8, 71), (study.WITH, study.FIXED): (16, 20, 70)}
+    told = study.verdict(answers(worse), known).splitlines()
+    assert told[0].endswith(": not reached") and told[1].endswith("n = 80: no difference is shown")
 
 
 def test_without_arms_and_scores_it_says_so():

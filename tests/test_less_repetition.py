@@ -150,3 +150,5 @@ def test_a_warning_touches_the_asked_share_of_right_answers_and_catches_the_unsu
     found = worth.warnings(frame, 8).set_index("kind")
     assert found.loc["all", "right, warned (%)"] == pytest.approx(10, abs=3)
     assert found.loc["side", "wrong, warned (%)"] == 100
+    none = worth.warnings(frame.assign(right=right & (part == "test")), 8)
+    assert none[["wrong, warned (%)", "right, warned (%)"]].isna().all(axis=None), "no right answer sets no limit"

@@ -56,6 +56,8 @@ def test_every_number_of_tokens_is_tried_but_not_without_end():
     assert Template("a __ and ___").sizes(2) == [(1, 1), (1, 2), (2, 1), (2, 2)]
     with pytest.raises(ValueError, match=r"6 blanks of 1 to 3 tokens, 729 fillings .*--blank-tokens 2"):
         Template("__ " * 6).sizes(3)
+    with pytest.raises(ValueError, match=r"1 blank of 1 to 300 tokens, 300 fillings .*--blank-tokens 256"):
+        Template("__").sizes(300)
     for text in ("", "a_b", "no blank"):
         with pytest.raises(ValueError, match="has no blank: write ____"):
             Template(text)
@@ -116,7 +118,7 @@ def test_a_trace_of_a_template_is_drawn_with_its_words(answerer):
 
 def test_ask_fills_a_template_without_a_question_too(picture, model_dir):
     for question in ([], ["What is shown?"]):
-        how = ("--model", model_dir, "--blank-tokens", 1, "--template", TEXT)
+        how = ("--model", model_dir, "--blank-tokens", 1, "--template", TEXT, "--steps", 16)  # no multiple of tiny's blocks
         told = run("ask", picture, *question, *how)
         assert told.exit_code == 0 and told.stdout.startswith("small, in the") and "____" not in told.stdout
         row = json.loads(run("ask", picture, *question, *how, "--json").stdout)
@@ -137,6 +139,7 @@ def test_filled_words_are_marked_and_never_markup(capsys):
         (["What?", "--template", "none"], "has no blank: write ____"),
         (["--blank-tokens", "2", "What?"], "--blank-tokens is for the blanks of a --template"),
         (["--template", "a __", "--gen-length", "8"], "a template sets the length of the answer: leave --gen-length out"),
+        (["--template", "a __", "--length", "auto"], "a template sets the length of the answer: leave --length out"),
         (["--template", "a __", "--trace", "-"], "no terminal shows: give --trace a file"),
         (["--template", "a __", "--preset", "official"], "'official' cannot keep the words of a template"),
         ([" ", "--template", "a __"], "the question is empty"),

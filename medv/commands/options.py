@@ -38,11 +38,9 @@ class Sampling:
     temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 takes the most probable token.")] = 0.0
     seed: Seed = 0
     schedule: Annotated[str, typer.Option(help="How many predictions a forward writes, and which:")] = "linear"
-    filter: Annotated[str, typer.Option(help="Defers predictions, phrases those that repeat: none,")] = "none"
+    filter: Annotated[str, typer.Option(help="Which predictions wait (phrases: those that repeat): none,")] = "none"
     cache: Annotated[str, typer.Option(help="Keys and values kept between forwards:")] = "none"
-    length: Annotated[str, typer.Option(help="canvas fills it or stops early; auto chooses the end of an answer first.")] = (
-        "canvas"
-    )
+    length: Annotated[str, typer.Option(help="canvas; auto chooses the end first, where training had padding.")] = "canvas"
     preset: Annotated[str, typer.Option(help="medv, or official: the reference's own sampler, one question at a time.")] = (
         "medv"
     )
@@ -52,8 +50,8 @@ class Sampling:
     ] = None
     device: Device = None
 
-    def config(self):
-        """The sampler's configuration of these options; raises ValueError where they do not fit together."""
+    def config(self, *, one_block: bool = False):
+        """The sampler's configuration, on request in one block; raises ValueError where the options do not fit together."""
         from medv.diffusion.caching import cache_named
         from medv.diffusion.config import SamplerConfig
         from medv.diffusion.filters import filters_named
@@ -64,6 +62,7 @@ class Sampling:
         for name in ("gen_length", "block_length", "steps"):
             given = getattr(self, name)
             settings[name] = getattr(get_profile(self.profile).describe, name) if given is None else given
+        settings |= {"block_length": settings["gen_length"]} if one_block else {}
         how = {"schedule": schedule_named(self.schedule), "cache": cache_named(self.cache)}
         how |= {"filters": filters_named(self.filter), "length": length_named(self.length)}
         if self.preset not in SAMPLERS:
@@ -87,6 +86,7 @@ class Sampling:
             raise ValueError("--blank-tokens is for the blanks of a --template: give one, or leave it out")
         blank_tokens = BLANK_TOKENS if blank_tokens is None else blank_tokens
         given = [f"--{name}" for name in ("gen_length", "block_length") if getattr(self, name) is not None]
+        given += ["--length"] if self.length != "canvas" else []
         if given:
             raise ValueError(f"a template sets the length of the answer: leave {' and '.join(given).replace('_', '-')} out")
         Template(template).sizes(blank_tokens)

@@ -50,9 +50,10 @@ class Template:
         limits.whole("blank_tokens", most, 1)
         blanks = len(BLANK.findall(self.text))
         if most**blanks > MOST_FILLINGS:
+            fits = max(size for size in range(1, MOST_FILLINGS + 1) if size**blanks <= MOST_FILLINGS)
             raise ValueError(
-                f"the template has {blanks} blanks of 1 to {most} tokens, {most**blanks} fillings to try, more than "
-                f"{MOST_FILLINGS}: leave fewer blanks, or allow fewer tokens (--blank-tokens {most - 1})"
+                f"the template has {blanks} blank{'s' * (blanks > 1)} of 1 to {most} tokens, {most**blanks} fillings to try, "
+                f"more than {MOST_FILLINGS}: allow fewer tokens (--blank-tokens {fits}), or leave fewer blanks"
             )
         return list(product(range(1, most + 1), repeat=blanks))
 

@@ -76,7 +76,7 @@ class MedVForCausalLM(MedVForMaskedDiffusion):
         """
         refused = [name for name, value in options.items() if value is not None and value is not False and name not in FREE]
         if refused:
-            raise ValueError(f"the autoregressive twin has no option {', '.join(refused)}: leave it out")
+            raise ValueError(f"the autoregressive twin has no option {', '.join(refused)} and fills no template: leave it out")
         if config != SamplerConfig(**{name: getattr(config, name, None) for name in FOLLOWED}):
             raise ValueError(f"the autoregressive twin decodes greedily and cannot follow {config}: leave the rest out")
         settings = self.settings(config)

@@ -87,7 +87,8 @@ class KeepWords(widgets.VBox):
     def _run(self, outcome: Outcome, kept: list[int]) -> None:
         try:
             self.done(self.session.fill(outcome, kept))
-            self.message.value = view.message(f"{sum(box.value for box in self.boxes)} words kept, the rest filled")
+            count = sum(box.value for box in self.boxes)
+            self.message.value = view.message(f"{count} {'word' if count == 1 else 'words'} kept, the rest filled")
         except Exception as error:  # beware: without this a thread dies unseen
             self.message.value = view.message(f"this could not be filled, {type(error).__name__}: {error}", "error")
         finally:

@@ -171,6 +171,11 @@ def ratio(pairs: np.ndarray, axis: int) -> np.ndarray:
     return means[..., 0] / np.maximum(means[..., 1], 1e-9)
 
 
+def apart(pairs: np.ndarray, axis: int) -> np.ndarray:
+    """The median of the first of each pair minus that of the second, for pairs [..., n, 2] with n on this axis."""
+    return -np.diff(np.median(pairs, axis=axis), axis=-1)[..., 0]
+
+
 def measures(items: pd.DataFrame) -> pd.DataFrame:
     """A row per arm and way: forwards, and value, low and high of error (median, %), repeated (mean, %), score, words; n."""
     rows = []
@@ -226,6 +231,10 @@ def verdict(items: pd.DataFrame, known: Mapping[str, float]) -> str:
         error = resampled(found["length_error"].to_numpy(float), np.median)
         said = "reached" if error.value <= MEDIAN_ERROR else "not reached"
         lines.append(f"{way}: median |words - reference| {error.cell()} %, n = {error.n}; at most {MEDIAN_ERROR:g} %: {said}")
+        pairs = mine.pivot(index=["seed", "id"], columns="way", values="length_error")[[way, FIXED]].dropna().to_numpy()
+        gap = resampled(pairs, apart)
+        said = gap.verdict("larger", "smaller", "no difference is shown")
+        lines.append(f"  that median minus the one of {FIXED}, points: {gap.cell('+.1f')}, n = {gap.n}: {said}")
         for base in (FIXED, FULL):
             grid = mine.pivot(index=["seed", "id"], columns="way", values="repeated_share")[[way, base]].dropna().to_numpy()
             share = resampled(grid, ratio)
@@ -246,9 +255,11 @@ def verdict(items: pd.DataFrame, known: Mapping[str, float]) -> str:
 
 def padding_verdict(items: pd.DataFrame) -> str:
     """What padding does: length errors of the stop token and of the choice in both arms."""
-    medians = items.groupby(["arm", "way"])["length_error"].median()
+    groups = items.groupby(["arm", "way"])["length_error"]
+    errors = {key: f"{part.median():.0f} %" for key, part in groups}
+    sizes = groups.size()
     lines = []
     for arm in dict.fromkeys(items["arm"]):
-        stop, chosen = medians[arm, STOP], medians[arm, CHOSEN]
-        lines.append(f"{arm}: median length error {stop:.0f} % with the stop token, {chosen:.0f} % with the choice")
+        stop, chosen = (f"{errors[arm, way]} (n = {sizes[arm, way]})" for way in (STOP, CHOSEN))
+        lines.append(f"{arm}: median length error {stop} with the stop token, {chosen} with the choice")
     return "\n".join(lines)

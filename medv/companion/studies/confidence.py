@@ -17,8 +17,8 @@ from medv.companion.studies.node import Node
 from medv.companion.studies.training_stages import QuestionSet
 from medv.companion.studies.vqa_study import sampler_config
 from medv.data.example import Example
-from medv.diffusion.trace import Trace
 from medv.evaluation.answering import Answerer
+from medv.evaluation.attribution import written
 from medv.evaluation.pairing import Reference
 from medv.evaluation.vqa import evaluate_vqa
 from medv.intervals import LEVEL, NOT_MEASURED, Estimate
@@ -39,6 +39,7 @@ BINS, RESAMPLES = 10, 500
 TEMPERATURES = np.geomspace(0.1, 100, 301)
 FALSE_ALARMS = 0.1  # the share of right answers that a warning may touch
 ANSWERS, TOKENS = "answers", "tokens"
+FITTED_ON = {"test": "fit", "first half": "second half", "second half": "first half"}  # by the part that is judged
 
 
 def steps_of(length: int) -> list[int]:
@@ -92,20 +93,15 @@ def _rows(answerer: Answerer, examples: Sequence[Example], pairs: Sequence[tuple
     for example, item, (answer, trace) in zip(examples, items, pairs, strict=True):
         kind = example.meta.get("kind") or "any"
         end = answer.tokens + (answer.finish_reason == "stop")
-        written = sorted((e for e in final_commits(trace) if e.position < end), key=lambda event: event.position)
+        tokens = [event for event in written(trace) if event.position < end]
         right = item.hit if item.hit is not None else item.set_recall >= 1
-        rows.append((ANSWERS, example.id, kind, float(np.prod([event.confidence for event in written])), bool(right)))
+        rows.append((ANSWERS, example.id, kind, float(np.prod([event.confidence for event in tokens])), bool(right)))
         truth = answerer.processor.tokenizer.encode(example.answer, add_special_tokens=False)
-        for event in written:
+        for event in tokens:
             expected = truth[event.position] if event.position < len(truth) else None
             stops = event.position == len(truth) and event.token in answerer.model.config.stop_token_ids
             rows.append((TOKENS, example.id, kind, event.confidence, stops or event.token == expected))
     return pd.DataFrame(rows, columns=["unit", "id", "kind", "confidence", "right"])
-
-
-def final_commits(trace: Trace) -> list:
-    """The commit of each position that was not taken back later."""
-    return list({event.position: event for event in trace.commits}.values())
 
 
 # --- Calibration ---
@@ -169,11 +165,10 @@ def calibrate(observed: pd.DataFrame) -> pd.DataFrame:
 
     T is fitted on "fit" for "test", or on each half for the other.
     """
-    source = {"test": "fit", "first half": "second half", "second half": "first half"}
     frames = []
     for _, group in observed.groupby(["unit", "steps"], sort=False):
         for part, rows in group[group["part"] != "fit"].groupby("part", sort=False):
-            other = group[group["part"] == source[part]]
+            other = group[group["part"] == FITTED_ON[part]]
             temperature = fit_temperature(other["confidence"], other["right"])
             fitted = scaled(rows["confidence"], temperature)
             frames.append(rows.assign(fitted=fitted, temperature=temperature))
@@ -236,11 +231,11 @@ def warnings(observed: pd.DataFrame, steps: int) -> pd.DataFrame:
     lie under. A row per kind: wrong and right answers, the share of each that carries the warning (percent).
     """
     answers = observed[(observed["unit"] == ANSWERS) & (observed["steps"] == steps)]
-    source, frames = {"test": "fit", "first half": "second half", "second half": "first half"}, []
+    frames = []
     for part, rows in answers[answers["part"] != "fit"].groupby("part", sort=False):
-        other = answers[(answers["part"] == source[part]) & answers["right"]]
-        limit = other["confidence"].quantile(FALSE_ALARMS) if len(other) else np.nan
-        frames.append(rows.assign(warned=rows["confidence"] < limit))
+        other = answers[(answers["part"] == FITTED_ON[part]) & answers["right"]]
+        limit = other["confidence"].quantile(FALSE_ALARMS)
+        frames.append(rows.assign(warned=(rows["confidence"] < limit) if len(other) else np.nan))
     found, rows = pd.concat(frames), []
     for kind, part in [("all", found), *found.groupby("kind", sort=False)]:
         row = {"kind": kind}

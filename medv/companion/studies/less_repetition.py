@@ -282,6 +282,7 @@ def targets(points: pd.DataFrame, way: str = OURS) -> str:
         ours, base, said = by.loc[way], by.loc[BASE], []
         for metric, words in REPETITION.items():
             halved = "halved" if ours[metric] <= HALF * base[metric] else "not halved"
+            halved = halved if base[metric] else "nothing to halve"
             said.append(f"{words} {base[metric]:.2f} -> {ours[metric]:.2f} % ({halved})")
         ends = f"{ours['score_gap']:+.1f} [{ours['score_low']:+.1f}, {ours['score_high']:+.1f}]"
         kept = (
