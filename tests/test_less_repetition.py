@@ -119,6 +119,15 @@ def test_the_fit_finds_the_temperature_that_made_the_confidences_wrong(temperatu
     assert worth.auroc(worth.scaled(said, found), right) == pytest.approx(worth.auroc(said, right))
 
 
+def test_confidences_that_are_right_have_the_ece_of_calibrated_ones_and_others_more():
+    rng = np.random.default_rng(3)
+    confidence = rng.random(3000) ** 0.2
+    natural, most = worth.calibrated_ece(confidence)
+    assert 0 < natural < most < 4
+    assert worth.ece(confidence, rng.random(3000) < confidence) <= most
+    assert worth.ece(confidence, rng.random(3000) < confidence**2) > most
+
+
 def test_confidence_is_the_product_over_the_tokens_and_the_fit_never_sees_what_it_is_judged_on(answerer, tmp_path):
     tiny = get_profile("smoke")
     size = answerer.model.config.vision_config.image_size

@@ -99,6 +99,8 @@ def beside_ceilings(printed: pd.DataFrame, trainings: Iterable[Sequence[Example]
         known = {frozenset(normalize(example.answer).split()) for example in train}
         wanted = [set(normalize(example.answer).split()) for example in test if example.answer_type == "OPEN"]
         best = [max((len(words & answer) / len(words) for answer in known), default=0.0) for words in wanted if words]
+        if not best:
+            continue  # no open question, no ceiling
         percent = 100 * sum(best) / len(best)
         name = f"open above {percent:.1f}, the best choice among the answers of {len(train)} rows"
         frame[name] = ["yes" if score > percent else "no" for score in frame["open"]]

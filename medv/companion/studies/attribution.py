@@ -209,7 +209,7 @@ def by_lesion(items: pd.DataFrame, column: str, other: str | None = None) -> Est
 
 
 def groups_of(items: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """All words, those of each kind, and the correct and the wrong findings (sides and levels are hardly ever wrong)."""
+    """All words, those of each kind, and the correct and the wrong findings."""
     parts = {"all words": items} | {kind: items[items["kind"] == kind] for kind in KINDS}
     finding, right = parts["finding"], parts["finding"]["right"].astype(bool)
     return parts | {"correct finding": finding[right], "wrong finding": finding[~right]}

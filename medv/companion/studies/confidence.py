@@ -21,7 +21,7 @@ from medv.evaluation.answering import Answerer
 from medv.evaluation.attribution import written
 from medv.evaluation.pairing import Reference
 from medv.evaluation.vqa import evaluate_vqa
-from medv.intervals import LEVEL, NOT_MEASURED, Estimate
+from medv.intervals import LEVEL, Estimate
 from medv.model.looks import Looks
 from medv.phantoms.sets import vqa_set
 
@@ -151,6 +151,16 @@ def auroc(confidence: np.ndarray, right: np.ndarray, weights: np.ndarray | None 
     return float(100 * (good * (bad.cumsum() - bad / 2)).sum() / pairs) if pairs else float("nan")
 
 
+def calibrated_ece(confidence: np.ndarray, *, draws: int = 400) -> tuple[float, float]:
+    """The ECE in percent that these confidences would have if they were right: mean and 97.5 % quantile of drawn answers.
+
+    It is above 0, as the sample is finite.
+    """
+    rng = np.random.default_rng(0)
+    drawn = [ece(confidence, rng.random(len(confidence)) < confidence) for _ in range(draws)]
+    return float(np.mean(drawn)), float(np.quantile(drawn, 0.975))
+
+
 def over_questions(part: pd.DataFrame, measure: Callable[[pd.DataFrame, np.ndarray | None], float]) -> Estimate:
     """A measure of rows and their weights with its 95 % interval: whole questions are drawn, with their rows of every seed."""
     place, questions = pd.factorize(part["id"])
@@ -178,7 +188,8 @@ def calibrate(observed: pd.DataFrame) -> pd.DataFrame:
 def calibration(calibrated: pd.DataFrame) -> pd.DataFrame:
     """A row per unit, steps and measure: accuracy, confidence, ECE, ECE after the fit, its change, and AUROC, in percent.
 
-    Columns: unit, steps, metric, value, low, high, n (questions), seeds, temperature.
+    Columns: unit, steps, metric, value, low, high, n (questions), seeds, temperature, calibrated and
+    calibrated_high (`calibrated_ece`).
     """
 
     def error(rows: pd.DataFrame, weights: np.ndarray | None, column: str = "confidence") -> float:
@@ -194,10 +205,12 @@ def calibration(calibrated: pd.DataFrame) -> pd.DataFrame:
     }
     rows = []
     for (unit, steps), part in calibrated.groupby(["unit", "steps"], sort=False):
+        natural, most = calibrated_ece(part["confidence"].to_numpy())
         for metric, measure in measures.items():
             found = over_questions(part, measure)
             row = {"unit": unit, "steps": steps, "metric": metric, "value": found.value, "low": found.low, "high": found.high}
-            rows.append(row | {"n": found.n, "seeds": found.seeds, "temperature": part["temperature"].mean()})
+            about = {"temperature": part["temperature"].mean(), "calibrated": natural, "calibrated_high": most}
+            rows.append(row | {"n": found.n, "seeds": found.seeds} | about)
     return pd.DataFrame(rows)
 
 
@@ -206,6 +219,7 @@ def calibration_table(summary: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (unit, steps), part in summary.groupby(["unit", "steps"], sort=False):
         row = {"unit": unit, "Z": steps, "T": round(part["temperature"].iloc[0], 2)}
+        row["ECE if calibrated (%)"] = round(part["calibrated"].iloc[0], 1)
         shown = part[part["metric"] != "ECE, fitted - half of ECE"]
         row |= {f"{line.metric} (%)": Estimate.of(line).cell() for line in shown.itertuples()}
         rows.append(row | {"questions": part["n"].iloc[0], "seeds": part["seeds"].iloc[0]})
@@ -213,14 +227,17 @@ def calibration_table(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def calibration_verdicts(summary: pd.DataFrame) -> str:
-    """For each unit and Z: does the fitted temperature lower the ECE to half or less?"""
+    """For each unit and Z: is the ECE above that of calibrated confidences, and does the fit lower it to half or less?"""
     lines = []
     for (unit, steps), part in summary.groupby(["unit", "steps"], sort=False):
         by = part.set_index("metric")
-        gap = Estimate.of(by.loc["ECE, fitted - half of ECE"])
-        said = "to half or less" if gap.value <= 0 else "not to half" if gap.value > 0 else NOT_MEASURED
-        shown = f"{by.loc['ECE', 'value']:.1f} -> {by.loc['ECE, fitted', 'value']:.1f} %"
-        lines.append(f"{unit}, Z = {steps}: ECE {shown}, {said} (fitted - half: {gap.cell('+.1f')})")
+        error, gap = Estimate.of(by.loc["ECE"]), Estimate.of(by.loc["ECE, fitted - half of ECE"])
+        natural, most = by["calibrated"].iloc[0], by["calibrated_high"].iloc[0]
+        off = "above" if error.value > most else "not shown to be above"
+        said = gap.verdict("not to half", "to less than half", "to half is neither shown nor excluded")
+        shown = f"{error.value:.1f} -> {by.loc['ECE, fitted', 'value']:.1f} %"
+        level = f"{off} the {natural:.1f} % (at most {most:.1f}) of calibrated confidences"
+        lines.append(f"{unit}, Z = {steps}: ECE {error.value:.1f} %, {level}; fitted {shown}: {said}")
     return "\n".join(lines)
 
 
