@@ -60,7 +60,7 @@ def test_a_target_is_met_missed_or_not_measured():
     points[["score_gap", "score_low", "score_high"]] = [-1.0, -1.9, 0.1]
     said = study.targets(points)
     assert "repeated words 10.00 -> 5.00 % (halved)" in said and "adjacent duplicates 4.00 -> 3.00 % (not halved)" in said
-    assert ": kept;" in said
+    assert ": kept within 2 points;" in said
     assert "not shown to be kept" in study.targets(points.assign(score_low=-2.1))
     assert ": not measured;" in study.targets(points.assign(score_gap=np.nan, score_low=np.nan, score_high=np.nan))
 

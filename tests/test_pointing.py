@@ -76,7 +76,7 @@ def test_rates_and_table_split_words_by_kind_and_truth(examples, monkeypatch):
     monkeypatch.setattr(study, "bootstrap", partial(study.bootstrap, resamples=20))
     items = study.pointing_items(named(examples, lambda _, rng: rng.random((4, 4))))
     rates = study.pointing_rates(items, items)
-    assert list(dict.fromkeys(rates["words"])) == ["all words", *study.KINDS, "correct finding", "wrong finding"]
+    assert list(dict.fromkeys(rates["words"])) == ["all words", *study.KINDS, "correct finding", "wrong finding", study.SHOWN]
     count = rates.set_index(["words", "system"])["n"]
     assert (
         count["correct finding", study.OURS] == 80
@@ -90,7 +90,14 @@ def test_rates_and_table_split_words_by_kind_and_truth(examples, monkeypatch):
     assert (gap.value, gap.low, gap.high, gap.n) == (100, 100, 100, 100)
     same = study.apart(right, wrong)
     assert same.low < 0 < same.high and same.value == pytest.approx(right["hit"].mean() - wrong["hit"].mean())
-    assert study.pointing_table(items)["n"].tolist() == [100, 100, 100, 100, 80, 20]
+    assert study.pointing_table(items)["n"].tolist() == [100, 100, 100, 100, 80, 20, 100]
+
+
+def test_the_words_whose_map_is_shown_are_those_with_a_drop_that_the_explorer_names(examples):
+    items = study.pointing_items(named(examples, lambda _, rng: rng.choice([0.01, 0.2]) * rng.random((4, 4))))
+    shown = study.groups_of(items)[study.SHOWN]
+    assert 0 < len(shown) < len(items) and shown["drop"].min() >= 0.05 > items["drop"].drop(shown.index).max()
+    assert f"{100 * len(shown) / len(items):.0f} % of the words have a region" in study.pointing_verdict(items, items)
 
 
 def test_without_lesions_nothing_is_measured_and_all_is_drawn():

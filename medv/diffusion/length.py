@@ -11,7 +11,7 @@ class ChosenLength:
     gen_length - 1: the canvas always holds an end.
 
     block_length and steps are those of the whole canvas; a block behind the end takes no forwards. A lower threshold chooses
-    shorter answers. `shortest` = gen_length is the fixed canvas and costs no forward.
+    shorter answers. `shortest` = gen_length leaves the canvas open and costs no forward.
     """
 
     threshold: float = 0.5

@@ -129,7 +129,8 @@ class Answerer:
         source = (lambda: image) if isinstance(image, Image.Image) else image
         examples = [Example("ask", source, (Turn("user", question),))]
         if template is None:
-            return self._answer_batch(examples, config, [0], on_step=on_step, responses=response and [response])[0]
+            responses = None if response is None else [list(response)]
+            return self._answer_batch(examples, config, [0], on_step=on_step, responses=responses)[0]
         if on_step is not None or response is not None:
             raise ValueError(
                 "a template is filled in several ways, so that no single one can be watched or given: leave that out"
@@ -147,7 +148,7 @@ class Answerer:
         blank_tokens: int = BLANK_TOKENS,
         **options,
     ) -> list[Answer]:
-        """Answer the first question of every example, in order, with a progress bar; options as in `stream`.
+        """Answer the first question of every example, in order, with a progress bar; options as in `traced`.
 
         templates: texts whose blanks are filled instead, one for each example, see `fill`.
         """
@@ -161,17 +162,8 @@ class Answerer:
                 bar.update(len(batch))
         return answers
 
-    def stream(
-        self,
-        examples: Sequence[Example],
-        config: BlockwiseConfig,
-        *,
-        batch_size: int = 50,
-        first_index: int = 0,
-        looks: Looks | None = None,
-    ) -> Iterator[list[Answer]]:
-        """The same, batch by batch. first_index: index of the first example for the random draws. looks: prepared images."""
-        options = {"batch_size": batch_size, "first_index": first_index, "looks": looks}
+    def stream(self, examples: Sequence[Example], config: BlockwiseConfig, **options) -> Iterator[list[Answer]]:
+        """The same, batch by batch; options as in `traced`."""
         for batch in self.traced(examples, config, **options):
             yield [answer for answer, _ in batch]
 
@@ -184,7 +176,9 @@ class Answerer:
         first_index: int = 0,
         looks: Looks | None = None,
     ) -> Iterator[list[tuple[Answer, Trace]]]:
-        """As `stream`, each answer with its trace."""
+        """Each answer with its trace, batch by batch. first_index: index of the first example for the random draws. looks:
+        prepared images.
+        """
         for start in range(0, len(examples), batch_size):
             batch = examples[start : start + batch_size]
             rows = list(range(first_index + start, first_index + start + len(batch)))

@@ -47,11 +47,15 @@ def game_vqa(name: str, train: Sequence[Example], test: Sequence[Example]) -> pd
     answers |= {label: [text] * len(test) for label, text in constant_answers(train).items()}
     rows = []
     for label, texts in answers.items():
-        scores = {variant: evaluate_vqa(references, texts, variant=variant) for variant in ("batch", "gated")}
-        row = {column: getattr(scores[variant], metric) for column, (variant, metric) in COLUMNS.items()}
-        counts = {"n closed": scores["batch"].n_closed, "n open": scores["batch"].n_open}
-        rows.append({"test set": name, ANSWER: label} | row | counts)
+        rows.append({"test set": name, ANSWER: label} | all_metrics(references, texts))
     return pd.DataFrame(rows)
+
+
+def all_metrics(references: Sequence[Reference], texts: Sequence[str]) -> dict[str, float]:
+    """The scores COLUMNS (percent) of answers, and n closed and n open."""
+    scores = {variant: evaluate_vqa(references, texts, variant=variant) for variant in ("batch", "gated")}
+    row = {column: getattr(scores[variant], metric) for column, (variant, metric) in COLUMNS.items()}
+    return row | {"n closed": scores["batch"].n_closed, "n open": scores["batch"].n_open}
 
 
 def inflation(name: str, test: Sequence[Example]) -> pd.DataFrame:

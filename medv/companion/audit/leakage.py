@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.table import Table
 
 from medv.companion.audit.controls import majority_answers, nearest_answers
-from medv.companion.audit.gaming import COLUMNS, constant_answers
+from medv.companion.audit.gaming import COLUMNS, all_metrics, constant_answers
 from medv.data.example import Example
 from medv.data.readers import read_dataset
 from medv.evaluation.pairing import Reference
-from medv.evaluation.vqa import evaluate_vqa, normalize
+from medv.evaluation.vqa import normalize
 from medv.paper import table
 
 REWORDED = {"vqa_rad"}  # sets whose training file re-words test questions, which read_dataset leaves out by default
@@ -80,8 +80,7 @@ def blind_scores(train: Sequence[Example], test: Sequence[Example]) -> pd.DataFr
     answers |= {label: [text] * len(test) for label, text in constant_answers(train).items() if label.startswith('"')}
     rows = []
     for label, texts in answers.items():
-        scores = {variant: evaluate_vqa(references, texts, variant=variant) for variant in ("batch", "gated")}
-        row = {column: getattr(scores[variant], metric) for column, (variant, metric) in COLUMNS.items()}
+        row = {column: score for column, score in all_metrics(references, texts).items() if column in COLUMNS}
         pairs = [(r, text) for r, text in zip(references, texts, strict=True) if r.answer_type == "OPEN"]
         exact = [reference.answer.strip().lower() == text.strip().lower() for reference, text in pairs]
         rows.append({"answer": label} | row | {"open exact": 100 * sum(exact) / len(exact) if exact else float("nan")})

@@ -21,7 +21,7 @@ def words_of(outcome: Outcome, word: Word) -> list[tuple[str, tuple[int, ...]]]:
     found: list[tuple[str, tuple[int, ...]]] = []
     for place, token in enumerate(outcome.trace.replay(10**9)[: outcome.answer.tokens]):
         text = word(token)
-        if not found or text.startswith(" "):
+        if not found or text.startswith((" ", "↵")):
             found.append((text, (place,)))
         else:
             found[-1] = (found[-1][0] + text, (*found[-1][1], place))

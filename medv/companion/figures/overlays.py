@@ -99,11 +99,13 @@ def overlay_png(drops: np.ndarray, limit: float) -> bytes:
 
 
 def draw_overlay(ax: Axes, picture: Image.Image, drops: np.ndarray, limit: float) -> None:
-    """The picture with a map [rows, columns] over it and a frame around the region with the largest drop."""
+    """The picture with a map [rows, columns] over it; a frame around the region with the largest drop if it reaches `LEAST`."""
     draw_image(ax, picture)
     width, height = picture.size
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
     ax.imshow(colored(drops, limit), extent=extent, interpolation="nearest", zorder=2)
+    if drops.max() < LEAST:
+        return
     row, column = np.unravel_index(int(drops.argmax()), drops.shape)
     step = height / drops.shape[0], width / drops.shape[1]
     corner = (column * step[1] - 0.5, row * step[0] - 0.5)

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from medv.companion.figures.overlays import LEAST
 from medv.companion.studies.node import Node
 from medv.companion.studies.summaries import estimates
 from medv.companion.studies.vqa_study import sampler_config
@@ -44,6 +45,7 @@ KINDS = ("finding", "side", "level")
 LESIONS, PICTURES = 3, 6
 BASELINES = ("chance", "center", "shuffled images")
 OURS, TOKENS = "strongest region", "tokens hidden instead"
+SHOWN = f"drop of {LEAST:g} nats or more"
 COLUMNS = ("words", "system", "value", "low", "high", "n")
 
 
@@ -209,10 +211,10 @@ def by_lesion(items: pd.DataFrame, column: str, other: str | None = None) -> Est
 
 
 def groups_of(items: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """All words, those of each kind, and the correct and the wrong findings."""
+    """All words, those of each kind, the correct and the wrong findings, and the words whose map the explorer shows."""
     parts = {"all words": items} | {kind: items[items["kind"] == kind] for kind in KINDS}
     finding, right = parts["finding"], parts["finding"]["right"].astype(bool)
-    return parts | {"correct finding": finding[right], "wrong finding": finding[~right]}
+    return parts | {"correct finding": finding[right], "wrong finding": finding[~right], SHOWN: items[items["drop"] >= LEAST]}
 
 
 def apart(first: pd.DataFrame, second: pd.DataFrame) -> Estimate:
@@ -263,6 +265,10 @@ def pointing_verdict(items: pd.DataFrame, hidden: pd.DataFrame) -> str:
         f"It is above {', '.join(above)} points." if above else "",
         f"It is not shown to be above {', '.join(rest)} points." if rest else "",
     ]
+    part = groups_of(items)[SHOWN]
+    share = 100 * len(part) / len(items)
+    lines.append(f"{share:.0f} % of the words have a region with a {SHOWN}.")
+    lines[-1] += f" It lies on the lesion for {by_lesion(part, 'hit').cell()} % of them."
     told = f"The median drop of the strongest region is {items['drop'].median():.3f} nats"
     lines.append(f"{told}, of the largest tenth at least {items['drop'].quantile(0.9):.2f}.")
     right, wrong = (groups_of(items)[name] for name in ("correct finding", "wrong finding"))

@@ -58,12 +58,13 @@ def observe(one: QuestionSet, folder: Path) -> pd.DataFrame:
 
     Columns: unit (ANSWERS or TOKENS), steps, seed, part ("test" or "fit"), id, kind, confidence (0 .. 1), right (bool). A
     token is right if the reference has it at this position; an answer if it is counted so: the closed answer agrees, or all
-    words of an open one are said. Without questions of their own, each half of the test questions serves to fit the other:
-    part is "first half" or "second half".
+    words of an open one are said. Without questions of their own, those about each half of the test images serve to fit the
+    other: part is "first half" or "second half".
     """
     name, test = next(iter(one.tests.items()))
     fit, frames = fitting_questions(one), []
-    halves = {"first half": test[::2], "second half": test[1::2]}
+    first = set(list(dict.fromkeys(map(_image, test)))[::2])
+    halves = {"first half": [e for e in test if _image(e) in first], "second half": [e for e in test if _image(e) not in first]}
     parts = halves if fit is None else {"test": test, "fit": fit}
     looks = None
     models = {seed: folder / f"seed{seed}" for seed in one.profile.seeds if (folder / f"seed{seed}").is_dir()}
@@ -84,6 +85,10 @@ def observe(one: QuestionSet, folder: Path) -> pd.DataFrame:
                 ]
                 frames.append(_rows(answerer, examples, pairs).assign(steps=steps, seed=seed, part=part, set=name))
     return pd.concat(frames, ignore_index=True)
+
+
+def _image(example: Example) -> str:
+    return example.meta.get("image", example.id)
 
 
 def _rows(answerer: Answerer, examples: Sequence[Example], pairs: Sequence[tuple]) -> pd.DataFrame:

@@ -288,7 +288,7 @@ def targets(points: pd.DataFrame, way: str = OURS) -> str:
         kept = (
             "not measured"
             if np.isnan(ours["score_low"])
-            else "kept"
+            else f"kept within {MARGIN:g} points"
             if ours["score_low"] >= -MARGIN
             else "not shown to be kept"
         )
