@@ -29,11 +29,13 @@ MANIFEST = "manifest.json"
 SPEED = "speed.json"  # time and memory of a training
 
 
-def default_out(profile: str) -> Path:
-    """`runs/<profile>` in the nearest folder with a pyproject.toml at or above the current one, else in the current one."""
+def default_out(profile: str, seed: int = 0) -> Path:
+    """`runs/<profile>`, or `runs/<profile>-seed<seed>` where the seed is not 0, in the nearest folder with a pyproject.toml at
+    or above the current one, else in the current one.
+    """
     here = Path.cwd()
     root = next((folder for folder in (here, *here.parents) if (folder / "pyproject.toml").is_file()), here)
-    return root / "runs" / profile
+    return root / "runs" / (f"{profile}-seed{seed}" if seed else profile)
 
 
 def _plain(value: Any) -> Any:

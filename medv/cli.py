@@ -58,7 +58,10 @@ app.add_typer(config_app, name="config")
 def reproduce(
     profile: ProfileName = "tiny",
     only: Annotated[list[str] | None, typer.Option("--only", help="A notebook, figure or table, or all; repeatable.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Output folder; default: runs/<profile>.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the whole pipeline, all stages included.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Output folder; default: runs/<profile>, with -seed<seed> where the seed is not 0.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and why.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Run again even what is up to date.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Notebooks that run in parallel.")] = 2,
@@ -74,7 +77,7 @@ def reproduce(
 
     get_profile(profile)
     options = {"dry_run": dry_run, "force": force, "jobs": jobs, "publish": publish, "config": config, "console": console}
-    options |= {"on": on, "slurm": tuple(slurm or ())}
+    options |= {"on": on, "slurm": tuple(slurm or ()), "seed": seed}
     raise typer.Exit(run(profile, only=tuple(only or ()), out=out, **options))
 
 

@@ -68,14 +68,19 @@ def reproduce(
 ) -> int:
     """Bring figures, tables and artifacts up to date and write `index.html`; returns the exit code (0 good, 1 a failure).
 
-    `only` names notebooks, figures or tables; what they need is included. `out` defaults to `runs/<profile>`. Up to `jobs`
-    notebooks run at once, each with its share of the cores. `publish` copies the results of a wholly good run to
+    `only` names notebooks, figures or tables; what they need is included. `seed` is that of the whole pipeline, all stages
+    included. `out` defaults to `runs/<profile>`, or `runs/<profile>-seed<seed>`. Up to `jobs` notebooks
+    run at once, each with its share of the cores. `publish` copies the results of a wholly good run to
     `figures/<profile>/` of the source tree. With `on` every notebook is a job (`medv.companion.reproduction.cluster`), with the
     options `slurm`, and a scheduler gets all that are ready.
     Raises ValueError for unknown names and parameters, and if another process works in the same folder.
     """
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}: at least one notebook must be allowed to run")
+    if publish and seed:
+        raise ValueError(
+            f"--publish with --seed {seed}: figures/{profile} holds seed 0, and `medv replicate` compares other seeds"
+        )
     console = console or Console()
     folder = Path(notebooks) if notebooks else PACKAGE.parent / "notebooks"
     if not folder.is_dir():
@@ -83,7 +88,7 @@ def reproduce(
             f"{folder} is not there: the notebooks come with the source tree, so clone it and `pip install -e .` there"
         )
     materials = Materials.read(config)
-    own, place = materials.of(get_profile(profile)), Path(out or default_out(profile)).resolve()
+    own, place = materials.of(get_profile(profile)), Path(out or default_out(profile, seed)).resolve()
     shop = Workshop(
         folder.resolve(), place, own, seed, materials, None if config is None else Path(config).expanduser().resolve()
     )

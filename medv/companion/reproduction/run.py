@@ -88,7 +88,7 @@ def open_run(
     if shell is not None:  # in a notebook: bare figures are shown, and table cells whole
         select_figure_formats(shell, {"png"}, bbox_inches="tight")
         pd.set_option("display.max_colwidth", None)
-    folder = Path(out) if out else artifacts.default_out(profile)
+    folder = Path(out) if out else artifacts.default_out(profile, seed)
     return Run(node, chosen, seed, folder.expanduser().resolve(), dict(node.parameters) | own, materials)
 
 
