@@ -39,7 +39,7 @@ NODE = Node(
     "14_from_causal_to_diffusion.ipynb",
     "From causal to diffusion",
     makes=("trials/adaptation",),
-    results=("adaptation", "table_adaptation"),
+    results=("adaptation", "table_adaptation", "effects_adaptation"),
     heavy=True,
     plan="adaptation",
 )

@@ -36,7 +36,7 @@ NODE = Node(
     "42_where_it_looked.ipynb",
     "Where it looked",
     needs=("models/stage2",),
-    results=("pointing", "where_it_looked"),
+    results=("pointing", "where_it_looked", "effects_attribution"),
     reads=("vqa_rad",),
     heavy=True,
 )
@@ -283,3 +283,8 @@ def pointing_verdict(items: pd.DataFrame, hidden: pd.DataFrame) -> str:
         words = gap.verdict("hits more often than", "hits less often than", "is not shown to differ from")
         lines.append(f"Hiding pixels {words} hiding visual tokens: {gap.cell('+.1f')} points, n = {gap.n}.")
     return "\n".join(line for line in lines if line)
+
+
+def pointing_gaps(items: pd.DataFrame) -> dict[str, Estimate]:
+    """The hit rate minus each of its BASELINES, for `effects.effect_table`."""
+    return {f"strongest region on the lesion, minus {base}": by_lesion(items, "hit", base) for base in BASELINES}

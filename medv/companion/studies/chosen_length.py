@@ -39,7 +39,7 @@ NODE = Node(
     "Choosing the length of an answer",
     needs=("models/stage2",),
     makes=("trials/chosen_length",),
-    results=("chosen_length", "table_chosen_length"),
+    results=("chosen_length", "table_chosen_length", "effects_chosen_length"),
     reads=("qa50",),
     may_read=("judge",),
     heavy=True,
@@ -263,3 +263,15 @@ def padding_verdict(items: pd.DataFrame) -> str:
         stop, chosen = (f"{errors[arm, way]} (n = {sizes[arm, way]})" for way in (STOP, CHOSEN))
         lines.append(f"{arm}: median length error {stop} with the stop token, {chosen} with the choice")
     return "\n".join(lines)
+
+
+def length_effects() -> list[tuple[str, str, str, str, str]]:
+    """The choice against the fixed canvas at equal forwards, for `effects.claimed_effects` of `of_choosing_arm`."""
+    metrics = ("repeated_share", "length_error", "score")
+    return [(f"{way} minus {FIXED}", metric, FIXED, way, "") for way in (CHOSEN, VETO) for metric in metrics]
+
+
+def of_choosing_arm(items: pd.DataFrame) -> pd.DataFrame:
+    """The items of the arm that can choose, with the way as their setting."""
+    mine = items[items["arm"] == (WITH if WITH in set(items["arm"]) else ALONE)]
+    return mine.assign(setting=mine["way"])

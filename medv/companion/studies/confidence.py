@@ -30,7 +30,7 @@ NODE = Node(
     "43_confidence.ipynb",
     "What the confidence of an answer is worth",
     needs=("models/stage3",),
-    results=("confidence", "table_confidence", "warnings"),
+    results=("confidence", "table_confidence", "warnings", "effects_confidence"),
     reads=("vqa_rad|slake|pathvqa",),
     heavy=True,
 )

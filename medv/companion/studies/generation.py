@@ -32,7 +32,7 @@ NODE = Node(
     "Generation length, steps and block length",
     needs=("models/stage2",),
     makes=("answers/generation_settings",),
-    results=("table5", "fig09", "fig11", "fig12"),
+    results=("table5", "fig09", "fig11", "fig12", "effects_generation_settings"),
     reads=("qa50",),
     may_read=("judge",),
     heavy=True,

@@ -35,7 +35,7 @@ NODE = Node(
     "41_infilling.ipynb",
     "One hidden word",
     needs=("models/stage2", "models/twin"),
-    results=("infilling", "hidden_words"),
+    results=("infilling", "hidden_words", "effects_infilling"),
     reads=("qa50",),
     heavy=True,
 )
@@ -259,3 +259,12 @@ def examples_table(frame: pd.DataFrame, count: int = 8) -> pd.DataFrame:
         "twin": shown[f"{TWIN}: word"],
     }
     return pd.DataFrame(columns).reset_index(drop=True)
+
+
+def twin_gaps(frame: pd.DataFrame) -> dict[str, Estimate]:
+    """Diffusion minus the twin by kind of word, for `effects.effect_table`."""
+    systems = {"given all other words": OURS, "hidden everywhere": BLIND}
+    parts = groups(frame).items()
+    return {
+        f"{name}, {how}: diffusion minus twin": gap(p, system, TWIN) for how, system in systems.items() for name, p in parts
+    }

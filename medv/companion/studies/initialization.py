@@ -43,7 +43,7 @@ NODE = Node(
     "30_initialization.ipynb",
     "What the initial weights contribute",
     makes=("trials/initialization",),
-    results=("table4", "initialization"),
+    results=("table4", "initialization", "effects_initialization"),
     reads=("general", "align", "instruct", "qa50"),
     may_read=("language", "vision", "judge"),
     needs_given=("models/stage2",),

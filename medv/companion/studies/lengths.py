@@ -29,7 +29,7 @@ NODE = Node(
     "Length control: how long, and at what cost",
     needs=("models/stage2", "models/twin"),
     makes=("answers/length_control",),
-    results=("table3", "fig04"),
+    results=("table3", "fig04", "effects_length_control"),
     reads=("qa50",),
     may_read=("judge", "baselines"),
     heavy=True,

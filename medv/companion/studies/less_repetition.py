@@ -34,7 +34,7 @@ NODE = Node(
     "Less repetition at equal forwards",
     needs=("models/stage2",),
     makes=("answers/less_repetition",),
-    results=("less_repetition", "repetition_front", "less_repetition_oracle"),
+    results=("less_repetition", "repetition_front", "less_repetition_oracle", "effects_less_repetition"),
     reads=("qa50",),
     may_read=("judge",),
     heavy=True,
@@ -294,3 +294,10 @@ def targets(points: pd.DataFrame, way: str = OURS) -> str:
         )
         lines.append(f"Z = {steps:.0f}: {'; '.join(said)}; score {ends}: {kept}; n = {int(ours['n'])}")
     return "\n".join(lines)
+
+
+def veto_effects(profile: Profile) -> list[tuple[str, str, str, str, str]]:
+    """The phrase veto against Algorithm 1, for `effects.claimed_effects`."""
+    steps, metrics = canvas_and_steps(profile)[1], ("score", *REPETITION, SENTENCES)
+    ends = {f"phrase veto, {z} forwards": (f"{BASE}, {z} forwards", f"{OURS}, {z} forwards") for z in steps}
+    return [(name, metric, *pair, "") for name, pair in ends.items() for metric in metrics]

@@ -42,7 +42,7 @@ NODE = Node(
     "LoRA or full fine-tuning",
     needs=("models/stage2",),
     makes=("trials/lora_vs_full",),
-    results=("lora_vs_full", "table_lora_vs_full"),
+    results=("lora_vs_full", "table_lora_vs_full", "effects_lora_vs_full"),
     reads=("vqa_rad|slake|pathvqa",),
     heavy=True,
 )

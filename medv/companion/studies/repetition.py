@@ -25,7 +25,7 @@ NODE = Node(
     "Repetition, and what steps, length and schedule do to it",
     needs=("models/stage2",),
     makes=("answers/repetition",),
-    results=("fig05", "fig10", "schedules"),
+    results=("fig05", "fig10", "schedules", "effects_repetition"),
     reads=("qa50",),
     may_read=("judge",),
     heavy=True,
@@ -131,3 +131,10 @@ def most_repeating(items: pd.DataFrame, settings: Mapping[str, str]) -> pd.DataF
     rows = part[part["id"] == worst].set_index("setting").loc[list(settings.values())].reset_index()
     rows.insert(0, "name", list(settings))
     return rows[["name", "setting", "id", "question", "text", "score", "words", "repeated_share"]]
+
+
+def schedule_effects(budgets: list[int]) -> list[tuple[str, str, str, str, str]]:
+    """Two answers to section 6.4 against the linear schedule, for `effects.claimed_effects`."""
+    ways = {"linear, duplicate veto": budgets[0], "budgeted by entropy": budgets[-1]}
+    ends = {f"{way}, {z} forwards": (f"linear, {z} forwards", f"{way}, {z} forwards") for way, z in ways.items()}
+    return [(name, metric, *pair, "") for name, pair in ends.items() for metric in ("score", *MEASURES[:2])]
