@@ -3,6 +3,7 @@
 Bad input ends with one sentence on standard error and exit code 2; nothing half-written stays.
 """
 
+import json
 import sys
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
@@ -79,6 +80,25 @@ def reproduce(
     options = {"dry_run": dry_run, "force": force, "jobs": jobs, "publish": publish, "config": config, "console": console}
     options |= {"on": on, "slurm": tuple(slurm or ()), "seed": seed}
     raise typer.Exit(run(profile, only=tuple(only or ()), out=out, **options))
+
+
+@app.command()
+@report_errors
+def replicate(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs, each with a seed of its own.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Also write the table, its figure and the runs' effects into this folder.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare runs of `medv reproduce --seed`: which effects come again, with their mean over runs and corrected p-values."""
+    from medv.companion.reproduction.replication import listing, replicate, write_replication
+
+    table = replicate(runs)[0] if out is None else write_replication(runs, out)[0]
+    if as_json:
+        print_json(json.loads(table.to_json(orient="records")))
+    else:
+        console.print(listing(table))
 
 
 @app.command(cls=SamplingCommand)

@@ -303,3 +303,36 @@ def hidden_word_bars(bars: pd.DataFrame, title: str = "", *, pale: str) -> Figur
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3)
         sns.despine(fig)
     return fig
+
+
+def effects_figure(table: pd.DataFrame, title: str) -> Figure:
+    """Effects over several runs, a row each: the mean over runs with its 95 % interval, and the value of each run as a tick.
+
+    table: notebook, effect, unit, value, low, high, status, and a column "seed <k>" of texts "value [low, high]" for each run.
+    The axis is linear to one unit, then logarithmic.
+    """
+    rows = table[table["value"].notna()].reset_index(drop=True)
+    runs = [column for column in rows if column.startswith("seed ")]
+    names = rows["effect"].where(rows["unit"] == "points", rows["effect"] + " (" + rows["unit"] + ")")
+    groups = rows["notebook"].ne(rows["notebook"].shift())
+    with theme():
+        fig, ax = new_figure(10.5, 1.2 + 0.2 * len(rows))
+        for place, row in rows.iterrows():
+            shown = str(row["status"]).startswith("shown")
+            color = PALETTE[0] if shown else PALETTE[1]
+            ax.plot([row["low"], row["high"]], [place, place], color=color, lw=1.2)
+            ax.plot(row["value"], place, marker="o" if shown else "s", ms=5, color=color, mfc=color if shown else "white")
+            each = [float(str(row[run]).split(" ")[0]) for run in runs if str(row[run])[:1] in "+-0123456789"]
+            ax.plot(each, [place] * len(each), ls="", marker="|", ms=8, color=INK, mew=0.8)
+        for place in rows.index[groups][1:]:
+            ax.axhline(place - 0.5, color="#cfcfcf", lw=0.8)
+        ax.axvline(0, color=MUTED, lw=1, ls="--")
+        ax.set_xscale("symlog", linthresh=1)
+        ax.set(ylim=(len(rows) - 0.5, -0.5), xlabel="difference, in points unless stated", title=title)
+        ax.set_yticks(rows.index, [textwrap.shorten(name, 84, placeholder=" ...") for name in names], fontsize=7.5)
+        ax.grid(axis="y", visible=False)
+        handles = [Line2D([], [], color=PALETTE[0], marker="o", label="shown: the same in every run, and corrected")]
+        handles += [Line2D([], [], color=PALETTE[1], marker="s", mfc="white", label="open")]
+        handles += [Line2D([], [], color=INK, marker="|", ls="", label=f"one run ({len(runs)})")]
+        fig.legend(handles=handles, loc="outside lower right", ncols=3)
+    return fig

@@ -79,7 +79,7 @@ def open_run(
         elif value is not None and not isinstance(value, str | Path | Mapping | bool):
             raise ValueError(f"{name} is {value!r}: it must be text, in quotes (papermill: -r {name} {value})")
     materials = Materials.read(config)
-    chosen = materials.of(on_this_machine(get_profile(profile))).asked(**asked)
+    chosen = drawn_anew(materials.of(on_this_machine(get_profile(profile))).asked(**asked), seed)
     node = find_node(node_name, nodes_for(chosen))
     import IPython
     from IPython.core.pylabtools import select_figure_formats
@@ -90,6 +90,15 @@ def open_run(
         pd.set_option("display.max_colwidth", None)
     folder = Path(out) if out else artifacts.default_out(profile, seed)
     return Run(node, chosen, seed, folder.expanduser().resolve(), dict(node.parameters) | own, materials)
+
+
+def drawn_anew(profile: Profile, seed: int) -> Profile:
+    """The profile for one seed of the whole pipeline: each has seeds of its own for the short trainings of the studies, some of
+    which start from weights that are the same in every run.
+    """
+    plans = {name: getattr(profile, name) for name in ("lora", "initialization", "adaptation")}
+    moved = {name: [number + seed * len(plan.seeds) for number in plan.seeds] for name, plan in plans.items() if plan}
+    return replace(profile, **{name: replace(plans[name], seeds=tuple(numbers)) for name, numbers in moved.items()})
 
 
 def on_this_machine(profile: Profile) -> Profile:

@@ -1,0 +1,158 @@
+"""Runs with different seeds of the whole pipeline side by side: which reported effects come again (`medv replicate`).
+
+Every notebook writes its effects as `effects_<node>.csv`, with intervals over images and seeds of the last training. They
+leave out what the first stages draw; here a pipeline seed, all stages included, is the outer level. An effect is shown if its
+interval lies on the same side of zero in every run, in at least three, and the mean over runs differs from zero after Holm's
+correction for the number of effects. Everything else is open.
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from medv.artifacts import Manifest, atomic_directory, write_text
+from medv.companion.figures import plots
+from medv.companion.figures.studies import effects_figure
+from medv.intervals import LEVEL, NOT_MEASURED, Estimate
+from medv.reading import DataError, visible
+
+LEAST_RUNS = 3
+"""An effect is shown in so many runs or not at all."""
+PREFIX, NAME = "effects_", "replication"
+DRAWS = 1_000_000
+
+
+def effects_of(run: str | Path) -> tuple[pd.DataFrame, Manifest]:
+    """The effects of a run (its folder, or a folder of results) by notebook and effect, and the manifest of one of them.
+
+    Raises DataError where there are none, or where they were made with several seeds or profiles.
+    """
+    folder = Path(run) / "figures" if (Path(run) / "figures").is_dir() else Path(run)
+    frames, manifests = [], []
+    for file in sorted(folder.glob(f"{PREFIX}*.csv")):
+        manifests.append(Manifest.read(file.with_suffix(".json")))
+        frames.append(pd.read_csv(file).assign(notebook=manifests[-1].about["notebook"].removesuffix(".ipynb")))
+    if not frames:
+        raise DataError(f"{folder} holds no {PREFIX}*.csv: give the folder of a finished run of `medv reproduce`")
+    made = {(manifest.seed, manifest.profile.get("name")) for manifest in manifests}
+    if len(made) > 1:
+        raise DataError(f"the results in {folder} were made with several seeds or profiles, {sorted(made)}: finish the run")
+    return pd.concat(frames, ignore_index=True).set_index(["notebook", "effect"]), manifests[0]
+
+
+def pooled(parts: Sequence[Estimate]) -> tuple[Estimate, float]:
+    """The mean of one effect over runs with its 95 % interval, and the p-value of zero (two-sided).
+
+    All runs answer the same test items, so the error of the items does not fall with the number of runs: the squared standard
+    error is the variance between runs over their number, plus the mean squared error within a run. Student's t with the
+    degrees of freedom of Welch and Satterthwaite.
+    """
+    values = np.array([part.value for part in parts])
+    within = np.mean([((part.high - part.low) / (2 * 1.96)) ** 2 for part in parts])
+    between = values.var(ddof=1) / len(values)
+    value, error = values.mean(), np.sqrt(between + within)
+    if np.isnan(error) or error == 0:
+        return Estimate(value, np.nan, np.nan, seeds=len(values)), np.nan
+    freedom = min((between + within) ** 2 * (len(values) - 1) / between**2, 1e6) if between else 1e6
+    t = np.random.default_rng(0).standard_t(freedom, DRAWS)  # its quantiles without another library
+    half = np.quantile(np.abs(t), LEVEL) * error
+    p = (1 + np.count_nonzero(np.abs(t) >= abs(value) / error)) / (1 + DRAWS)
+    return Estimate(value, value - half, value + half, max(part.n for part in parts), len(values)), p
+
+
+def holm(values: Sequence[float]) -> np.ndarray:
+    """P-values corrected for their number by Holm's method; NaN stays and does not count."""
+    found = np.asarray(values, float)
+    corrected, known = np.full(len(found), np.nan), np.flatnonzero(~np.isnan(found))
+    order = known[np.argsort(found[known], kind="stable")]
+    steps = found[order] * np.arange(len(order), 0, -1)
+    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return corrected
+
+
+def replicate(runs: Sequence[str | Path]) -> tuple[pd.DataFrame, list[Manifest]]:
+    """A row per effect that all runs report: notebook, effect, unit, value, low, high (over runs), p (corrected), a column
+    "seed <k>" with each run's "value [low, high]", again ("2 of 3"), status; and a manifest of each run.
+
+    Raises DataError for fewer than two runs, equal seeds, several profiles, or runs without an effect in common.
+    """
+    found, manifests = zip(*map(effects_of, runs), strict=True) if runs else ((), ())
+    seeds = [manifest.seed for manifest in manifests]
+    if len(seeds) < 2 or len(set(seeds)) < len(seeds):
+        raise DataError(f"seeds of the runs: {seeds}. Give two runs or more, each of its own seed (`medv reproduce --seed 1`)")
+    if len(names := {manifest.profile.get("name") for manifest in manifests}) > 1:
+        raise DataError(f"the runs have several profiles, {', '.join(sorted(names))}: compare runs of one profile")
+    keys = [key for key in found[0].index if all(key in frame.index for frame in found)]
+    if not keys:
+        raise DataError("no effect is reported by all runs: finish them with `medv reproduce`")
+    rows = [_compared(key, [frame.loc[key] for frame in found], seeds) for key in keys]
+    table = pd.DataFrame(rows)
+    table["p"] = holm(table["p"])
+    table["status"] = [_status(row, len(runs)) for row in table.to_dict("records")]
+    return table.drop(columns="agree"), list(manifests)
+
+
+def _compared(key: tuple[str, str], parts: Sequence[pd.Series], seeds: Sequence[int]) -> dict:
+    """One effect in all runs; `agree` counts the runs whose interval lies on the side of the mean."""
+    each = [Estimate(part["value"], part["low"], part["high"], int(part["n"])) for part in parts]
+    mean, p = pooled(each)
+    side = "higher" if mean.value > 0 else "lower"
+    agree = sum(part.verdict() == side for part in each)
+    row = {"notebook": key[0], "effect": key[1], "unit": parts[0]["unit"], "value": mean.value}
+    row |= {"low": mean.low, "high": mean.high, "p": p}
+    places = "+.3f" if row["unit"] in ("nats", "seconds") else "+.1f"
+    row |= {f"seed {seed}": part.cell(places) for seed, part in zip(seeds, each, strict=True)}
+    return row | {"again": f"{agree} of {len(each)}", "agree": agree}
+
+
+def _status(row: dict, runs: int) -> str:
+    if np.isnan(row["p"]):
+        return NOT_MEASURED
+    if row["agree"] == runs >= LEAST_RUNS and row["p"] < 1 - LEVEL:
+        return "shown: " + ("higher" if row["value"] > 0 else "lower")
+    return "open"
+
+
+def write_replication(runs: Sequence[str | Path], out: str | Path) -> tuple[pd.DataFrame, Path]:
+    """Write `replication` as table, figure and manifest into the folder `out`, and each run's effects, with their manifests,
+    into `replication/seed<k>` there, from which the same command makes the same table. Returns the table and its CSV.
+    """
+    table, manifests = replicate(runs)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    for run, manifest in zip(runs, manifests, strict=True):
+        source = Path(run) / "figures" if (Path(run) / "figures").is_dir() else Path(run)
+        with atomic_directory(out / NAME / f"seed{manifest.seed}") as kept:
+            for file in sorted((*source.glob(f"{PREFIX}*.csv"), *source.glob(f"{PREFIX}*.json"))):
+                shutil.copyfile(file, kept / file.name)
+    about = {"caption": f"Effects in {len(runs)} runs, each with a seed of its own for all stages"}
+    about |= {"runs": [{"seed": m.seed, "commit": m.commit, "code": m.code, "platform": m.platform} for m in manifests]}
+    shown = int(table["status"].str.startswith("shown").sum())
+    fig = effects_figure(table, f"{shown} of {len(table)} effects are shown in {len(runs)} pipeline seeds")
+    plots.save(fig, out / NAME)
+    Manifest(NAME, manifests[0].profile, about=about).write(out / f"{NAME}.json")
+    return table, write_text(out / f"{NAME}.csv", table.to_csv(index=False))
+
+
+def listing(table: pd.DataFrame) -> Group:
+    """The table by notebook for a terminal of 80 columns, and how many effects are shown."""
+    parts = []
+    for notebook, rows in table.groupby("notebook", sort=False):
+        grid = Table(title=notebook, title_justify="left", box=None, pad_edge=False, title_style="bold")
+        for column, side in (("effect", "left"), ("mean over runs", "right"), ("again", "left"), ("status", "left")):
+            grid.add_column(column, justify=side, min_width=6)
+        for row in rows.itertuples():
+            mean = Estimate(row.value, row.low, row.high).cell("+.2f" if row.unit == "nats" else "+.1f")
+            said = Text(row.status, style="green" if row.status.startswith("shown") else "yellow")
+            unit = "" if row.unit == "points" else f" ({row.unit})"
+            grid.add_row(Text(visible(row.effect + unit)), mean, row.again, said)
+        parts += [grid, ""]
+    shown = int(table["status"].str.startswith("shown").sum())
+    last = f"{shown} of {len(table)} effects are shown; an effect is shown in {LEAST_RUNS} runs or more, all of them."
+    return Group(*parts, last)

@@ -1,0 +1,93 @@
+"""`medv replicate`: what comes again in runs with other seeds, against numbers worked out by hand."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from medv.artifacts import Manifest
+from medv.cli import app
+from medv.companion.reproduction.replication import holm, pooled, replicate, write_replication
+from medv.companion.reproduction.run import open_run
+from medv.companion.studies.effects import COLUMNS
+from medv.intervals import Estimate
+from medv.profiles import get_profile
+from medv.reading import DataError
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Three runs with four effects: one that comes again, one that flips, one that is not measured, one never found."""
+    values = {"steady": (10.0, 11.0, 10.5), "flips": (3.0, -3.0, 3.0), "absent": (np.nan,) * 3, "none": (0.1, -0.1, 0.0)}
+    folders = []
+    for seed in range(3):
+        figures = tmp_path / f"run{seed}" / "figures"
+        figures.mkdir(parents=True)
+        rows = [(name, v[seed], v[seed] - 2, v[seed] + 2, "points", 100, 1, "") for name, v in values.items()]
+        pd.DataFrame(rows, columns=COLUMNS).to_csv(figures / "effects_some_study.csv", index=False)
+        about = {"notebook": "33_some_study.ipynb"}
+        Manifest("effects_some_study", {"name": "tiny"}, seed, about=about).write(figures / "effects_some_study.json")
+        folders.append(figures.parent)
+    return folders
+
+
+def test_an_effect_is_shown_only_where_every_run_agrees(runs):
+    table = replicate(runs)[0].set_index("effect")
+    assert table["status"].to_dict() == {"steady": "shown: higher", "flips": "open", "absent": "not measured", "none": "open"}
+    assert table["again"].to_dict() == {"steady": "3 of 3", "flips": "2 of 3", "absent": "0 of 3", "none": "0 of 3"}
+    assert table.loc["steady", "value"] == 10.5 and table.loc["steady", "seed 1"] == "+11.0 [+9.0, +13.0]"
+
+
+def test_two_runs_show_nothing_and_the_order_of_runs_does_not_matter(runs):
+    assert not replicate(runs[:2])[0]["status"].str.startswith("shown").any()
+    first, last = (replicate(order)[0][["value", "low", "high", "p", "status"]] for order in (runs, runs[::-1]))
+    pd.testing.assert_frame_equal(first, last)
+
+
+def test_the_error_of_the_mean_has_a_part_between_and_a_part_within_runs():
+    parts = [Estimate(v, v - 1.96, v + 1.96, 50) for v in (4.0, 6.0, 5.0)]  # a standard error of 1 within, of 1 between
+    mean, _ = pooled(parts)
+    freedom = (1 / 3 + 1) ** 2 / ((1 / 3) ** 2 / 2)  # Welch and Satterthwaite: 32, where Student's t is 2.037
+    assert freedom == pytest.approx(32) and mean.value == 5
+    assert mean.high - 5 == pytest.approx(2.037 * np.sqrt(4 / 3), rel=0.01)
+    equal, p = pooled([Estimate(3, 1.04, 4.96, 50)] * 3)  # no difference between runs: the items alone, and a normal law
+    assert equal.high - 3 == pytest.approx(1.96, rel=0.01) and p == pytest.approx(0.0027, rel=0.1)
+
+
+def test_holms_correction_is_that_of_the_textbook():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert np.isnan(holm([np.nan, 0.5])[0]) and holm([np.nan, 0.5])[1] == 0.5
+
+
+def test_the_command_writes_what_it_can_read_again(runs, tmp_path):
+    out = tmp_path / "published"
+    table, file = write_replication(runs, out)
+    again = replicate([out / "replication" / f"seed{seed}" for seed in range(3)])[0]
+    pd.testing.assert_frame_equal(table, again)
+    assert (out / "replication.png").stat().st_size > 10_000 and len(pd.read_csv(file)) == 4
+    assert [run["seed"] for run in json.loads((out / "replication.json").read_text())["about"]["runs"]] == [0, 1, 2]
+    shown = CliRunner().invoke(app, ["replicate", *map(str, runs)], env={"COLUMNS": "80"})
+    assert shown.exit_code == 0 and "1 of 4 effects are shown" in shown.output and "…" not in shown.output
+
+
+def test_runs_that_cannot_be_compared_end_with_a_sentence(runs, tmp_path):
+    with pytest.raises(DataError, match="each of its own seed"):
+        replicate([runs[0], runs[0]])
+    with pytest.raises(DataError, match="each of its own seed"):
+        replicate(runs[:1])
+    with pytest.raises(DataError, match="holds no effects_"):
+        replicate([runs[0], tmp_path])
+    manifest = runs[1] / "figures" / "effects_some_study.json"
+    Manifest("effects_some_study", {"name": "small"}, 1, about={"notebook": "33_some_study.ipynb"}).write(manifest)
+    with pytest.raises(DataError, match="several profiles, small, tiny"):
+        replicate(runs)
+
+
+def test_each_pipeline_seed_has_trial_seeds_of_its_own(tmp_path):
+    used = [open_run("lora", profile="tiny", seed=seed, out=tmp_path).profile for seed in range(3)]
+    for plan in ("lora", "initialization", "adaptation"):
+        numbers = [number for profile in used for number in getattr(profile, plan).seeds]
+        assert numbers == list(range(9)), plan
+    assert used[0] == get_profile("tiny")
