@@ -1,6 +1,6 @@
-"""Whether two run folders hold the same results: `python tests/compare_runs.py ONE OTHER` compares every CSV but for times.
+"""Whether a run has the results of another: `python tests/compare_runs.py ONE OTHER` compares every CSV of OTHER but for times.
 
-Times are columns of seconds, milliseconds and tokens a second, their ratios, and rows whose metric is seconds.
+Times are columns of seconds, milliseconds and tokens a second, their ratios, and rows whose metric or unit is seconds.
 """
 
 import re
@@ -16,12 +16,14 @@ def untimed(file: Path) -> pd.DataFrame:
     """A result without its times."""
     frame = pd.read_csv(file)
     frame = frame[[column for column in frame if not TIME.search(column)]]
-    return frame[frame["metric"] != "seconds"] if "metric" in frame else frame
+    for column in {"metric", "unit"} & set(frame):
+        frame = frame[frame[column] != "seconds"]
+    return frame.reset_index(drop=True)
 
 
 def main(one: Path, other: Path) -> int:
-    """Print what differs or is there once only; 0 where all is equal."""
-    names = sorted({file.name for folder in (one, other) for file in (folder / "figures").glob("*.csv")})
+    """Print what differs or is missing in the first; 0 where all is equal."""
+    names = sorted(file.name for file in (other / "figures").glob("*.csv"))
     wrong = 0
     for name in names:
         files = [folder / "figures" / name for folder in (one, other)]

@@ -40,6 +40,14 @@ def test_an_effect_is_shown_only_where_every_run_agrees(runs):
     assert table.loc["steady", "value"] == 10.5 and table.loc["steady", "seed 1"] == "+11.0 [+9.0, +13.0]"
 
 
+def test_an_effect_that_a_run_lacks_is_open(runs):
+    file = runs[2] / "figures" / "effects_some_study.csv"
+    rows = pd.read_csv(file)
+    rows[rows["effect"] != "steady"].to_csv(file, index=False)
+    found = replicate(runs)[0].set_index("effect").loc["steady"]
+    assert found["again"] == "2 of 2" and found["status"] == "open" and pd.isna(found["seed 2"])
+
+
 def test_two_runs_show_nothing_and_the_order_of_runs_does_not_matter(runs):
     assert not replicate(runs[:2])[0]["status"].str.startswith("shown").any()
     first, last = (replicate(order)[0][["value", "low", "high", "p", "status"]] for order in (runs, runs[::-1]))

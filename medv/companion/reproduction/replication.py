@@ -7,7 +7,7 @@ correction for the number of effects. Everything else is open.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -77,8 +77,8 @@ def holm(values: Sequence[float]) -> np.ndarray:
 
 
 def replicate(runs: Sequence[str | Path]) -> tuple[pd.DataFrame, list[Manifest]]:
-    """A row per effect that all runs report: notebook, effect, unit, value, low, high (over runs), p (corrected), a column
-    "seed <k>" with each run's "value [low, high]", again ("2 of 3"), status; and a manifest of each run.
+    """A row per effect that two runs or more report: notebook, effect, unit, value, low, high (over runs), p (corrected),
+    a column "seed <k>" with each run's "value [low, high]", again ("2 of 3"), status; and a manifest of each run.
 
     Raises DataError for fewer than two runs, equal seeds, several profiles, or runs without an effect in common.
     """
@@ -88,33 +88,35 @@ def replicate(runs: Sequence[str | Path]) -> tuple[pd.DataFrame, list[Manifest]]
         raise DataError(f"seeds of the runs: {seeds}. Give two runs or more, each of its own seed (`medv reproduce --seed 1`)")
     if len(names := {manifest.profile.get("name") for manifest in manifests}) > 1:
         raise DataError(f"the runs have several profiles, {', '.join(sorted(names))}: compare runs of one profile")
-    keys = [key for key in found[0].index if all(key in frame.index for frame in found)]
-    if not keys:
-        raise DataError("no effect is reported by all runs: finish them with `medv reproduce`")
-    rows = [_compared(key, [frame.loc[key] for frame in found], seeds) for key in keys]
+    keys = pd.concat(found).index
+    keys = keys[keys.duplicated()].drop_duplicates()
+    if not len(keys):
+        raise DataError("no effect is reported by two runs: finish them with `medv reproduce`")
+    rows = [
+        _compared(key, {k: frame.loc[key] for k, frame in zip(seeds, found, strict=True) if key in frame.index}) for key in keys
+    ]
     table = pd.DataFrame(rows)
     table["p"] = holm(table["p"])
-    table["status"] = [_status(row, len(runs)) for row in table.to_dict("records")]
-    return table.drop(columns="agree"), list(manifests)
+    table["status"] = [_status(row) for row in table.to_dict("records")]
+    table = table[[*table.columns.drop(["runs", "agree", "again", "status"]), "again", "status", "agree", "runs"]]
+    return table.drop(columns=["agree", "runs"]), list(manifests)
 
 
-def _compared(key: tuple[str, str], parts: Sequence[pd.Series], seeds: Sequence[int]) -> dict:
-    """One effect in all runs; `agree` counts the runs whose interval lies on the side of the mean."""
-    each = [Estimate(part["value"], part["low"], part["high"], int(part["n"])) for part in parts]
-    mean, p = pooled(each)
-    side = "higher" if mean.value > 0 else "lower"
-    agree = sum(part.verdict() == side for part in each)
-    row = {"notebook": key[0], "effect": key[1], "unit": parts[0]["unit"], "value": mean.value}
-    row |= {"low": mean.low, "high": mean.high, "p": p}
-    places = "+.3f" if row["unit"] in ("nats", "seconds") else "+.1f"
-    row |= {f"seed {seed}": part.cell(places) for seed, part in zip(seeds, each, strict=True)}
-    return row | {"again": f"{agree} of {len(each)}", "agree": agree}
+def _compared(key: tuple[str, str], parts: Mapping[int, pd.Series]) -> dict:
+    """One effect in the runs that report it, by seed; `agree` counts the runs whose interval lies on the side of the mean."""
+    each = {seed: Estimate(part["value"], part["low"], part["high"], int(part["n"])) for seed, part in parts.items()}
+    mean, p = pooled([*each.values()])
+    side, unit = "higher" if mean.value > 0 else "lower", next(iter(parts.values()))["unit"]
+    agree = sum(part.verdict() == side for part in each.values())
+    row = {"notebook": key[0], "effect": key[1], "unit": unit, "value": mean.value, "low": mean.low, "high": mean.high, "p": p}
+    row |= {f"seed {seed}": part.cell("+.3f" if unit in ("nats", "seconds") else "+.1f") for seed, part in each.items()}
+    return row | {"again": f"{agree} of {len(each)}", "agree": agree, "runs": len(each)}
 
 
-def _status(row: dict, runs: int) -> str:
+def _status(row: dict) -> str:
     if np.isnan(row["p"]):
         return NOT_MEASURED
-    if row["agree"] == runs >= LEAST_RUNS and row["p"] < 1 - LEVEL:
+    if row["agree"] == row["runs"] >= LEAST_RUNS and row["p"] < 1 - LEVEL:
         return "shown: " + ("higher" if row["value"] > 0 else "lower")
     return "open"
 
