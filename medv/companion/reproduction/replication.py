@@ -16,7 +16,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from medv.artifacts import Manifest, atomic_directory, write_text
+from medv.artifacts import PACKAGE, Manifest, atomic_directory, write_text
 from medv.companion.figures import plots
 from medv.companion.figures.studies import effects_figure
 from medv.intervals import LEVEL, NOT_MEASURED, Estimate
@@ -140,6 +140,16 @@ def write_replication(runs: Sequence[str | Path], out: str | Path) -> tuple[pd.D
     plots.save(fig, out / NAME)
     Manifest(NAME, manifests[0].profile, about=about).write(out / f"{NAME}.json")
     return table, write_text(out / f"{NAME}.csv", table.to_csv(index=False))
+
+
+def published(profile: str) -> pd.DataFrame:
+    """The committed comparison of a profile, to read: notebook, effect, unit, mean over runs, again, status; empty without one."""
+    file = PACKAGE.parent / "figures" / profile / f"{NAME}.csv"
+    if not file.is_file():
+        return pd.DataFrame(columns=["notebook", "effect", "unit", "mean over runs", "again", "status"])
+    table = pd.read_csv(file)
+    table["mean over runs"] = [Estimate.of(row).cell("+.2f") for row in table.itertuples()]
+    return table[["notebook", "effect", "unit", "mean over runs", "again", "status"]]
 
 
 def listing(table: pd.DataFrame) -> Group:
