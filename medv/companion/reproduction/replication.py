@@ -143,7 +143,7 @@ def write_replication(runs: Sequence[str | Path], out: str | Path) -> tuple[pd.D
 
 
 def published(profile: str) -> pd.DataFrame:
-    """The committed comparison of a profile, to read: notebook, effect, unit, mean over runs, again, status; empty without one."""
+    """The committed comparison of a profile: notebook, effect, unit, mean over runs, again, status; empty without one."""
     file = PACKAGE.parent / "figures" / profile / f"{NAME}.csv"
     if not file.is_file():
         return pd.DataFrame(columns=["notebook", "effect", "unit", "mean over runs", "again", "status"])
