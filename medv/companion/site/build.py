@@ -1,7 +1,7 @@
 """Builds the site: the pages of `docs/`, and those that are made of a run, the notebooks and the code.
 
-Sphinx reads a temporary folder; nothing is written into `docs/`. Where the run lacks a notebook or a result, what is committed in
-`figures/` stands in, and the page says so.
+Sphinx reads a temporary folder; nothing is written into `docs/`. Where the run lacks a notebook or a result, what is committed
+in `figures/` stands in, and the page says so.
 """
 
 import re
@@ -116,7 +116,7 @@ def _write_results(nodes: list[Node], run: Path, out: Path, folder: Path) -> Non
             link = f"[Notebook {node.notebook[:2]}: {node.title}](../notebooks/{node.notebook})"
             body = f"<div class='in-full'>{macros.in_full(facts, said)}</div>"
             _write(folder / f"{name}.md", f"# {name}{of}\n\n{link}\n\n{_raw(body)}")
-    shown = [f"## {head}\n\n{_raw(f'<div class=cards>{cards[paper]}</div>')}" for paper, head in GALLERY.items() if cards[paper]]
+    shown = [f"## {head}\n\n{_raw(f'<div class=cards>{cards[own]}</div>')}" for own, head in GALLERY.items() if cards[own]]
     text = "\n\n".join(["# Figures and tables", *shown, _contents(f"{name}.md" for name in order if is_made(out, name))])
     _write(folder / "index.md", text)
 
@@ -125,15 +125,13 @@ def _write_reading(folder: Path) -> None:
     """The five files of the README's "Read in this order", each whole on a page of its own."""
     section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Read in this order\n")[1].split("\n## ")[0]
     intro, names = section.split("\n1. ")[0].strip(), re.findall(r"^\d+\. `([^`]+)`: (.*)$", section, re.MULTILINE)
-    rows = []
-    for number, (name, said) in enumerate(names, 1):
-        code, page = (ROOT / name).read_text(encoding="utf-8"), f"{number}-{Path(name).stem}.md"
-        module = name.removesuffix(".py").replace("/", ".")
-        text = f"# {number}. {Path(name).stem}\n\n{said[0].upper()}{said[1:]}\n`{name}`, in the API reference: {{py:mod}}`{module}`.\n"
-        _write(folder / page, f"{text}\n{_fenced('{code-block} python', ':linenos:' + chr(10) * 2 + code)}")
-        rows.append(f"{number}. [`{name}`]({page}): {said}")
-    pages = _contents(f"{number}-{Path(name).stem}.md" for number, (name, _) in enumerate(names, 1))
-    _write(folder / "index.md", "\n\n".join(["# Read in this order", intro, "\n".join(rows), pages]))
+    pages = [f"{number}-{Path(name).stem}.md" for number, (name, _) in enumerate(names, 1)]
+    for page, (name, said) in zip(pages, names, strict=True):
+        title, module = Path(page).stem.replace("-", ". "), name.removesuffix(".py").replace("/", ".")
+        text = f"# {title}\n\n{said[0].upper()}{said[1:]}\n`{name}`, in the reference: {{py:mod}}`{module}`.\n\n"
+        _write(folder / page, text + _fenced("{code-block} python", f":linenos:\n\n{(ROOT / name).read_text('utf-8')}"))
+    rows = "\n".join(f"1. [`{name}`]({page}): {said}" for page, (name, said) in zip(pages, names, strict=True))
+    _write(folder / "index.md", "\n\n".join(["# Read in this order", intro, rows, _contents(pages)]))
 
 
 def _replication(path: Path) -> str:

@@ -74,7 +74,7 @@ def _head(node: Node, executed: bool, results: Sequence[str]) -> str:
     made = "".join(f" · <a href='../results/{name}.html'>{name}</a>" for name in results)
     head = f"<p>{source} · <code>medv reproduce --only {node.name}</code>{made}</p>"
     if not executed:
-        head += "<p class='medv-stands'>Not executed for this page: the committed results stand after the cells that make them.</p>"
+        head += "<p class='medv-stands'>Not executed for this page: committed results stand after the cells that make them.</p>"
     return f"<div class='medv-head'>{head}</div>\n"
 
 
@@ -86,7 +86,8 @@ def _stand_in(out: Path, name: str) -> dict[str, Any]:
         data = {"text/html": f"<div class='scroll'>{to_html(numbers_of(out, name))}</div>{caption}"}
     else:
         picture = base64.b64encode((out / "figures" / f"{name}.png").read_bytes()).decode()
-        data = {"text/html": f"<img alt='{html.escape(about['caption'], quote=True)}' src='data:image/png;base64,{picture}'>{caption}"}
+        alt = html.escape(about["caption"], quote=True)
+        data = {"text/html": f"<img alt='{alt}' src='data:image/png;base64,{picture}'>{caption}"}
     return {"output_type": "display_data", "data": data, "metadata": {}}
 
 
@@ -99,7 +100,7 @@ def _shown(output: dict[str, Any]) -> dict[str, Any] | None:
     if not PRINTED & set(data):
         if output["output_type"] == "display_data":
             return None
-        data = {"text/html": "<p class='medv-widget'>A widget stands here: it needs a running kernel (<code>make lab</code>).</p>"}
+        data = {"text/html": "<p class='medv-widget'>A widget, which needs a running kernel: <code>make lab</code>.</p>"}
     return output | {"data": data}
 
 
