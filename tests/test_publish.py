@@ -222,9 +222,10 @@ def test_every_kind_of_saved_folder_has_a_card_and_weights_that_others_may_read(
     save_assembled(bundled("language_tower"), bundled("vision_tower"), tmp_path / "start", seed=0, image_pool=2)
     text = (tmp_path / "start/README.md").read_text()
     assert "medv's bundled language tower" in text and ModelCard(text).data.license == "apache-2.0"
-    done = run("convert", tmp_path / "start", tmp_path / "released")
-    assert done.exit_code == 0 and not (tmp_path / "released/README.md").exists(), "the reference's layout has its own card"
-    assert run("convert", tmp_path / "released", tmp_path / "back").exit_code == 0 and (tmp_path / "back/README.md").is_file()
+    assert run("convert", bundled("language_tower"), tmp_path / "llada8b", "--to", "llada8b").exit_code == 0
+    assert not (tmp_path / "llada8b/README.md").exists(), "the layout of the reference has a card of its own"
+    assert run("convert", tmp_path / "llada8b", tmp_path / "tower").exit_code == 0
+    assert ModelCard((tmp_path / "tower/README.md").read_text()).data.pipeline_tag == "text-generation"
     for file in tmp_path.rglob("*.safetensors"):
         assert file.stat().st_mode & 0o777 == (file.parent / "config.json").stat().st_mode & 0o777
 

@@ -46,10 +46,11 @@ def _lines(imports: str, **loaded: str) -> str:
 
 @dataclass(frozen=True)
 class Kind:
-    """A sort of model folder: what it is, the lines that load it, the hub's names for its task and library."""
+    """A sort of model folder: what it is, the lines that load it, the hub's tags, task and library."""
 
     what: str
     load: str
+    tags: tuple[str, ...] = ("masked-diffusion", "biomedical")
     task: str = "image-text-to-text"
     library: str = "transformers"
 
@@ -69,6 +70,7 @@ KINDS = {
             model="MedVForCausalLM",
             processor="MedVProcessor",
         ),
+        ("autoregressive", "biomedical"),
     ),
     "projector": Kind(
         "The result of stage 1: a projector between a vision and a language tower, and the name of the model it belongs to.",
@@ -80,11 +82,13 @@ KINDS = {
     "language tower": Kind(
         "A language tower (Llama layout with LLaDA's special tokens), from which medv makes a vision-language model.",
         _lines("from transformers import AutoTokenizer, LlamaForCausalLM", model="LlamaForCausalLM", tokenizer="AutoTokenizer"),
+        (),
         "text-generation",
     ),
     "vision tower": Kind(
         "A vision tower, from which medv makes a vision-language model.",
         _lines("from transformers import AutoModel", model="AutoModel"),
+        (),
         "image-feature-extraction",
     ),
 }
@@ -224,8 +228,7 @@ def card(folder: Path, kind: str, evidence: Evidence | None, notes: Mapping[str,
         license_name="see-the-card" if licence == "other" else None,
         language="en",
         pipeline_tag=sort.task,
-        tags=["medv", "llada-medv", "autoregressive" if kind == "twin" else "masked-diffusion", "biomedical"]
-        + (["synthetic-data"] if drawn else []),
+        tags=["medv", "llada-medv", *sort.tags, *(["synthetic-data"] if drawn else [])],
         base_model=list(dict.fromkeys(one["hub"] for one in start if one.get("hub"))) or None,
         datasets=list(dict.fromkeys(HUB_DATA[one["name"]] for one in sets if one.get("name") in HUB_DATA)) or None,
         model_name=title if own else None,
