@@ -216,7 +216,7 @@ class Profile:
     caption: SamplerSpec = SamplerSpec(32, 32, 32)
     sentence: SamplerSpec = SamplerSpec(16, 16, 16)
     draws: int = 40
-    band_steps: int = 80
+    band_steps: int = 60
     band_seeds: int = 5
     vqa_sets: dict[str, StageRecipe] = field(default_factory=dict)
     synthetic: bool = True

@@ -22,13 +22,16 @@ class Tables:
 
     def __init__(self, figures: Path):
         self.figures = figures
+        self.read: dict[str, pd.DataFrame] = {}
 
     def __call__(self, name: str, **where: object) -> pd.DataFrame:
         """The rows of `name`.csv with these values, numbered from 0; raises LookupError where there is no file or no row."""
         path = self.figures / f"{name}.csv"
-        if not path.is_file():
-            raise LookupError(f"{path} is not there")
-        frame = pd.read_csv(path)
+        if name not in self.read:
+            if not path.is_file():
+                raise LookupError(f"{path} is not there")
+            self.read[name] = pd.read_csv(path)
+        frame = self.read[name]
         for column, value in where.items():
             frame = frame[frame[column] == value]
         if frame.empty:
@@ -80,14 +83,8 @@ def _loss(tables: Tables) -> list[str]:
     reference = tables("table_loss_band", t="iid", **known).iloc[0]
     last = tables("loss_band", times="iid", scale="start", **known).iloc[-1]
     end = Estimate(last["median"], last["low"], last["high"])
-    columns = [
-        "normalization",
-        "t",
-        "noise of one step (%)",
-        "width of the band (%)",
-        "noise, stratified / iid",
-        "stratified t",
-    ]
+    columns = ["normalization", "t", "last against first fifth (%)", "noise of one step (%)", "width of the band (%)"]
+    columns += ["noise, stratified / iid", "stratified t"]
     return [
         f"With the loss of LLaDA's guidelines (normalization *sample*, every t drawn by itself) one step of "
         f"{last['batch_size']} examples scatters around the trend by {reference['noise of one step (%)']} percent of the loss. "

@@ -40,7 +40,7 @@ NODE = Node(
     "loss_band",
     "15_loss_band.ipynb",
     "The loss of a healthy stage 2",
-    needs=("models/stage1",),
+    needs=("models/stage1", "models/stage2"),
     makes=("trials/loss_band",),
     results=("loss_band", "table_loss_band"),
     heavy=True,
