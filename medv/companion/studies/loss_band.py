@@ -84,8 +84,10 @@ class Recorder:
 
 def trials_of(profile: Profile) -> dict[str, BandTrial]:
     """All trainings by name, seed by seed; raises ValueError for a profile without such trainings."""
-    if not profile.band_steps:
-        raise ValueError(f"profile {profile.name} has no short trainings of stage 2: give band_steps in the configuration file")
+    if profile.band_steps * START < 1:
+        raise ValueError(
+            f"profile {profile.name} has no short trainings of stage 2, or too short ones: set band_steps, to 5 or more"
+        )
     return {
         f"{times}-seed{seed}": BandTrial(times, seed, profile.band_steps, BATCH)
         for seed in range(profile.band_seeds)
@@ -207,8 +209,9 @@ def curves_of(smooth: pd.DataFrame) -> dict[tuple[str, str], tuple[np.ndarray, n
 def band_of(losses: pd.DataFrame, trained: str, vocabulary: int) -> pd.DataFrame:
     """The band: a row per times, normalization, scale and window. What is drawn, and what `medv compare-loss` reads.
 
-    median, low, high: over seeds. noise: of one step, relative. left_out, left_out_most: mean and largest of `left_out`.
-    trained: the normalization that was trained. uniform: ln V, the loss of a uniform guess. steps, window, batch_size, seeds.
+    median, low, high: over seeds; end, end_low, end_high: the same of the mean over the last fifth of the run. noise: of one
+    step, relative. left_out, left_out_most: mean and largest of `left_out`. trained: the normalization that was trained.
+    uniform: ln V, the loss of a uniform guess. steps, window, batch_size, seeds.
     """
     smooth, steps, frames = windows(losses), int(losses["step"].max()), []
     noise = noise_of(losses).groupby(["times", "normalization"])["noise"].mean()
@@ -218,7 +221,9 @@ def band_of(losses: pd.DataFrame, trained: str, vocabulary: int) -> pd.DataFrame
             median, low, high = bounds(scaled)
             healthy = left_out(scaled) if len(scaled) > 1 else np.array([np.nan])
             frame = pd.DataFrame({"step": ends, "median": median, "low": low, "high": high})
-            facts = {"noise": noise[times, normalization], "left_out": healthy.mean(), "left_out_most": healthy.max()}
+            last = bounds(scaled[:, ends / steps > 1 - START + 1e-9].mean(axis=1, keepdims=True))
+            facts = dict(zip(("end", "end_low", "end_high"), (float(value[0]) for value in last), strict=True))
+            facts |= {"noise": noise[times, normalization], "left_out": healthy.mean(), "left_out_most": healthy.max()}
             facts |= {"trained": trained, "uniform": math.log(vocabulary), "steps": steps, "batch_size": BATCH}
             where = {"times": times, "normalization": normalization, "scale": scale}
             facts |= {"seeds": len(curves), "window": int(smooth["window"].iloc[0])}

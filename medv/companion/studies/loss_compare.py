@@ -16,6 +16,7 @@ import pandas as pd
 
 from medv import artifacts
 from medv.companion.studies.loss_band import HIGH, LOW, NATS, SHAPE, START, in_scale, relative_noise
+from medv.intervals import Estimate
 from medv.reading import DataError, read_json, read_text
 from medv.training.stages import FINISHED
 
@@ -25,6 +26,7 @@ SCALES = {
     UNIFORM: "divided by ln V, the loss of a uniform guess among V tokens",
 }
 LEAST = 5  # rows of a log
+ENDS = ("end", "end_low", "end_high")
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def read_band(path: Path, normalization: str, times: str, scale: str) -> pd.Data
         part = part[part["scale"] == (SHAPE if scale == SHAPE else NATS)].reset_index(drop=True)
         share = part["step"] / part["steps"]
         unit = part["uniform"] if scale == UNIFORM else 1.0
-        part = part.assign(**{name: part[name] / unit for name in ("median", "low", "high")}, share=share)
+        part = part.assign(**{name: part[name] / unit for name in ("median", "low", "high", *ENDS)}, share=share)
     except (KeyError, ValueError, TypeError) as error:  # pandas' ParserError is a ValueError
         raise DataError(f"{path} is no band of notebook 15 ({error}): give the loss_band.csv of a run") from None
     if part.empty:
@@ -160,7 +162,7 @@ def report(history: History, band: pd.DataFrame, own: pd.DataFrame, made: str, s
     """The comparison as facts, JSON-able; `sentences` says them."""
     row, counts = band.iloc[0], own["where"].value_counts()
     outside = 1 - counts.get("inside", 0) / len(own)
-    steps = history.rows["step"]
+    steps, late = history.rows["step"], own[own["share"] > 1 - START + 1e-9]["value"]
     return {
         "band": made,
         "normalization": row["normalization"],
@@ -176,6 +178,8 @@ def report(history: History, band: pd.DataFrame, own: pd.DataFrame, made: str, s
         "above": spans(own, "above"),
         "below": spans(own, "below"),
         "outside_share": outside,
+        "last_fifth": float(late.mean()) if len(late) else None,
+        **{f"band_{name}": float(row[name]) for name in ENDS},
         "healthy_outside_share": float(row["left_out"]) if scale == SHAPE else None,
         "healthy_outside_most": float(row["left_out_most"]) if scale == SHAPE else None,
         "noise_of_a_row": relative_noise(history.rows["loss"].to_numpy()),
@@ -201,7 +205,13 @@ def sentences(found: dict[str, Any], trained: str, *, batch_size: int | None = N
         usual, most = found["healthy_outside_share"], found["healthy_outside_most"]
         said = "no more than a healthy training of ours" if found["outside_share"] <= most else "more than any of ours"
         outside += f"; of a training of ours, over the band of the others, {usual:.0%} do, at most {most:.0%}: {said}"
-    lines.append(f"{outside}. Above: your loss fell less than ours did over its own run; below: it fell further.")
+    lines.append(f"{outside}.")
+    if found["last_fifth"] is not None:
+        ours = Estimate(found["band_end"], found["band_end_low"], found["band_end_high"]).cell(".2f")
+        lines.append(
+            f"Over the last fifth of the run your loss is {found['last_fifth']:.2f} in this scale, ours {ours}. Lower: yours "
+            "fell further, as a longer training does; higher: it fell less."
+        )
     noise = f"From row to row your loss scatters by {found['noise_of_a_row']:.0%} of its mean; a step of ours by "
     noise += f"{found['band_noise_of_a_step']:.0%}"
     if batch_size:
