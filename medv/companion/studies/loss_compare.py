@@ -62,7 +62,8 @@ def read_history(path: Path, *, total: int | None = None) -> History:
         raise DataError(f"{path}: step {later:g} follows step {before:g}: give the log of one run, in order")
     if (frame["loss"] <= 0).all():
         raise DataError(f"{path}: no loss is above 0, so that there is no shape to compare")
-    said = total or (found.get("max_steps") if isinstance(found, dict) else None) or frame["step"].iloc[-1]
+    reached = [entry["step"] for entry in entries if isinstance(entry.get("step"), int | float)]  # validation stands there, too
+    said = total or (found.get("max_steps") if isinstance(found, dict) else None) or max(reached)
     if not isinstance(said, int | float) or said < frame["step"].iloc[-1]:
         raise DataError(f"{path} goes up to step {frame['step'].iloc[-1]:g}, beyond the {said!r} steps of the run")
     beside, recipe = path.with_name(FINISHED), {}
