@@ -13,7 +13,7 @@ from medv.companion.site.questions import QUESTIONS, escaped, questions_page
 from medv.companion.studies import loss_band
 
 NUMBER = re.compile(r"(?<![\w.-])[+-]?\d+(?:\.\d+)?(?![\w-])")
-RESULTS = ("fig10", "less_repetition", "chosen_length", "table_chosen_length", "lora_vs_full", "table_lora_vs_full")
+RESULTS = ("stage2", "fig10", "less_repetition", "chosen_length", "table_chosen_length", "lora_vs_full", "table_lora_vs_full")
 
 WRITTEN = ("table_loss_band", "less_repetition", "table_chosen_length", "table_adaptation", "audit", "table2")
 """Those whose numbers stand in text."""
@@ -82,6 +82,7 @@ def test_every_number_on_the_page_is_in_a_csv(figures):
     ("name", "pattern"),
     [
         ("table_loss_band", r"\| sample \| iid \|"),
+        ("stage2", r"The whole stage"),
         ("loss_band", r"scatters around the trend"),
         ("fig10", r"neighboring words (rises|falls|does)"),
         ("less_repetition", r"^\| \d+\.0 \|"),

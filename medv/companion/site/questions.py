@@ -83,6 +83,8 @@ def _loss(tables: Tables) -> list[str]:
     reference = tables("table_loss_band", t="iid", **known).iloc[0]
     last = tables("loss_band", times="iid", scale="start", **known).iloc[-1]
     end = Estimate(last["median"], last["low"], last["high"])
+    whole = {split: tables("stage2", split=split).sort_values("step") for split in ("train", "validation")}
+    went = {split: f"from {rows['loss'].iloc[0]:.2f} to {rows['loss'].iloc[-1]:.2f}" for split, rows in whole.items()}
     columns = ["normalization", "t", "last against first fifth (%)", "noise of one step (%)", "width of the band (%)"]
     columns += ["noise, stratified / iid", "stratified t"]
     return [
@@ -92,6 +94,9 @@ def _loss(tables: Tables) -> list[str]:
         f"to 95 % of {last['seeds']} seeds. Of a healthy training, laid over the band of the others, this percentage of the "
         f"windows lies outside: {reference['left-out seed outside (%)']}. What the other normalizations and stratified t do:",
         grid([*columns, "seeds"], table[[*columns, "n"]].itertuples(index=False)),
+        f"The whole stage 2 of this run, {whole['validation']['step'].max():.0f} steps and one seed, shows what a longer training "
+        f"does: its logged loss, each row a mean over many steps, goes {went['train']} nats, its validation loss at fixed times "
+        f"and masks {went['validation']}. Read the validation loss first; noise cannot move it.",
         "`medv compare-loss trainer_state.json` lays your own log over the band and names the steps at which it leaves it.",
     ]
 
@@ -212,7 +217,7 @@ QUESTIONS = (
         (("ML-GSAI/LLaDA-V", 11), ("ML-GSAI/LLaDA", 52)),
         "The loss is not stable and does not converge; is there a reference curve?",
         _loss,
-        (("15_loss_band", ("table_loss_band", "loss_band")),),
+        (("15_loss_band", ("table_loss_band", "loss_band")), ("11_stage2_instruction", ("stage2",))),
         "The band is of short trainings of a tiny model on drawings: compare the shape and the scatter, not the size.",
     ),
     Question(
