@@ -94,9 +94,9 @@ def _loss(tables: Tables) -> list[str]:
         f"to 95 % of {last['seeds']} seeds. Of a healthy training, laid over the band of the others, this percentage of the "
         f"windows lies outside: {reference['left-out seed outside (%)']}. What the other normalizations and stratified t do:",
         grid([*columns, "seeds"], table[[*columns, "n"]].itertuples(index=False)),
-        f"The whole stage 2 of this run, {whole['validation']['step'].max():.0f} steps and one seed, shows what a longer training "
-        f"does: its logged loss, each row a mean over many steps, goes {went['train']} nats, its validation loss at fixed times "
-        f"and masks {went['validation']}. Read the validation loss first; noise cannot move it.",
+        f"The whole stage 2 of this run, {whole['validation']['step'].max():.0f} steps and one seed, shows what a longer "
+        f"training does: its logged loss, each row a mean over many steps, goes {went['train']} nats, its validation loss "
+        f"{went['validation']}. Read the validation loss first: its times and masks are the same every time.",
         "`medv compare-loss trainer_state.json` lays your own log over the band and names the steps at which it leaves it.",
     ]
 
