@@ -2,19 +2,21 @@
 #   make setup       the environment (again whenever pyproject.toml or constraints.txt changes)
 #   make reproduce   run the notebooks of PROFILE to figures, tables and runs/PROFILE/index.html
 #   make figures     the same, then copy the results to figures/PROFILE/
+#   make docs        the site of RUN (or of the committed results, where there is no run): site/index.html, without network
 #   make lab         the tutorials in JupyterLab
 #   make explorer    the explorer as an app in the browser
 #   make test        the tests: about 12 minutes on two cores; ARGS="-m 'not slow'" takes 3
 #   make lint        style, floors
 #   make lock        constraints.txt: the newest versions that pyproject.toml allows; torch stays as it is pinned
 #
-# Variables: PROFILE=tiny|small|paper   ARGS="--only table2"   PYTHON=python3.12
+# Variables: PROFILE=tiny|small|paper   RUN=runs/PROFILE   ARGS="--only table2"   PYTHON=python3.12
 #   TORCH_INDEX=https://download.pytorch.org/whl/cpu   a machine without GPU: torch without the CUDA libraries
 #   USE_UV=1                                           install with uv (if on PATH) instead of pip
 
 PROFILE ?= tiny
 PYTHON ?= python3
 ARGS ?=
+RUN ?= runs/$(PROFILE)
 BIN := .venv/bin
 READY := .venv/.ready
 TORCH := $(shell grep '^torch==' constraints.txt)
@@ -27,7 +29,7 @@ export UV_FIND_LINKS := $(shell echo $(LINKS) | tr ' ' ',')
 endif
 INSTALL := $(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/python -m pip install)
 
-.PHONY: help setup reproduce figures lab explorer test lint lock
+.PHONY: help setup reproduce figures docs lab explorer test lint lock
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
@@ -44,6 +46,9 @@ reproduce: $(READY)
 
 figures: $(READY)
 	$(BIN)/medv reproduce --profile $(PROFILE) --publish $(ARGS)
+
+docs: $(READY)
+	$(BIN)/python -m medv.companion.site $(RUN) site $(ARGS)
 
 # JupyterLab listens on this machine only, asks for the token that it prints, and asks nobody for news, updates or extensions.
 QUIET := --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.handlers.announcements.NeverCheckForUpdate \

@@ -39,6 +39,7 @@ from medv.commands.options import (
     SkipCorrupt,
     expand_options,
 )
+from medv.commands.publish import publish
 from medv.commands.towers import adapt, assemble, towers
 from medv.profiles import get_profile
 from medv.reading import visible
@@ -256,6 +257,7 @@ def generate(
 
 app.command()(judge)
 app.command("compare-loss")(compare_loss)
+app.command()(publish)
 app.command()(towers)
 app.command()(assemble)
 

@@ -170,8 +170,9 @@ def test_pyproject_declares_what_is_imported_and_nothing_else(root):
     everything = set.union(*declared.values()) - {"medv"}
     used = imports([*sources(root), *(root / "tests").glob("*.py"), *(root / "benchmarks").glob("*.py")])
     assert not {name: files for name, files in used.items() if name not in everything}
-    # Declared for what they run: commands, the kernel, plugins of pytest.
+    # Declared for what they run: commands, the kernel, plugins of pytest, the theme and extensions of the site.
     run = {"ipykernel", "voila", "ruff", "import-linter", "pytest-timeout", "pytest-xdist", "playwright"}
+    run |= {"myst-nb", "furo", "sphinx-mathjax-offline"}
     assert everything - set(used) == run
     core = [path for path in sources(root) if "companion" not in path.parts]
     assert set(imports(core, whole=False)) <= declared[""], "the library needs more than the plain install brings"

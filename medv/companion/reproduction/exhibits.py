@@ -49,8 +49,10 @@ def picture(out: Path, name: str, size: int) -> str:
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def beside(out: Path, name: str, *, folder: str = "figures") -> str:
-    """Ours (a table, or the picture) beside the paper's numbers, as HTML; `folder`: where links find the files."""
+def beside(out: Path, name: str, *, folder: str = "figures", embed: bool = True) -> str:
+    """Ours (a table, or the picture) beside the paper's numbers, as HTML; `folder`: where links find the files, and the page
+    its pictures where it does not `embed` them.
+    """
     source = NUMBERS.get(name, name)
     printed = to_html(paper.table(source), digits=3) if source in paper.TABLES else None
     shown = {
@@ -66,7 +68,10 @@ def beside(out: Path, name: str, *, folder: str = "figures") -> str:
         joined = any(str(column).endswith("(paper)") for column in ours.columns)  # by the notebook
         shown |= {"table": to_html(ours), "joined": joined}
     else:
-        shown |= {"picture": picture(out, name, 720), "alt": manifest_of(out, name)["about"]["caption"] or name}
+        shown |= {
+            "picture": picture(out, name, 720) if embed else f"{folder}/{name}.png",
+            "alt": manifest_of(out, name)["about"]["caption"] or name,
+        }
     return template(__package__, "exhibits.html.jinja").module.beside(shown)
 
 

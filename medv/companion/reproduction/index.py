@@ -30,8 +30,8 @@ def write_index(out: Path, profile: str, seed: int, items: Sequence[Progress], e
     `items`: every notebook in order; `exhibits`: name and title of each table and figure of the paper.
     """
     made = {result: item for item in items for result in item.node.results}
-    papers = [_result(out, name, title, made.get(name)) for name, title in exhibits.items()]
-    own = [_result(out, name, "", item) for name, item in made.items() if name not in exhibits]
+    papers = [facts_of(out, name, title, made.get(name)) for name, title in exhibits.items()]
+    own = [facts_of(out, name, "", item) for name, item in made.items() if name not in exhibits]
     there = [result["item"].status in ("done", "cached") for result in papers if result["shown"]]
     page = template(__package__, "index.html.jinja").render(
         profile=profile,
@@ -43,18 +43,28 @@ def write_index(out: Path, profile: str, seed: int, items: Sequence[Progress], e
         older=there.count(False),
         notebooks=[(item, (out / "notebooks" / item.node.notebook).exists()) for item in items],
         words=WORDS,
-        style=Path(__file__).with_name("index.css").read_text(encoding="utf-8"),
+        style="".join(Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("index.css", "results.css")),
     )
     return write_text(out / "index.html", page.strip() + "\n")
 
 
-def _result(out: Path, name: str, title: str, item: Progress | None) -> dict[str, Any]:
-    """One table or figure for the template; `shown`: whether it was made by one of the notebooks."""
+def facts_of(out: Path, name: str, title: str, item: Progress | None, *, embed: bool = True) -> dict[str, Any]:
+    """One table or figure for `results.html.jinja`; `shown`: whether it is in the folder and a notebook made it.
+
+    `embed`: pictures are part of the page, not files beside it.
+    """
     result = {"name": name, "title": title, "item": item, "shown": item is not None and is_made(out, name)}
     if not result["shown"]:
         return result
     manifest, sheet = manifest_of(out, name), name.startswith("table")
     about, seeds = manifest["about"], manifest["profile"].get("seeds") or ()
+    profile = manifest["profile"].get("name", "tiny")
+    seed = f" --seed {manifest['seed']}" if manifest["seed"] else ""
+    if name in item.node.results:
+        command = f"medv reproduce --profile {profile} --only {name}{seed}"
+    else:  # by hand, with parameters of its own
+        given = " ".join(f"-p {key} {value}" for key, value in manifest["parameters"].items() if value is not None)
+        command = f"papermill notebooks/{item.node.notebook} OUT.ipynb -k python3 -p profile {profile} {given}"
     repeated = f" (what is repeated: {', '.join(map(str, seeds))})" if len(seeds) > 1 else ""
     result |= {
         "title": title or about["caption"],
@@ -64,7 +74,9 @@ def _result(out: Path, name: str, title: str, item: Progress | None) -> dict[str
         "sheet": sheet,
         "numbers": None,
         "small": picture(out, name, 2 * CARD if sheet else CARD),
-        "beside": beside(out, name),
+        "beside": beside(out, name, embed=embed),
+        "profile": profile,
+        "command": command,
         "files": [kind for kind in ("png", "svg", "csv", "json") if (out / "figures" / f"{name}.{kind}").exists()],
     }
     if not sheet:
