@@ -86,3 +86,7 @@ def test_the_published_files_give_the_known_overlap_and_the_blind_score(name, im
         assert blind.loc[("1797 rows", '"yes no"'), "closed accuracy"] == pytest.approx(92.28, abs=0.005)
         assert blind.loc[("1797 rows", '"no"'), "closed accuracy"] == pytest.approx(48.9, abs=0.05)
     assert isinstance(found["printed"], pd.DataFrame) and len(found["printed"]) > 3
+    right = dict(zip(found["printed"]["model"], found["printed"].filter(like="right of").iloc[:, 0], strict=True))
+    assert right["LLaDA-MedV"] == {"vqa_rad": "231", "slake": "384", "pathvqa": "no number"}[name]
+    zero_shot = {"vqa_rad": "204", "slake": "280"}.get(name)
+    assert right.get("LLaDA-MedV, zero-shot") == zero_shot

@@ -2,9 +2,9 @@
 
 Counted from the files: images and questions that the test split shares with the training split, the highest score that a
 choice among the training answers can reach, and the scores of answers that see no image, under every variant of the metrics.
-The scores that Table 2 prints stand beside that ceiling: a classifier over the training answers cannot score higher, unless it
-has seen other rows. Answers are the same if they are so in lower case; for the ceiling their words have to be (runs of letters,
-digits and underscores).
+The scores that Tables 2 and 4 print stand beside that ceiling: a classifier over the training answers cannot score higher,
+unless it has seen other rows. Answers are the same if they are so in lower case; for the ceiling their words have to be (runs
+of letters, digits and underscores).
 """
 
 import re
@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from medv.companion.audit.controls import majority_answers, nearest_answers
+from medv.companion.audit.findings import counts_that_give
 from medv.companion.audit.gaming import all_metrics, constant_answers
 from medv.data.example import Example
 from medv.data.readers import read_dataset
@@ -28,7 +29,7 @@ REWORDED = {"vqa_rad"}  # sets whose training file re-words test questions, whic
 
 
 def audit_dataset(name: str, folder: str | Path) -> dict[str, pd.DataFrame]:
-    """The tables "overlap", "blind" and, for a data set of Table 2, "printed" of a data set's folder.
+    """The tables "overlap", "blind" and, for a data set of Tables 2 and 4, "printed" of a data set's folder.
 
     Raises DataError where a split cannot be read, ValueError where training lacks a type of question.
     """
@@ -40,9 +41,12 @@ def audit_dataset(name: str, folder: str | Path) -> dict[str, pd.DataFrame]:
     for key, measure in (("overlap", overlap), ("blind", blind_scores)):
         frames = [measure(train, test).assign(training=_named(label, train)) for label, train in trainings.items()]
         found[key] = pd.concat(frames)
-    printed = table("table2").rename(columns={f"{name}_closed_accuracy": "closed", f"{name}_open_recall": "open"})
-    if {"closed", "open"} <= set(printed):
-        found["printed"] = beside_ceilings(printed[["model", "closed", "open"]].dropna(), trainings.values(), test)
+    scores = {f"{name}_closed_accuracy": "closed", f"{name}_open_recall": "open"}
+    tables = [table("table2"), table("table4").assign(model=lambda rows: rows["model"] + ", zero-shot")]
+    printed = [frame.rename(columns=scores) for frame in tables if set(scores) <= set(frame)]
+    if printed:
+        printed = pd.concat([frame[["model", "closed", "open"]].dropna() for frame in printed])
+        found["printed"] = beside_ceilings(printed, trainings.values(), test)
     return {key: frame.reset_index(drop=True) for key, frame in found.items()}
 
 
@@ -97,12 +101,16 @@ def blind_scores(train: Sequence[Example], test: Sequence[Example]) -> pd.DataFr
 
 
 def beside_ceilings(printed: pd.DataFrame, trainings: Iterable[Sequence[Example]], test: Sequence[Example]) -> pd.DataFrame:
-    """Printed scores (model, closed, open; percent) and which of them no classifier over the training answers can reach.
+    """Printed scores (model, closed, open; percent), the number of right answers to the closed questions that gives the first,
+    and which of the second no classifier over the training answers can reach.
 
     The ceiling of open recall takes for every question the training answer with the highest recall. Generated answers are not
     bound by it.
     """
-    frame = printed.copy()
+    frame, closed = printed.copy(), sum(example.answer_type == "CLOSED" for example in test)
+    if closed:
+        counts = [", ".join(map(str, counts_that_give(score, closed))) for score in frame["closed"]]
+        frame[f"right of {closed} closed"] = [count or "no number" for count in counts]
     for train in trainings:
         known = {frozenset(normalize(example.answer).split()) for example in train}
         wanted = [set(normalize(example.answer).split()) for example in test if example.answer_type == "OPEN"]
@@ -147,7 +155,7 @@ def render_audit(found: dict[str, pd.DataFrame], console: Console) -> None:
         title = f"answers without an image: percent, in brackets how many of the {closed} closed or {opened} open questions"
         console.print(_scores(with_counts(scores), f"{title} (recalls are summed)"))
     if "printed" in found:
-        console.print(_scores(found["printed"], "scores printed in Table 2, percent"))
+        console.print(_scores(found["printed"], "scores printed in Tables 2 and 4, percent", digits=2))
         console.print("A classifier over the training answers cannot score above the last columns; generated answers can.")
 
 
@@ -162,11 +170,11 @@ def with_counts(scores: pd.DataFrame) -> pd.DataFrame:
     return shown
 
 
-def _scores(frame: pd.DataFrame, title: str) -> Table:
+def _scores(frame: pd.DataFrame, title: str, *, digits: int = 1) -> Table:
     grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
     for name in frame.columns:
         longest = max(len(word) for cell in (name, *frame[name]) for word in str(cell).split())  # a word is not cut
         grid.add_column(name, justify="left" if name in ("answer", "model") else "right", min_width=longest)
     for row in frame.itertuples(index=False):
-        grid.add_row(*(f"{value:.1f}" if isinstance(value, float) else str(value) for value in row))
+        grid.add_row(*(f"{value:.{digits}f}" if isinstance(value, float) else str(value) for value in row))
     return grid
