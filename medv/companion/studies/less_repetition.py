@@ -32,7 +32,7 @@ NODE = Node(
     "less_repetition",
     "34_less_repetition.ipynb",
     "Less repetition at equal forwards",
-    needs=("models/stage2",),
+    needs=("models/stage2", "answers/generation_settings"),
     makes=("answers/less_repetition",),
     results=("less_repetition", "repetition_front", "less_repetition_oracle", "effects_less_repetition"),
     reads=("qa50",),
