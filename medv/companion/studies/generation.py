@@ -5,7 +5,6 @@ set of test images. The score is that of `medv.phantoms.facts`: the facts that a
 phantom; it is no GPT score. Answers about real images have the score of a judge, or none.
 """
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -116,15 +115,6 @@ def ask_all(
             frames.append(measured(read_jsonl(out), examples, scores).assign(setting=name, seed=seed))
     frame = pd.concat(frames, ignore_index=True)
     return frame[["setting", "seed", *frame.columns.drop(["setting", "seed"])]]
-
-
-def keep_answers(source: Path, profile: Profile, configs: Mapping[str, SamplerConfig], folder: Path) -> None:
-    """Copy the answers of notebook 32 (the folder `source`) by these configurations to where `ask_model` finds them."""
-    known = {config: place for place, config in enumerate(plain_configs(table5_settings(profile), profile.describe).values())}
-    folder.mkdir(parents=True, exist_ok=True)
-    for place, config in enumerate(configs.values()):
-        for file in source.glob(f"{known[config]:02d}-seed*.jsonl") if config in known else ():
-            shutil.copyfile(file, folder / file.name.replace(f"{known[config]:02d}", f"{place:02d}", 1))
 
 
 def ask_model(
