@@ -88,6 +88,7 @@ def plain_install_lacks() -> set[str]:
     return {module for module, owners in names if {owner.lower() for owner in owners} & extras and module.isidentifier()}
 
 
+@pytest.mark.slow
 def test_a_published_model_answers_as_before_where_no_training_package_can_be_imported(made, published):
     before, _ = Answerer.load(made / "models/stage2", device="cpu").ask(picture(3), QUESTION, SamplerConfig(**CONFIG))
     picture(3).save(made.parent / "image.png")
@@ -184,6 +185,7 @@ def test_a_published_model_in_a_run_counts_as_put_there_by_hand(published):
     assert _is_given(published)
 
 
+@pytest.mark.slow
 def test_stage_one_and_adapters_become_whole_models(made, tmp_path):
     base = made / "models/stage2"
     start, tower = load_model(base)
