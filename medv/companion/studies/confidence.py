@@ -130,20 +130,27 @@ def fit_temperature(confidence: np.ndarray, right: np.ndarray) -> float:
     return float(TEMPERATURES[int(np.argmin(losses))])
 
 
-def reliability(confidence: np.ndarray, right: np.ndarray, weights: np.ndarray | None = None) -> pd.DataFrame:
-    """A row per bin that is not empty: confidence and accuracy (mean percent in it), n (the sum of the weights, default 1)."""
+def bins(
+    confidence: np.ndarray, right: np.ndarray, weights: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean confidence and accuracy (percent) and the sum of the weights (default 1) in each bin that is not empty."""
     confidence = np.asarray(confidence, float)
     weights = np.ones(len(confidence)) if weights is None else weights
     place = np.minimum((confidence * BINS).astype(int), BINS - 1)
     n, *sums = (np.bincount(place, weights * values, BINS) for values in (1.0, confidence, np.asarray(right, float)))
     said, good = (100 * part[n > 0] / n[n > 0] for part in sums)
-    return pd.DataFrame({"confidence": said, "accuracy": good, "n": n[n > 0]})
+    return said, good, n[n > 0]
+
+
+def reliability(confidence: np.ndarray, right: np.ndarray) -> pd.DataFrame:
+    """The `bins` as a frame: confidence, accuracy, n."""
+    return pd.DataFrame(dict(zip(("confidence", "accuracy", "n"), bins(confidence, right), strict=True)))
 
 
 def ece(confidence: np.ndarray, right: np.ndarray, weights: np.ndarray | None = None) -> float:
     """Expected calibration error in percent: the gap of each of BINS bins of equal width, weighted by its share."""
-    table = reliability(confidence, right, weights)
-    return float(np.average((table["accuracy"] - table["confidence"]).abs(), weights=table["n"]))
+    said, good, n = bins(confidence, right, weights)
+    return float(np.average(np.abs(good - said), weights=n))
 
 
 def auroc(confidence: np.ndarray, right: np.ndarray, weights: np.ndarray | None = None) -> float:
