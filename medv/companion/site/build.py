@@ -19,7 +19,7 @@ from medv.companion.reproduction.exhibits import is_made, manifest_of
 from medv.companion.reproduction.index import WORDS, facts_of
 from medv.companion.reproduction.registry import EXHIBITS, all_nodes
 from medv.companion.reproduction.reproduce import Progress
-from medv.companion.site.notebooks import page_of
+from medv.companion.site.notebooks import page_of, unbroken
 from medv.companion.studies.node import Node
 
 ROOT = PACKAGE.parent
@@ -111,11 +111,10 @@ def _write_results(nodes: list[Node], run: Path, out: Path, folder: Path) -> Non
         facts = facts_of(out, name, EXHIBITS.get(name, ""), item, embed=False)
         cards[name in EXHIBITS] += macros.card(facts, said, f"{name}.html")
         if here:
-            of = f" · beside {facts['about']['counterpart']} of the paper" if facts["about"]["counterpart"] else ""
-            node = made[name]
-            link = f"[Notebook {node.notebook[:2]}: {node.title}](../notebooks/{node.notebook})"
+            title = f"{name}: {EXHIBITS[name]}" if name in EXHIBITS else name
+            made_by = f"[Notebook {made[name].notebook[:2]}: {made[name].title}](../notebooks/{made[name].notebook})"
             body = f"<div class='in-full'>{macros.in_full(facts, said)}</div>"
-            _write(folder / f"{name}.md", f"# {name}{of}\n\n{link}\n\n{_raw(body)}")
+            _write(folder / f"{name}.md", f"# {title}\n\n{made_by}\n\n{_raw(unbroken(body))}")
     shown = [f"## {head}\n\n{_raw(f'<div class=cards>{cards[own]}</div>')}" for own, head in GALLERY.items() if cards[own]]
     text = "\n\n".join(["# Figures and tables", *shown, _contents(f"{name}.md" for name in order if is_made(out, name))])
     _write(folder / "index.md", text)
@@ -129,26 +128,26 @@ def _write_reading(folder: Path) -> None:
     for page, (name, said) in zip(pages, names, strict=True):
         title, module = Path(page).stem.replace("-", ". "), name.removesuffix(".py").replace("/", ".")
         text = f"# {title}\n\n{said[0].upper()}{said[1:]}\n`{name}`, in the reference: {{py:mod}}`{module}`.\n\n"
-        _write(folder / page, text + _fenced("{code-block} python", f":linenos:\n\n{(ROOT / name).read_text('utf-8')}"))
+        _write(folder / page, text + fenced("{code-block} python", f":linenos:\n\n{(ROOT / name).read_text('utf-8')}"))
     rows = "\n".join(f"1. [`{name}`]({page}): {said}" for page, (name, said) in zip(pages, names, strict=True))
     _write(folder / "index.md", "\n\n".join(["# Read in this order", intro, rows, _contents(pages)]))
 
 
 def _replication(path: Path) -> str:
     """The page of the verdicts laid side by side over pipeline seeds."""
-    return f"# Replication\n\n{_raw('<div class=scroll>' + to_html(pd.read_csv(path)) + '</div>')}"
+    return f"# Replication\n\n{_raw(unbroken('<div class=scroll>' + to_html(pd.read_csv(path)) + '</div>'))}"
 
 
 def _contents(pages: Iterable[str]) -> str:
     """A hidden table of contents, for the navigation."""
-    return _fenced("{toctree}", ":hidden:\n\n" + "\n".join(pages))
+    return fenced("{toctree}", ":hidden:\n\n" + "\n".join(pages))
 
 
 def _raw(page: str) -> str:
-    return _fenced("{raw} html", page)
+    return fenced("{raw} html", page)
 
 
-def _fenced(kind: str, text: str) -> str:
+def fenced(kind: str, text: str) -> str:
     """A directive of MyST around any text: the fence is longer than every run of backticks in it."""
     fence = "`" * (1 + max(2, *map(len, re.findall("`+", text) or [""])))
     return f"{fence}{kind}\n{text}\n{fence}\n"
