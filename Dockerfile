@@ -4,14 +4,16 @@
 #   docker run --rm -it -p 127.0.0.1:8888:8888 medv .venv/bin/jupyter lab notebooks --ip 0.0.0.0
 FROM python:3.11-slim-bookworm
 
+# Debian keeps one version of a package at a time, so that a pinned one could not be installed later.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends make git \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --create-home medv \
+    && useradd --create-home --uid 1000 medv \
     && mkdir /medv \
     && chown medv /medv
 
-USER medv
+USER 1000
 WORKDIR /medv
 # The environment depends on these files alone and is kept while they stay the same.
 COPY --chown=medv pyproject.toml constraints.txt Makefile README.md LICENSE ./

@@ -5,7 +5,7 @@ The four public names load on first use, so that `import medv` alone is instant.
 
 from importlib import import_module
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["MedVConfig", "MedVForMaskedDiffusion", "MedVProcessor", "SamplerConfig"]
 
 _HOMES = {

@@ -22,11 +22,14 @@ from typing import Any, Self
 
 import numpy as np
 
+from medv import __version__
 from medv.reading import DataError, check_regular, read_lines
 
 PACKAGE = Path(__file__).parent
 MANIFEST = "manifest.json"
+CARD = "README.md"  # of a model's folder
 SPEED = "speed.json"  # time and memory of a training
+UNREAD = (MANIFEST, CARD, SPEED)  # in a folder, of no account for its fingerprint
 
 
 def default_out(profile: str, seed: int = 0) -> Path:
@@ -182,10 +185,10 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 
 
 def fingerprint(*things: Any) -> str:
-    """The sha256 (hex) of files, folders (names and contents, without manifests and speeds) and JSON-like values, in order.
+    """The sha256 (hex) of files, folders (names and contents, without `UNREAD`) and JSON-like values, in order.
 
-    A `Path` stands for the bytes there, whatever its name; anything else is hashed as canonical JSON. Manifests hold times, so
-    without them equal weights are equal. Raises FileNotFoundError for a path that does not exist.
+    A `Path` stands for the bytes there, whatever its name; anything else is hashed as canonical JSON. Manifests hold times and
+    cards may be edited: without them equal weights are equal. Raises FileNotFoundError for a path that does not exist.
     """
     digest = hashlib.sha256()
     for thing in things:
@@ -198,7 +201,7 @@ def fingerprint(*things: Any) -> str:
 
 def _path_digest(path: Path) -> bytes:
     if path.is_dir():
-        return _tree_digest(path, (f for f in path.rglob("*") if f.is_file() and f.name not in (MANIFEST, SPEED)))
+        return _tree_digest(path, (f for f in path.rglob("*") if f.is_file() and f.name not in UNREAD))
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").digest()
 
@@ -221,8 +224,8 @@ def code_fingerprint(exclude: tuple[str, ...] = ()) -> str:
 @cache
 def versions() -> dict[str, str | None]:
     """The installed versions of Python and of the packages that can change a result (None: not installed)."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    names = "medv", "torch", "transformers", "tokenizers", "peft", "deepspeed", "accelerate", "numpy", "pandas", "pillow"
+    found: dict[str, str | None] = {"python": platform.python_version(), "medv": __version__}
+    names = "torch", "transformers", "tokenizers", "peft", "deepspeed", "accelerate", "numpy", "pandas", "pillow"
     for name in names:
         try:
             found[name] = importlib.metadata.version(name)

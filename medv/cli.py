@@ -38,6 +38,7 @@ from medv.commands.options import (
     SkipCorrupt,
     expand_options,
 )
+from medv.commands.publish import publish
 from medv.commands.towers import adapt, assemble, towers
 from medv.profiles import get_profile
 from medv.reading import visible
@@ -254,6 +255,7 @@ def generate(
 
 
 app.command()(judge)
+app.command()(publish)
 app.command()(towers)
 app.command()(assemble)
 

@@ -11,11 +11,12 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
+from medv.checkpoints.card import ADAPTER_FILE as CONFIG_FILE
 from medv.checkpoints.loading import check_finite, check_floats, check_folder, loading_errors
 from medv.checkpoints.shards import mismatches, read_object, shapes, stored_tensors
 from medv.model.modeling import MedVForMaskedDiffusion
 
-CONFIG_FILE, NEWLINE_FILE = "adapter_config.json", "image_newline.safetensors"
+NEWLINE_FILE = "image_newline.safetensors"
 WEIGHTS_FILE = "adapter_model.safetensors"
 # Settings that may differ from peft's defaults. The others change the computation, or name code to import.
 _NOTES = ("peft_type", "peft_version", "base_model_name_or_path", "revision", "task_type", "inference_mode", "auto_mapping")
@@ -40,6 +41,9 @@ class AdaptedModel(PeftModel):
         config.base_model_name_or_path = base
         if self.newline is not None:
             save_file({"model.image_newline": self.newline.detach().contiguous()}, folder / NEWLINE_FILE)
+
+    def create_or_update_model_card(self, output_dir: str) -> None:
+        """Nothing: peft's card would hold the path of the base; ours is written when the folder is finished."""
 
     def load_adapter(self, model_id: str | Path, *args, **options):
         """As in peft, plus the newline."""

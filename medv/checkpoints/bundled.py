@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from medv.artifacts import atomic_directory, default_out, write_json
 from medv.checkpoints.adapters import base_folder, is_adapter, with_adapters
 from medv.checkpoints.assembly import assemble, new_processor
+from medv.checkpoints.card import ASSEMBLED_FILE, BASE_FILE, PROJECTOR_FILE, finish_folder, origin_of
 from medv.checkpoints.loading import load_network, load_processor, load_tokenizer, load_weights, loading_errors
 from medv.checkpoints.shards import read_object
 from medv.model.configuration import MedVConfig
@@ -24,7 +25,6 @@ from medv.model.twin import MedVForCausalLM, MedVTwinConfig
 BUNDLED = ("tokenizer", "language_tower", "vision_tower", "general_model", "tiny_model", "twin_tower")
 NETWORKS = {MedVConfig.model_type: MedVForMaskedDiffusion, MedVTwinConfig.model_type: MedVForCausalLM}
 """model_type in config.json -> the class of the network."""
-PROJECTOR_FILE, BASE_FILE, ASSEMBLED_FILE = "projector.safetensors", "base.json", "assembled.json"
 
 
 def bundled(part: str) -> Path:
@@ -140,10 +140,12 @@ def save_assembled(
     model = assemble(language, vision, projector=projector, **options)
     note = {"language_tower": Path(language).name, "vision_tower": Path(vision).name}
     note["projector"] = "untrained" if projector is None else projector.name
+    start = origin_of([Path(language), Path(vision)])["start"]
     with atomic_directory(target) as folder:
         model.save_pretrained(folder)
         new_processor(load_tokenizer(language), model.config, system=system).save_pretrained(folder)
-        write_json(folder / ASSEMBLED_FILE, note)
+        write_json(folder / ASSEMBLED_FILE, note | {"start": start})
+        finish_folder(folder)
     return note
 
 

@@ -31,6 +31,7 @@ from transformers import (
 from medv.artifacts import atomic_directory, write_json
 from medv.checkpoints import released, shards
 from medv.checkpoints.assembly import new_processor
+from medv.checkpoints.card import finish_folder, open_weights
 from medv.checkpoints.loading import OFFLINE, loading_errors, untied_shapes
 from medv.checkpoints.released import lladav_to_medv, medv_to_lladav, read_config, to_medv
 from medv.checkpoints.shards import PICKLED, SHARD_BYTES, SINGLE, StoredTensor, mismatches, shapes
@@ -119,6 +120,8 @@ def convert(
             config.save_pretrained(folder)
         if processor is not None:
             processor.save_pretrained(folder)
+        if to not in ("lladav", "llada8b"):  # the layouts of the reference have cards of their own
+            finish_folder(folder)
     return made
 
 
@@ -203,6 +206,7 @@ def _convert_pickles(source: Path, files: Sequence[Path], target: Path) -> str:
                 check_regular(file)
                 shutil.copyfile(file, folder / file.name)
         save_file(weights, folder / SINGLE, metadata={"format": "pt"})
+        open_weights(folder)
     return "safetensors"
 
 
@@ -215,6 +219,7 @@ def _convert_projector(source: Path, target: Path) -> str:
     with atomic_directory(target) as folder:
         short = {name.removeprefix("model.projector."): value for name, value in named.items()}
         save_file(short, folder / "projector.safetensors", metadata={"format": "pt"})
+        finish_folder(folder)
     return "projector"
 
 

@@ -52,6 +52,11 @@ class Example:
         return next(turn.text for turn in reversed(self.turns) if turn.role == "assistant")
 
     @property
+    def drawn(self) -> bool:
+        """Whether the image is a phantom, whatever the data set is called."""
+        return callable(self.image) or "scene" in self.meta
+
+    @property
     def domain(self) -> str:
         """The domain of the image, as a phantom's scene or its data set names it; "" where neither does."""
         return self.meta["scene"].domain if "scene" in self.meta else str(self.meta.get("domain", ""))

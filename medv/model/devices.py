@@ -8,7 +8,6 @@ import shutil
 from importlib.util import find_spec
 
 import torch
-from accelerate import dispatch_model, infer_auto_device_map
 from torch import nn
 
 ROOM = 0.9  # share of a device's memory for weights; activations take the rest
@@ -78,6 +77,8 @@ def spread(model: nn.Module, max_memory: dict[int | str, int | str] | None = Non
 
     max_memory: bytes by device as accelerate takes them; None: the free memory. Raises ValueError where it fits nowhere.
     """
+    from accelerate import dispatch_model, infer_auto_device_map  # here, so that a model on one device does without
+
     model.tie_weights()
     plan = infer_auto_device_map(model, max_memory=max_memory, no_split_module_classes=model._no_split_modules)
     if "disk" in plan.values():

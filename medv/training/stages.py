@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -24,6 +25,7 @@ from medv.artifacts import SPEED, default_out, write_json
 from medv.checkpoints import contents as model_contents
 from medv.checkpoints.assembly import assemble, new_processor
 from medv.checkpoints.bundled import bundled, fetched_towers, load_model, save_projector
+from medv.checkpoints.card import HISTORY_FILE, TRAINING_FILE, finish_folder, origin_of
 from medv.checkpoints.loading import load_tokenizer
 from medv.data.example import Example
 from medv.data.example import contents as data_contents
@@ -50,7 +52,7 @@ from medv.training.trainer import (
 )
 
 MADE_BY = "medv train"
-FINISHED = "training.json"  # written last
+FINISHED = TRAINING_FILE  # written last
 DEFAULTS = RunOptions()
 ZERO_STAGES = {None: 0, "zero2": 2, "zero3": 3}
 
@@ -66,13 +68,15 @@ def train_stage(
     validation: Sequence[Example] = (),
     base: dict[str, str] | None = None,
     about: Mapping[str, str] | None = None,
+    origin: Mapping[str, Any] | None = None,
     looks: Looks | None = None,
 ) -> MedVForMaskedDiffusion:
     """Train `model` in place by `recipe` and save it to the folder `out`; returns the trained model (under ZeRO-3 it is whole
     on the first process alone).
 
-    base: the model under a projector trained alone, as `save_projector` notes it; without it a whole model is saved. `looks`
-    spares images that were encoded before. A folder in which the same run was begun is continued, or, where it was finished,
+    base: the model under a projector trained alone, as `save_projector` notes it; without it a whole model is saved. origin:
+    what `origin_of` says of the start, and the name of stage and data, for `training.json` and the model card. `looks` spares
+    images that were encoded before. A folder in which the same run was begun is continued, or, where it was finished,
     loaded; any other raises ValueError. The same run: of one recipe, seed, LoRA and `about` (names for people), with equal
     contents of starting weights and data. Raises TrainingStopped, the last checkpoint intact, where loss or gradient is not
     finite, the disk is full or another process is lost.
@@ -132,6 +136,9 @@ def train_stage(
         unset_hf_deepspeed_config()  # under ZeRO-3 the next model would be partitioned, too
         if options.stop_after and trainer.state.global_step < steps:
             return model
+        facts |= dict(about or {}) | {name: value for name, value in (origin or {}).items() if name != "data"}
+        drawn = sum(example.drawn for example in examples)
+        facts["data"] = {"name": (origin or {}).get("data"), "examples": len(examples), "drawn": drawn}
         facts |= {"processes": processes(), "deepspeed": options.deepspeed, "skipped": stream.gathered_skips()}
         trained = _whole_model(trainer, model, options, out)
         if rank() == 0:
@@ -140,9 +147,12 @@ def train_stage(
             else:
                 trained.save_pretrained(out)
             processor.save_pretrained(out)
-            write_json(out / "history.json", trainer.losses())
+            write_json(out / HISTORY_FILE, trainer.losses())
             write_json(out / SPEED, trainer.meter.to_dict())
-            write_json(out / FINISHED, {"recipe": asdict(recipe), "steps": trainer.state.global_step, **facts})
+            training = {"recipe": asdict(recipe), "steps": trainer.state.global_step, **facts}
+            for folder in (out, *([out / "adapter"] if lora else [])):
+                finish_folder(folder, training=training, run=run)
+            write_json(out / FINISHED, training)
         PartialState().wait_for_everyone()
     return trained
 
@@ -153,17 +163,20 @@ def train_stages(
     stages: Mapping[str, tuple[StageRecipe, Sequence[Example], Sequence[Example]]],
     out: Path,
     options: RunOptions = DEFAULTS,
+    start: Sequence[Path] = (),
 ) -> MedVForMaskedDiffusion:
     """Run stages, given by name as (recipe, training examples, validation examples), one after another into `out`/name.
 
     Each starts from the folder of the one before, so that a stopped run can be resumed. Returns the model of the last one.
+    `start`: the folders whose weights the first one begins with, as far as they are known.
     """
     before = None
     for name, (recipe, examples, validation) in stages.items():
         if before is not None:
             model, processor = load_model(before)
+        origin = {"stage": name} | origin_of(start if before is None else [before])
         before = out / name
-        model = train_stage(model, processor, recipe, examples, before, options, validation=validation)
+        model = train_stage(model, processor, recipe, examples, before, options, validation=validation, origin=origin)
     return model
 
 
@@ -309,7 +322,9 @@ def run_stage(
         bundled_base = {"model": "bundled"} if profile.towers == "bundled" else None
         base = bundled_base if init is None else {"model": str(init)}
         about = {"stage": stage, "profile": profile.name}
-        train_stage(model, processor, recipe, train, out, options, validation=validation, base=base, about=about)
+        origin = origin_of(towers(profile) if init is None else [init]) | {"data": None if examples else data.name}
+        more = {"validation": validation, "base": base, "about": about, "origin": origin}
+        train_stage(model, processor, recipe, train, out, options, **more)
     return summary(out) | ({} if finished else {"seconds": time.perf_counter() - started})
 
 

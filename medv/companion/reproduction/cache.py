@@ -28,11 +28,12 @@ FORCE_KEY = "MEDV_FORCE"
 SUFFIXES = (".png", ".svg", ".csv", ".json")
 """The files of each figure and table."""
 
-_DRIVER = ("registry.py", "cache.py", "execute.py", "reproduce.py", "cluster.py", "budget.py", "index.py")
+_DRIVER = ("registry.py", "cache.py", "execute.py", "reproduce.py", "cluster.py", "budget.py", "index.py", "publish.py")
 _PAGES = ("index.css", "index.html.jinja", "results.css", "results.html.jinja", "exhibits.html.jinja")
-BLIND = {"cli.py", "doctor.py", *(f"commands/{name}.py" for name in ("bench", "console", "evaluate"))}
+BLIND = {"cli.py", "doctor.py", *(f"commands/{name}.py" for name in ("bench", "console", "evaluate", "publish"))}
+BLIND |= {"checkpoints/card.py", "checkpoints/card.md.jinja"}
 BLIND |= {f"companion/reproduction/{name}" for name in _DRIVER + _PAGES}
-"""Files that cannot change a result though a notebook may import them: the driver, the declarations and the look of pages."""
+"""Files that cannot change a result though a notebook may import them: the driver, declarations, the look of pages, cards."""
 
 
 @dataclass(frozen=True)

@@ -107,8 +107,9 @@ def _is_given(path: Path) -> bool:
         return False
     if not (path / MANIFEST).is_file():
         return True
-    made = Manifest.read(path).about.get("contents")
-    return made is not None and made != fingerprint(path)
+    about = Manifest.read(path).about
+    made = about.get("contents")
+    return "node" not in about or (made is not None and made != fingerprint(path))  # no node: by `medv publish`
 
 
 def label(profile: Profile, examples: Iterable[Example] = (), model: Path | None = None, name: str = "") -> dict[str, Any]:
@@ -118,7 +119,7 @@ def label(profile: Profile, examples: Iterable[Example] = (), model: Path | None
     model's folder only the configuration is read; an adapter is as large as its base.
     """
     examples, size, own = list(examples), None, None
-    drawn = not examples or any(callable(example.image) or "scene" in example.meta for example in examples)
+    drawn = not examples or any(example.drawn for example in examples)
     if model is not None:
         folder = Path(model).resolve()
         own = f"bundled {folder.name.replace('_', ' ')}" if folder.is_relative_to(PACKAGE.resolve()) else None

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from medv.artifacts import SPEED, atomic_file, fingerprint, write_json
+from medv.checkpoints.card import finish_folder, origin_of
 from medv.checkpoints.loading import load_network, load_tokenizer, loading_errors
 from medv.checkpoints.shards import read_object
 from medv.data.chat import SpecialTokens
@@ -320,10 +321,11 @@ def adapt(
         for file in (*language.glob("LICENSE*"), *language.glob("origin*")):
             shutil.copy(file, out)
         before, *_, after = [row["eval_loss"] for row in history if "eval_loss" in row]
-        facts = {"recipe": asdict(recipe), "seed": seed, "steps": recipe.steps}
+        facts = {"recipe": asdict(recipe), "seed": seed, "steps": recipe.steps, "start": origin_of([language])["start"]}
         facts |= {"rows": {"train": len(train), "held_out": len(held_out)}, "eval_loss_before": before, "eval_loss": after}
         write_json(out / "history.json", history)
         write_json(out / SPEED, speed)
+        finish_folder(out, training=facts)
         write_json(finished, facts)
         checkpoint.unlink(missing_ok=True)
     return facts

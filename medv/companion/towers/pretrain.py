@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from medv import limits
 from medv.artifacts import atomic_directory, write_json
 from medv.checkpoints.assembly import assemble, new_processor, random_model
+from medv.checkpoints.card import open_weights
 from medv.checkpoints.loading import load_tokenizer
 from medv.companion.towers.tokenizer import train_tokenizer
 from medv.companion.towers.twin import causal_recipe
@@ -177,3 +178,4 @@ def _export_half(source: Path, target: Path) -> None:
             for file in (folder / part).glob("*.safetensors"):
                 tensors = {name: tensor.half() for name, tensor in load_file(file).items()}
                 save_file(tensors, file, metadata={"format": "pt"})
+            open_weights(folder / part)

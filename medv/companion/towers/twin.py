@@ -49,7 +49,7 @@ def obtain_twin(profile: Profile, out: Path, *, source: Path | None = None, seed
         processor = new_processor(load_tokenizer(tower), model.config, system=profile.system)
         recipes = {stage: causal_recipe(profile.stages[stage]) for stage in TWIN_STAGES}
         stages = {stage: (recipe, *stage_examples(stage, profile)) for stage, recipe in recipes.items()}
-        train_stages(model, processor, stages, out, RunOptions(seed=seed))
+        train_stages(model, processor, stages, out, RunOptions(seed=seed), (tower, bundled("vision_tower")))
         for stage in TWIN_STAGES:
             shutil.rmtree(out / stage / "checkpoints", ignore_errors=True)
         facts = {stage: summary(out / stage) for stage in TWIN_STAGES}

