@@ -11,7 +11,6 @@ from urllib.parse import unquote
 import pytest
 
 from medv.companion.reproduction.registry import all_nodes, find_node
-from medv.companion.reproduction.reproduce import reproduce
 from medv.companion.site.build import build, fenced, write_pages
 from medv.companion.site.notebooks import page_of
 
@@ -108,10 +107,18 @@ def test_what_is_neither_run_nor_committed_is_said(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    """A site of three notebooks, one of them executed at profile smoke, with the committed results of `tiny` for the others."""
+def site(root, tmp_path_factory):
+    """A site of three notebooks: one as if executed, with the committed results of `tiny` for the others."""
     place = tmp_path_factory.mktemp("site")
-    assert reproduce("smoke", ["corruption"], place / "tiny") == 0
+    for folder in ("notebooks", "state", "figures"):
+        (place / "tiny" / folder).mkdir(parents=True)
+    name = "02_corruption_and_loss.ipynb"
+    book = json.loads((root / "notebooks" / name).read_text(encoding="utf-8"))
+    for ran in (cell for cell in book["cells"] if cell["cell_type"] == "code"):
+        data = {"text/html": "<table class='dataframe'><tr><td>1</td></tr></table>", "text/plain": "1"}
+        ran["outputs"] = [{"output_type": "execute_result", "data": data, "metadata": {}, "execution_count": 1}]
+    (place / "tiny" / "notebooks" / name).write_text(json.dumps(book), encoding="utf-8")
+    (place / "tiny" / "state" / "corruption.json").write_text("{}")
     assert build(place / "tiny", place / "site", only=NOTEBOOKS, options=("-W", "--keep-going")) == 0, "Sphinx warns"
     return place / "site"
 
@@ -135,7 +142,7 @@ class Links(HTMLParser):
 @pytest.mark.slow
 def test_the_site_loads_nothing_from_elsewhere_and_every_link_inside_it_resolves(site):
     pages = {path: Links(path) for path in site.rglob("*.html")}
-    assert len(pages) > 60
+    assert len(pages) > 40
     outside = [address for page in pages.values() for address in page.loads if "//" in address.split("?")[0]]
     assert outside == []
     broken = []

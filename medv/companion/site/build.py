@@ -33,8 +33,8 @@ def build(run: str | Path, target: str | Path, *, only: tuple[str, ...] = (), op
     """Build the site of the run folder `run` into `target`, which it replaces; returns Sphinx's exit code.
 
     A `run` that does not exist leaves the committed results of `figures/NAME`, where NAME is that of the folder. `only`:
-    notebooks, by the beginnings of their file names; `options` go to `sphinx-build`. Raises FileNotFoundError outside the
-    source tree, and where there is neither a run nor a committed result.
+    notebooks, by the beginnings of their file names; of the API then only what imports no more than torch. `options` go to
+    `sphinx-build`. Raises FileNotFoundError outside the source tree, and where there is neither a run nor a committed result.
     """
     from sphinx.cmd.build import build_main
 
@@ -63,6 +63,9 @@ def write_pages(run: Path, pages: Path, only: tuple[str, ...] = ()) -> None:
             shutil.copytree(source, out / "figures", dirs_exist_ok=True)
     if not out.is_dir():
         raise FileNotFoundError(f"neither {run} nor {committed} is there: `medv reproduce` makes a run")
+    for page in (pages / "api").glob("*.rst"):
+        if only and page.stem not in ("index", "diffusion"):
+            page.unlink()
     nodes = [node for node in all_nodes() if not only or node.notebook.startswith(only)]
     _write_notebooks(nodes, run, out, pages)
     _write_results(nodes, run, out, pages / "results")
