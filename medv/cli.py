@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from medv.commands.bench import bench_app
+from medv.commands.compare import compare_loss
 from medv.commands.console import (
     console,
     errors,
@@ -255,6 +256,7 @@ def generate(
 
 
 app.command()(judge)
+app.command("compare-loss")(compare_loss)
 app.command()(publish)
 app.command()(towers)
 app.command()(assemble)

@@ -194,8 +194,9 @@ class Profile:
     pretrain: training steps of the bundled towers; lora, initialization, adaptation, fast: plans of notebooks 31, 30, 14, 40.
 
     describe, answer: descriptions and short answers; caption: of stage 1; sentence: an answer before stage 3. draws: of the
-    noise in notebook 02. towers: training starts from the "bundled" towers, from those that `medv towers` made of "packages",
-    or from weights that are "given". side_by_side: heavy notebooks may share the machine (small models, no GPU).
+    noise in notebook 02. band_steps, band_seeds: of the trainings of notebook 15 (0: none). towers: training starts from the
+    "bundled" towers, from those that `medv towers` made of "packages", or from weights that are "given". side_by_side: heavy
+    notebooks may share the machine (small models, no GPU).
     """
 
     name: str
@@ -215,6 +216,8 @@ class Profile:
     caption: SamplerSpec = SamplerSpec(32, 32, 32)
     sentence: SamplerSpec = SamplerSpec(16, 16, 16)
     draws: int = 40
+    band_steps: int = 60
+    band_seeds: int = 5
     vqa_sets: dict[str, StageRecipe] = field(default_factory=dict)
     synthetic: bool = True
     system: str | None = None
@@ -291,14 +294,8 @@ TINY = Profile(
         "instruct": replace(_TINY_STAGE, normalization="masked_sample"),
         "vqa": replace(_TINY_STAGE, samples=10_000, padding="fixed:8"),
     },
-    pretrain={
-        "tower_steps": 4500,
-        "brief_steps": 2500,
-        "short_steps": 1200,
-        "all_steps": 2000,
-        "general_steps": 600,
-        "finish_steps": 1400,
-    },
+    pretrain={"tower_steps": 4500, "brief_steps": 2500, "short_steps": 1200}
+    | {"all_steps": 2000, "general_steps": 600, "finish_steps": 1400},
     describe=SamplerSpec(gen_length=72, block_length=24, steps=72),
     answer=SamplerSpec(gen_length=8, block_length=8, steps=8),
     seeds=(0, 1, 2),
@@ -329,6 +326,8 @@ SMOKE = replace(
     adaptation=AdaptPlan(_TINY_ADAPT | {"tokens": 512}, (0,), 4, 2, SamplerSpec(8, 8, 4), documents=200),
     fast=FastPlan(SamplerSpec(16, 8, 16), 8, 4, 2, _SMOKE_BENCH | {"vocab_size": 1000, "prompt_length": 12}),
     draws=8,
+    band_steps=5,
+    band_seeds=2,
 )
 
 _SMALL_STAGE = replace(
@@ -434,6 +433,7 @@ PAPER = Profile(
     initialization=InitPlan(0, 0, (0,), 193, 0, SamplerSpec(256, 64, 256), SamplerSpec(64, 64, 64)),
     adaptation=None,
     fast=FastPlan(SamplerSpec(256, 64, 256), 64, 193, 32, _PAPER_TOWER | {"gen_length": 256, "dtype": "bfloat16"}),
+    band_steps=0,
     synthetic=False,
     system="medical",
     dtype="bfloat16",

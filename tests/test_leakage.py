@@ -9,7 +9,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from medv.cli import app
-from medv.companion.audit.leakage import audit_dataset, blind_scores, overlap
+from medv.companion.audit.leakage import audit_dataset, blind_scores, overlap, with_counts
 from medv.data.readers import read_dataset
 
 ROWS = [
@@ -42,8 +42,18 @@ def test_what_the_splits_share_is_what_can_be_counted_by_hand(folder):
     found = overlap(train, test).set_index("measure")[["count", "of"]]
     assert found.to_numpy().tolist() == [[1, 2], [2, 4], [2, 4], [2, 4], [1, 2], [1, 2], [1, 2]]
     blind = blind_scores(train, test).set_index("answer")
-    assert (blind.loc["reference", ["closed accuracy", "open recall", "open exact"]] == 100).all()
+    assert (blind.loc["reference", ["closed accuracy", "open recall", "open words", "open exact"]] == 100).all()
     assert blind.loc["nearest question", "open exact"] == 50 and blind.loc['"no"', "closed accuracy"] == 50
+
+
+def test_a_count_stands_beside_each_percentage(folder):
+    train, test = (read_dataset("vqa_rad", folder, split) for split in ("train", "test"))
+    scores = blind_scores(train, test)
+    assert set(scores["n closed"]) == {2} and set(scores["n open"]) == {2}
+    cells = with_counts(scores).set_index("answer")
+    assert (
+        cells.loc["nearest question", "open exact"] == "50.0\n(1)" and cells.loc["reference", "closed, strict"] == "100.0\n(2)"
+    )
 
 
 def test_the_command_prints_every_table_at_80_columns_and_writes_json(folder):
@@ -68,7 +78,15 @@ def test_the_published_files_give_the_known_overlap_and_the_blind_score(name, im
     shared = found["overlap"][found["overlap"]["measure"] == "test images that are training images"]
     assert list(zip(shared["count"], shared["of"], strict=True)) == images
     if nearest:
+        counts = found["overlap"].pivot(index="training", columns="measure", values="count").loc["1797 rows"]
+        assert counts.filter(like="ceiling").tolist() == [72] and counts.filter(like="image and answer").tolist() == [2]
         blind = found["blind"].set_index(["training", "answer"])
         assert blind.loc[("1797 rows", "nearest question"), "closed, strict"] == pytest.approx(nearest, abs=0.05)
+        assert blind.loc[("1797 rows", "nearest question"), "open words"] == pytest.approx(21.0, abs=0.05)
+        assert blind.loc[("1797 rows", '"yes no"'), "closed accuracy"] == pytest.approx(92.28, abs=0.005)
         assert blind.loc[("1797 rows", '"no"'), "closed accuracy"] == pytest.approx(48.9, abs=0.05)
     assert isinstance(found["printed"], pd.DataFrame) and len(found["printed"]) > 3
+    right = dict(zip(found["printed"]["model"], found["printed"].filter(like="right of").iloc[:, 0], strict=True))
+    assert right["LLaDA-MedV"] == {"vqa_rad": "231", "slake": "384", "pathvqa": "no number"}[name]
+    zero_shot = {"vqa_rad": "204", "slake": "280"}.get(name)
+    assert right.get("LLaDA-MedV, zero-shot") == zero_shot

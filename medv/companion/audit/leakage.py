@@ -2,10 +2,12 @@
 
 Counted from the files: images and questions that the test split shares with the training split, the highest score that a
 choice among the training answers can reach, and the scores of answers that see no image, under every variant of the metrics.
-The scores that Table 2 prints stand beside that ceiling: a classifier over the training answers cannot score higher, unless it
-has seen other rows. Answers are the same if they are so in lower case.
+The scores that Tables 2 and 4 print stand beside that ceiling: a classifier over the training answers cannot score higher,
+unless it has seen other rows. Answers are the same if they are so in lower case; for the ceiling their words have to be (runs
+of letters, digits and underscores).
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -15,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from medv.companion.audit.controls import majority_answers, nearest_answers
-from medv.companion.audit.gaming import COLUMNS, all_metrics, constant_answers
+from medv.companion.audit.findings import counts_that_give
+from medv.companion.audit.gaming import all_metrics, constant_answers
 from medv.data.example import Example
 from medv.data.readers import read_dataset
 from medv.evaluation.pairing import Reference
@@ -26,7 +29,7 @@ REWORDED = {"vqa_rad"}  # sets whose training file re-words test questions, whic
 
 
 def audit_dataset(name: str, folder: str | Path) -> dict[str, pd.DataFrame]:
-    """The tables "overlap", "blind" and, for a data set of Table 2, "printed" of a data set's folder.
+    """The tables "overlap", "blind" and, for a data set of Tables 2 and 4, "printed" of a data set's folder.
 
     Raises DataError where a split cannot be read, ValueError where training lacks a type of question.
     """
@@ -38,9 +41,12 @@ def audit_dataset(name: str, folder: str | Path) -> dict[str, pd.DataFrame]:
     for key, measure in (("overlap", overlap), ("blind", blind_scores)):
         frames = [measure(train, test).assign(training=_named(label, train)) for label, train in trainings.items()]
         found[key] = pd.concat(frames)
-    printed = table("table2").rename(columns={f"{name}_closed_accuracy": "closed", f"{name}_open_recall": "open"})
-    if {"closed", "open"} <= set(printed):
-        found["printed"] = beside_ceilings(printed[["model", "closed", "open"]].dropna(), trainings.values(), test)
+    scores = {f"{name}_closed_accuracy": "closed", f"{name}_open_recall": "open"}
+    tables = [table("table2"), table("table4").assign(model=lambda rows: rows["model"] + ", zero-shot")]
+    printed = [frame.rename(columns=scores) for frame in tables if set(scores) <= set(frame)]
+    if printed:
+        printed = pd.concat([frame[["model", "closed", "open"]].dropna() for frame in printed])
+        found["printed"] = beside_ceilings(printed, trainings.values(), test)
     return {key: frame.reset_index(drop=True) for key, frame in found.items()}
 
 
@@ -54,9 +60,9 @@ def overlap(train: Sequence[Example], test: Sequence[Example]) -> pd.DataFrame:
     pairs = {(_image(example), _question(example)) for example in train}
     opened, closed = ([e for e in test if e.answer_type == kind] for kind in ("OPEN", "CLOSED"))
     known = {(_image(example), _answer(example)) for example in train}
-    answers, shown = {_answer(example) for example in train}, {_image(example) for example in test}
+    answers, shown = {tuple(_words(example.answer)) for example in train}, {_image(example) for example in test}
     same_answer = sum((_image(e), _answer(e)) in known for e in opened)
-    ceiling = sum(_answer(e) in answers for e in opened)
+    ceiling = sum(tuple(_words(e.answer)) in answers for e in opened)
     other = sum(normalize(e.answer) not in ("yes", "no") for e in closed)
     rows = [
         ("test images that are training images", len(shown & images), len(shown)),
@@ -72,28 +78,39 @@ def overlap(train: Sequence[Example], test: Sequence[Example]) -> pd.DataFrame:
 
 
 def blind_scores(train: Sequence[Example], test: Sequence[Example]) -> pd.DataFrame:
-    """Answers that see no image, and the reference itself, under every metric (percent): answer, COLUMNS, open exact."""
+    """Answers that see no image, and the reference itself, under every metric (percent): answer, COLUMNS, "open words" (set
+    recall of the plain words, without the official normalization), "open exact"; n closed and n open.
+    """
     references = [Reference.of(example) for example in test]
     blind = majority_answers(train, test)
+    plain = [(r, set(_words(r.answer))) for r in references]
     answers = {"reference": [reference.answer for reference in references], "nearest question": nearest_answers(train, test)}
     answers |= {"question only": blind.lookup, "majority": blind.majority}
     answers |= {label: [text] * len(test) for label, text in constant_answers(train).items() if label.startswith('"')}
     rows = []
     for label, texts in answers.items():
-        row = {column: score for column, score in all_metrics(references, texts).items() if column in COLUMNS}
-        pairs = [(r, text) for r, text in zip(references, texts, strict=True) if r.answer_type == "OPEN"]
-        exact = [reference.answer.strip().lower() == text.strip().lower() for reference, text in pairs]
-        rows.append({"answer": label} | row | {"open exact": 100 * sum(exact) / len(exact) if exact else float("nan")})
-    return pd.DataFrame(rows)
+        row = all_metrics(references, texts)
+        pairs = [(r, words, text) for (r, words), text in zip(plain, texts, strict=True) if r.answer_type == "OPEN"]
+        own = {"open words": [len(words & set(_words(text))) / max(len(words), 1) for _, words, text in pairs]}
+        own["open exact"] = [reference.answer.strip().lower() == text.strip().lower() for reference, _, text in pairs]
+        row |= {name: 100 * sum(values) / len(values) if values else float("nan") for name, values in own.items()}
+        rows.append({"answer": label} | row)
+    frame = pd.DataFrame(rows)
+    counts = ["n closed", "n open"]
+    return frame[[*frame.columns.drop(counts), *counts]]
 
 
 def beside_ceilings(printed: pd.DataFrame, trainings: Iterable[Sequence[Example]], test: Sequence[Example]) -> pd.DataFrame:
-    """Printed scores (model, closed, open; percent) and which of them no classifier over the training answers can reach.
+    """Printed scores (model, closed, open; percent), the number of right answers to the closed questions that gives the first,
+    and which of the second no classifier over the training answers can reach.
 
     The ceiling of open recall takes for every question the training answer with the highest recall. Generated answers are not
     bound by it.
     """
-    frame = printed.copy()
+    frame, closed = printed.copy(), sum(example.answer_type == "CLOSED" for example in test)
+    if closed:
+        counts = [", ".join(map(str, counts_that_give(score, closed))) for score in frame["closed"]]
+        frame[f"right of {closed} closed"] = [count or "no number" for count in counts]
     for train in trainings:
         known = {frozenset(normalize(example.answer).split()) for example in train}
         wanted = [set(normalize(example.answer).split()) for example in test if example.answer_type == "OPEN"]
@@ -101,13 +118,18 @@ def beside_ceilings(printed: pd.DataFrame, trainings: Iterable[Sequence[Example]
         if not best:
             continue  # no open question, no ceiling
         percent = 100 * sum(best) / len(best)
-        name = f"open above {percent:.1f}, the best choice among the answers of {len(train)} rows"
+        sums = f"{sum(best):.1f} / {len(best)} = {percent:.1f}"
+        name = f"open above {sums}, the best choice among the answers of {len(train)} rows"
         frame[name] = ["yes" if score > percent else "no" for score in frame["open"]]
     return frame
 
 
 def _image(example: Example) -> str:
     return example.meta["image"]
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
 
 
 def _answer(example: Example) -> str:
@@ -129,17 +151,30 @@ def render_audit(found: dict[str, pd.DataFrame], console: Console) -> None:
             grid.add_row(row.measure, f"{row.count} of {row.of}", f"{row.percent:.1f}")
         console.print(grid)
         scores = found["blind"][found["blind"]["training"] == training].drop(columns=["training", "open precision"])
-        console.print(_scores(scores, "answers without an image, percent"))
+        closed, opened = scores["n closed"].iloc[0], scores["n open"].iloc[0]
+        title = f"answers without an image: percent, in brackets how many of the {closed} closed or {opened} open questions"
+        console.print(_scores(with_counts(scores), f"{title} (recalls are summed)"))
     if "printed" in found:
-        console.print(_scores(found["printed"], "scores printed in Table 2, percent"))
+        console.print(_scores(found["printed"], "scores printed in Tables 2 and 4, percent", digits=2))
         console.print("A classifier over the training answers cannot score above the last columns; generated answers can.")
 
 
-def _scores(frame: pd.DataFrame, title: str) -> Table:
+def with_counts(scores: pd.DataFrame) -> pd.DataFrame:
+    """`blind_scores` with "percent (count)" in each cell, on two lines; the counts n closed and n open are left out."""
+    shown = scores.drop(columns=["n closed", "n open"]).astype(object)
+    for name in shown.columns.drop("answer"):
+        n = scores["n closed" if name.startswith("closed") else "n open"]
+        sums = scores[name] * n / 100
+        texts = [f"{share:.1f}\n({count:.1f})" for share, count in zip(scores[name], sums, strict=True)]
+        shown[name] = [text.replace(".0)", ")") for text in texts]
+    return shown
+
+
+def _scores(frame: pd.DataFrame, title: str, *, digits: int = 1) -> Table:
     grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
     for name in frame.columns:
-        longest = max(map(len, name.split()))  # a word is not cut
-        grid.add_column(name, justify="right" if pd.api.types.is_numeric_dtype(frame[name]) else "left", min_width=longest)
+        longest = max(len(word) for cell in (name, *frame[name]) for word in str(cell).split())  # a word is not cut
+        grid.add_column(name, justify="left" if name in ("answer", "model") else "right", min_width=longest)
     for row in frame.itertuples(index=False):
-        grid.add_row(*(f"{value:.1f}" if isinstance(value, float) else str(value) for value in row))
+        grid.add_row(*(f"{value:.{digits}f}" if isinstance(value, float) else str(value) for value in row))
     return grid

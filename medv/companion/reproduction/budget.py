@@ -20,6 +20,7 @@ from medv.companion.studies import (
     infilling,
     initialization,
     less_repetition,
+    loss_band,
 )
 from medv.companion.studies import repetition as repetition_study
 from medv.companion.studies.fast_sampling import ON_MODEL
@@ -94,6 +95,11 @@ def _adaptation(profile: Profile) -> Work:
     return Work(7 / 6 * arms * plan.recipe["tokens"] / row, asked)  # half of the arms also run a teacher
 
 
+def _loss_band(profile: Profile) -> Work:
+    trials = loss_band.trials_of(profile).values()
+    return Work(sum(trial.steps * trial.batch_size for trial in trials), 0, profile.band_steps * loss_band.BATCH)
+
+
 def _conversation(profile: Profile) -> Work:
     questions, systems = min(193, 2 * profile.evaluation_descriptions), 3
     return Work(0, systems * questions * generation.canvas_of(profile)[0], systems * questions)
@@ -164,6 +170,7 @@ _COUNTS: dict[str, Callable[[Profile], Work]] = {
     "lora": _lora,
     "initialization": _initialization,
     "adaptation": _adaptation,
+    "loss_band": _loss_band,
     "open_conversation": _conversation,
     "length_control": _conversation,
     "chosen_length": _chosen_length,
