@@ -20,6 +20,7 @@ from medv.companion.reproduction.index import WORDS, facts_of
 from medv.companion.reproduction.registry import EXHIBITS, all_nodes
 from medv.companion.reproduction.reproduce import Progress
 from medv.companion.site.notebooks import page_of, unbroken
+from medv.companion.site.questions import questions_page
 from medv.companion.studies.node import Node
 
 ROOT = PACKAGE.parent
@@ -70,14 +71,16 @@ def write_pages(run: Path, pages: Path, only: tuple[str, ...] = ()) -> None:
     _write_notebooks(nodes, run, out, pages)
     _write_results(nodes, run, out, pages / "results")
     _write_reading(pages / "reading")
-    optional = {name: ROOT / f"{name.upper()}.md" for name in INCLUDED} | {"replication": committed / "replication.csv"}
-    start = (pages / "index.md").read_text(encoding="utf-8")
-    for name, source in optional.items():
-        if source.is_file():
-            _write(pages / f"{name}.md", source.read_text("utf-8") if source.suffix == ".md" else _replication(source))
+    files = {name: ROOT / f"{name.upper()}.md" for name in INCLUDED} | {"replication": committed / "replication.csv"}
+    texts = {name: _text_of(path) for name, path in files.items() if path.is_file()}
+    texts |= {} if only else {"questions": _questions(out / "figures")}
+    lines = (pages / "index.md").read_text(encoding="utf-8").splitlines()
+    for name in (*files, "questions"):
+        if name in texts:
+            _write(pages / f"{name}.md", texts[name])
         else:
-            start = start.replace(f"\n{name}\n", "\n")
-    _write(pages / "index.md", start)
+            lines = [line for line in lines if line != name and f"({name}.md)" not in line]
+    _write(pages / "index.md", "\n".join(lines))
 
 
 def _write_notebooks(nodes: list[Node], run: Path, out: Path, pages: Path) -> None:
@@ -136,9 +139,17 @@ def _write_reading(folder: Path) -> None:
     _write(folder / "index.md", "\n\n".join(["# Read in this order", intro, rows, _contents(pages)]))
 
 
-def _replication(path: Path) -> str:
-    """The page of the verdicts laid side by side over pipeline seeds."""
+def _text_of(path: Path) -> str:
+    """A page of Markdown as it is; the verdicts of the replication as a table."""
+    if path.suffix == ".md":
+        return path.read_text(encoding="utf-8")
     return f"# Replication\n\n{_raw(unbroken('<div class=scroll>' + to_html(pd.read_csv(path)) + '</div>'))}"
+
+
+def _questions(figures: Path) -> str:
+    """The page of questions; a result that it names leads to the cell that made it."""
+    page = questions_page(figures)
+    return re.sub(r"(?m)^\*Made by\*.*$", lambda line: re.sub(r"`(\w+)`", r"[`\1`](#cell-\1)", line[0]), page)
 
 
 def _contents(pages: Iterable[str]) -> str:
