@@ -15,6 +15,7 @@ from medv.companion.site.build import build, fenced, write_pages
 from medv.companion.site.notebooks import page_of
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+PATIENCE = 90_000  # milliseconds; a busy machine may need them
 NOTEBOOKS = ("33", "43")  # which lead to no other notebook
 
 
@@ -65,7 +66,11 @@ def executed(tmp_path):
     view = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "0%|      |"}
     outputs = [
         {"output_type": "display_data", "data": view, "metadata": {}},
-        {"output_type": "execute_result", "data": view | {"text/html": "<b>static form</b>"}, "metadata": {}},
+        {
+            "output_type": "execute_result",
+            "data": view | {"text/html": ["<a href='../figures/fig01.svg'>", "x"]},
+            "metadata": {},
+        },
         {"output_type": "execute_result", "data": view, "metadata": {}},
         {"output_type": "stream", "name": "stdout", "text": ["<script>alert(1)</script>"]},
     ]
@@ -81,7 +86,10 @@ def executed(tmp_path):
 def test_an_executed_notebook_keeps_what_needs_no_kernel_folds_parameters_and_names_no_folder_of_a_machine(executed, tmp_path):
     page = page_of(executed, True, tmp_path, find_node("corruption", all_nodes()))
     first, second, third = outputs_of(page)
-    assert first["data"]["text/html"] == "<b>static form</b>" and "widget" in second["data"]["text/html"].lower()
+    assert (
+        first["data"]["text/html"] == "<a href='../results/figures/fig01.svg'>x"
+        and "widget" in second["data"]["text/html"].lower()
+    )
     assert third["text"] == ["<script>alert(1)</script>"] and "0%|" not in json.dumps(second)
     folded = next(cell for cell in cells_of(page) if "out =" in cell["source"])
     assert "hide-input" in folded["metadata"]["tags"] and folded["source"] == 'out = "tiny"'
@@ -104,6 +112,27 @@ def test_texts_of_data_are_escaped_and_no_text_closes_its_fence(root, tmp_path):
 def test_what_is_neither_run_nor_committed_is_said(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"neither .*nowhere nor .* is there"):
         write_pages(tmp_path / "nowhere", tmp_path / "pages")
+
+
+def test_a_folder_that_is_no_site_is_kept(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="no site"):
+        build(tmp_path / "tiny", tmp_path)
+    assert (tmp_path / "mine.txt").exists()
+
+
+def test_the_replication_is_a_page_of_its_own_where_it_is_committed(root, tmp_path):
+    run = tmp_path / "tiny"
+    write_pages(run, tmp_path / "without", NOTEBOOKS)
+    assert (tmp_path / "without" / "replication.md").exists() == (
+        "replication" in (tmp_path / "without" / "index.md").read_text()
+    )
+    shutil.copytree(root / "figures" / "tiny", run / "figures")
+    for kind in ("csv", "json", "png"):
+        shutil.copyfile(run / "figures" / f"twin.{kind}", run / "figures" / f"replication.{kind}")
+    write_pages(run, tmp_path / "with", NOTEBOOKS)
+    page = (tmp_path / "with" / "replication.md").read_text()
+    assert "<table>" in page and "replication.png" in page and "replication" in (tmp_path / "with" / "index.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +222,7 @@ def browser():
 def test_a_browser_opens_it_from_disk_without_network(site, browser, scheme, width):
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
     opened, failed = context.new_page(), []
+    context.set_default_timeout(PATIENCE)
     opened.on("requestfailed", lambda request: failed.append(request.url))
     opened.on("request", lambda request: None if request.url.startswith(("file:", "data:")) else failed.append(request.url))
     opened.on("pageerror", lambda error: failed.append(str(error)))
@@ -201,7 +231,7 @@ def test_a_browser_opens_it_from_disk_without_network(site, browser, scheme, wid
         opened.goto((site / f"{name}.html").as_uri())
         if name.startswith("notebooks"):
             opened.wait_for_selector("mjx-container svg")
-            assert opened.locator(".math:not(:has(mjx-container))").count() == 0, "formulas that are not rendered"
+            opened.wait_for_function("!document.querySelector('.math:not(:has(mjx-container))')")  # no formula is left out
         assert opened.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 1, name
         assert not opened.evaluate("[...document.images].filter(i => i.loading != 'lazy' && !i.naturalWidth).map(i => i.src)")
         ground = opened.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -215,6 +245,7 @@ def test_a_browser_opens_it_from_disk_without_network(site, browser, scheme, wid
 @pytest.mark.slow
 def test_the_search_of_the_site_works_from_disk(site, browser):
     context = browser.new_context(offline=True)
+    context.set_default_timeout(PATIENCE)
     opened = context.new_page()
     opened.goto((site / "search.html").as_uri() + "?q=corruption")
     opened.wait_for_selector("#search-results li a")

@@ -10,12 +10,10 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-import pandas as pd
-
 from medv.artifacts import PACKAGE
 from medv.companion.figures.tables import to_html
 from medv.companion.figures.templates import template
-from medv.companion.reproduction.exhibits import is_made, manifest_of
+from medv.companion.reproduction.exhibits import is_made, manifest_of, numbers_of
 from medv.companion.reproduction.index import WORDS, facts_of
 from medv.companion.reproduction.registry import EXHIBITS, all_nodes
 from medv.companion.reproduction.reproduce import Progress
@@ -35,12 +33,15 @@ def build(run: str | Path, target: str | Path, *, only: tuple[str, ...] = (), op
 
     A `run` that does not exist leaves the committed results of `figures/NAME`, where NAME is that of the folder. `only`:
     notebooks, by the beginnings of their file names; of the API then only what imports no more than torch. `options` go to
-    `sphinx-build`. Raises FileNotFoundError outside the source tree, and where there is neither a run nor a committed result.
+    `sphinx-build`. Raises FileNotFoundError outside the source tree, and where there is neither a run nor a committed result;
+    FileExistsError where `target` is something else than a site.
     """
     from sphinx.cmd.build import build_main
 
     if not (ROOT / "docs" / "conf.py").is_file():
         raise FileNotFoundError(f"{ROOT / 'docs'} is not there: the site is built from a clone of the source tree")
+    if Path(target).exists() and not Path(target, "objects.inv").is_file():
+        raise FileExistsError(f"{target} is there and no site: give another folder, or remove it")
     with tempfile.TemporaryDirectory() as folder:
         pages = Path(folder, "pages")
         write_pages(Path(run), pages, only)
@@ -71,11 +72,12 @@ def write_pages(run: Path, pages: Path, only: tuple[str, ...] = ()) -> None:
     _write_notebooks(nodes, run, out, pages)
     _write_results(nodes, run, out, pages / "results")
     _write_reading(pages / "reading")
-    files = {name: ROOT / f"{name.upper()}.md" for name in INCLUDED} | {"replication": committed / "replication.csv"}
-    texts = {name: _text_of(path) for name, path in files.items() if path.is_file()}
+    files = {name: ROOT / f"{name.upper()}.md" for name in INCLUDED}
+    texts = {name: path.read_text(encoding="utf-8") for name, path in files.items() if path.is_file()}
+    texts |= {"replication": _replication(out)} if is_made(out, "replication") else {}
     texts |= {} if only else {"questions": _questions(out / "figures")}
     lines = (pages / "index.md").read_text(encoding="utf-8").splitlines()
-    for name in (*files, "questions"):
+    for name in (*files, "replication", "questions"):
         if name in texts:
             _write(pages / f"{name}.md", texts[name])
         else:
@@ -139,11 +141,12 @@ def _write_reading(folder: Path) -> None:
     _write(folder / "index.md", "\n\n".join(["# Read in this order", intro, rows, _contents(pages)]))
 
 
-def _text_of(path: Path) -> str:
-    """A page of Markdown as it is; the verdicts of the replication as a table."""
-    if path.suffix == ".md":
-        return path.read_text(encoding="utf-8")
-    return f"# Replication\n\n{_raw(unbroken('<div class=scroll>' + to_html(pd.read_csv(path)) + '</div>'))}"
+def _replication(out: Path) -> str:
+    """The page of the effects over seeds of the whole pipeline: figure and table."""
+    table = unbroken(f"<div class='scroll'>{to_html(numbers_of(out, 'replication'), digits=3)}</div>")
+    picture = "<div class='in-full'><img alt='Effects by pipeline seed' src='results/figures/replication.png'></div>"
+    said = "`medv replicate RUN RUN RUN` makes this page's table: what holds in every run is shown, everything else is open."
+    return f"# Replication\n\n{said}\n\n{_raw(picture + table)}"
 
 
 def _questions(figures: Path) -> str:
