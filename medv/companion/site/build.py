@@ -58,6 +58,7 @@ def write_pages(run: Path, pages: Path, only: tuple[str, ...] = ()) -> None:
     """Write all that Sphinx reads into the new folder `pages`."""
     shutil.copytree(ROOT / "docs", pages)
     shutil.copyfile(PACKAGE / "companion" / "reproduction" / "results.css", pages / "static" / "results.css")
+    shutil.copyfile(ROOT / "figures" / "screens" / "explorer.png", pages / "explorer.png")
     out = pages / "extra" / "results"  # copied to the site as it is
     committed = ROOT / "figures" / run.name
     for source in (committed, run / "figures"):
