@@ -290,11 +290,13 @@ def escape(value: Any) -> str:
 
 def _result(one: Measurement) -> EvalResult:
     """A measured number for the `model-index` of the hub."""
+    found = one.estimate
+    seeds = f", mean over the models of {found.seeds} training seeds" if found.seeds > 1 else ""
     return EvalResult(
         task_type="visual-question-answering",
         dataset_type=re.sub(r"[^\w.-]+", "-", one.data).strip("-") or "data",
         dataset_name=one.data,
         metric_type=re.sub(r"\W+", "_", one.metric),
-        metric_name=f"{one.metric} (%), 95 % interval {one.estimate.low:.1f} to {one.estimate.high:.1f}, n = {one.estimate.n}",
-        metric_value=round(one.estimate.value, 2),
+        metric_name=f"{one.metric} (%), 95 % interval {found.low:.1f} to {found.high:.1f}, n = {found.n}{seeds}",
+        metric_value=round(found.value, 2),
     )

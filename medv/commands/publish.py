@@ -1,5 +1,7 @@
 """`medv publish`: a model folder, ready for the Hugging Face hub."""
 
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +30,8 @@ def publish(
 
     logging.disable_progress_bar()
     try:
-        facts = run(folder, to, figures=figures, licence=licence)
+        with redirect_stdout(sys.stderr):  # DeepSpeed, which accelerate imports to save a model, greets there
+            facts = run(folder, to, figures=figures, licence=licence)
     except ValueError as error:  # of an output folder
         raise ValueError(str(error).replace("--out", "--to")) from error
     print_mapping(f"published to {to}", facts, as_json)

@@ -183,7 +183,7 @@ def _card(
     shown = [name for name, (_, manifest) in pictures.items() if manifest.about["node"] == node]
     captions = [(name, manifest.about.get("caption") or name) for name, (_, manifest) in pictures.items()]
     notes = _notes(folder)
-    bundled = made and made.profile.get("towers") == "bundled" and not made.parameters.get("init")
+    bundled = node in OWN and made.profile.get("towers") == "bundled" and not made.parameters.get("init")
     if bundled and notes.get("training", {}).get("recipe") and "start" not in notes["training"]:  # trained before 0.2
         notes["training"] |= {"start": BUNDLED_START}
     finish_folder(to, evidence=Evidence(measurements(made, pictures), captions, shown, licence), **notes)
