@@ -163,6 +163,7 @@ def report(history: History, band: pd.DataFrame, own: pd.DataFrame, made: str, s
     """The comparison as facts, JSON-able; `sentences` says them."""
     row, counts = band.iloc[0], own["where"].value_counts()
     outside = 1 - counts.get("inside", 0) / len(own)
+    known = scale == SHAPE and not math.isnan(row["left_out"])  # one training has no others
     steps, late = history.rows["step"], own[own["share"] > 1 - START + 1e-9]["value"]
     return {
         "band": made,
@@ -181,8 +182,8 @@ def report(history: History, band: pd.DataFrame, own: pd.DataFrame, made: str, s
         "outside_share": outside,
         "last_fifth": float(late.mean()) if len(late) else None,
         **{f"band_{name}": float(row[name]) for name in ENDS},
-        "healthy_outside_share": float(row["left_out"]) if scale == SHAPE else None,
-        "healthy_outside_most": float(row["left_out_most"]) if scale == SHAPE else None,
+        "healthy_outside_share": float(row["left_out"]) if known else None,
+        "healthy_outside_most": float(row["left_out_most"]) if known else None,
         "noise_of_a_row": relative_noise(history.rows["loss"].to_numpy()),
         "band_noise_of_a_step": float(row["noise"]),
     }
