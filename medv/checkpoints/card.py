@@ -268,8 +268,8 @@ def _stage_cells(row: Mapping[str, Any]) -> list[str]:
     data, lora = row["data"], row["lora"]
     described = NOT_RECORDED
     if data:
-        kind = "drawn (phantoms)" if data["drawn"] == data["examples"] else f"{data['drawn']} of them drawn"
-        described = f"{data['examples']} examples, {kind}" + (f", {data['name']}" if data.get("name") else "")
+        some = f"{data.get('name') or 'name ' + NOT_RECORDED}, {data['drawn']} of them drawn"
+        described = f"{data['examples']} examples, {'drawn (phantoms)' if data['drawn'] == data['examples'] else some}"
     trained = ", ".join(row["trains"] or ()) + (f", LoRA of rank {lora['rank']}, alpha {lora['alpha']}" if lora else "")
     loss = f"{row['normalization']}, t {row['times']}"
     stage = STAGES.get(row["stage"], row["stage"] or NOT_RECORDED)

@@ -147,11 +147,12 @@ def train_stage(
             else:
                 trained.save_pretrained(out)
             processor.save_pretrained(out)
-            write_json(out / HISTORY_FILE, trainer.losses())
+            history = trainer.losses()
+            write_json(out / HISTORY_FILE, history)
             write_json(out / SPEED, trainer.meter.to_dict())
             training = {"recipe": asdict(recipe), "steps": trainer.state.global_step, **facts}
             for folder in (out, *([out / "adapter"] if lora else [])):
-                finish_folder(folder, training=training, run=run)
+                finish_folder(folder, training=training, run=run, history=history)
             write_json(out / FINISHED, training)
         PartialState().wait_for_everyone()
     return trained

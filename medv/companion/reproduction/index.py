@@ -76,6 +76,7 @@ def facts_of(out: Path, name: str, title: str, item: Progress | None, *, embed: 
         "small": picture(out, name, 2 * CARD if sheet else CARD),
         "beside": beside(out, name, embed=embed),
         "profile": profile,
+        "origin": f"commit {(manifest.get('commit') or 'unknown')[:12]}, {manifest.get('created', '')[:10]}",
         "command": command,
         "files": [kind for kind in ("png", "svg", "csv", "json") if (out / "figures" / f"{name}.{kind}").exists()],
     }

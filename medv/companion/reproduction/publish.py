@@ -82,9 +82,13 @@ def publish(folder: Path, to: Path, *, figures: Path | None = None, licence: str
 
 def stored_dtype(folder: Path) -> torch.dtype:
     """The dtype that the weights of a model, or of the base below a part of one, are stored in."""
-    while is_adapter(folder):
-        folder = base_folder(folder)
-    found = getattr(torch, str(read_object(folder / "config.json").get("dtype")), None)
+    if is_adapter(folder):
+        folder = base_folder(folder)  # `load_model` follows longer chains, and finds circles
+    found = (
+        getattr(torch, str(read_object(folder / "config.json").get("dtype")), None)
+        if (folder / "config.json").is_file()
+        else None
+    )
     return found if isinstance(found, torch.dtype) else torch.float32
 
 
@@ -109,7 +113,10 @@ def _figures_of(folder: Path, made: Manifest | None, figures: Path | None) -> It
         for file in sorted(place.glob("*.json")) if place.is_dir() else ():
             if not re.fullmatch(r"\w+", file.stem) or not all(file.with_suffix(suffix).is_file() for suffix in SUFFIXES):
                 continue
-            manifest = Manifest.read(file)
+            try:
+                manifest = Manifest.read(file)
+            except ValueError:  # somebody else's file
+                continue
             if print_of_model in manifest.inputs.values() or (made is not None and same_work(made, manifest)):
                 found.append((file.stem, (place, manifest)))
         if found:
@@ -125,7 +132,7 @@ def same_work(made: Manifest, other: Manifest) -> bool:
 
 def measurements(made: Manifest | None, pictures: dict[str, tuple[Path, Manifest]]) -> list[Measurement]:
     """The scores of the model and of its controls, from the figure of the notebook that trained it."""
-    name, own = OWN.get(made.about["node"], ("", "")) if made else ("", "")
+    name, own = OWN.get(made.about.get("node"), ("", "")) if made else ("", "")
     if name not in pictures:
         return []
     place, manifest = pictures[name]
@@ -179,8 +186,8 @@ def _card(
     theirs = folder / CARD
     if not (to / CARD).exists() and theirs.is_file() and not is_own(read_text(theirs)):
         shutil.copyfile(theirs, to / CARD)
-    node = made.about["node"] if made else None
-    shown = [name for name, (_, manifest) in pictures.items() if manifest.about["node"] == node]
+    node = made.about.get("node") if made else None
+    shown = [name for name, (_, manifest) in pictures.items() if made and manifest.about.get("node") == node]
     captions = [(name, manifest.about.get("caption") or name) for name, (_, manifest) in pictures.items()]
     notes = _notes(folder)
     bundled = node in OWN and made.profile.get("towers") == "bundled" and not made.parameters.get("init")

@@ -10,16 +10,15 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-import pandas as pd
-
 from medv.artifacts import PACKAGE
 from medv.companion.figures.tables import to_html
 from medv.companion.figures.templates import template
-from medv.companion.reproduction.exhibits import is_made, manifest_of
+from medv.companion.reproduction.exhibits import is_made, manifest_of, numbers_of
 from medv.companion.reproduction.index import WORDS, facts_of
 from medv.companion.reproduction.registry import EXHIBITS, all_nodes
 from medv.companion.reproduction.reproduce import Progress
-from medv.companion.site.notebooks import page_of
+from medv.companion.site.notebooks import page_of, unbroken
+from medv.companion.site.questions import questions_page
 from medv.companion.studies.node import Node
 
 ROOT = PACKAGE.parent
@@ -33,13 +32,16 @@ def build(run: str | Path, target: str | Path, *, only: tuple[str, ...] = (), op
     """Build the site of the run folder `run` into `target`, which it replaces; returns Sphinx's exit code.
 
     A `run` that does not exist leaves the committed results of `figures/NAME`, where NAME is that of the folder. `only`:
-    notebooks, by the beginnings of their file names; `options` go to `sphinx-build`. Raises FileNotFoundError outside the
-    source tree, and where there is neither a run nor a committed result.
+    notebooks, by the beginnings of their file names; of the API then only what imports no more than torch. `options` go to
+    `sphinx-build`. Raises FileNotFoundError outside the source tree, and where there is neither a run nor a committed result;
+    FileExistsError where `target` is something else than a site.
     """
     from sphinx.cmd.build import build_main
 
     if not (ROOT / "docs" / "conf.py").is_file():
         raise FileNotFoundError(f"{ROOT / 'docs'} is not there: the site is built from a clone of the source tree")
+    if Path(target).exists() and not Path(target, "objects.inv").is_file():
+        raise FileExistsError(f"{target} is there and no site: give another folder, or remove it")
     with tempfile.TemporaryDirectory() as folder:
         pages = Path(folder, "pages")
         write_pages(Path(run), pages, only)
@@ -56,6 +58,7 @@ def write_pages(run: Path, pages: Path, only: tuple[str, ...] = ()) -> None:
     """Write all that Sphinx reads into the new folder `pages`."""
     shutil.copytree(ROOT / "docs", pages)
     shutil.copyfile(PACKAGE / "companion" / "reproduction" / "results.css", pages / "static" / "results.css")
+    shutil.copyfile(ROOT / "figures" / "screens" / "explorer.png", pages / "explorer.png")
     out = pages / "extra" / "results"  # copied to the site as it is
     committed = ROOT / "figures" / run.name
     for source in (committed, run / "figures"):
@@ -63,18 +66,24 @@ def write_pages(run: Path, pages: Path, only: tuple[str, ...] = ()) -> None:
             shutil.copytree(source, out / "figures", dirs_exist_ok=True)
     if not out.is_dir():
         raise FileNotFoundError(f"neither {run} nor {committed} is there: `medv reproduce` makes a run")
+    for page in (pages / "api").glob("*.rst"):
+        if only and page.stem not in ("index", "diffusion"):
+            page.unlink()
     nodes = [node for node in all_nodes() if not only or node.notebook.startswith(only)]
     _write_notebooks(nodes, run, out, pages)
     _write_results(nodes, run, out, pages / "results")
     _write_reading(pages / "reading")
-    optional = {name: ROOT / f"{name.upper()}.md" for name in INCLUDED} | {"replication": committed / "replication.csv"}
-    start = (pages / "index.md").read_text(encoding="utf-8")
-    for name, source in optional.items():
-        if source.is_file():
-            _write(pages / f"{name}.md", source.read_text("utf-8") if source.suffix == ".md" else _replication(source))
+    files = {name: ROOT / f"{name.upper()}.md" for name in INCLUDED}
+    texts = {name: path.read_text(encoding="utf-8") for name, path in files.items() if path.is_file()}
+    texts |= {"replication": _replication(out)} if is_made(out, "replication") else {}
+    texts |= {} if only else {"questions": _questions(out / "figures")}
+    lines = (pages / "index.md").read_text(encoding="utf-8").splitlines()
+    for name in (*files, "replication", "questions"):
+        if name in texts:
+            _write(pages / f"{name}.md", texts[name])
         else:
-            start = start.replace(f"\n{name}\n", "\n")
-    _write(pages / "index.md", start)
+            lines = [line for line in lines if line != name and f"({name}.md)" not in line]
+    _write(pages / "index.md", "\n".join(lines))
 
 
 def _write_notebooks(nodes: list[Node], run: Path, out: Path, pages: Path) -> None:
@@ -111,11 +120,10 @@ def _write_results(nodes: list[Node], run: Path, out: Path, folder: Path) -> Non
         facts = facts_of(out, name, EXHIBITS.get(name, ""), item, embed=False)
         cards[name in EXHIBITS] += macros.card(facts, said, f"{name}.html")
         if here:
-            of = f" · beside {facts['about']['counterpart']} of the paper" if facts["about"]["counterpart"] else ""
-            node = made[name]
-            link = f"[Notebook {node.notebook[:2]}: {node.title}](../notebooks/{node.notebook})"
+            title = f"{name}: {EXHIBITS[name]}" if name in EXHIBITS else name
+            made_by = f"[Notebook {made[name].notebook[:2]}: {made[name].title}](../notebooks/{made[name].notebook})"
             body = f"<div class='in-full'>{macros.in_full(facts, said)}</div>"
-            _write(folder / f"{name}.md", f"# {name}{of}\n\n{link}\n\n{_raw(body)}")
+            _write(folder / f"{name}.md", f"# {title}\n\n{made_by}\n\n{_raw(unbroken(body))}")
     shown = [f"## {head}\n\n{_raw(f'<div class=cards>{cards[own]}</div>')}" for own, head in GALLERY.items() if cards[own]]
     text = "\n\n".join(["# Figures and tables", *shown, _contents(f"{name}.md" for name in order if is_made(out, name))])
     _write(folder / "index.md", text)
@@ -129,26 +137,35 @@ def _write_reading(folder: Path) -> None:
     for page, (name, said) in zip(pages, names, strict=True):
         title, module = Path(page).stem.replace("-", ". "), name.removesuffix(".py").replace("/", ".")
         text = f"# {title}\n\n{said[0].upper()}{said[1:]}\n`{name}`, in the reference: {{py:mod}}`{module}`.\n\n"
-        _write(folder / page, text + _fenced("{code-block} python", f":linenos:\n\n{(ROOT / name).read_text('utf-8')}"))
+        _write(folder / page, text + fenced("{code-block} python", f":linenos:\n\n{(ROOT / name).read_text('utf-8')}"))
     rows = "\n".join(f"1. [`{name}`]({page}): {said}" for page, (name, said) in zip(pages, names, strict=True))
     _write(folder / "index.md", "\n\n".join(["# Read in this order", intro, rows, _contents(pages)]))
 
 
-def _replication(path: Path) -> str:
-    """The page of the verdicts laid side by side over pipeline seeds."""
-    return f"# Replication\n\n{_raw('<div class=scroll>' + to_html(pd.read_csv(path)) + '</div>')}"
+def _replication(out: Path) -> str:
+    """The page of the effects over seeds of the whole pipeline: figure and table."""
+    table = unbroken(f"<div class='scroll'>{to_html(numbers_of(out, 'replication'), digits=3)}</div>")
+    picture = "<div class='in-full'><img alt='Effects by pipeline seed' src='results/figures/replication.png'></div>"
+    said = "`medv replicate RUN RUN RUN` makes this page's table: what holds in every run is shown, everything else is open."
+    return f"# Replication\n\n{said}\n\n{_raw(picture + table)}"
+
+
+def _questions(figures: Path) -> str:
+    """The page of questions; a result that it names leads to the cell that made it."""
+    page = questions_page(figures)
+    return re.sub(r"(?m)^\*Made by\*.*$", lambda line: re.sub(r"`(\w+)`", r"[`\1`](#cell-\1)", line[0]), page)
 
 
 def _contents(pages: Iterable[str]) -> str:
     """A hidden table of contents, for the navigation."""
-    return _fenced("{toctree}", ":hidden:\n\n" + "\n".join(pages))
+    return fenced("{toctree}", ":hidden:\n\n" + "\n".join(pages))
 
 
 def _raw(page: str) -> str:
-    return _fenced("{raw} html", page)
+    return fenced("{raw} html", page)
 
 
-def _fenced(kind: str, text: str) -> str:
+def fenced(kind: str, text: str) -> str:
     """A directive of MyST around any text: the fence is longer than every run of backticks in it."""
     fence = "`" * (1 + max(2, *map(len, re.findall("`+", text) or [""])))
     return f"{fence}{kind}\n{text}\n{fence}\n"

@@ -83,7 +83,7 @@ def _stand_in(out: Path, name: str) -> dict[str, Any]:
     about = manifest_of(out, name)["about"]
     caption = f"<p class='medv-caption'>{html.escape(about['caption'])} ({html.escape(about['data'])})</p>"
     if about.get("kind") == "table":
-        data = {"text/html": f"<div class='scroll'>{to_html(numbers_of(out, name))}</div>{caption}"}
+        data = {"text/html": f"<div class='scroll'>{unbroken(to_html(numbers_of(out, name)))}</div>{caption}"}
     else:
         picture = base64.b64encode((out / "figures" / f"{name}.png").read_bytes()).decode()
         alt = html.escape(about["caption"], quote=True)
@@ -92,16 +92,22 @@ def _stand_in(out: Path, name: str) -> dict[str, Any]:
 
 
 def _shown(output: dict[str, Any]) -> dict[str, Any] | None:
-    """An output that needs no kernel: progress bars go, a widget is named, and a picture or table keeps no second form."""
-    data = output.get("data")
-    if data is None or WIDGET not in data:
-        return output
-    data = {kind: value for kind, value in data.items() if kind != WIDGET}
-    if not PRINTED & set(data):
-        if output["output_type"] == "display_data":
-            return None
-        data = {"text/html": "<p class='medv-widget'>A widget, which needs a running kernel: <code>make lab</code>.</p>"}
-    return output | {"data": data}
+    """An output that needs no kernel: progress bars go, a widget is named, and links to figures find them on the site."""
+    data = dict(output.get("data", {}))
+    if WIDGET in data:
+        del data[WIDGET]
+        if not PRINTED & set(data):
+            if output["output_type"] == "display_data":
+                return None
+            data = {"text/html": "<p class='medv-widget'>A widget, which needs a running kernel: <code>make lab</code>.</p>"}
+    if "text/html" in data:
+        data["text/html"] = "".join(data["text/html"]).replace("href='../figures/", "href='../results/figures/")
+    return output | {"data": data} if data else output
+
+
+def unbroken(page: str) -> str:
+    """HTML whose intervals, "[1.0, 2.5]", are not broken over lines."""
+    return re.sub(r"(\[[-+\d.]+,) ([-+\d.]+\])", r"\1&nbsp;\2", page)
 
 
 def _text(source: str, name: str) -> dict[str, Any]:
