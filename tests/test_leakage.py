@@ -88,5 +88,6 @@ def test_the_published_files_give_the_known_overlap_and_the_blind_score(name, im
     assert isinstance(found["printed"], pd.DataFrame) and len(found["printed"]) > 3
     right = dict(zip(found["printed"]["model"], found["printed"].filter(like="right of").iloc[:, 0], strict=True))
     assert right["LLaDA-MedV"] == {"vqa_rad": "231", "slake": "384", "pathvqa": "no number"}[name]
+    assert right["M2I2"] == {"vqa_rad": "227, rounded", "slake": "379, rounded", "pathvqa": "2984"}[name]
     zero_shot = {"vqa_rad": "204", "slake": "280"}.get(name)
     assert right.get("LLaDA-MedV, zero-shot") == zero_shot

@@ -109,8 +109,7 @@ def beside_ceilings(printed: pd.DataFrame, trainings: Iterable[Sequence[Example]
     """
     frame, closed = printed.copy(), sum(example.answer_type == "CLOSED" for example in test)
     if closed:
-        counts = [", ".join(map(str, counts_that_give(score, closed))) for score in frame["closed"]]
-        frame[f"right of {closed} closed"] = [count or "no number" for count in counts]
+        frame[f"right of {closed} closed"] = [_right(score, closed) for score in frame["closed"]]
     for train in trainings:
         known = {frozenset(normalize(example.answer).split()) for example in train}
         wanted = [set(normalize(example.answer).split()) for example in test if example.answer_type == "OPEN"]
@@ -122,6 +121,14 @@ def beside_ceilings(printed: pd.DataFrame, trainings: Iterable[Sequence[Example]
         name = f"open above {sums}, the best choice among the answers of {len(train)} rows"
         frame[name] = ["yes" if score > percent else "no" for score in frame["open"]]
     return frame
+
+
+def _right(percent: float, n: int) -> str:
+    """The numbers of right answers out of n that give a printed score; of one that ends in 0 also by its first decimal."""
+    if counts := counts_that_give(percent, n):
+        return ", ".join(map(str, counts))
+    rounded = counts_that_give(percent, n, places=1) if f"{percent:.2f}".endswith("0") else []
+    return f"{', '.join(map(str, rounded))}, rounded" if rounded else "no number"
 
 
 def _image(example: Example) -> str:

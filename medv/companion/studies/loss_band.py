@@ -48,6 +48,7 @@ NODE = Node(
 )
 
 BATCH = 8  # examples of a step
+RATE = 0.3  # of the recipe's learning rate: with the whole of it the validation loss rises over so few steps
 POINTS = 15  # windows of a curve
 START = 0.2  # the share of a run whose mean loss is the unit of its shape
 LOW, HIGH = 0.05, 0.95  # the quantiles over seeds that bound the band
@@ -57,12 +58,13 @@ NATS, SHAPE = "nats", "start"
 
 @dataclass(frozen=True)
 class BandTrial:
-    """One training of stage 2: times, how t is drawn; `batch_size` examples a step."""
+    """One training of stage 2: times, how t is drawn; `batch_size` examples a step; rate, a share of the recipe's."""
 
     times: str
     seed: int
     steps: int
     batch_size: int
+    rate: float = 1.0
 
 
 class Recorder:
@@ -89,7 +91,7 @@ def trials_of(profile: Profile) -> dict[str, BandTrial]:
             f"profile {profile.name} has no short trainings of stage 2, or too short ones: set band_steps, to 5 or more"
         )
     return {
-        f"{times}-seed{seed}": BandTrial(times, seed, profile.band_steps, BATCH)
+        f"{times}-seed{seed}": BandTrial(times, seed, profile.band_steps, BATCH, RATE)
         for seed in range(profile.band_seeds)
         for times in TIMES
     }
@@ -132,7 +134,9 @@ def recorded(
     """
     model, processor = load_model(init, device="cpu")  # the Trainer places it
     sizes = {"samples": len(examples), "epochs": 1, "batch_size": trial.batch_size, "times": trial.times}
-    recipe = replace(profile.stages["instruct"], cached_vision=looks is not None, **sizes)
+    recipe = profile.stages["instruct"]
+    sizes |= {"learning_rate": trial.rate * recipe.learning_rate, "cached_vision": looks is not None}
+    recipe = replace(recipe, **sizes)
     model.config.loss_normalization = recipe.normalization
     before = validation_loss(model, processor, recipe, held_out)
     record = Recorder()
