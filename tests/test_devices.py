@@ -91,7 +91,7 @@ def test_the_sampler_works_on_a_model_that_is_kept_elsewhere_between_uses(monkey
 
 def test_a_model_too_large_for_the_gpu_is_spread_and_one_too_large_for_all_is_refused(many_gpus, monkeypatch):
     asked = {}
-    monkeypatch.setattr("medv.model.devices.dispatch_model", lambda model, plan: asked.setdefault("plan", plan) and model)
+    monkeypatch.setattr("accelerate.dispatch_model", lambda model, plan: asked.setdefault("plan", plan) and model)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
     network = tiny.model()
     size = sum(value.nbytes for value in network.state_dict().values())

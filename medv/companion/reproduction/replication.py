@@ -43,7 +43,8 @@ def effects_of(run: str | Path) -> tuple[pd.DataFrame, Manifest]:
     made = {(manifest.seed, manifest.profile.get("name")) for manifest in manifests}
     if len(made) > 1:
         raise DataError(f"the results in {folder} were made with several seeds or profiles, {sorted(made)}: finish the run")
-    return pd.concat(frames, ignore_index=True).set_index(["notebook", "effect"]), manifests[0]
+    rows = pd.concat(frames, ignore_index=True).sort_values("notebook", kind="stable")
+    return rows.set_index(["notebook", "effect"]), manifests[0]
 
 
 def pooled(parts: Sequence[Estimate]) -> tuple[Estimate, float]:
