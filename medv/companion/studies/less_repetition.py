@@ -6,16 +6,18 @@ answer says anyway, and the discount of candidates that attend to doubtful ones 
 2606.10829). The last two look into the network: they sample by plain forwards.
 """
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from torch.nn.functional import pad
 
-from medv.companion.studies.generation import canvas_of, measured
+from medv.companion.studies.generation import canvas_of, measured, plain_configs, table5_settings
 from medv.companion.studies.node import Node
 from medv.companion.studies.summaries import change, means, summarize_answers
 from medv.data.example import Example
@@ -32,7 +34,7 @@ NODE = Node(
     "less_repetition",
     "34_less_repetition.ipynb",
     "Less repetition at equal forwards",
-    needs=("models/stage2",),
+    needs=("models/stage2", "answers/generation_settings"),
     makes=("answers/less_repetition",),
     results=("less_repetition", "repetition_front", "less_repetition_oracle", "effects_less_repetition"),
     reads=("qa50",),
@@ -168,6 +170,15 @@ def other_configs(profile: Profile) -> dict[str, SamplerConfig]:
 def oracle_ways() -> dict[str, dict]:
     """What can be asked of the oracle of `studies.markov`, as options of `SamplerConfig`."""
     return {BASE: {}, OURS: {"filters": (PhraseVeto(),)}, "soft window": {"schedule": SoftWindow()}}
+
+
+def keep_answers(source: Path, profile: Profile, configs: Mapping[str, SamplerConfig], folder: Path) -> None:
+    """Copy the answers of notebook 32 (the folder `source`) by these configurations to where `ask_model` finds them."""
+    known = {config: place for place, config in enumerate(plain_configs(table5_settings(profile), profile.describe).values())}
+    folder.mkdir(parents=True, exist_ok=True)
+    for place, config in enumerate(configs.values()):
+        for file in source.glob(f"{known[config]:02d}-seed*.jsonl") if config in known else ():
+            shutil.copyfile(file, folder / file.name.replace(f"{known[config]:02d}", f"{place:02d}", 1))
 
 
 def ask_watched(profile: Profile, answerer: Answerer, asked: Mapping[int, Sequence[Example]]) -> pd.DataFrame:
