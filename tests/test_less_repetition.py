@@ -9,6 +9,7 @@ import torch
 from tiny import model, processor
 
 from medv.companion.studies import confidence as worth
+from medv.companion.studies import generation
 from medv.companion.studies import less_repetition as study
 from medv.companion.studies.training_stages import QuestionSet
 from medv.diffusion.config import SamplerConfig
@@ -63,6 +64,20 @@ def test_a_target_is_met_missed_or_not_measured():
     assert ": kept within 2 points;" in said
     assert "not shown to be kept" in study.targets(points.assign(score_low=-2.1))
     assert ": not measured;" in study.targets(points.assign(score_gap=np.nan, score_low=np.nan, score_high=np.nan))
+
+
+def test_the_answers_taken_over_are_those_that_would_have_been_asked(answerer, tmp_path):
+    profile, size = get_profile("smoke"), answerer.model.config.vision_config.image_size
+    asked = {0: description_set("test", 2, image_size=size)}
+    plain = generation.plain_configs(generation.table5_settings(profile), profile.describe)
+    configs = {name: config for name, config in study.main_configs(profile).items() if config in plain.values()}
+    assert len(configs) > 1
+    generation.ask_model(answerer, plain, asked, tmp_path / "32")
+    study.keep_answers(tmp_path / "32", profile, configs, tmp_path / "kept")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "kept").iterdir()}
+    kept, anew = (generation.ask_model(answerer, configs, asked, tmp_path / folder) for folder in ("kept", "anew"))
+    assert before == {file.name: file.read_bytes() for file in (tmp_path / "kept").iterdir()}, "nothing is asked again"
+    pd.testing.assert_frame_equal(kept.drop(columns="seconds"), anew.drop(columns="seconds"))
 
 
 # --- Confidence ---

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from medv.artifacts import Manifest
 from medv.cli import app
-from medv.companion.reproduction.replication import holm, pooled, replicate, write_replication
+from medv.companion.reproduction.replication import holm, pooled, replicate, student, write_replication
 from medv.companion.reproduction.run import open_run
 from medv.companion.studies.effects import COLUMNS
 from medv.intervals import Estimate
@@ -59,9 +59,16 @@ def test_the_error_of_the_mean_has_a_part_between_and_a_part_within_runs():
     mean, _ = pooled(parts)
     freedom = (1 / 3 + 1) ** 2 / ((1 / 3) ** 2 / 2)  # Welch and Satterthwaite: 32, where Student's t is 2.037
     assert freedom == pytest.approx(32) and mean.value == 5
-    assert mean.high - 5 == pytest.approx(2.037 * np.sqrt(4 / 3), rel=0.01)
+    assert mean.high - 5 == pytest.approx(2.037 * np.sqrt(4 / 3), rel=1e-3)
     equal, p = pooled([Estimate(3, 1.04, 4.96, 50)] * 3)  # no difference between runs: the items alone, and a normal law
-    assert equal.high - 3 == pytest.approx(1.96, rel=0.01) and p == pytest.approx(0.0027, rel=0.1)
+    assert equal.high - 3 == pytest.approx(1.96, rel=1e-3) and p == pytest.approx(0.0027, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("freedom", "size", "beyond"), [(1, 12.706, 0.05), (2, 4.303, 0.05), (2, 31.599, 0.001), (30, 2.75, 0.01)]
+)
+def test_students_t_is_that_of_the_tables(freedom, size, beyond):
+    assert np.interp(size, *student(freedom)) == pytest.approx(beyond, rel=2e-3)
 
 
 def test_holms_correction_is_that_of_the_textbook():

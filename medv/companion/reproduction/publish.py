@@ -19,16 +19,7 @@ import torch
 from medv.artifacts import CARD, MANIFEST, PACKAGE, Manifest, fingerprint, write_json
 from medv.checkpoints.adapters import base_folder, is_adapter
 from medv.checkpoints.bundled import load_model
-from medv.checkpoints.card import (
-    BUNDLED_START,
-    HISTORY_FILE,
-    TRAINING_FILE,
-    Evidence,
-    Measurement,
-    finish_folder,
-    is_own,
-    kind_of,
-)
+from medv.checkpoints.card import HISTORY_FILE, TRAINING_FILE, Evidence, Measurement, finish_folder, is_own, kind_of
 from medv.checkpoints.contents import PLACES, contents
 from medv.checkpoints.shards import read_object
 from medv.companion.reproduction.cache import SUFFIXES
@@ -189,11 +180,7 @@ def _card(
     node = made.about.get("node") if made else None
     shown = [name for name, (_, manifest) in pictures.items() if made and manifest.about.get("node") == node]
     captions = [(name, manifest.about.get("caption") or name) for name, (_, manifest) in pictures.items()]
-    notes = _notes(folder)
-    bundled = node in OWN and made.profile.get("towers") == "bundled" and not made.parameters.get("init")
-    if bundled and notes.get("training", {}).get("recipe") and "start" not in notes["training"]:  # trained before 0.2
-        notes["training"] |= {"start": BUNDLED_START}
-    finish_folder(to, evidence=Evidence(measurements(made, pictures), captions, shown, licence), **notes)
+    finish_folder(to, evidence=Evidence(measurements(made, pictures), captions, shown, licence), **_notes(folder))
     return not is_own(read_text(to / CARD))
 
 

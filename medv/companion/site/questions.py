@@ -90,9 +90,11 @@ def _loss(tables: Tables) -> list[str]:
     return [
         f"With the loss of LLaDA's guidelines (normalization *sample*, every t drawn by itself) one step of "
         f"{last['batch_size']} examples scatters around the trend by {reference['noise of one step (%)']} percent of the loss. "
-        f"After {last['steps']} steps the loss is {end.cell('.2f')} of its own mean over the first fifth of them: median and 5 "
-        f"to 95 % of {last['seeds']} seeds. Of a healthy training, laid over the band of the others, this percentage of the "
-        f"windows lies outside: {reference['left-out seed outside (%)']}. What the other normalizations and stratified t do:",
+        f"After {last['steps']} steps at {last['rate']:g} of the recipe's learning rate the loss is {end.cell('.2f')} of "
+        "its own mean over the first fifth of them: "
+        f"median and 5 to 95 % of {last['seeds']} seeds. Of a healthy training, laid over the band of the others, this "
+        f"percentage of the windows lies outside: {reference['left-out seed outside (%)']}. "
+        "What the other normalizations and stratified t do:",
         grid([*columns, "seeds"], table[[*columns, "n"]].itertuples(index=False)),
         f"The whole stage 2 of this run, {whole['validation']['step'].max():.0f} steps and one seed, shows what a longer "
         f"training does: its logged loss, each row a mean over many steps, goes {went['train']} nats, its validation loss "

@@ -21,12 +21,12 @@ def effect_table(found: Mapping[str, Estimate], unit: str = "points") -> pd.Data
     return rows.assign(unit=unit, verdict=[gap.verdict() for gap in found.values()])[COLUMNS]
 
 
-def named_effects(rows: pd.DataFrame, names: Sequence[str], what: str = "") -> pd.DataFrame:
-    """The effects in a frame with value, low, high, n and seeds: the columns `names` give the name of each, after `what`."""
-    said = rows[list(names)].astype(str).agg(", ".join, axis=1).str.replace("_", " ")
+def named_effects(rows: pd.DataFrame, form: str) -> pd.DataFrame:
+    """The effects in a frame with value, low, high, n and seeds. form: the name of each, with columns in braces."""
+    names = [form.format(**row).replace("_", " ") for row in rows.to_dict("records")]
     units = rows["metric"].map(UNITS).fillna("points") if "metric" in rows else "points"
     verdicts = [Estimate.of(row).verdict() for row in rows.itertuples()]
-    return rows.assign(effect=what + said, unit=units, verdict=verdicts)[COLUMNS].reset_index(drop=True)
+    return rows.assign(effect=names, unit=units, verdict=verdicts)[COLUMNS].reset_index(drop=True)
 
 
 def claimed_effects(items: pd.DataFrame, claims: Sequence[tuple[str, str, str, str, str]]) -> pd.DataFrame:
@@ -53,5 +53,5 @@ def margin_effects(items: pd.DataFrame, name: str, bases: Sequence[str], metrics
     for test, part in items.groupby("test", sort=False):
         for base in (base for base in bases if base in set(part["condition"])):
             found = differences(part, name, base, list(metrics))
-            frames.append(named_effects(found, ["metric"], f"{test}, {name} minus {base}: "))
+            frames.append(named_effects(found, f"{test}, {name} minus {base}: {{metric}}"))
     return pd.concat(frames, ignore_index=True)

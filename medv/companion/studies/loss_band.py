@@ -214,8 +214,8 @@ def band_of(losses: pd.DataFrame, trained: str, vocabulary: int) -> pd.DataFrame
     """The band: a row per times, normalization, scale and window. What is drawn, and what `medv compare-loss` reads.
 
     median, low, high: over seeds; end, end_low, end_high: the same of the mean over the last fifth of the run. noise: of one
-    step, relative. left_out, left_out_most: mean and largest of `left_out`. trained: the normalization that was trained.
-    uniform: ln V, the loss of a uniform guess. steps, window, batch_size, seeds.
+    step, relative. left_out, left_out_most: mean and largest of `left_out`. trained: the normalization that was trained,
+    at `rate` of the recipe's learning rate. uniform: ln V, the loss of a uniform guess. steps, window, batch_size, seeds.
     """
     smooth, steps, frames = windows(losses), int(losses["step"].max()), []
     noise = noise_of(losses).groupby(["times", "normalization"])["noise"].mean()
@@ -228,7 +228,7 @@ def band_of(losses: pd.DataFrame, trained: str, vocabulary: int) -> pd.DataFrame
             last = bounds(scaled[:, ends / steps > 1 - START + 1e-9].mean(axis=1, keepdims=True))
             facts = dict(zip(("end", "end_low", "end_high"), (float(value[0]) for value in last), strict=True))
             facts |= {"noise": noise[times, normalization], "left_out": healthy.mean(), "left_out_most": healthy.max()}
-            facts |= {"trained": trained, "uniform": math.log(vocabulary), "steps": steps, "batch_size": BATCH}
+            facts |= {"trained": trained, "rate": RATE, "uniform": math.log(vocabulary), "steps": steps, "batch_size": BATCH}
             where = {"times": times, "normalization": normalization, "scale": scale}
             facts |= {"seeds": len(curves), "window": int(smooth["window"].iloc[0])}
             frames.append(frame.assign(**facts)[["step", "median", "low", "high", *facts]].assign(**where))

@@ -173,6 +173,7 @@ def report(history: History, band: pd.DataFrame, own: pd.DataFrame, made: str, s
         "band_seeds": int(row["seeds"]),
         "band_steps": int(row["steps"]),
         "band_batch_size": int(row["batch_size"]),
+        "band_rate": float(row["rate"]),
         "rows": len(history.rows),
         "steps": history.total,
         "steps_per_row": float(steps.diff().median()),
@@ -193,9 +194,9 @@ def sentences(found: dict[str, Any], trained: str, *, batch_size: int | None = N
     """The facts of `report` as sentences. trained: the normalization that the band's trainings used."""
     seeds, window = found["band_seeds"], found["steps_per_row"]
     lines = [
-        f"The band: {seeds} trainings of stage 2, {found['band_steps']} steps of {found['band_batch_size']} examples, "
-        f"{found['band']}; normalization {found['normalization']} (trained: {trained}), {found['times']} t; median and "
-        f"{LOW:.0%} to {HIGH:.0%} over seeds.",
+        f"The band: {seeds} trainings of stage 2, {found['band_steps']} steps of {found['band_batch_size']} examples at "
+        f"{found['band_rate']:g} of the recipe's learning rate, {found['band']}; normalization {found['normalization']} "
+        f"(trained: {trained}), {found['times']} t; median and {LOW:.0%} to {HIGH:.0%} over seeds.",
         f"The scale: each loss is {SCALES[found['scale']]}. Compare the shape, not the size: another model, vocabulary or data "
         "set has another loss.",
         f"Your loss: {found['rows']} rows, one every {window:g} steps, of {found['steps']}; read by the share of the run.",
