@@ -1,4 +1,4 @@
-"""Ownership of outputs: one guard and one lock for every command with --out.
+"""Ownership of outputs: one guard and one lock for every command that writes.
 
 A mapping, `run`, says what a run is made of: "made_by" (the command) and one entry for each thing that decides the result, by
 value (a seed) or by contents (the sha256 of data or weights), never by path or time. It is kept with the result, in `run.json`
@@ -38,7 +38,7 @@ def hold(out: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         holder = place.read_text(encoding="utf-8") if place.is_file() else ""
-        raise ValueError(f"another process {holder}is working on {out}: wait for its end, or choose another --out") from None
+        raise ValueError(f"another process {holder}is working on {out}: wait for its end, or choose another output") from None
     try:
         place.write_text(f"({os.getpid()}) ", encoding="utf-8")
         yield
@@ -108,7 +108,7 @@ def _begun(out: Path, made_by: str) -> Run | None:
     if not out.exists() and not out.is_symlink():
         return None
     if not out.is_dir():
-        raise ValueError(f"{out} is not a folder: choose another --out")
+        raise ValueError(f"{out} is not a folder: choose another output")
     if (out / RUN_FILE).is_file():
         return _check_maker(out, _parsed((out / RUN_FILE).read_bytes()), made_by)
     check_empty(out)
@@ -121,7 +121,7 @@ def check_empty(out: Path, *, beside: Iterable[str] = ()) -> None:
     found = sorted(path.name for path in out.iterdir() if path.name not in known and ".partial." not in path.name)
     if found:
         raise ValueError(
-            f"{out} holds other files ({found[0]}) and no run that could go on: choose a new or empty folder for --out"
+            f"{out} holds other files ({found[0]}) and no run that could go on: choose a new or empty folder as the output"
         )
 
 
@@ -165,7 +165,7 @@ def _rows(out: Path, made_by: str) -> list[dict[str, Any]]:
     if not out.exists():
         return []
     if not stat.S_ISREG(out.stat().st_mode):
-        raise ValueError(f"{out} is not a file: choose another --out")
+        raise ValueError(f"{out} is not a file: choose another output")
     begins = json.dumps(owned({"made_by": made_by}, {})).removesuffix("}}").encode()
     with out.open("rb") as stream:
         first = stream.read(len(begins))  # of what may be a large file of somebody else
@@ -188,7 +188,7 @@ def _parsed(text: bytes) -> Any:
 def _check_maker(out: Path, begun: Any, made_by: str) -> Run:
     if not isinstance(begun, dict) or begun.get("made_by") != made_by:
         raise ValueError(
-            f"{out} was not made by this version's {made_by}, so that it cannot go on: choose another --out, or delete it"
+            f"{out} was not made by this version's {made_by}, so that it cannot go on: choose another output, or delete it"
         )
     return begun
 
@@ -196,7 +196,7 @@ def _check_maker(out: Path, begun: Any, made_by: str) -> Run:
 def _check_same(out: Path, begun: Run, run: Run) -> None:
     """Raises ValueError, naming what differs, where `begun`, read from a file, is not the mapping `run`."""
     if changes := list(differences(begun, as_json(run))):
-        raise ValueError(f"{out} was made from something else ({', '.join(changes)}): choose another --out, or delete it")
+        raise ValueError(f"{out} was made from something else ({', '.join(changes)}): choose another output, or delete it")
 
 
 def differences(begun: Run, now: Run, place: str = "") -> Iterator[str]:

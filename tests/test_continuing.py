@@ -103,7 +103,7 @@ def test_a_finished_training_of_an_older_version_is_refused_with_the_mend(tmp_pa
     (tmp_path / "training.json").write_text("{}")
     refused(tmp_path, "choose a new or empty folder", "train", "align", "--profile", "smoke", "--out", tmp_path)
     (tmp_path / "run.json").write_text('{"recipe": {}, "seed": 0, "lora": null, "examples": 24}')
-    refused(tmp_path, "choose another --out, or delete it", "train", "align", "--profile", "smoke", "--out", tmp_path)
+    refused(tmp_path, "choose another output, or delete it", "train", "align", "--profile", "smoke", "--out", tmp_path)
 
 
 def test_models_and_files_of_others_are_not_trained_over(tmp_path):

@@ -29,10 +29,7 @@ def publish(
     from medv.companion.reproduction.publish import publish as run
 
     logging.disable_progress_bar()
-    try:
-        with redirect_stdout(sys.stderr):  # DeepSpeed, which accelerate imports to save a model, greets there
-            facts = run(folder, to, figures=figures, licence=licence)
-    except ValueError as error:  # of an output folder
-        raise ValueError(str(error).replace("--out", "--to")) from error
+    with redirect_stdout(sys.stderr):  # DeepSpeed, which accelerate imports to save a model, greets there
+        facts = run(folder, to, figures=figures, licence=licence)
     print_mapping(f"published to {to}", facts, as_json)
     say(f"`hf upload USER/{to.resolve().name} {to}` brings it to the Hugging Face hub")

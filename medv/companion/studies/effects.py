@@ -49,9 +49,9 @@ def text_effects(judged: pd.DataFrame, name: str, bases: Sequence[str]) -> pd.Da
 
 def margin_effects(items: pd.DataFrame, name: str, bases: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
     """One condition minus each of the others in each test set, paired by seed and question (`training_stages.study_sets`)."""
-    frames = [pd.DataFrame(columns=COLUMNS)]
+    frames = []
     for test, part in items.groupby("test", sort=False):
         for base in (base for base in bases if base in set(part["condition"])):
             found = differences(part, name, base, list(metrics))
             frames.append(named_effects(found, f"{test}, {name} minus {base}: {{metric}}"))
-    return pd.concat(frames, ignore_index=True)
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=COLUMNS)
