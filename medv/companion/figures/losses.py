@@ -1,5 +1,7 @@
 """Loss curves over a band of healthy trainings (notebook 15, `medv compare-loss`). Frames in, matplotlib figures out."""
 
+import textwrap
+
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
@@ -48,7 +50,7 @@ def own_loss_figure(band: pd.DataFrame, own: pd.DataFrame, title: str = "", *, y
         if len(outside):
             style = {"color": FALSE, "marker": "X", "s": 60, "zorder": 3, "label": "outside the band"}
             ax.scatter(100 * outside["share"], outside["value"], **style)
-        ax.set(title=title, xlabel="share of the run (%)", ylabel=ylabel, xlim=(0, 102), ylim=(0, None))
+        ax.set(title=title, xlabel="share of the run (%)", ylabel=textwrap.fill(ylabel, 40), xlim=(0, 102), ylim=(0, None))
         ax.legend()
         sns.despine(fig)
     return fig
