@@ -1,6 +1,7 @@
 """`medv replicate`: what comes again in runs with other seeds, against numbers worked out by hand."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -38,6 +39,19 @@ def test_an_effect_is_shown_only_where_every_run_agrees(runs):
     assert table["status"].to_dict() == {"steady": "shown: higher", "flips": "open", "absent": "not measured", "none": "open"}
     assert table["again"].to_dict() == {"steady": "3 of 3", "flips": "2 of 3", "absent": "0 of 3", "none": "0 of 3"}
     assert table.loc["steady", "value"] == 10.5 and table.loc["steady", "seed 1"] == "+11.0 [+9.0, +13.0]"
+
+
+def test_a_result_of_the_readme_came_again_in_every_run_or_is_called_open(root):
+    """Numbers of a row "3 of 3" are means over runs of effects that `medv replicate` shows; every other row says "open"."""
+    table = pd.read_csv(root / "figures/tiny/replication.csv")
+    shown = table[table["status"].str.startswith("shown")]
+    known = {Estimate.of(row).cell("+.1f") for row in shown.itertuples()}
+    section = (root / "README.md").read_text(encoding="utf-8").split("## What the `tiny` run shows\n")[1].split("\n## ")[0]
+    rows = [line.split(" | ") for line in section.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) > 10 and {row[2] for row in rows} <= {"3 of 3", "open"}
+    claimed = {cell for row in rows if row[2] == "3 of 3" for cell in re.findall(r"[+-][\d.]+ \[[^]]+\]", row[1])}
+    assert claimed and claimed <= known, claimed - known
+    assert all(re.search(r"[+-][\d.]+ \[", row[1]) for row in rows if row[2] == "3 of 3")
 
 
 def test_an_effect_that_a_run_lacks_is_open(runs):
