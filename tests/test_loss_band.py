@@ -203,7 +203,7 @@ def test_a_run_that_has_not_ended_is_read_by_the_share_that_is_done(band, tmp_pa
     state = log_of(tmp_path / "trainer_state.json", np.linspace(2, 1.5, 30), max_steps=600)
     found = json.loads(run("compare-loss", state, "--band", band, "--json").output)
     assert found["steps"] == 600 and found["windows"] == 8 and found["last_fifth"] is None
-    assert found["healthy_outside_share"] is None and "of ours" not in run("compare-loss", state, "--band", band).output
+    assert found["healthy_outside_share"] is None and "healthy" not in run("compare-loss", state, "--band", band).output
 
 
 @pytest.mark.parametrize(
