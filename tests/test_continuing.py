@@ -87,6 +87,7 @@ def test_a_finished_training_is_finished_however_its_batches_are_cut(aligned):
         (("align", "--profile", "smoke", "--data", "vqa_rad", "--data-dir", "/nonexistent"), "/nonexistent"),
         (("align", "--profile", "smoke", "--data-dir", "/nonexistent"), "is for a real data set"),
         (("pretrain", "--profile", "smoke"), "was not made by this version's medv train pretrain"),
+        (("pretrain", "--profile", "smoke", "--lora"), "No such option"),
         (("pretrain", "--profile", "paper"), "begins from towers trained elsewhere"),
     ],
 )
