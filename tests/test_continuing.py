@@ -87,12 +87,16 @@ def test_a_finished_training_is_finished_however_its_batches_are_cut(aligned):
         (("align", "--profile", "smoke", "--data", "vqa_rad", "--data-dir", "/nonexistent"), "/nonexistent"),
         (("align", "--profile", "smoke", "--data-dir", "/nonexistent"), "is for a real data set"),
         (("pretrain", "--profile", "smoke"), "was not made by this version's medv train pretrain"),
-        (("pretrain", "--profile", "smoke", "--lora"), "No such option"),
         (("pretrain", "--profile", "paper"), "begins from towers trained elsewhere"),
     ],
 )
 def test_another_training_into_a_finished_folder_is_refused(aligned, arguments, said):
     refused(aligned.parent, said, "train", *arguments, "--out", aligned)
+
+
+def test_pretraining_refuses_the_options_of_a_stage(tmp_path):
+    done = run("train", "pretrain", "--profile", "smoke", "--lora", "--out", tmp_path / "towers")
+    assert done.exit_code == 2 and "No such option" in done.stderr and not tree(tmp_path)
 
 
 def test_another_start_is_another_training(aligned, tmp_path):
