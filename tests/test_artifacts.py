@@ -110,6 +110,9 @@ def test_a_manifest_comes_back_and_says_what_made_it(tmp_path):
     assert json.dumps(dataclasses.asdict(read)) == json.dumps(dataclasses.asdict(written))
     with pytest.raises(ValueError, match="not a medv manifest"):
         Manifest.read(artifacts.write_json(tmp_path / "y.json", {"nonsense": 1}))
+    for wrong in ({"about": []}, {"profile": None}, {"seed": "../x"}, {"seed": -1}, {"inputs": "a"}):
+        with pytest.raises(ValueError, match=f"not a medv manifest: its {next(iter(wrong))}"):
+            Manifest.read(artifacts.write_json(tmp_path / "y.json", {"name": "x"} | wrong))
 
 
 @pytest.fixture
