@@ -121,7 +121,11 @@ def atomic_directory(target: str | Path, keep: str | None = None) -> Iterator[Pa
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial-{keep or os.getpid()}")
     for left in target.parent.glob(f".{target.name}.partial-*"):
-        if not _has_builder(left.name.rpartition("-")[2]) and not (keep and left == partial):
+        if _has_builder(left.name.rpartition("-")[2]) or (keep and left == partial):
+            continue
+        if ".partial-old-" in left.name and not target.exists():  # killed between the two renames below
+            left.rename(target)
+        else:
             shutil.rmtree(left)
     partial.mkdir(exist_ok=True)
     try:
