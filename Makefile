@@ -6,7 +6,7 @@
 #   make lab         the tutorials in JupyterLab
 #   make explorer    the explorer as an app in the browser
 #   make test        the tests: about 12 minutes on two cores; ARGS="-m 'not slow'" takes 3
-#   make lint        style, floors
+#   make lint        style and import contracts
 #   make lock        constraints.txt: the newest versions that pyproject.toml allows; torch stays as it is pinned
 #
 # Variables: PROFILE=tiny|small|paper   RUN=runs/PROFILE   ARGS="--only table2"   PYTHON=python3.12

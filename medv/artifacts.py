@@ -22,7 +22,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from medv import __version__
+from medv import __version__, limits
 from medv.reading import DataError, check_regular, read_lines
 
 PACKAGE = Path(__file__).parent
@@ -121,7 +121,11 @@ def atomic_directory(target: str | Path, keep: str | None = None) -> Iterator[Pa
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial-{keep or os.getpid()}")
     for left in target.parent.glob(f".{target.name}.partial-*"):
-        if not _has_builder(left.name.rpartition("-")[2]) and not (keep and left == partial):
+        if _has_builder(left.name.rpartition("-")[2]) or (keep and left == partial):
+            continue
+        if ".partial-old-" in left.name and not target.exists():  # killed between the two renames below
+            left.rename(target)
+        else:
             shutil.rmtree(left)
     partial.mkdir(exist_ok=True)
     try:
@@ -294,7 +298,14 @@ class Manifest:
         """Read a manifest from a file, or from `manifest.json` in a folder; raises ValueError if it is not one."""
         path = Path(path)
         path = path / MANIFEST if path.is_dir() else path
+        check_regular(path)
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (TypeError, ValueError) as error:
+            made = cls(**json.loads(path.read_text(encoding="utf-8")))
+            for name in ("profile", "parameters", "inputs", "about", "versions"):
+                if not isinstance(getattr(made, name), dict):
+                    raise ValueError(f"its {name} is no object")
+            if made.seed is not None:
+                limits.seed("its seed", made.seed)
+        except (RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a medv manifest: {error}") from None
+        return made

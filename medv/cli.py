@@ -172,6 +172,15 @@ def ask(
         errors.print(f"{answer.forwards} forwards, {answer.seconds:.2f} s; {note}", style="dim", soft_wrap=True)
 
 
+@train_app.command()
+@report_errors
+def pretrain(out: RunFolder, profile: ProfileName = "tiny", seed: Seed = 0) -> None:
+    """Train the bundled towers again."""
+    from medv.companion.towers.pretrain import pretrain as train_parts
+
+    train_parts(get_profile(profile), out, seed=seed)
+
+
 @report_errors
 def train(
     context: typer.Context,
@@ -184,22 +193,21 @@ def train(
     protocol: Annotated[
         str, typer.Option(help="Training questions: official, image_disjoint (no test image) or validation.")
     ] = "official",
-    init: Annotated[Path | None, typer.Option(help="Model folder to start from; default: the bundled towers.")] = None,
+    init: Annotated[Path | None, typer.Option(help="Model folder to start from; default: the profile's towers.")] = None,
     lora: Lora = False,
     rank: Annotated[int, typer.Option(min=1, help="LoRA rank.")] = 16,
     seed: Seed = 0,
     epochs: Annotated[float | None, typer.Option(min=0.0, help="Epochs; default: the recipe's.")] = None,
     accumulation: Accumulation = 1,
     deepspeed: Annotated[str | None, typer.Option(help="DeepSpeed: zero2 or zero3.")] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Further processes, of each process, that prepare images.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Worker processes that prepare images, for each training process.")] = 0,
     device: Device = None,
     skip_corrupt: SkipCorrupt = False,
     image_root: ImageRoots = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train one stage of the paper's recipe; also under torchrun and the deepspeed launcher (python -m medv)."""
+    """Train one stage of the paper's recipe."""
     chosen, stage = get_profile(profile), context.info_name
-    from medv.companion.towers.pretrain import pretrain
     from medv.model.devices import rank as process_rank
     from medv.training.examples import TrainingData
     from medv.training.launch import RunOptions
@@ -208,9 +216,6 @@ def train(
 
     if epochs is not None:
         chosen = chosen.with_recipe(stage, epochs=epochs)
-    if stage == "pretrain":
-        pretrain(chosen, out, seed=seed)
-        return
     options = RunOptions(
         seed=seed,
         lora=LoraRecipe(rank=rank, alpha=2 * rank) if lora else None,
@@ -230,8 +235,12 @@ def train(
     print_mapping(f"{stage}: saved to {out}", facts, as_json)
 
 
-for _stage, _about in (("pretrain", "Train the bundled towers again."), ("align", None), ("instruct", None), ("vqa", None)):
-    train_app.command(_stage, help=_about)(train)
+for _stage, _about in (
+    ("align", "Stage 1: train the projector on captions."),
+    ("instruct", "Stage 2: train projector and language tower on dialogues."),
+    ("vqa", "Stage 3: train projector and language tower on questions with short answers."),
+):
+    train_app.command(_stage, help=f"{_about} Also under torchrun and the deepspeed launcher (python -m medv).")(train)
 train_app.command("adapt")(adapt)
 
 

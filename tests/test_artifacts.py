@@ -30,6 +30,24 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert path.read_bytes() == b"old\r\n" and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_kill_between_the_two_renames_of_a_folder_does_not_lose_what_was_there(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "w").write_text("old")
+    child = """
+import os, signal, sys
+from medv.artifacts import atomic_directory
+with atomic_directory(sys.argv[1]) as folder:
+    (folder / "w").write_text("new")
+    last = lambda event, args: event == "os.rename" and str(args[1]) == sys.argv[1] and os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(last)
+"""
+    killed = subprocess.run([sys.executable, "-c", child, str(tmp_path / "a")])
+    assert killed.returncode == -9 and not (tmp_path / "a").exists()
+    with pytest.raises(RuntimeError), atomic_directory(tmp_path / "a"):
+        raise RuntimeError
+    assert [path.name for path in tmp_path.iterdir()] == ["a"] and (tmp_path / "a" / "w").read_text() == "old"
+
+
 def test_json_holds_numpy_values_paths_and_sets(tmp_path):
     value = {"a": np.float32(0.5), "b": np.arange(2), "c": tmp_path, "d": {"z", "y"}, "é": "é"}
     read = json.loads(artifacts.write_json(tmp_path / "a.json", value).read_text(encoding="utf-8"))
@@ -110,6 +128,9 @@ def test_a_manifest_comes_back_and_says_what_made_it(tmp_path):
     assert json.dumps(dataclasses.asdict(read)) == json.dumps(dataclasses.asdict(written))
     with pytest.raises(ValueError, match="not a medv manifest"):
         Manifest.read(artifacts.write_json(tmp_path / "y.json", {"nonsense": 1}))
+    for wrong in ({"about": []}, {"profile": None}, {"seed": "../x"}, {"seed": -1}, {"inputs": "a"}):
+        with pytest.raises(ValueError, match=f"not a medv manifest: its {next(iter(wrong))}"):
+            Manifest.read(artifacts.write_json(tmp_path / "y.json", {"name": "x"} | wrong))
 
 
 @pytest.fixture

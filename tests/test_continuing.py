@@ -94,6 +94,11 @@ def test_another_training_into_a_finished_folder_is_refused(aligned, arguments, 
     refused(aligned.parent, said, "train", *arguments, "--out", aligned)
 
 
+def test_pretraining_refuses_the_options_of_a_stage(tmp_path):
+    done = run("train", "pretrain", "--profile", "smoke", "--lora", "--out", tmp_path / "towers")
+    assert done.exit_code == 2 and "No such option" in done.stderr and not tree(tmp_path)
+
+
 def test_another_start_is_another_training(aligned, tmp_path):
     out = ("--profile", "smoke", "--out", aligned)
     refused(aligned, "init.weights changed", "train", "align", "--init", save_model(tmp_path / "m"), *out)

@@ -219,6 +219,17 @@ def test_the_readme_names_only_what_exists(root):
     assert not missing
 
 
+def test_documents_and_notebooks_name_only_files_that_exist(root):
+    pages = [*root.glob("[CR]*.md"), *(root / "docs").rglob("*.md"), *notebooks(root)]
+    named = {
+        (page.name, name)
+        for page in pages
+        for name in re.findall(r"(?<![\w/])((?:medv|tests|benchmarks)/[\w./-]*\.\w+)", page.read_text(encoding="utf-8"))
+    }
+    made = "medv/companion/studies/reference_words.py"  # the example of CONTRIBUTING.md
+    assert named and not {(page, name) for page, name in named if name != made and not (root / name).exists()}
+
+
 def test_the_reading_order_of_the_readme_is_five_files_that_exist_and_are_short(root):
     section = (root / "README.md").read_text(encoding="utf-8").split("## Read in this order\n")[1].split("\n## ")[0]
     files = [root / name for name in re.findall(r"^\d+\. `([^`]+)`", section, re.MULTILINE)]

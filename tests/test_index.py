@@ -9,7 +9,7 @@ import pytest
 
 from medv.companion.figures import plots as figures
 from medv.companion.reproduction.exhibits import gathered, overview
-from medv.companion.reproduction.index import write_index
+from medv.companion.reproduction.index import facts_of, write_index
 from medv.companion.reproduction.registry import EXHIBITS, Node, all_nodes, find_node, makers
 from medv.companion.reproduction.run import Run
 from medv.profiles import get_profile
@@ -71,6 +71,14 @@ def test_each_result_names_its_command_seed_profile_seconds_and_manifest(run):
         assert f"medv reproduce --profile smoke --only {name}" in article
         assert "seed 3" in article and "1.5 s" in article and '"versions"' in html.unescape(article)
         assert f"figures/{name}.json" in article
+
+
+def test_a_result_made_by_hand_names_the_command_with_its_seed_and_its_parameters_in_quotes(run):
+    run.parameters = {"data": "a b; c", "init": None}
+    run.table(pd.DataFrame({"a": [1]}), "own")
+    other = SimpleNamespace(node=Node("by_hand", "toy.ipynb", "By hand"), status="done", seconds=1.0)
+    command = facts_of(run.out, "own", "", other)["command"]
+    assert command.endswith("-p profile smoke -p seed 3 -p data 'a b; c'")
 
 
 def test_the_papers_numbers_stand_in_a_block_of_their_own_and_texts_are_escaped(run):

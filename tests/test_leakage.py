@@ -9,7 +9,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from medv.cli import app
-from medv.companion.audit.leakage import audit_dataset, blind_scores, overlap, with_counts
+from medv.companion.audit.leakage import audit_dataset, beside_ceilings, blind_scores, overlap, with_counts
 from medv.data.readers import read_dataset
 
 ROWS = [
@@ -65,6 +65,26 @@ def test_the_command_prints_every_table_at_80_columns_and_writes_json(folder):
     assert set(found) == {"overlap", "blind", "printed"}
     refused = runner.invoke(app, ["audit", "knee_vqa", str(folder)])
     assert refused.exit_code == 2 and "knee_vqa" in refused.output
+
+
+def test_the_ceiling_of_open_recall_is_what_the_official_metric_gives_the_best_training_answer(folder):
+    for split, answers in (("train", ("yes", "lobe lobe and left", "x")), ("test", ("left upper lobe", "no", "the", "CT"))):
+        rows = json.loads((folder / f"{split}set.json").read_text())
+        rows = [row | {"answer": answer} for row, answer in zip(rows, answers, strict=True)]
+        (folder / f"{split}set.json").write_text(json.dumps(rows))
+    train, test = (read_dataset("vqa_rad", folder, split) for split in ("train", "test"))
+    found = beside_ceilings(pd.DataFrame([("x", 50.0, 37.0)], columns=["model", "closed", "open"]), [train], test)
+    # A word said twice is counted twice: 3 of 4. "the" is no word, yet its question counts.
+    assert found.filter(like="open above").columns[0].startswith("open above 0.8 / 2 = 37.5")
+
+
+@pytest.mark.parametrize("kind", ["OPEN", "CLOSED"])
+def test_a_test_split_of_one_type_of_question_is_printed_and_its_json_has_no_nan(folder, kind):
+    rows = json.loads((folder / "testset.json").read_text())
+    (folder / "testset.json").write_text(json.dumps([row for row in rows if row["answer_type"] == kind]))
+    for options in ([], ["--json"]):
+        shown = CliRunner().invoke(app, ["audit", "vqa_rad", str(folder), *options])
+        assert shown.exit_code == 0 and "nan" not in shown.stdout.lower() and "None" not in shown.stdout
 
 
 @pytest.mark.slow

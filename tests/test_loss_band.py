@@ -203,6 +203,7 @@ def test_a_run_that_has_not_ended_is_read_by_the_share_that_is_done(band, tmp_pa
     state = log_of(tmp_path / "trainer_state.json", np.linspace(2, 1.5, 30), max_steps=600)
     found = json.loads(run("compare-loss", state, "--band", band, "--json").output)
     assert found["steps"] == 600 and found["windows"] == 8 and found["last_fifth"] is None
+    assert found["healthy_outside_share"] is None and "healthy" not in run("compare-loss", state, "--band", band).output
 
 
 @pytest.mark.parametrize(
@@ -219,6 +220,7 @@ def test_a_run_that_has_not_ended_is_read_by_the_share_that_is_done(band, tmp_pa
         (json.dumps([{"step": s, "loss": 0.0} for s in range(1, 8)]), "no loss is above 0"),
         (json.dumps({"log_history": [{"step": s, "loss": 1.0} for s in range(1, 8)], "max_steps": 3}), "beyond the 3 steps"),
         (json.dumps([{"step": s, "loss": 1.0} for s in range(50, 60)]), "within the first 20%"),
+        ('[{"step": 1e999}, ' + ", ".join(f'{{"step": {s}, "loss": 1}}' for s in range(1, 8)) + "]", "beyond the inf steps"),
     ],
 )
 def test_a_bad_log_is_refused_in_one_sentence(band, tmp_path, text, why):
@@ -240,6 +242,11 @@ def test_bad_options_and_bands_are_refused_in_one_sentence(band, tmp_path):
         ("--band", wrong): "no band of notebook 15",
         ("--band", tmp_path / "none.csv"): "medv reproduce --only loss_band",
     }
+    rows = pd.read_csv(band)  # of an earlier version, or torn
+    lacking = {column: rows.drop(columns=column) for column in ("rate", "left_out_most", "trained")}
+    for name, changed in (lacking | {"twice": pd.concat([rows, rows]), "seeds": rows.assign(seeds=np.nan)}).items():
+        changed.to_csv(tmp_path / f"{name}.csv", index=False)
+        cases["--band", tmp_path / f"{name}.csv"] = "no band of notebook 15"
     for options, why in cases.items():
         shown = run("compare-loss", state, *(() if "--band" in options else ("--band", band)), *options)
         assert shown.exit_code == 2 and why in shown.output, shown.output

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -22,7 +23,7 @@ from medv.artifacts import Manifest, fingerprint
 from medv.checkpoints import card
 from medv.checkpoints.bundled import bundled, load_model, save_assembled
 from medv.checkpoints.card import escape, finish_folder, is_own, kind_of, signed
-from medv.companion.reproduction.publish import OWN
+from medv.companion.reproduction.publish import OWN, measurements, publish
 from medv.companion.reproduction.run import _is_given, open_run
 from medv.companion.studies.training_stages import AFTER
 from medv.diffusion.config import SamplerConfig
@@ -145,6 +146,33 @@ def test_the_card_has_the_hubs_metadata_and_only_numbers_that_were_measured(made
     assert "not measured" in unmeasured and ModelCard(unmeasured).data.eval_results is None
     for found in (text, unmeasured):
         assert not re.search(r"\d{4}-\d\d-\d\d|machine", found), "no time, no place"
+
+
+def test_scores_of_another_shape_are_refused_and_what_has_no_interval_is_no_measured_number(tmp_path):
+    made = Manifest("stage2", about={"node": "stage2"})
+    row = {"system": "stage 2", "metric": "f1", "value": 50.0, "low": 40.0, "high": 60.0, "n": 7}
+    for rows, count in (([row], 1), ([row, row | {"low": None}, row | {"value": float("inf")}], 1)):
+        pd.DataFrame(rows).to_csv(tmp_path / "stage2.csv", index=False)
+        assert len(measurements(made, {"stage2": (tmp_path, made)})) == count
+    for wrong in ({"value": "high"}, {"n": None}):
+        pd.DataFrame([row | wrong]).to_csv(tmp_path / "stage2.csv", index=False)
+        with pytest.raises(ValueError, match=r"stage2\.csv is no table of scores"):
+            measurements(made, {"stage2": (tmp_path, made)})
+    (tmp_path / "stage2.csv").write_text("a\n1\n")
+    with pytest.raises(ValueError, match="no table of scores"):
+        measurements(made, {"stage2": (tmp_path, made)})
+    assert measurements(Manifest("x", about={"node": ["stage2"]}), {}) == []
+
+
+def test_a_model_with_notes_of_others_is_published_or_refused_in_a_sentence(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(bundled("tiny_model"), folder)
+    (folder / "LICENSES").mkdir()
+    Manifest("x", {"name": "../x"}, about={"contents": fingerprint(folder)}).write(folder)
+    assert publish(folder, tmp_path / "hub")["card"] == "written"
+    (folder / "training.json").write_text('{"recipe": null, "before": 3}')
+    with pytest.raises(ValueError, match="not as medv writes it"):
+        publish(folder, tmp_path / "other")
 
 
 def test_the_names_of_the_scored_models_are_those_of_the_studies():

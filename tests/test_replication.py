@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from medv.artifacts import Manifest
 from medv.cli import app
-from medv.companion.reproduction.replication import holm, pooled, replicate, student, write_replication
+from medv.companion.reproduction.replication import _status, holm, pooled, replicate, student, write_replication
 from medv.companion.reproduction.run import open_run
 from medv.companion.studies.effects import COLUMNS
 from medv.intervals import Estimate
@@ -106,3 +106,55 @@ def test_each_pipeline_seed_has_trial_seeds_of_its_own(tmp_path):
         numbers = [number for profile in used for number in getattr(profile, plan).seeds]
         assert numbers == list(range(9)), plan
     assert used[0] == get_profile("tiny")
+
+
+def test_runs_from_others_end_with_a_sentence_or_a_table(runs, tmp_path):
+    """Whatever their manifests and tables hold, nothing is written out of place, and no bug is reported."""
+    manifest, table = (runs[0] / "figures" / f"effects_some_study.{kind}" for kind in ("json", "csv"))
+    good, rows = json.loads(manifest.read_text()), pd.read_csv(table)
+    wrong = [
+        {"seed": "/../../out"},
+        {"seed": None},
+        {"about": {}},
+        {"about": []},
+        {"profile": "tiny"},
+        {"profile": {"name": [1]}},
+    ]
+    for change in wrong:
+        manifest.write_text(json.dumps(good | change))
+        shown = CliRunner().invoke(app, ["replicate", *map(str, runs), "--out", str(tmp_path / "new")])
+        assert shown.exit_code == 2 and manifest.name in shown.output.replace("\n", ""), change
+    manifest.write_text(json.dumps(good))
+    for changed in (rows.drop(columns="n"), rows.assign(n=np.nan), rows.assign(value="x"), rows.assign(unit=1, low=np.inf)):
+        changed.to_csv(table, index=False)
+        with pytest.raises(DataError, match=f"{table.name}.*give the folder of a run"):
+            replicate(runs)
+    pd.concat([rows, rows]).to_csv(table, index=False)
+    with pytest.raises(DataError, match="'steady' of 33_some_study twice"):
+        replicate(runs)
+    rows.assign(unit="nats").to_csv(table, index=False)
+    with pytest.raises(DataError, match="in nats and in points"):
+        replicate(runs)
+    rows.to_csv(table, index=False)
+    for file in (run / "figures" / table.name for run in runs):  # what matplotlib would read as a formula
+        pd.read_csv(file).assign(effect=lambda part: r"$\frac{" + part["effect"]).to_csv(file, index=False)
+    assert write_replication(runs, tmp_path / "new")[1].is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "run0", "run1", "run2"]
+
+
+def test_a_run_is_not_replaced_by_its_copy_and_no_other_seed_stays(runs, tmp_path):
+    (tmp_path / "replication").mkdir()
+    inside = [run.rename(tmp_path / "replication" / f"seed{seed}") for seed, run in enumerate(runs)]
+    with pytest.raises(ValueError, match="none of the effects of these runs"):
+        write_replication(inside, tmp_path)
+    assert all((run / "figures").is_dir() for run in inside) and not (tmp_path / "replication.csv").exists()
+    write_replication(inside, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"seed2.*none of the effects"):
+        write_replication(inside[:2], tmp_path / "out")
+
+
+def test_an_effect_that_never_varies_is_measured_and_one_that_a_fourth_run_lacks_is_open():
+    same, p = pooled([Estimate(5.0, 5.0, 5.0, 9)] * 3)
+    assert (same.low, same.high, p) == (5, 5, 0) and pooled([Estimate(0.0, 0.0, 0.0, 9)] * 3)[1] == 1
+    assert _status({"p": 0.001, "agree": 3, "value": 2.0}, 3) == "shown: higher"
+    assert _status({"p": 0.001, "agree": 3, "value": 2.0}, 4) == "open"

@@ -202,6 +202,15 @@ def test_only_takes_a_figure_with_what_it_needs(toys, in_process):
     assert ran == [] and published == ["fig03.csv", "fig03.json", "fig03.png", "fig03.svg"], printed
 
 
+def test_a_result_that_a_changed_notebook_saves_no_more_is_not_taken_for_its_own(toys, in_process):
+    assert drive(toys, only=["alone"])[0] == 0
+    write_notebook(toys, "alone", "note('alone')")
+    code, printed, _ = drive(toys, only=["alone"])
+    assert code == 1 and "every cell ran, but alone was not made" in printed
+    write_notebook(toys, "alone", BODIES["alone"])
+    assert drive(toys, only=["alone"])[0] == 0
+
+
 CHILD = """
 import sys
 from pathlib import Path

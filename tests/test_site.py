@@ -148,8 +148,12 @@ def site(root, tmp_path_factory):
         ran["outputs"] = [{"output_type": "execute_result", "data": data, "metadata": {}, "execution_count": 1}]
     (place / "tiny" / "notebooks" / name).write_text(json.dumps(book), encoding="utf-8")
     (place / "tiny" / "state" / "repetition.json").write_text("{}")
+    (place / "old").mkdir()
+    (place / "old" / "objects.inv").write_text("")
+    (place / "site").symlink_to(place / "old")  # an earlier site, by a link: it is replaced where it lies
     assert build(place / "tiny", place / "site", only=NOTEBOOKS, options=("-W", "--keep-going")) == 0, "Sphinx warns"
-    return place / "site"
+    assert (place / "site").is_symlink()
+    return place / "old"
 
 
 class Links(HTMLParser):

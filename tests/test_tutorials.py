@@ -1,5 +1,6 @@
 """The tutorials: what they say is in order, and what they call tells a model that looks from one that does not."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from medv.companion.figures import lessons, words
 from medv.companion.studies import sizes
 from medv.companion.studies import training_stages as stages
 from medv.companion.studies.summaries import summarize_scores
+from medv.companion.studies.vqa_study import sampler_config
 from medv.diffusion.config import SamplerConfig
 from medv.phantoms.pictures import phantom_scene
 from medv.phantoms.sets import description_set, vqa_set
@@ -102,6 +104,15 @@ def test_long_answers_get_a_longer_canvas_in_training_and_in_answering(profile):
 def test_real_data_without_a_folder_are_refused_in_words(profile):
     with pytest.raises(ValueError, match="set data_dir"):
         stages.question_sets(profile, "vqa_rad", None)
+
+
+@pytest.mark.parametrize("name", ["tiny", "small", "paper"])
+def test_settings_that_the_notebooks_suggest_fit_the_canvas(root, name):
+    text = "".join(path.read_text(encoding="utf-8") for path in sorted((root / "notebooks").glob("*.ipynb")))
+    suggested = re.findall(r"`dataclasses\.(replace\(spec, [^`]+\))`", text)
+    assert len(suggested) >= 3
+    for call in suggested:
+        sampler_config(eval(call, {"replace": replace, "spec": get_profile(name).describe}))
 
 
 def test_the_look_up_of_closed_questions_stands_at_chance():

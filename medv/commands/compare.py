@@ -14,13 +14,15 @@ from medv.reading import visible
 def compare_loss(
     history: Annotated[Path, typer.Argument(help="history.json of medv, or trainer_state.json of a Trainer.")],
     normalization: Annotated[
-        str | None, typer.Option(help="Of your loss: sample, token, masked_sample, masked; default: the recipe's, or sample.")
+        str | None, typer.Option(help="Of your loss: sample, token, masked_sample or masked; default: the recipe's, or sample.")
     ] = None,
     times: Annotated[str | None, typer.Option(help="How you draw t: iid or stratified; default: the recipe's, or iid.")] = None,
-    scale: Annotated[str, typer.Option(help="start (shape alone), or uniform (of the loss of a uniform guess).")] = "start",
+    scale: Annotated[
+        str, typer.Option(help="Divide by: start (mean of the first fifth), or uniform (a uniform guess).")
+    ] = "start",
     vocab_size: Annotated[int | None, typer.Option(min=2, help="Your vocabulary, for --scale uniform.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Your examples a step: how much noise to expect.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps of the whole run, where it has not ended.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Examples in a step of your training.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="All steps of the training, if it has not ended.")] = None,
     band: Annotated[Path | None, typer.Option(help="CSV of a band; default: that of the tiny run.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also draw it: FILE.png, .svg or .pdf.")] = None,
     as_json: AsJson = False,

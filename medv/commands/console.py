@@ -6,6 +6,7 @@ no markup is read, and a character that a terminal would obey is shown as an esc
 
 import io
 import json
+import math
 import os
 import reprlib
 import sys
@@ -131,8 +132,17 @@ def flush_output() -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print a result as one line of JSON in ASCII, which any terminal and any pipe can take."""
-    print(json.dumps(value))
+    """Print a result as one line of JSON in ASCII, which any terminal and any pipe can take; no number is null."""
+    print(json.dumps(_finite(value), allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """`value` with None for NaN and the infinities, which JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def filled_text(parts: Iterable[tuple[str, bool]]) -> Text:

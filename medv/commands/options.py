@@ -40,7 +40,7 @@ class Sampling:
     schedule: Annotated[str, typer.Option(help="How many predictions a forward writes, and which:")] = "linear"
     filter: Annotated[str, typer.Option(help="Which predictions wait (phrases: those that repeat): none,")] = "none"
     cache: Annotated[str, typer.Option(help="Keys and values kept between forwards:")] = "none"
-    length: Annotated[str, typer.Option(help="canvas; auto chooses the end first, where training had padding.")] = "canvas"
+    length: Annotated[str, typer.Option(help="canvas: all of it; auto: chosen first, needs training with padding.")] = "canvas"
     preset: Annotated[str, typer.Option(help="medv, or official: the reference's own sampler, one question at a time.")] = (
         "medv"
     )

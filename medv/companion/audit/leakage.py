@@ -8,6 +8,7 @@ of letters, digits and underscores).
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from medv.companion.audit.gaming import all_metrics, constant_answers
 from medv.data.example import Example
 from medv.data.readers import read_dataset
 from medv.evaluation.pairing import Reference
-from medv.evaluation.vqa import normalize
+from medv.evaluation.vqa import normalize, token_scores
 from medv.paper import table
 
 REWORDED = {"vqa_rad"}  # sets whose training file re-words test questions, which read_dataset leaves out by default
@@ -104,18 +105,21 @@ def beside_ceilings(printed: pd.DataFrame, trainings: Iterable[Sequence[Example]
     """Printed scores (model, closed, open; percent), the number of right answers to the closed questions that gives the first,
     and which of the second no classifier over the training answers can reach.
 
-    The ceiling of open recall takes for every question the training answer with the highest recall. Generated answers are not
-    bound by it.
+    The ceiling of open recall takes for every question the training answer with the highest recall, as the official evaluation
+    counts it: over all open questions, a repeated word as often as it is said. Generated answers are not bound by it.
     """
     frame, closed = printed.copy(), sum(example.answer_type == "CLOSED" for example in test)
     if closed:
         frame[f"right of {closed} closed"] = [_right(score, closed) for score in frame["closed"]]
-    for train in trainings:
-        known = {frozenset(normalize(example.answer).split()) for example in train}
-        wanted = [set(normalize(example.answer).split()) for example in test if example.answer_type == "OPEN"]
-        best = [max((len(words & answer) / len(words) for answer in known), default=0.0) for words in wanted if words]
-        if not best:
-            continue  # no open question, no ceiling
+    wanted = [normalize(example.answer).split() for example in test if example.answer_type == "OPEN"]
+    for train in trainings if wanted else ():  # no open question, no ceiling
+        holding: dict[str, set[tuple[str, ...]]] = defaultdict(set)  # the training answers by each of their words
+        for answer in {tuple(normalize(example.answer).split()) for example in train}:
+            for word in answer:
+                holding[word].add(answer)
+        best = [
+            max((token_scores(r, a)[0] for a in set().union(*map(holding.get, {*r} & {*holding}))), default=0) for r in wanted
+        ]
         percent = 100 * sum(best) / len(best)
         sums = f"{sum(best):.1f} / {len(best)} = {percent:.1f}"
         name = f"open above {sums}, the best choice among the answers of {len(train)} rows"
@@ -167,12 +171,15 @@ def render_audit(found: dict[str, pd.DataFrame], console: Console) -> None:
 
 
 def with_counts(scores: pd.DataFrame) -> pd.DataFrame:
-    """`blind_scores` with "percent (count)" in each cell, on two lines; the counts n closed and n open are left out."""
+    """`blind_scores` with "percent (count)" in each cell, on two lines, "-" without a question of the type; the counts n closed
+    and n open are left out.
+    """
     shown = scores.drop(columns=["n closed", "n open"]).astype(object)
     for name in shown.columns.drop("answer"):
         n = scores["n closed" if name.startswith("closed") else "n open"]
-        sums = scores[name] * n / 100
-        texts = [f"{share:.1f}\n({count:.1f})" for share, count in zip(scores[name], sums, strict=True)]
+        shares = scores[name].astype(float)
+        sums = shares * n / 100
+        texts = [f"{share:.1f}\n({count:.1f})" if every else "-" for share, count, every in zip(shares, sums, n, strict=True)]
         shown[name] = [text.replace(".0)", ")") for text in texts]
     return shown
 

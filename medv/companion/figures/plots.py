@@ -62,7 +62,7 @@ def footer(fig: Figure, text: str) -> None:
     for old in [artist for artist in fig.texts if artist.get_gid() == "footer"]:
         old.remove()
     wrapped = textwrap.fill(text, max(40, int(fig.get_figwidth() * 15)))
-    fig.text(0.01, -0.01, wrapped, fontsize=7.5, color=MUTED, ha="left", va="top", gid="footer", in_layout=True)
+    fig.text(0.01, -0.01, wrapped, fontsize=7.5, ha="left", va="top", gid="footer", color=MUTED, parse_math=False)
 
 
 def save(fig: Figure, stem: str | Path, dpi: int = 160) -> tuple[Path, ...]:
@@ -154,7 +154,7 @@ def gallery(images: Sequence[Any], captions: Sequence[str], title: str = "", *, 
             ax.set_axis_off()
         for ax, image, text in zip(axes.flat, images, texts, strict=False):
             draw_image(ax, image)
-            ax.text(0.5, -0.04, text, transform=ax.transAxes, ha="center", va="top", fontsize=7.5)
+            ax.text(0.5, -0.04, text, transform=ax.transAxes, ha="center", va="top", fontsize=7.5, parse_math=False)
         if title:
             fig.suptitle(title, fontsize=11, fontweight="bold")
     return fig
@@ -227,11 +227,11 @@ def table_figure(frame: pd.DataFrame, title: str = "", note: str = "", *, digits
                 numeric = pd.api.types.is_numeric_dtype(frame[name]) if frame.columns.is_unique else False
                 x, side = (end - 1, "right") if numeric else (start + 0.5, "left")
                 weight = "normal" if number else "bold"
-                ax.text(x, y + (count + 0.5) / 2, text, ha=side, va="center", fontsize=8, weight=weight)
+                ax.text(x, y + (count + 0.5) / 2, text, ha=side, va="center", fontsize=8, weight=weight, parse_math=False)
             y += count + 0.5
             ax.axhline(y, color=INK, lw=0.3 if number else 1.0, alpha=1.0 if number == 0 else 0.35)
         if title:
-            ax.set_title(textwrap.fill(title, max(40, int(right[-1]))), loc="left")
+            ax.set_title(textwrap.fill(title, max(40, int(right[-1]))), loc="left", parse_math=False)
         if note:
             footer(fig, note)
     return fig

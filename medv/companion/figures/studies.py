@@ -329,7 +329,9 @@ def effects_figure(table: pd.DataFrame, title: str) -> Figure:
         ax.axvline(0, color=MUTED, lw=1, ls="--")
         ax.set_xscale("symlog", linthresh=1)
         ax.set(ylim=(len(rows) - 0.5, -0.5), xlabel="difference, in points unless stated", title=title)
-        ax.set_yticks(rows.index, [textwrap.shorten(name, 84, placeholder=" ...") for name in names], fontsize=7.5)
+        ax.set_yticks(
+            rows.index, [textwrap.shorten(name, 84, placeholder=" ...") for name in names], fontsize=7.5, parse_math=False
+        )
         ax.grid(axis="y", visible=False)
         handles = [Line2D([], [], color=PALETTE[0], marker="o", label="shown: the same in every run, and corrected")]
         handles += [Line2D([], [], color=PALETTE[1], marker="s", mfc="white", label="open")]

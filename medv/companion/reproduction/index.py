@@ -6,6 +6,7 @@ full ones.
 """
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,8 @@ def facts_of(out: Path, name: str, title: str, item: Progress | None, *, embed: 
     if name in item.node.results:
         command = f"medv reproduce --profile {profile} --only {name}{seed}"
     else:  # by hand, with parameters of its own
-        given = " ".join(f"-p {key} {value}" for key, value in manifest["parameters"].items() if value is not None)
+        wanted = {"seed": manifest["seed"] or None, **manifest["parameters"]}
+        given = " ".join(f"-p {key} {shlex.quote(str(value))}" for key, value in wanted.items() if value is not None)
         command = f"papermill notebooks/{item.node.notebook} OUT.ipynb -k python3 -p profile {profile} {given}"
     repeated = f" (what is repeated: {', '.join(map(str, seeds))})" if len(seeds) > 1 else ""
     result |= {

@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -25,6 +26,7 @@ from medv.checkpoints.shards import read_object
 from medv.companion.reproduction.cache import SUFFIXES
 from medv.intervals import Estimate
 from medv.ownership import RUN_FILE, check_apart, claim_folder, reserve
+from medv.profiles import PROFILES
 from medv.reading import read_text
 
 MADE_BY = "medv publish"
@@ -97,7 +99,7 @@ def manifest_of(folder: Path) -> Manifest | None:
 def _figures_of(folder: Path, made: Manifest | None, figures: Path | None) -> Iterator[tuple[str, tuple[Path, Manifest]]]:
     """The figures made with the model, by name, with their folder: of the first folder that has any."""
     above = [parent / "figures" for parent in folder.resolve().parents]
-    tree = [PACKAGE.parent / "figures" / made.profile["name"]] if made and made.profile else []
+    tree = [PACKAGE.parent / "figures" / name for name in PROFILES if made and name == made.profile.get("name")]
     print_of_model = fingerprint(folder)
     for place in [*above, *tree] if figures is None else [figures]:
         found = []
@@ -123,16 +125,21 @@ def same_work(made: Manifest, other: Manifest) -> bool:
 
 def measurements(made: Manifest | None, pictures: dict[str, tuple[Path, Manifest]]) -> list[Measurement]:
     """The scores of the model and of its controls, from the figure of the notebook that trained it."""
-    name, own = OWN.get(made.about.get("node"), ("", "")) if made else ("", "")
+    name, own = OWN.get(str(made.about.get("node")), ("", "")) if made else ("", "")
     if name not in pictures:
         return []
     place, manifest = pictures[name]
-    frame, rows = pd.read_csv(place / f"{name}.csv"), []
-    for row in frame[frame["value"].notna()].to_dict("records"):
-        metric = f"findings, {row['metric']}" if row["metric"] in _FINDINGS else str(row["metric"])
-        data = str(row.get("test") or manifest.about.get("data", "")).partition(", profile")[0]
-        estimate = Estimate(row["value"], row["low"], row["high"], int(row["n"]), int(row.get("seeds", 1)))
-        rows.append(Measurement(str(row["system"]), metric, data, estimate, name, row["system"] == own))
+    rows = []
+    try:
+        frame = pd.read_csv(place / f"{name}.csv").astype(dict.fromkeys(("value", "low", "high"), float))
+        known = np.isfinite(frame[["value", "low", "high"]]).all(axis=1)  # what has no interval is no measured number
+        for row in frame[known].to_dict("records"):
+            metric = f"findings, {row['metric']}" if row["metric"] in _FINDINGS else str(row["metric"])
+            data = str(row.get("test") or manifest.about.get("data", "")).partition(", profile")[0]
+            estimate = Estimate(row["value"], row["low"], row["high"], int(row["n"]), int(row.get("seeds", 1)))
+            rows.append(Measurement(str(row["system"]), metric, data, estimate, name, row["system"] == own))
+    except (KeyError, ValueError) as error:  # pandas' ParserError is a ValueError
+        raise ValueError(f"{place / name}.csv is no table of scores ({error}): make it again, or give --figures") from None
     return sorted(rows, key=lambda row: not row.own)
 
 
@@ -148,7 +155,7 @@ def _save(model: torch.nn.Module, processor: Any, folder: Path, scratch: Path) -
     for name in (TRAINING_FILE, HISTORY_FILE):
         if (above / name).is_file():
             shutil.copyfile(above / name, scratch / name)
-    for file in folder.glob("LICENSE*"):
+    for file in (file for file in folder.glob("LICENSE*") if file.is_file()):
         shutil.copyfile(file, scratch / file.name)
 
 
@@ -180,7 +187,12 @@ def _card(
     node = made.about.get("node") if made else None
     shown = [name for name, (_, manifest) in pictures.items() if made and manifest.about.get("node") == node]
     captions = [(name, manifest.about.get("caption") or name) for name, (_, manifest) in pictures.items()]
-    finish_folder(to, evidence=Evidence(measurements(made, pictures), captions, shown, licence), **_notes(folder))
+    evidence = Evidence(measurements(made, pictures), captions, shown, licence)
+    try:
+        finish_folder(to, evidence=evidence, **_notes(folder))
+    except (AttributeError, KeyError, TypeError) as error:  # what the notes hold is of another kind
+        files = f"{TRAINING_FILE}, {RUN_FILE} or {HISTORY_FILE}"
+        raise ValueError(f"{files} of {folder} is not as medv writes it ({error!r}): restore or remove it") from error
     return not is_own(read_text(to / CARD))
 
 

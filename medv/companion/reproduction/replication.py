@@ -6,6 +6,7 @@ interval lies on the same side of zero in every run, in at least three, and the 
 correction for the number of effects. Everything else is open.
 """
 
+import io
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,8 +20,9 @@ from rich.text import Text
 from medv.artifacts import PACKAGE, Manifest, atomic_directory, write_text
 from medv.companion.figures import plots
 from medv.companion.figures.studies import effects_figure
+from medv.companion.studies.effects import COLUMNS
 from medv.intervals import LEVEL, NOT_MEASURED, Estimate
-from medv.reading import DataError, visible
+from medv.reading import DataError, read_text, visible
 
 LEAST_RUNS = 3
 """An effect is shown in so many runs or not at all."""
@@ -32,18 +34,39 @@ def effects_of(run: str | Path) -> tuple[pd.DataFrame, Manifest]:
 
     Raises DataError where there are none, or where they were made with several seeds or profiles.
     """
-    folder = Path(run) / "figures" if (Path(run) / "figures").is_dir() else Path(run)
-    frames, manifests = [], []
-    for file in sorted(folder.glob(f"{PREFIX}*.csv")):
-        manifests.append(Manifest.read(file.with_suffix(".json")))
-        frames.append(pd.read_csv(file).assign(notebook=manifests[-1].about["notebook"].removesuffix(".ipynb")))
-    if not frames:
+    folder = _figures(run)
+    files = sorted(folder.glob(f"{PREFIX}*.csv"))
+    if not files:
         raise DataError(f"{folder} holds no {PREFIX}*.csv: give the folder of a finished run of `medv reproduce`")
-    made = {(manifest.seed, manifest.profile.get("name")) for manifest in manifests}
+    frames, manifests = zip(*map(_read_effects, files), strict=True)
+    made = {(manifest.seed, manifest.profile["name"]) for manifest in manifests}
     if len(made) > 1:
         raise DataError(f"the results in {folder} were made with several seeds or profiles, {sorted(made)}: finish the run")
-    rows = pd.concat(frames, ignore_index=True).sort_values("notebook", kind="stable")
-    return rows.set_index(["notebook", "effect"]), manifests[0]
+    rows = pd.concat(frames).sort_index(level="notebook", kind="stable", sort_remaining=False)
+    if (twice := rows.index[rows.index.duplicated()]).size:
+        raise DataError(f"{folder} reports the effect {twice[0][1]!r} of {twice[0][0]} twice: finish the run")
+    return rows, manifests[0]
+
+
+def _figures(run: str | Path) -> Path:
+    return Path(run) / "figures" if (Path(run) / "figures").is_dir() else Path(run)
+
+
+def _read_effects(file: Path) -> tuple[pd.DataFrame, Manifest]:
+    """The effects in a file by notebook and effect, and its manifest; raises DataError for anything else."""
+    manifest = Manifest.read(file.with_suffix(".json"))
+    notebook, profile = manifest.about.get("notebook"), manifest.profile.get("name")
+    if manifest.seed is None or not isinstance(notebook, str) or not isinstance(profile, str):
+        raise DataError(f"{file.with_suffix('.json')} names no notebook, profile or seed: give the folder of a run")
+    try:
+        rows = pd.read_csv(io.StringIO(read_text(file)), dtype={"effect": str, "unit": str})[COLUMNS[:6]]
+        rows = rows.astype(dict.fromkeys(("value", "low", "high", "n"), float))
+        whole = rows[["effect", "unit", "n"]].notna().all(axis=None) and not np.isinf(rows.select_dtypes(float)).any(axis=None)
+    except (KeyError, ValueError) as error:  # pandas' ParserError is a ValueError
+        raise DataError(f"{file} is no table of effects ({error}): give the folder of a run") from None
+    if not whole:
+        raise DataError(f"{file} has an effect without name, unit or n, or an infinite one: give the folder of a run")
+    return rows.assign(notebook=notebook.removesuffix(".ipynb")).set_index(["notebook", "effect"]), manifest
 
 
 def pooled(parts: Sequence[Estimate]) -> tuple[Estimate, float]:
@@ -57,8 +80,10 @@ def pooled(parts: Sequence[Estimate]) -> tuple[Estimate, float]:
     within = np.mean([((part.high - part.low) / (2 * 1.96)) ** 2 for part in parts])
     between = values.var(ddof=1) / len(values)
     value, error = values.mean(), np.sqrt(between + within)
-    if np.isnan(error) or error == 0:
+    if np.isnan(error):
         return Estimate(value, np.nan, np.nan, seeds=len(values)), np.nan
+    if error == 0:  # the same number in every run and every resample
+        return Estimate(value, value, value, max(part.n for part in parts), len(values)), float(value == 0)
     freedom = (between + within) ** 2 * (len(values) - 1) / between**2 if between else np.inf
     sizes, beyond = student(freedom)
     half = np.interp(LEVEL - 1, -beyond, sizes) * error
@@ -99,7 +124,7 @@ def replicate(runs: Sequence[str | Path]) -> tuple[pd.DataFrame, list[Manifest]]
     seeds = [manifest.seed for manifest in manifests]
     if len(seeds) < 2 or len(set(seeds)) < len(seeds):
         raise DataError(f"seeds of the runs: {seeds}. Give two runs or more, each of its own seed (`medv reproduce --seed 1`)")
-    if len(names := {manifest.profile.get("name") for manifest in manifests}) > 1:
+    if len(names := {manifest.profile["name"] for manifest in manifests}) > 1:
         raise DataError(f"the runs have several profiles, {', '.join(sorted(names))}: compare runs of one profile")
     keys = pd.concat(found).index
     keys = keys[keys.duplicated()].drop_duplicates()
@@ -110,26 +135,27 @@ def replicate(runs: Sequence[str | Path]) -> tuple[pd.DataFrame, list[Manifest]]
     ]
     table = pd.DataFrame(rows)
     table["p"] = holm(table["p"])
-    table["status"] = [_status(row) for row in table.to_dict("records")]
-    table = table[[*table.columns.drop(["runs", "agree", "again", "status"]), "again", "status", "agree", "runs"]]
-    return table.drop(columns=["agree", "runs"]), list(manifests)
+    table["status"] = [_status(row, len(seeds)) for row in table.to_dict("records")]
+    return table[[*table.columns.drop(["agree", "again", "status"]), "again", "status"]], list(manifests)
 
 
 def _compared(key: tuple[str, str], parts: Mapping[int, pd.Series]) -> dict:
     """One effect in the runs that report it, by seed; `agree` counts the runs whose interval lies on the side of the mean."""
     each = {seed: Estimate(part["value"], part["low"], part["high"], int(part["n"])) for seed, part in parts.items()}
     mean, p = pooled([*each.values()])
-    side, unit = "higher" if mean.value > 0 else "lower", next(iter(parts.values()))["unit"]
+    side, (unit, *others) = "higher" if mean.value > 0 else "lower", {part["unit"]: None for part in parts.values()}
+    if others:
+        raise DataError(f"{key[1]!r} of {key[0]} is in {unit} and in {others[0]}: compare runs of one version of medv")
     agree = sum(part.verdict() == side for part in each.values())
     row = {"notebook": key[0], "effect": key[1], "unit": unit, "value": mean.value, "low": mean.low, "high": mean.high, "p": p}
     row |= {f"seed {seed}": part.cell("+.3f" if unit in ("nats", "seconds") else "+.1f") for seed, part in each.items()}
-    return row | {"again": f"{agree} of {len(each)}", "agree": agree, "runs": len(each)}
+    return row | {"again": f"{agree} of {len(each)}", "agree": agree}
 
 
-def _status(row: dict) -> str:
+def _status(row: dict, runs: int) -> str:
     if np.isnan(row["p"]):
         return NOT_MEASURED
-    if row["agree"] == row["runs"] >= LEAST_RUNS and row["p"] < 1 - LEVEL:
+    if row["agree"] == runs >= LEAST_RUNS and row["p"] < 1 - LEVEL:
         return "shown: " + ("higher" if row["value"] > 0 else "lower")
     return "open"
 
@@ -137,12 +163,18 @@ def _status(row: dict) -> str:
 def write_replication(runs: Sequence[str | Path], out: str | Path) -> tuple[pd.DataFrame, Path]:
     """Write `replication` as table, figure and manifest into the folder `out`, and each run's effects, with their manifests,
     into `replication/seed<k>` there, from which the same command makes the same table. Returns the table and its CSV.
+
+    Raises ValueError, with nothing written, where other files than such effects of these very seeds are in `replication`.
     """
     table, manifests = replicate(runs)
     out = Path(out)
+    seeds = {f"seed{manifest.seed}" for manifest in manifests}
+    for file in (file for file in (out / NAME).rglob("*") if not file.is_dir()):
+        if file.parent.parent != out / NAME or file.parent.name not in seeds or not file.name.startswith(PREFIX):
+            raise ValueError(f"{file} is none of the effects of these runs: choose another --out, or move it away")
     out.mkdir(parents=True, exist_ok=True)
     for run, manifest in zip(runs, manifests, strict=True):
-        source = Path(run) / "figures" if (Path(run) / "figures").is_dir() else Path(run)
+        source = _figures(run)
         with atomic_directory(out / NAME / f"seed{manifest.seed}") as kept:
             for file in sorted((*source.glob(f"{PREFIX}*.csv"), *source.glob(f"{PREFIX}*.json"))):
                 shutil.copyfile(file, kept / file.name)

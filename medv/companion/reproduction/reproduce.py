@@ -149,14 +149,22 @@ def run_node(
         keys = {RESUME_KEY: f"k{fingerprint(made_from)[:16]}"} | ({FORCE_KEY: "1"} if force else {})
         # A failure or a kill must not be taken for the success of an earlier run.
         shop.state_file(node).unlink(missing_ok=True)
+        before = {name: _saved(shop, name) for name in node.results}
         source, executed = shop.notebooks / node.notebook, shop.out / "notebooks" / node.notebook
         execute(source, executed, shop.parameters(node), environment=defaults | os.environ | keys, on_cell=on_cell)
-        if missing := shop.missing(node):
+        old = [name for name, when in before.items() if when is not None and when == _saved(shop, name)]
+        if missing := [*shop.missing(node), *old]:
             raise RuntimeError(f"every cell ran, but {', '.join(missing)} was not made")
         shop.remember(node, made_from, time.monotonic() - started)
     except Exception as error:
         return str(error) or repr(error)
     return None
+
+
+def _saved(shop: Workshop, name: str) -> int | None:
+    """When a figure or table was saved last; None where there is none."""
+    manifest = shop.out / "figures" / f"{name}.json"
+    return manifest.stat().st_mtime_ns if manifest.exists() else None
 
 
 class _Schedule:

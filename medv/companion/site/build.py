@@ -40,7 +40,8 @@ def build(run: str | Path, target: str | Path, *, only: tuple[str, ...] = (), op
 
     if not (ROOT / "docs" / "conf.py").is_file():
         raise FileNotFoundError(f"{ROOT / 'docs'} is not there: the site is built from a clone of the source tree")
-    if Path(target).exists() and not Path(target, "objects.inv").is_file():
+    target = Path(target).resolve()  # a link stays, and what it leads to is replaced
+    if target.exists() and not (target / "objects.inv").is_file():
         raise FileExistsError(f"{target} is there and no site: give another folder, or remove it")
     with tempfile.TemporaryDirectory() as folder:
         pages = Path(folder, "pages")
@@ -48,7 +49,8 @@ def build(run: str | Path, target: str | Path, *, only: tuple[str, ...] = (), op
         made = Path(folder, "site")
         code = build_main(["-b", "html", "-q", *options, str(pages), str(made)])
         if code == 0:
-            shutil.rmtree(target, ignore_errors=True)
+            if target.exists():
+                shutil.rmtree(target)
             shutil.rmtree(made / ".doctrees", ignore_errors=True)
             shutil.move(made, target)
     return code

@@ -5,7 +5,6 @@ its own mean over the first fifth of the steps. Both curves are read against the
 falls with it. Before the comparison the rows of the user's log are averaged over the windows of the band.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,10 @@ import numpy as np
 import pandas as pd
 
 from medv import artifacts
+from medv.checkpoints.shards import read_object
 from medv.companion.studies.loss_band import HIGH, LOW, NATS, SHAPE, START, in_scale, relative_noise
 from medv.intervals import Estimate
-from medv.reading import DataError, read_json, read_text
+from medv.reading import DataError, read_json
 from medv.training.stages import FINISHED
 
 UNIFORM = "uniform"
@@ -27,6 +27,7 @@ SCALES = {
 }
 LEAST = 5  # rows of a log
 ENDS = ("end", "end_low", "end_high")
+NUMBERS = ["step", "median", "low", "high", *ENDS, "noise", "rate", "uniform", "steps", "batch_size", "seeds"]  # of a band
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,12 @@ def read_history(path: Path, *, total: int | None = None) -> History:
         raise DataError(f"{path}: no loss is above 0, so that there is no shape to compare")
     reached = [entry["step"] for entry in entries if isinstance(entry.get("step"), int | float)]  # validation stands there, too
     said = total or (found.get("max_steps") if isinstance(found, dict) else None) or max(reached)
-    if not isinstance(said, int | float) or said < frame["step"].iloc[-1]:
-        raise DataError(f"{path} goes up to step {frame['step'].iloc[-1]:g}, beyond the {said!r} steps of the run")
+    if not isinstance(said, int | float) or not frame["step"].iloc[-1] <= said < math.inf:
+        raise DataError(
+            f"{path} goes up to step {frame['step'].iloc[-1]:g}, beyond the {said!r} steps of the run: give --steps"
+        )
     beside, recipe = path.with_name(FINISHED), {}
-    if path.name == "history.json" and beside.is_file():
-        known = json.loads(read_text(beside)).get("recipe", {})
+    if path.name == "history.json" and beside.is_file() and isinstance(known := read_object(beside).get("recipe"), dict):
         recipe = {name: known[name] for name in ("normalization", "times") if isinstance(known.get(name), str)}
     return History(frame, int(said), recipe)
 
@@ -93,7 +95,11 @@ def read_band(path: Path, normalization: str, times: str, scale: str) -> pd.Data
     try:
         table = pd.read_csv(path)
         part = table[(table["normalization"] == normalization) & (table["times"] == times)]
-        part = part[part["scale"] == (SHAPE if scale == SHAPE else NATS)].reset_index(drop=True)
+        part = part[part["scale"] == (SHAPE if scale == SHAPE else NATS)]
+        kinds = {"trained": str} | dict.fromkeys([*NUMBERS, "left_out", "left_out_most"], float)
+        part = part.astype(kinds).sort_values("step", ignore_index=True)
+        if not np.isfinite(part[NUMBERS]).all(axis=None) or part["step"].duplicated().any() or (part["steps"] <= 0).any():
+            raise ValueError("a number is missing, or a step stands there twice")
         share = part["step"] / part["steps"]
         unit = part["uniform"] if scale == UNIFORM else 1.0
         part = part.assign(**{name: part[name] / unit for name in ("median", "low", "high", *ENDS)}, share=share)
@@ -163,8 +169,9 @@ def report(history: History, band: pd.DataFrame, own: pd.DataFrame, made: str, s
     """The comparison as facts, JSON-able; `sentences` says them."""
     row, counts = band.iloc[0], own["where"].value_counts()
     outside = 1 - counts.get("inside", 0) / len(own)
-    known = scale == SHAPE and not math.isnan(row["left_out"])  # one training has no others
     steps, late = history.rows["step"], own[own["share"] > 1 - START + 1e-9]["value"]
+    # One training has no others; and of a run that has not come to its end fewer windows are counted than of ours.
+    known = scale == SHAPE and len(late) and not row[["left_out", "left_out_most"]].isna().any()
     return {
         "band": made,
         "normalization": row["normalization"],
