@@ -11,6 +11,7 @@ import pytest
 import tiny
 import torch
 from command import run
+from damaged import edit
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor
@@ -157,6 +158,37 @@ def test_a_damaged_checkpoint_is_one_sentence_and_leaves_no_target(released, vis
     with pytest.raises((ValueError, FileNotFoundError), match=says):
         convert(released, tmp_path / "out" / "medv", vision=vision_dir, quiet=True)
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"image_aspect_ratio": 5}, "cannot be used"),
+        ({"image_grid_pinpoints": [1, 2]}, "cannot be used"),
+        ({"image_grid_pinpoints": "[["}, "image_grid_pinpoints line 1: not JSON"),
+        ({"image_grid_pinpoints": '[[1, "a"]]'}, "cannot be used"),
+        ({"mm_patch_merge_type": 7}, "cannot be used"),
+        ({"hidden_size": "abc"}, "cannot be used"),
+        ({"hidden_size": -4}, "cannot be used"),
+        ({"num_attention_heads": 0}, "cannot be used"),
+        ({"rope_parameters": "x", "rope_theta": None}, "cannot be used"),
+        ({"num_hidden_layers": 100_000_000}, "says num_hidden_layers = 100000000, but there are"),
+    ],
+)
+def test_a_configuration_of_nonsense_is_one_sentence_and_soon(released, vision_dir, tmp_path, changes, says):
+    edit(released / "config.json", **changes)
+    with pytest.raises(ValueError, match=says):
+        convert(released, tmp_path / "out", vision=vision_dir, quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tensor_in_two_pickled_files_is_refused(tmp_path):
+    (tmp_path / "pickled").mkdir()
+    for number in (1, 2):
+        torch.save({"lm_head.weight": torch.full((2,), float(number))}, tmp_path / f"pickled/pytorch_model-{number}.bin")
+    with pytest.raises(ValueError, match=r"lm_head.weight is in two files"):
+        convert(tmp_path / "pickled", tmp_path / "out", quiet=True)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

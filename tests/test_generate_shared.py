@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,13 @@ def test_parts_of_a_killed_shared_run_are_used_and_only_the_missing_batches_are_
     answer_file(examples, *way, out, batch_size=2, quiet=True)
     assert told(out) == wanted and asked == [example.id for example in examples[2:]]
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_two_questions_of_one_id_are_refused_before_one_gets_the_answer_of_the_other(model_dir, tmp_path):
+    one, other = tiny.examples(2)
+    with pytest.raises(ValueError, match=f"two questions have the id {one.id}"):
+        answer_file([one, replace(other, id=one.id)], Answerer.load(model_dir), SamplerConfig(8, 8, 8), tmp_path / "a.jsonl")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")

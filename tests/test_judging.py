@@ -339,6 +339,28 @@ def test_answers_that_are_missing_are_listed_and_answers_to_nothing_are_refused(
             judge_file(questions, answers, tmp_path / "j.jsonl", Endpoint(stub.url), quiet=True)
 
 
+def test_answers_without_ids_belong_to_the_questions_by_their_order_if_there_are_as_many(tmp_path):
+    questions, answers = files(tmp_path, "abc")
+    asked = [json.loads(line) for line in questions.read_text().splitlines()]
+    for row, number in zip(asked, (2, 0, 1), strict=True):  # numbers that rows could have
+        row["question_id"] = number
+    questions.write_text("".join(json.dumps(row) + "\n" for row in asked))
+    texts = ["to the first", "to the second", "to the third"]
+    with StubJudge(lambda *_: "8 8") as stub:
+        for given, words in (
+            (texts[:2], "2 answers without ids to 3"),
+            ([*texts[:2], ("third", 0)], "line 1: no 'question_id'"),
+        ):
+            rows = [{"text": row} if isinstance(row, str) else {"text": row[0], "question_id": row[1]} for row in given]
+            answers.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            with pytest.raises(DataError, match=words):
+                judge_file(questions, answers, tmp_path / "j.jsonl", Endpoint(stub.url), quiet=True)
+        answers.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        judge_file(questions, answers, tmp_path / "j.jsonl", Endpoint(stub.url), quiet=True)
+    judged = [json.loads(line) for line in (tmp_path / "j.jsonl").read_text().splitlines()]
+    assert [(row["question_id"], row["ans2"]) for row in judged] == list(zip((2, 0, 1), texts, strict=True))
+
+
 def command(stub, folder, names, *options):
     """The command as the README has it."""
     questions, answers = files(folder, names)

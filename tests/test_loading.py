@@ -403,6 +403,19 @@ def test_code_of_what_lies_below_never_runs(tmp_path, folder, stage1, adapter):
     refused(lambda: assemble(tower, bundled("vision_tower"), seed=0), "auto_map")
 
 
+def test_a_result_behind_a_link_finds_its_base(tmp_path):
+    """As on a cluster, where the output is a link to a faster disk."""
+    (tmp_path / "fast/disk/result").mkdir(parents=True)
+    (tmp_path / "result").symlink_to(tmp_path / "fast/disk/result")
+    base = Path(shutil.copytree(bundled("tiny_model"), tmp_path / "base"))
+    model, processor = load_model(base)
+    save_projector(model, tmp_path / "result", {"model": str(base)})
+    processor.save_pretrained(tmp_path / "result")
+    attach_lora(model, LoraRecipe(rank=2)).save_pretrained(tmp_path / "result/adapter")
+    for folder in (tmp_path / "result", tmp_path / "fast/disk/result/adapter"):
+        assert load_model(folder)[0].get_input_embeddings().weight.equal(model.get_input_embeddings().weight)
+
+
 @pytest.mark.parametrize("base", [".", "../stage1", "../other", "", 7, None, "../nowhere"])
 def test_a_base_that_leads_nowhere_or_back_is_refused(tmp_path, stage1, base):
     shutil.copytree(stage1, tmp_path / "other")

@@ -205,6 +205,15 @@ def test_equal_ids_pair_by_id_whatever_the_order():
     assert pair(refs("1", "2", "3"), preds("3", "1", "2"))[1] == ["p1", "p2", "p3"]
 
 
+def test_equal_ids_of_unlike_fields_pair_by_id_only_where_no_prompt_asks_something_else():
+    prompts = ["Question 2? [yes, no]", "Question 1?"]
+    given = preds("1", "2", prompts=prompts)  # numbered by its own rows
+    assert pair(refs("2", "1"), given)[1] == ["p1", "p2"]
+    assert pair(refs("2", "1"), preds("1", "2", prompts=prompts[::-1]))[1] == ["p2", "p1"]
+    with pytest.raises(DataError, match="not in the same order"):
+        pair(refs("1", "2"), given)
+
+
 @pytest.mark.parametrize("form", ["{}", "{}.0", "00{}", "q{}", "qid_{}", "test_000{}", "vqa2-{}.00"])
 def test_ids_that_differ_in_form_alone_pair_by_id(form):
     given = preds(*(form.format(number) for number in (12, 3, 1)))

@@ -36,7 +36,7 @@ class AdaptedModel(PeftModel):
         config, folder = self.peft_config[self.active_adapter], Path(save_directory)
         base = config.base_model_name_or_path
         if base and Path(base).is_dir():
-            config.base_model_name_or_path = os.path.relpath(base, folder)
+            config.base_model_name_or_path = os.path.relpath(Path(base).resolve(), folder.resolve())
         super().save_pretrained(str(folder), save_embedding_layers=False, **options)  # they are never trained here
         config.base_model_name_or_path = base
         if self.newline is not None:

@@ -124,7 +124,7 @@ def save_projector(model: MedVForMaskedDiffusion, folder: Path, base: dict[str, 
     "bundled"} for the towers of the package. The folder is noted relative to `folder`, so both may move together.
     """
     if base["model"] != "bundled":
-        base = {"model": Path(os.path.relpath(base["model"], folder)).as_posix()}
+        base = {"model": Path(os.path.relpath(Path(base["model"]).resolve(), folder.resolve())).as_posix()}
     weights = {name: value.detach().cpu().contiguous() for name, value in model.model.projector.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(weights, folder / PROJECTOR_FILE, metadata={"format": "pt"})
@@ -152,4 +152,4 @@ def save_assembled(
 def untrained_projector(folder: Path) -> bool:
     """Whether a folder holds a model from `save_assembled` whose projector is untrained."""
     note = Path(folder) / ASSEMBLED_FILE
-    return note.is_file() and read_object(note)["projector"] == "untrained"
+    return note.is_file() and read_object(note).get("projector") == "untrained"

@@ -13,8 +13,10 @@ The headers are checked before a byte is written; a target is made whole or not 
 """
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -32,7 +34,7 @@ from medv.artifacts import atomic_directory, write_json
 from medv.checkpoints import released, shards
 from medv.checkpoints.assembly import new_processor
 from medv.checkpoints.card import finish_folder, open_weights
-from medv.checkpoints.loading import OFFLINE, loading_errors, untied_shapes
+from medv.checkpoints.loading import OFFLINE, check_depth, loading_errors, untied_shapes
 from medv.checkpoints.released import lladav_to_medv, medv_to_lladav, read_config, to_medv
 from medv.checkpoints.shards import PICKLED, SHARD_BYTES, SINGLE, StoredTensor, mismatches, shapes
 from medv.data.example import IMAGE_TOKEN
@@ -80,38 +82,39 @@ def convert(
         )
     if pickled:
         return _convert_projector(source, target) if source.suffix in PICKLED else _convert_pickles(source, pickled, target)
-    processor = None
-    if any(name.startswith("vision_model.") for name in tensors):
-        made = "vision tower"
-        config, renamed = _siglip_tower(source, tensors)
-        _check(source, SiglipVisionModel, config, renamed)
-    else:
-        layout = released.layout_of(tensors)
-        made = to = to or ("lladav" if layout == "medv" else "medv")
-        if to == "projector":
-            return _export_projector(tensors, layout, target)
-        if layout == to:
-            other = "lladav" if layout == "medv" else "medv"
-            raise ValueError(f"{source} has the names of {to} already: say what to make of it, for example --to {other}")
-        settings, processor = read_config(source), _tokenizer(source)
-        if to == "medv" and layout == "llada8b":
-            made = "language tower"
-            config, renamed = _language_part(source, settings, tensors, layout)
-        elif to == "medv":
-            made = "model"
-            config, renamed = _whole_model(source, settings, tensors, vision, processor)
-            if processor is not None:
-                processor = new_processor(processor, config, system="medical")
-                processor.official_prompts = True
-        elif layout == "medv" and to == "lladav":
-            _check(source, MedVForMaskedDiffusion, MedVConfig.from_dict(settings), tensors)
-            config = released.released_config(settings, to, _vocabulary(source, tensors))
-            renamed, _ = _renamed(tensors, medv_to_lladav)
-        else:  # the language tower alone
-            text, renamed = _language_part(source, settings, tensors, layout)
-            config = released.released_config(settings, to, text.vocab_size)
-            if to == "llada8b":
-                renamed, _ = _renamed(renamed, released.lladav_to_llada8b)
+    with _configuration_of(source):
+        processor = None
+        if any(name.startswith("vision_model.") for name in tensors):
+            made = "vision tower"
+            config, renamed = _siglip_tower(source, tensors)
+            _check(source, SiglipVisionModel, config, renamed)
+        else:
+            layout = released.layout_of(tensors)
+            made = to = to or ("lladav" if layout == "medv" else "medv")
+            if to == "projector":
+                return _export_projector(tensors, layout, target)
+            if layout == to:
+                other = "lladav" if layout == "medv" else "medv"
+                raise ValueError(f"{source} has the names of {to} already: say what to make of it, for example --to {other}")
+            settings, processor = read_config(source), _tokenizer(source)
+            if to == "medv" and layout == "llada8b":
+                made = "language tower"
+                config, renamed = _language_part(source, settings, tensors, layout)
+            elif to == "medv":
+                made = "model"
+                config, renamed = _whole_model(source, settings, tensors, vision, processor)
+                if processor is not None:
+                    processor = new_processor(processor, config, system="medical")
+                    processor.official_prompts = True
+            elif layout == "medv" and to == "lladav":
+                _check(source, MedVForMaskedDiffusion, MedVConfig.from_dict(settings), tensors)
+                config = released.released_config(settings, to, _vocabulary(source, tensors))
+                renamed, _ = _renamed(tensors, medv_to_lladav)
+            else:  # the language tower alone
+                text, renamed = _language_part(source, settings, tensors, layout)
+                config = released.released_config(settings, to, text.vocab_size)
+                if to == "llada8b":
+                    renamed, _ = _renamed(renamed, released.lladav_to_llada8b)
     with atomic_directory(target) as folder:
         shards.copy_tensors(folder, renamed, shard_bytes=shard_bytes, quiet=quiet)
         if isinstance(config, dict):
@@ -125,8 +128,23 @@ def convert(
     return made
 
 
+@contextmanager
+def _configuration_of(source: Path) -> Iterator[None]:
+    """Turn what the libraries raise over the values of a configuration into one ValueError; sentences of ours pass."""
+    try:
+        yield
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # many kinds: of the configurations' own checks, of a network of impossible sizes
+        reason = shorten(str(error), 300) or "no reason given"
+        raise ValueError(
+            f"the configuration of {source} cannot be used ({type(error).__name__}: {reason}): mend it or download it again"
+        ) from error
+
+
 def _check(source: Path, kind: type[PreTrainedModel], config: PreTrainedConfig, tensors: Tensors, unknown=()) -> None:
     """Raises ValueError where `tensors` are not those of a network of this configuration; tied weights are stored once."""
+    check_depth(f"the configuration of {source}", config.to_dict(), tensors)
     with torch.device("meta"):
         model = kind(config)
     if problem := mismatches(untied_shapes(model), shapes(tensors), unknown):
@@ -199,7 +217,12 @@ def _unpickled(source: Path) -> dict[str, torch.Tensor]:
 
 def _convert_pickles(source: Path, files: Sequence[Path], target: Path) -> str:
     """The same folder with its weights in safetensors, under the names that they have."""
-    weights = {name: value.clone() for file in files for name, value in _unpickled(file).items()}
+    weights: dict[str, torch.Tensor] = {}
+    for file in files:
+        found = _unpickled(file)
+        if twice := weights.keys() & found.keys():
+            raise ValueError(f"{min(twice)} is in two files of {source}: remove the one that does not belong there")
+        weights |= {name: value.clone() for name, value in found.items()}
     with atomic_directory(target) as folder:
         for file in source.iterdir():
             if file.suffix in (".json", ".jinja") and not file.name.endswith(".index.json"):

@@ -127,12 +127,7 @@ def load_network(
             )
         raise FileNotFoundError(f"{folder} holds no {SINGLE}: give the folder of a whole model")
     tensors = stored_tensors(folder)
-    for key, value in _pairs(read_object(folder / "config.json")):  # each layer would be made before it is found missing
-        if ("layers" in key or key in ("n_layer", "depth")) and isinstance(value, int) and value > len(tensors):
-            raise ValueError(
-                f"{folder / 'config.json'} says {key} = {value}, but there are {len(tensors)} tensors: "
-                "it does not belong to these weights"
-            )
+    check_depth(folder / "config.json", read_object(folder / "config.json"), tensors)
     with loading_errors(folder):
         stock = issubclass(kind, PreTrainedModel)
         config = (kind.config_class if stock else AutoConfig).from_pretrained(folder, **OFFLINE)
@@ -164,6 +159,15 @@ def load_network(
         raise ValueError(f"{folder} does not fit its configuration; {'; '.join(problems)}")
     check_finite(folder, network)
     return network.eval()
+
+
+def check_depth(source: Path | str, settings: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> None:
+    """Raises ValueError for a configuration of more layers than tensors: each would be made before it is found missing."""
+    for key, value in _pairs(settings):
+        if ("layers" in str(key) or key in ("n_layer", "depth")) and isinstance(value, int) and value > len(tensors):
+            raise ValueError(
+                f"{source} says {key} = {value}, but there are {len(tensors)} tensors: it does not belong to these weights"
+            )
 
 
 def untied_shapes(network: PreTrainedModel) -> dict[str, tuple[int, ...]]:

@@ -6,7 +6,6 @@ with LLaVA's for images; none describes the vision tower, which is read off its 
 """
 
 import itertools
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from medv.checkpoints.shards import StoredTensor, read_object
 from medv.data.chat import SpecialTokens
 from medv.model.configuration import MedVConfig
 from medv.model.views import MOST
+from medv.reading import parse_json
 
 # LLaDA-8B -> LLaDA-V.
 _LLAMA_NAMES = {
@@ -193,7 +193,7 @@ def image_settings(settings: Mapping, size: int) -> dict:
             raise ValueError(f"image_grid_pinpoints {pinpoints!r} goes beyond {MOST} tiles: it is not of a released model")
         tiles = itertools.product(range(first_w, last_w + 1), range(first_h, last_h + 1))
         pinpoints = [[w * size, h * size] for w, h in tiles]
-    grid = json.loads(pinpoints) if isinstance(pinpoints, str) else pinpoints
+    grid = parse_json(pinpoints, "image_grid_pinpoints") if isinstance(pinpoints, str) else pinpoints
     if aspect == "anyres" and not grid:
         raise ValueError("image_aspect_ratio is anyres, but image_grid_pinpoints is missing: which grids are allowed?")
     return {

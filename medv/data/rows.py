@@ -8,7 +8,7 @@ import json
 import math
 import os
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,22 @@ def by_id(rows: Iterable[Row], *keys: str) -> dict[str, Row]:
             raise row.error(f"the id {name!r} stands in {named[name].place} already: every id must be unique")
         named[name] = row
     return named
+
+
+def answers_to(asked: Collection[str], path: str | Path) -> dict[str, Row]:
+    """The rows of an answer file by `question_id` or `id`, or, where no row has one, by the order of the ids `asked`.
+
+    Raises DataError where only some rows have an id, and where rows without ids are not as many as the questions.
+    """
+    rows, keys = read_rows(path), ("question_id", "id")
+    bare = [row for row in rows if not any(key in row for key in keys)]
+    if not bare:
+        return by_id(rows, *keys)
+    if len(bare) < len(rows):
+        raise bare[0].error("no 'question_id', though other rows have one: give every answer its id, or none")
+    if len(rows) != len(asked):
+        raise DataError(f"{path} has {len(rows)} answers without ids to {len(asked)} questions: give each its question_id")
+    return dict(zip(asked, rows, strict=True))
 
 
 def as_id(value: Any) -> str | None:

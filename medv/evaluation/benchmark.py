@@ -5,6 +5,7 @@ Under torchrun the batches are distributed over the processes, with the same ans
 
 import glob
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import timedelta
@@ -97,10 +98,12 @@ def answer_file(
 
     A batch of which some answers are there is asked whole, so that no answer depends on where a run stopped, and the missing
     ones are added. Under torchrun each process writes a file beside `out`, and the first one merges them. Raises ValueError,
-    with nothing changed, where `out` is one of `inputs`, holds anything but answers by the same settings and equal contents of
-    model, questions and images, or another process works on it.
+    with nothing changed, where two questions have one id, and where `out` is one of `inputs`, holds anything but answers by
+    the same settings and equal contents of model, questions and images, or another process works on it.
     """
     number, world = rank(), processes()
+    if twice := [name for name, count in Counter(example.id for example in examples).items() if count > 1]:
+        raise ValueError(f"two questions have the id {twice[0]} ({len(twice)} ids in all): give every question its own")
     out = out.resolve()  # a link stays one
     with reserve_file(out, MADE_BY, inputs=inputs) if number == 0 else nullcontext():
         settings, asked = answerer.settings(config), contents(examples)

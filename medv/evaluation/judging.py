@@ -16,7 +16,7 @@ from anyio.from_thread import start_blocking_portal
 from tqdm.auto import tqdm
 
 from medv.artifacts import fingerprint, write_json, write_text
-from medv.data.rows import by_id, read_rows
+from medv.data.rows import answers_to, by_id, read_rows
 from medv.evaluation.judge import NEEDED, JudgeScores, collect, judge_messages, parse_scores
 from medv.evaluation.judge_client import Endpoint, Failure, Judge, Messages
 from medv.ownership import RUN_KEY, claim_file, hold, owned
@@ -117,9 +117,10 @@ def _fill(row: dict[str, Any], text: str | None, reason: str | None) -> None:
 
 def _rows_and_messages(questions: Path, answers: Path) -> tuple[list[dict[str, Any]], dict[int, Messages]]:
     """One row per question, and the messages of those that have an answer, by place."""
-    given = {name: row.answer() for name, row in by_id(read_rows(answers), "question_id", "id").items()}
+    wanted = by_id(read_rows(questions), "question_id")
+    given = {name: row.answer() for name, row in answers_to(wanted, answers).items()}
     rows, asked = [], {}
-    for place, (name, question) in enumerate(by_id(read_rows(questions), "question_id").items()):
+    for place, (name, question) in enumerate(wanted.items()):
         about = {key: question.get(key) for key in ("type", "domain", "text")} | {"ans1": question.get("gpt4_answer")}
         answer = given.pop(name, None)
         rows.append({"question_id": question.get("question_id", place), **about, "ans2": answer})

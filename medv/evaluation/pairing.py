@@ -83,9 +83,10 @@ def read_predictions(path: str | Path) -> list[Prediction]:
 def pair(references: Sequence[Reference], predictions: Sequence[Prediction]) -> tuple[list[Reference], list[str]]:
     """The references in their order and the predicted text for each: by id where both sides have ids, else by order.
 
-    Ids that differ in their form alone (zeros or one prefix in front, "12.0") are the same. Where they are of two numberings,
-    the order counts only if each prediction carries a prompt with its reference's question in it; without ids the counts must
-    agree, and so must the prompts there are. Raises DataError for anything else: nothing is paired by chance.
+    Ids that differ in their form alone (zeros or one prefix in front, "12.0") are the same. Where they are of two numberings
+    (not the same ids, or of unlike fields, and a prompt asks something else), the order counts only if each prediction
+    carries a prompt with its reference's question in it; without ids the counts must agree, and so must the prompts there
+    are. Raises DataError for anything else: nothing is paired by chance.
     """
     if len(references) != len(predictions):
         raise DataError(
@@ -102,17 +103,19 @@ def pair(references: Sequence[Reference], predictions: Sequence[Prediction]) -> 
                 raise DataError(f"the {side} repeat id {repeated[0]} ({len(repeated)} ids in all): every id must be unique")
         if set(wanted) != set(given) and set(bare := _numbers(wanted)) == set(numbers := _numbers(given)) != set():
             wanted, given = bare, numbers
-        if set(wanted) == set(given):
-            text_of = {name: prediction.text for name, prediction in zip(given, predictions, strict=True)}
-            return list(references), [text_of[name] for name in wanted]
         one_numbering = references[0].id_key is not None and references[0].id_key == predictions[0].id_key
+        if set(wanted) == set(given):
+            of_id = dict(zip(given, predictions, strict=True))
+            paired = [of_id[name] for name in wanted]
+            if one_numbering or not any(map(_unlike, references, paired)):
+                return list(references), [prediction.text for prediction in paired]
         if one_numbering or not (all(row.prompt for row in predictions) and all(row.question for row in references)):
             raise DataError(
                 f"the ids of questions and predictions do not match{_ids_missing(references, predictions)}: "
                 "mend the ids, or remove them from the predictions to pair by order"
             )
     for number, (reference, prediction) in enumerate(zip(references, predictions, strict=True), start=1):
-        if prediction.prompt and reference.question and _letters(reference.question) not in _letters(prediction.prompt):
+        if _unlike(reference, prediction):
             raise DataError(
                 f"prediction {number} answers {prediction.prompt!r}, but question {number} is {reference.question!r}: "
                 "the two files are not in the same order"
@@ -140,6 +143,12 @@ def _ids_missing(references: Sequence[Reference], predictions: Sequence[Predicti
     named = {"unanswered": unanswered, "unknown": unknown}
     parts = [f"{len(ids)} {kind} (first: {ids[0]})" for kind, ids in named.items() if ids]
     return f" ({', '.join(parts)})" if parts else ""
+
+
+def _unlike(reference: Reference, prediction: Prediction) -> bool:
+    """Whether the prediction has a prompt in which the reference's question does not stand."""
+    asked, prompt = reference.question, prediction.prompt
+    return bool(asked and prompt) and _letters(asked) not in _letters(prompt)
 
 
 def _letters(text: str) -> str:
