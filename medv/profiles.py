@@ -291,7 +291,7 @@ TINY = Profile(
     ),
     stages={
         "align": replace(_TINY_STAGE, trains=("projector",), samples=4000, epochs=2, batch_size=32, learning_rate=2e-3),
-        "instruct": replace(_TINY_STAGE, normalization="masked_sample"),
+        "instruct": replace(_TINY_STAGE, normalization="masked_sample", order="by_length"),
         "vqa": replace(_TINY_STAGE, samples=10_000, padding="fixed:8"),
     },
     pretrain={"tower_steps": 4500, "brief_steps": 2500, "short_steps": 1200}

@@ -9,16 +9,18 @@ The padding policy decides whether a model learns where to end:
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 
-from medv.data.chat import IGNORED, LOSS_TOKENS, SpecialTokens, encode_dialogue, encode_plain
-from medv.data.example import Example
+from medv.data.chat import IGNORED, LOSS_TOKENS, Encoded, SpecialTokens, encode_dialogue, encode_plain
+from medv.data.example import Example, Turn
 from medv.diffusion.corruption import draw_noise, noise_generator
 from medv.model.looks import Looks, joined
 from medv.model.processing import MedVProcessor
 
 ENCODINGS = (*LOSS_TOKENS, "plain")
+KEPT_DIALOGUES = 20_000
 
 
 class Encoder:
@@ -33,21 +35,26 @@ class Encoder:
             raise ValueError(f"unknown loss_tokens {loss_tokens!r}: use one of {', '.join(ENCODINGS)}")
         self.processor, self.loss_tokens, self.max_length = processor, loss_tokens, max_length
         self.looks = looks or Looks(processor)
+        self._encoded = lru_cache(maxsize=KEPT_DIALOGUES)(self._encode)
 
     def __call__(self, example: Example) -> dict:
         """Encode one example; raises ValueError naming it where it is longer than `max_length`."""
-        tokenizer, (image_tokens, tensors) = self.processor.tokenizer, self.looks(example)
-        if self.loss_tokens == "plain":
-            encoded = encode_plain(tokenizer, example.answer, image_tokens=image_tokens)
-        else:
-            options = {"system": self.processor.system_prompt, "loss_tokens": self.loss_tokens}
-            encoded = encode_dialogue(tokenizer, example.turns, image_tokens=image_tokens, **options)
+        image_tokens, tensors = self.looks(example)
+        encoded = self._encoded(example.turns, image_tokens)
         if len(encoded.ids) > self.max_length:
             raise ValueError(
                 f"example {example.id} has {len(encoded.ids)} tokens, more than the maximum of {self.max_length}: "
                 "shorten it or raise max_length in the recipe"
             )
         return {"input_ids": encoded.ids, "labels": encoded.labels, "answer_length": encoded.answer_length, **tensors}
+
+    def _encode(self, turns: tuple[Turn, ...], image_tokens: int) -> Encoded:
+        tokenizer = self.processor.tokenizer
+        if self.loss_tokens == "plain":
+            answer = next(turn.text for turn in reversed(turns) if turn.role == "assistant")
+            return encode_plain(tokenizer, answer, image_tokens=image_tokens)
+        options = {"system": self.processor.system_prompt, "loss_tokens": self.loss_tokens}
+        return encode_dialogue(tokenizer, turns, image_tokens=image_tokens, **options)
 
 
 class Collator:

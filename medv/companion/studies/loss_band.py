@@ -133,7 +133,7 @@ def recorded(
     "before" and "after".
     """
     model, processor = load_model(init, device="cpu")  # the Trainer places it
-    sizes = {"samples": len(examples), "epochs": 1, "batch_size": trial.batch_size, "times": trial.times}
+    sizes = {"samples": len(examples), "epochs": 1, "batch_size": trial.batch_size, "times": trial.times, "order": "shuffled"}
     recipe = profile.stages["instruct"]
     sizes |= {"learning_rate": trial.rate * recipe.learning_rate, "cached_vision": looks is not None}
     recipe = replace(recipe, **sizes)
