@@ -41,17 +41,41 @@ def test_an_effect_is_shown_only_where_every_run_agrees(runs):
     assert table.loc["steady", "value"] == 10.5 and table.loc["steady", "seed 1"] == "+11.0 [+9.0, +13.0]"
 
 
+# The effects behind each row of the README's table of results, in its order.
+README_ROWS = [
+    ("after stage 1 minus before: F1",),
+    ("after stage 1 minus after stage 1, wrong image: F1",),
+    ("stage 2 minus stage 2, wrong image: F1",),
+    tuple(f"phantoms, after stage 3 minus shuffled images: {score}" for score in ("closed accuracy", "open recall")),
+    ("phantoms, hard, after stage 3 minus shuffled images: open recall",),
+    ("phantoms, hard, after stage 3 minus shuffled images: closed accuracy",),
+    ("A: a longer canvas scores higher: score",),
+    ("B: more steps score higher: score",),
+    ("B: and stutter less: adjacent duplicates",),
+    ("B: more steps repeat less: repeated share",),
+    ("C: larger blocks do not score higher throughout: score",),
+    ("budgeted by entropy, 16 forwards: score",),
+    ("budgeted by entropy, 16 forwards: adjacent duplicates",),
+    *((f"phrase veto, 8 forwards: {measure}",) for measure in ("adjacent duplicates", "repeated share", "score")),
+    ("phrase veto, 64 forwards: repeated share",),
+    ("and scores higher: score",),
+    ("diffusion writes more words: words",),
+    *((f"chosen length, veto minus fixed canvas: {measure}",) for measure in ("repeated share", "score")),
+    ("all, given all other words: diffusion minus twin",),
+    *((f"strongest region on the lesion, minus {base}",) for base in ("chance", "shuffled images")),
+]
+
+
 def test_a_result_of_the_readme_came_again_in_every_run_or_is_called_open(root):
-    """Numbers of a row "3 of 3" are means over runs of effects that `medv replicate` shows; every other row says "open"."""
-    table = pd.read_csv(root / "figures/tiny/replication.csv")
-    shown = table[table["status"].str.startswith("shown")]
-    known = {Estimate.of(row).cell("+.1f") for row in shown.itertuples()}
+    """A row holds the means over runs of its own effects; it is "3 of 3" where `medv replicate` shows them all, else "open"."""
+    table = pd.read_csv(root / "figures/tiny/replication.csv").set_index("effect")
     section = (root / "README.md").read_text(encoding="utf-8").split("## What the `tiny` run shows\n")[1].split("\n## ")[0]
-    rows = [line.split(" | ") for line in section.splitlines() if line.startswith("| ")][2:]
-    assert len(rows) > 10 and {row[2] for row in rows} <= {"3 of 3", "open"}
-    claimed = {cell for row in rows if row[2] == "3 of 3" for cell in re.findall(r"[+-][\d.]+ \[[^]]+\]", row[1])}
-    assert claimed and claimed <= known, claimed - known
-    assert all(re.search(r"[+-][\d.]+ \[", row[1]) for row in rows if row[2] == "3 of 3")
+    lines = [line.split(" | ") for line in section.splitlines() if line.startswith("| ")][1:]
+    for (question, cells, said, _), effects in zip(lines, README_ROWS, strict=True):
+        found = table.loc[list(effects)]
+        means = [Estimate.of(row).cell("+.1f") for row in found.itertuples()]
+        assert re.findall(r"[+-][\d.]+ \[[^]]+\]", cells) == means, question
+        assert said == ("3 of 3" if found["status"].str.startswith("shown").all() else "open"), question
 
 
 def test_an_effect_that_a_run_lacks_is_open(runs):
