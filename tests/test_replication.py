@@ -49,6 +49,8 @@ README_ROWS = [
     tuple(f"phantoms, after stage 3 minus shuffled images: {score}" for score in ("closed accuracy", "open recall")),
     ("phantoms, hard, after stage 3 minus shuffled images: open recall",),
     ("phantoms, hard, after stage 3 minus shuffled images: closed accuracy",),
+    *((f"{start} minus LLaDA-MedV: findings f1",) for start in ("LLaDA-MedV V2", "LLaDA-MedV V1", "random")),
+    *((f"{size} questions: full minus LoRA, all ranks",) for size in (64, 1024)),
     ("A: a longer canvas scores higher: score",),
     ("B: more steps score higher: score",),
     ("B: and stutter less: adjacent duplicates",),
