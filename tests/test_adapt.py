@@ -254,6 +254,13 @@ def test_a_causal_tower_writes_text_that_is_kept_and_gone_on_with(causal, tmp_pa
         write_text_of(causal, tmp_path, 60, replace(writing, seed=1), quiet=True)
 
 
+def test_files_of_somebody_else_are_not_read_as_what_the_tower_wrote(causal, tmp_path):
+    (tmp_path / "batch-00000.jsonl").write_text('{"tokens": 100}\n')
+    with pytest.raises(ValueError, match="holds other files"):
+        write_text_of(causal, tmp_path, 30, Writing(batch_size=4, new_tokens=8), quiet=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["batch-00000.jsonl"]
+
+
 @pytest.mark.slow
 def test_the_command_lets_a_tower_write_and_adapts_it(causal, tmp_path):
     command = ["train", "adapt", "--language", causal, "--out", tmp_path / "out", "--self", "--self-tokens", "600"]

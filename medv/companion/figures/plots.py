@@ -17,6 +17,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from medv.artifacts import atomic_file
 from medv.companion.figures.tables import cells
@@ -66,8 +67,14 @@ def footer(fig: Figure, text: str) -> None:
 
 
 def save(fig: Figure, stem: str | Path, dpi: int = 160) -> tuple[Path, ...]:
-    """Write `stem`.png and `stem`.svg atomically, the same bytes for the same figure; returns both paths."""
+    """Write `stem`.png and `stem`.svg atomically, the same bytes for the same figure; returns both paths.
+
+    A `$` in a name or an answer is a dollar sign: only the numbers that matplotlib writes at an axis are formulas.
+    """
     stem, paths = Path(stem), []
+    for text in fig.findobj(Text):
+        if "$" in text.get_text() and r"\mathdefault" not in text.get_text():
+            text.set_parse_math(False)
     metadata = {"png": {"Software": None}, "svg": dict.fromkeys(("Date", "Creator", "Format", "Type"))}
     for kind, nothing in metadata.items():
         paths.append(stem.with_name(f"{stem.name}.{kind}"))

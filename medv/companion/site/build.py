@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from medv.artifacts import PACKAGE
+from medv.artifacts import PACKAGE, atomic_directory
 from medv.companion.figures.tables import to_html
 from medv.companion.figures.templates import template
 from medv.companion.reproduction.exhibits import is_made, manifest_of, numbers_of
@@ -49,10 +49,8 @@ def build(run: str | Path, target: str | Path, *, only: tuple[str, ...] = (), op
         made = Path(folder, "site")
         code = build_main(["-b", "html", "-q", *options, str(pages), str(made)])
         if code == 0:
-            if target.exists():
-                shutil.rmtree(target)
-            shutil.rmtree(made / ".doctrees", ignore_errors=True)
-            shutil.move(made, target)
+            with atomic_directory(target) as new:
+                shutil.copytree(made, new, ignore=shutil.ignore_patterns(".doctrees"), dirs_exist_ok=True)
     return code
 
 

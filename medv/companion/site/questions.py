@@ -61,7 +61,8 @@ def estimate(row: pd.Series, name: str = "") -> Estimate:
 
 def moves(first: Estimate, second: Estimate) -> str:
     """How a value goes from the first estimate to the second: by their intervals, if these do not overlap."""
-    way = "rises" if second.low > first.high else "falls" if second.high < first.low else "does not change beyond the intervals"
+    apart = Estimate(second.value - first.value, second.low - first.high, second.high - first.low)
+    way = apart.verdict("rises", "falls", "does not change beyond the intervals")
     return f"{way}, from {first.cell()} to {second.cell()}"
 
 
@@ -75,7 +76,7 @@ def grid(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 def escaped(text: str) -> str:
     """Text without anything that Markdown or HTML would obey."""
-    return re.sub(r"([\\`*<$|])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*<$|]|\](?=[(\[]))", r"\\\1", " ".join(text.split()))  # and a link
 
 
 def _loss(tables: Tables) -> list[str]:

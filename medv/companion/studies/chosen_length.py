@@ -239,6 +239,7 @@ def verdict(items: pd.DataFrame, known: Mapping[str, float]) -> str:
             grid = mine.pivot(index=["seed", "id"], columns="way", values="repeated_share")[[way, base]].dropna().to_numpy()
             share = resampled(grid, ratio)
             said = "reached" if share.value <= REPEATED_SHARE else "not reached"
+            said = said if grid[:, 1].any() else "nothing to lower"
             of = f"{grid[:, 0].mean():.1f} of {grid[:, 1].mean():.1f} %, ratio {share.cell('.2f')}, n = {share.n}"
             lines.append(f"  repeated words against {base}: {of}; at most {REPEATED_SHARE:g}: {said}")
             gap = change(mine.assign(setting=mine["way"]), "score", base, way)

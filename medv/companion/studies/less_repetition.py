@@ -27,6 +27,7 @@ from medv.diffusion.sampler import sample
 from medv.diffusion.schedules import Filter, Schedule, StepState, best_candidates, pace
 from medv.evaluation.answering import Answerer
 from medv.evaluation.text import measure_answer
+from medv.intervals import NOT_MEASURED, Estimate
 from medv.phantoms.sets import description_set
 from medv.profiles import Profile
 
@@ -276,8 +277,8 @@ def front_table(points: pd.DataFrame, score: str) -> pd.DataFrame:
         labels = {name: f"{words} (%)" for name, words in REPETITION.items()} | {SENTENCES: "whole sentences (%)"}
         for metric, label in {"score": score, **labels}.items():
             row[label] = line[metric]
-            gap = [line.get(f"{metric}_{end}", np.nan) for end in ("gap", "low", "high")]
-            row[f"{label}, against linear"] = "" if np.isnan(gap[0]) else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*gap)
+            gap = Estimate(*(line.get(f"{metric}_{end}", np.nan) for end in ("gap", "low", "high")))
+            row[f"{label}, against linear"] = "" if np.isnan(gap.value) else gap.cell("+.1f")
         rows.append(row)
     return pd.DataFrame(rows).round(1)
 
@@ -295,15 +296,10 @@ def targets(points: pd.DataFrame, way: str = OURS) -> str:
             halved = "halved" if ours[metric] <= HALF * base[metric] else "not halved"
             halved = halved if base[metric] else "nothing to halve"
             said.append(f"{words} {base[metric]:.2f} -> {ours[metric]:.2f} % ({halved})")
-        ends = f"{ours['score_gap']:+.1f} [{ours['score_low']:+.1f}, {ours['score_high']:+.1f}]"
-        kept = (
-            "not measured"
-            if np.isnan(ours["score_low"])
-            else f"kept within {MARGIN:g} points"
-            if ours["score_low"] >= -MARGIN
-            else "not shown to be kept"
-        )
-        lines.append(f"Z = {steps:.0f}: {'; '.join(said)}; score {ends}: {kept}; n = {int(ours['n'])}")
+        gap = Estimate(ours["score_gap"], ours["score_low"], ours["score_high"])
+        kept = NOT_MEASURED if np.isnan(gap.low) else "not shown to be kept"
+        kept = f"kept within {MARGIN:g} points" if gap.low >= -MARGIN else kept
+        lines.append(f"Z = {steps:.0f}: {'; '.join(said)}; score {gap.cell('+.1f')}: {kept}; n = {int(ours['n'])}")
     return "\n".join(lines)
 
 
