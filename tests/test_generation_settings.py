@@ -161,6 +161,11 @@ def test_answers_of_other_models_stand_beside_the_papers_row_of_that_model_alone
     items = lengths.ask_lengths(smoke, bundled("tiny_model"), None, asked, tmp_path / "out", given=given)
     table = lengths.table3(items, smoke).set_index("model")
     assert (table.loc[["LLaVA-Med, default", "Another, default"], "s per query"] == 3).all()
+    bare = [{"text": "two words"}] * len(asked[0])
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in bare))
+    with pytest.raises(DataError, match="2 answers without ids to 4 questions"):  # not the same ones again to each seed
+        both = asked | {1: generation.requests(smoke)[0][2:4]}
+        lengths.ask_lengths(smoke, bundled("tiny_model"), None, both, tmp_path / "out", given=given)
     assert table["seconds per query (paper)"].notna()[["LLaVA-Med, default", "Another, default"]].tolist() == [True, False]
 
 

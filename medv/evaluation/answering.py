@@ -19,7 +19,7 @@ from medv.checkpoints.bundled import load_model
 from medv.checkpoints.contents import contents
 from medv.data.example import Example, Turn
 from medv.data.images import as_picture
-from medv.diffusion.blockwise import BlockwiseConfig
+from medv.diffusion.blockwise import BlockwiseConfig, SamplerOutput
 from medv.diffusion.config import SamplerConfig
 from medv.diffusion.official import OfficialConfig
 from medv.diffusion.trace import Events, Trace, drain
@@ -284,8 +284,12 @@ class Answerer:
             steps = model.stream(**inputs, config=config, row_indices=rows, tell=on_step is not None, **acceleration)
             output = drain(steps, on_step)
         model.train(was_training)
+        return [(answer, output.trace.of_row(row)) for row, answer in enumerate(self.answers_of(batch, output))]
+
+    def answers_of(self, batch: Sequence[Example], output: SamplerOutput) -> list[Answer]:
+        """The answers that a sampler's output holds, a row for each example."""
         ids = output.sequences.tolist()
-        answers = [
+        return [
             Answer(
                 id=example.id,
                 question=example.question,
@@ -297,7 +301,6 @@ class Answerer:
             )
             for row, example in enumerate(batch)
         ]
-        return [(answer, output.trace.of_row(row)) for row, answer in enumerate(answers)]
 
 
 def _best(tried: Sequence[tuple[FilledAnswer, Trace]], rank: Callable[[FilledAnswer], Any]) -> tuple[FilledAnswer, Trace]:

@@ -120,7 +120,7 @@ def _repetition(tables: Tables) -> list[str]:
     columns += ["facts, F1 (%), against linear", "n"]
     return [
         f"There are two kinds. *More steps*: {longest} tokens, from {most} tokens a forward to one, {steps['n'].iloc[0]} "
-        f"answers, {steps['seeds'].iloc[0]} seeds. {' '.join(by_steps)}",
+        f"answers, {steps['seeds'].iloc[0]} sets of images. {' '.join(by_steps)}",
         f"*A shorter answer*: one token a forward, from {longest} tokens to {shortest}. {' '.join(by_length)}",
         "*At equal forwards*: a filter that defers a token which would complete a phrase said before (`--filter phrases`). "
         "Z counts the forwards; *against linear* is the difference from the plain sampler in points, paired by answer.",

@@ -144,11 +144,10 @@ def compare_lengths(
         items = pd.concat(frames, ignore_index=True).assign(threshold=threshold)
         return {"items": as_rows(items)}
 
-    frames = []
-    for name, result in run_trials(folder, trials_of(profile), work).items():
-        items, arm = pd.DataFrame(result["items"]), trials_of(profile)[name].arm
-        frames.append(items.assign(arm=arm, way=items["setting"], setting=arm + ": " + items["setting"]))
-    items = pd.concat(frames, ignore_index=True)
+    trials = trials_of(profile)
+    found = run_trials(folder, trials, work).items()
+    items = pd.concat([pd.DataFrame(kept["items"]).assign(arm=trials[name].arm) for name, kept in found], ignore_index=True)
+    items = items.assign(way=items["setting"], setting=items["arm"] + ": " + items["setting"])
     items["score"] = items["score"].astype(float)
     items["reference"] = [words[row.seed, row.id] for row in items.itertuples()]
     return items.assign(length_error=100 * (items["words"] - items["reference"]).abs() / items["reference"])

@@ -199,21 +199,10 @@ def ask_watched(profile: Profile, answerer: Answerer, asked: Mapping[int, Sequen
                     config = model.settings(SamplerConfig(length, length, z, schedule=make(watched), filters=filters))
                     ids = {"mask_token_id": model.config.mask_token_id, "fill_token_id": model.config.fill_token_id}
                     output = sample(watched, watched.inputs["input_ids"], config, **ids)
-                    rows += _answers(answerer, batch, output)
+                    rows += [answer.to_dict() for answer in answerer.answers_of(batch, output)]
                 frames.append(measured(rows, examples).assign(setting=f"{name}, {z} forwards", seed=seed))
     model.set_attn_implementation(kept)
     return pd.concat(frames, ignore_index=True)
-
-
-def _answers(answerer: Answerer, batch: Sequence[Example], output) -> list[dict]:
-    """The rows of an answer file."""
-    rows = []
-    for place, example in enumerate(batch):
-        text = answerer.processor.decode_response(output.sequences[place].tolist(), output.lengths[place])
-        row = {"id": example.id, "question": example.question, "text": text, "tokens": output.lengths[place]}
-        row |= {"forwards": output.forwards[place], "seconds": output.seconds / len(batch)}
-        rows.append(row | {"finish_reason": output.finish_reason[place]})
-    return rows
 
 
 # --- Reading the answers ---
