@@ -30,8 +30,7 @@ class Estimate:
 
     def __post_init__(self):
         if self.n == 1:
-            object.__setattr__(self, "low", math.nan)
-            object.__setattr__(self, "high", math.nan)
+            self.__dict__.update(low=math.nan, high=math.nan)
 
     @classmethod
     def of(cls, row: Any) -> "Estimate":
@@ -81,10 +80,8 @@ def shared_items(grid: np.ndarray) -> Estimate:
     seeds, items = grid.shape
     if np.isnan(grid).all():
         return Estimate(np.nan, np.nan, np.nan, items, seeds)
-    means = []
-    for _ in range(RESAMPLES):
-        columns = rng.integers(items, size=items)
-        means.append(_mean_of_known(grid[rng.integers(seeds, size=seeds)][:, columns]))
+    drawn = (rng.integers(items, size=items) for _ in range(RESAMPLES))
+    means = [_mean_of_known(grid[rng.integers(seeds, size=seeds)][:, columns]) for columns in drawn]
     low, high = map(float, np.nanquantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
     return Estimate(float(np.nanmean(grid)), low, high, items, seeds)
 

@@ -337,6 +337,8 @@ def test_all_answers_to_a_prompt_are_held_out_together():
         ([], "either a text to adapt on"),
         (["--self", "--attention", "both"], "unknown attention 'both'"),
         (["--self", "--weights", "t"], "unknown weights 't'"),
+        (["--self", "--lr", "-1"], "learning_rate is -1.0: it must be above 0"),
+        (["--self", "--lr", "nan"], "learning_rate is nan: it must be a finite number"),
         (["--text", "TEXT", "--length", "9999"], "less than one row"),
         (["--text", "TEXT", "--length", "300"], "longer than the 256 positions"),
         (["--text", "TEXT", "--batch-size", "3", "--accumulation", "2", "--length", "32"], "cannot be cut into 2"),

@@ -73,7 +73,7 @@ def test_an_answer_without_a_score_stands_in_no_mean_and_in_no_count():
 
 def test_schedules_are_not_said_to_score_no_lower_where_nothing_is_scored():
     names = ["linear, 4 forwards", "cosine, 4 forwards"]
-    for score, words in ((np.nan, NOT_MEASURED), (50.0, "and no lower score")):
+    for score, words in ((np.nan, NOT_MEASURED), (50.0, "and no lower score shown")):
         items = asked(names, score)
         assert words in repetition_study.schedule_verdict(items, [4])
         assert ("no lower score" in repetition_study.schedule_verdict(items, [4])) == (score == 50)

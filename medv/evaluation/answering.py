@@ -98,15 +98,15 @@ class Answerer:
         dtype = {} if self.model.dtype == torch.float32 else {"dtype": str(self.model.dtype).removeprefix("torch.")}
         always, default = ("gen_length", "block_length", "steps", "temperature", "seed"), type(config)()
         settings = {"model": self.name, **dtype, **{name: getattr(config, name) for name in always}}
-        for name in (field.name for field in fields(config) if field.name not in always):
-            if getattr(config, name) != getattr(default, name):
-                settings[name] = str(getattr(config, name))
+        names = [field.name for field in fields(config) if field.name not in always]
+        settings |= {name: str(getattr(config, name)) for name in names if getattr(config, name) != getattr(default, name)}
         return settings if isinstance(config, SamplerConfig) else settings | {"preset": config.preset}
 
     def check(self, question: str, picture: Image.Image | None, config: BlockwiseConfig) -> None:
         """Raises ValueError where prompt and canvas together are longer than the model reads."""
         image_tokens = 0 if picture is None else self.processor.view_plan.tokens(*as_picture(picture).size)
-        self._check_length(len(self._prompt(question, image_tokens)), config)
+        limit = self.model.config.text_config.max_position_embeddings
+        check_length(len(self._prompt(question, image_tokens)), config.gen_length, limit)
 
     def ask(
         self,
@@ -157,15 +157,10 @@ class Answerer:
             return [answer for answer, _ in self.fill(examples, templates, config, **how)]
         answers = []
         with tqdm(total=len(examples), desc="answers", unit="question", disable=quiet) as bar:
-            for batch in self.stream(examples, config, batch_size=batch_size, **options):
-                answers += batch
+            for batch in self.traced(examples, config, batch_size=batch_size, **options):
+                answers += [answer for answer, _ in batch]
                 bar.update(len(batch))
         return answers
-
-    def stream(self, examples: Sequence[Example], config: BlockwiseConfig, **options) -> Iterator[list[Answer]]:
-        """The same, batch by batch; options as in `traced`."""
-        for batch in self.traced(examples, config, **options):
-            yield [answer for answer, _ in batch]
 
     def traced(
         self,
@@ -260,9 +255,6 @@ class Answerer:
     def _prompt(self, question: str, image_tokens: int) -> list[int]:
         return self.processor.encode_turns((Turn("user", question.strip()),), image_tokens=image_tokens)
 
-    def _check_length(self, tokens: int, config: BlockwiseConfig) -> None:
-        check_length(tokens, config.gen_length, self.model.config.text_config.max_position_embeddings)
-
     def _answer_batch(
         self,
         batch: Sequence[Example],
@@ -276,7 +268,7 @@ class Answerer:
         was_training = model.training
         model.eval()
         inputs = self.inputs(batch, looks)
-        self._check_length(inputs["input_ids"].shape[1], config)
+        check_length(inputs["input_ids"].shape[1], config.gen_length, model.config.text_config.max_position_embeddings)
         acceleration = model.acceleration(config, self.graphs)
         with torch.inference_mode():
             if responses is not None:
@@ -312,9 +304,7 @@ def _best(tried: Sequence[tuple[FilledAnswer, Trace]], rank: Callable[[FilledAns
 
 
 def with_stop(config: BlockwiseConfig, processor: MedVProcessor) -> BlockwiseConfig:
-    """The official preset without stop sequences with the end of turn, as in the reference's demonstration; any other
-    configuration unchanged.
-    """
+    """The official preset without stop sequences gets the end of turn, as in the reference's demonstration; others stay."""
     if not isinstance(config, OfficialConfig) or config.stop_sequences:
         return config
     return replace(config, stop_sequences=((processor.special.end_of_turn,),))

@@ -7,7 +7,7 @@ more confident than a wrong one. Temperature scaling keeps the order, and so the
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 
@@ -216,11 +216,10 @@ def calibration(calibrated: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (unit, steps), part in calibrated.groupby(["unit", "steps"], sort=False):
         natural, most = calibrated_ece(part["confidence"].to_numpy())
+        about = {"temperature": part["temperature"].mean(), "calibrated": natural, "calibrated_high": most}
         for metric, measure in measures.items():
-            found = over_questions(part, measure)
-            row = {"unit": unit, "steps": steps, "metric": metric, "value": found.value, "low": found.low, "high": found.high}
-            about = {"temperature": part["temperature"].mean(), "calibrated": natural, "calibrated_high": most}
-            rows.append(row | {"n": found.n, "seeds": found.seeds} | about)
+            found = asdict(over_questions(part, measure))
+            rows.append({"unit": unit, "steps": steps, "metric": metric} | found | about)
     return pd.DataFrame(rows)
 
 
