@@ -171,9 +171,7 @@ class Answerer:
         first_index: int = 0,
         looks: Looks | None = None,
     ) -> Iterator[list[tuple[Answer, Trace]]]:
-        """Each answer with its trace, batch by batch. first_index: index of the first example for the random draws. looks:
-        prepared images.
-        """
+        """Answers with their traces, batch by batch. first_index: of the first example, for draws. looks: prepared images."""
         for start in range(0, len(examples), batch_size):
             batch = examples[start : start + batch_size]
             rows = list(range(first_index + start, first_index + start + len(batch)))

@@ -171,9 +171,7 @@ def render_audit(found: dict[str, pd.DataFrame], console: Console) -> None:
 
 
 def with_counts(scores: pd.DataFrame) -> pd.DataFrame:
-    """`blind_scores` with "percent (count)" in each cell, on two lines, "-" without a question of the type; the counts n closed
-    and n open are left out.
-    """
+    """`blind_scores` as "percent (count)" on two lines, "-" without a question of the type, without n closed and n open."""
     shown = scores.drop(columns=["n closed", "n open"]).astype(object)
     for name in shown.columns.drop("answer"):
         n = scores["n closed" if name.startswith("closed") else "n open"]

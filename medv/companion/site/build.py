@@ -102,9 +102,7 @@ def _write_notebooks(nodes: list[Node], run: Path, out: Path, pages: Path) -> No
 
 
 def _write_results(nodes: list[Node], run: Path, out: Path, folder: Path) -> None:
-    """The gallery, and one page for each result with its command, seed, profile, data and manifest; a result that the run
-    lacks is marked as committed.
-    """
+    """The gallery, and a page for each result: command, seed, profile, data, manifest; what the run lacks is "committed"."""
     said = WORDS | {"done": "", "cached": "committed"}
     by_notebook = {node.notebook: node for node in nodes}
     made = {name: node for node in nodes for name in node.results}

@@ -129,9 +129,7 @@ def recorded(
     out: Path,
     looks: Looks | None = None,
 ) -> dict[str, Any]:
-    """Train stage 2 once on the examples, into `out`: "losses", the rows of `Recorder`, one a step, and the validation loss
-    "before" and "after".
-    """
+    """Train stage 2 once into `out`: "losses", the rows of `Recorder`, one a step; the validation loss "before" and "after"."""
     model, processor = load_model(init, device="cpu")  # the Trainer places it
     sizes = {"samples": len(examples), "epochs": 1, "batch_size": trial.batch_size, "times": trial.times, "order": "shuffled"}
     recipe = profile.stages["instruct"]

@@ -103,7 +103,7 @@ def schedule_table(items: pd.DataFrame, budgets: list[int], score: str = "facts,
 
 
 def schedule_verdict(items: pd.DataFrame, budgets: list[int]) -> str:
-    """Per budget and measure: the schedules that repeat less than the linear one, not shown to score lower, and the forwards."""
+    """Per budget and measure: schedules that repeat less than the linear one, not shown to score lower, and the forwards."""
     kept = "and no lower score shown" if items["score"].notna().any() else f"whatever their score, which is {NOT_MEASURED}"
     lines = []
     for budget in budgets:
