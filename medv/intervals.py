@@ -18,7 +18,9 @@ RESAMPLES, LEVEL = 2000, 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and the ends of its 95 % interval over n items and so many seeds; all three are NaN where nothing was measured."""
+    """A mean and the ends of its 95 % interval over n items (0: not told) and so many seeds; all three are NaN where nothing
+    was measured, the ends also for one item, which has no interval.
+    """
 
     value: float
     low: float
@@ -26,15 +28,20 @@ class Estimate:
     n: int = 0
     seeds: int = 1
 
+    def __post_init__(self):
+        if self.n == 1:
+            self.__dict__.update(low=math.nan, high=math.nan)
+
     @classmethod
     def of(cls, row: Any) -> "Estimate":
         """The estimate in a row of a frame, with its columns value, low and high."""
         return cls(row.value, row.low, row.high)
 
     def cell(self, form: str = ".1f", ends: str | None = None) -> str:
-        """ "value [low, high]" in this format, with another one for the `ends`, or "not measured"."""
-        ends = ends or form
-        return NOT_MEASURED if math.isnan(self.value) else f"{self.value:{form}} [{self.low:{ends}}, {self.high:{ends}}]"
+        """ "value [low, high]" in this format, with another one for the `ends`; "value (no interval)", or "not measured"."""
+        if math.isnan(self.low) or math.isnan(self.high):
+            return NOT_MEASURED if math.isnan(self.value) else f"{self.value:{form}} (no interval)"
+        return f"{self.value:{form}} [{self.low:{ends or form}}, {self.high:{ends or form}}]"
 
     def verdict(self, above: str = "higher", below: str = "lower", between: str = "no difference shown") -> str:
         """`above` or `below` if the interval of a difference lies on one side of 0, else `between`; NaN is "not measured"."""
@@ -73,10 +80,8 @@ def shared_items(grid: np.ndarray) -> Estimate:
     seeds, items = grid.shape
     if np.isnan(grid).all():
         return Estimate(np.nan, np.nan, np.nan, items, seeds)
-    means = []
-    for _ in range(RESAMPLES):
-        columns = rng.integers(items, size=items)
-        means.append(_mean_of_known(grid[rng.integers(seeds, size=seeds)][:, columns]))
+    drawn = (rng.integers(items, size=items) for _ in range(RESAMPLES))
+    means = [_mean_of_known(grid[rng.integers(seeds, size=seeds)][:, columns]) for columns in drawn]
     low, high = map(float, np.nanquantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
     return Estimate(float(np.nanmean(grid)), low, high, items, seeds)
 

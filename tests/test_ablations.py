@@ -129,6 +129,7 @@ def answers(means: dict[tuple[str, int], float]) -> pd.DataFrame:
         ((0.5, 0.5, 0.5), (0.9, 0.4, 0.4), "does not appear", "appears."),
         ((0.9, 0.4, 0.4), (0.3, 0.8, 0.8), "does not appear", "does not appear."),
         ((0.5, 0.5, 0.5), (0.6, 0.1, 0.9), "does not appear", "does not appear. But the ranks disagree."),
+        ((0.5, 0.5, 0.5), (0.7, 0.35, 0.7), "does not appear", "appears."),  # one rank shows it, the other nothing
     ],
 )
 def test_the_verdict_on_lora_follows_from_the_intervals(few_resamples, small, large, scarce, enough):

@@ -49,6 +49,7 @@ def causal(tmp_path_factory) -> Path:
     tower.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     (folder / "LICENSE").write_text("a licence", encoding="utf-8")
+    (folder / "LICENSES").mkdir()  # of others' packages
     return folder
 
 
@@ -254,6 +255,13 @@ def test_a_causal_tower_writes_text_that_is_kept_and_gone_on_with(causal, tmp_pa
         write_text_of(causal, tmp_path, 60, replace(writing, seed=1), quiet=True)
 
 
+def test_files_of_somebody_else_are_not_read_as_what_the_tower_wrote(causal, tmp_path):
+    (tmp_path / "batch-00000.jsonl").write_text('{"tokens": 100}\n')
+    with pytest.raises(ValueError, match="holds other files"):
+        write_text_of(causal, tmp_path, 30, Writing(batch_size=4, new_tokens=8), quiet=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["batch-00000.jsonl"]
+
+
 @pytest.mark.slow
 def test_the_command_lets_a_tower_write_and_adapts_it(causal, tmp_path):
     command = ["train", "adapt", "--language", causal, "--out", tmp_path / "out", "--self", "--self-tokens", "600"]
@@ -330,6 +338,8 @@ def test_all_answers_to_a_prompt_are_held_out_together():
         ([], "either a text to adapt on"),
         (["--self", "--attention", "both"], "unknown attention 'both'"),
         (["--self", "--weights", "t"], "unknown weights 't'"),
+        (["--self", "--lr", "-1"], "learning_rate is -1.0: it must be above 0"),
+        (["--self", "--lr", "nan"], "learning_rate is nan: it must be a finite number"),
         (["--text", "TEXT", "--length", "9999"], "less than one row"),
         (["--text", "TEXT", "--length", "300"], "longer than the 256 positions"),
         (["--text", "TEXT", "--batch-size", "3", "--accumulation", "2", "--length", "32"], "cannot be cut into 2"),

@@ -233,6 +233,15 @@ def test_every_plot_draws_and_saves(draw, tmp_path):
     assert png.stat().st_size > 1000 and svg.read_text().startswith("<?xml")
 
 
+def test_a_dollar_in_a_name_is_no_formula_and_the_numbers_of_a_logarithmic_axis_are(tmp_path):
+    frame = pd.DataFrame({"t": [0.1, 1], "w": [1000, 1], "run": r"$\frac{$"})
+    drawn = figures.curve(frame, "t", "w", r"$\frac{$", hue="run", yscale="log")
+    for _ in range(2):  # matplotlib writes the numbers when it draws
+        figures.save(drawn, tmp_path / "plot")
+    numbers = [text for text in drawn.axes[0].get_yticklabels() if "10^" in text.get_text()]
+    assert numbers and all(text.get_parse_math() for text in numbers)
+
+
 def test_a_wrong_frame_is_named(tmp_path):
     with pytest.raises(ValueError, match="lacks split: it has step, loss"):
         figures.curve(pd.DataFrame({"step": [], "loss": []}), "step", "loss", hue="split")

@@ -143,6 +143,18 @@ def test_a_set_that_is_not_there_yields_nothing_and_an_unknown_one_is_refused(tm
         annotation_findings({"mimic": None})
 
 
+@pytest.mark.parametrize("kind", ["OPEN", "CLOSED"])
+def test_a_set_of_one_type_of_question_yields_no_finding_on_the_other(tmp_path, kind):
+    row = {"question": "q", "answer": "yes", "answer_type": kind, "image_name": "a.jpg", "phrase_type": "freeform"}
+    for name in ("trainset.json", "testset.json"):
+        (tmp_path / name).write_text(json.dumps([row | {"qid": 1}, row | {"qid": 2, "question": "r"}]))
+    checks = {"OPEN": {"shared answers"}, "CLOSED": {"metric variants"}}[kind]
+    assert {finding.check for finding in annotation_findings({"vqa_rad": tmp_path})} == checks
+    judged = {"question_id": 1, "result": "8 6\nbecause", "type": "conversation", "domain": "mri"}
+    (tmp_path / "llava_med_eval_qa50_qa_ans.jsonl").write_text(json.dumps(judged) + "\n")
+    assert annotation_findings({"qa50": tmp_path}) == [], "one judgement does not scatter"
+
+
 def test_findings_are_plain_data(findings):
     rows = findings_frame(findings).to_dict("records")
     assert json.loads(json.dumps(rows)) == rows

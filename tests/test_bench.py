@@ -51,6 +51,20 @@ def test_a_small_benchmark_measures_every_mode():
     assert result.to_dict()["shape"]["vocab_size"] == 1500 and result.device
 
 
+def test_a_stopped_benchmark_goes_on_from_its_own_journal_alone(tmp_path):
+    journal = tmp_path / "x.part.jsonl"
+    for text in ("my notes", '{"run": 1}\n'):
+        journal.write_text(text)
+        with pytest.raises(ValueError, match="was not made by"):
+            bench_sampler(SHAPE, device="cpu", journal=journal)
+        assert journal.read_text() == text
+    journal.unlink()
+    first = bench_sampler(SHAPE, device="cpu", journal=journal)
+    assert bench_sampler(SHAPE, device="cpu", journal=journal).measurements == first.measurements
+    with pytest.raises(ValueError, match="seed 0, now 1"):
+        bench_sampler(SHAPE, device="cpu", journal=journal, seed=1)
+
+
 @pytest.mark.slow
 def test_the_command_prints_json_and_a_table(tmp_path):
     sizes = {"vocab-size": 1500, "hidden-size": 32, "layers": 1, "prompt-length": 8, "gen-length": 8, "block-length": 4}

@@ -86,6 +86,11 @@ def test_without_arms_and_scores_it_says_so():
     assert study.length_table(study.measures(answers(one)), "score")["score"].tolist() == [NOT_MEASURED] * 5
 
 
+def test_a_share_of_no_repetition_is_not_reached_by_having_none():
+    said = study.verdict(answers(GOOD).assign(repeated_share=0.0), {})
+    assert said.count("0.0 of 0.0 %") == said.count(": nothing to lower") == 4
+
+
 def test_a_row_of_the_table_is_the_median_and_the_means_of_its_answers():
     items = answers(GOOD)
     found = study.measures(items).set_index("way")

@@ -18,6 +18,7 @@ from medv.data.example import Example, Turn
 from medv.intervals import own_items, shared_items
 from medv.phantoms.facts import fact_spans, stated_facts
 from medv.profiles import get_profile
+from medv.reading import DataError
 
 TINY = get_profile("tiny")
 
@@ -160,7 +161,31 @@ def test_answers_of_other_models_stand_beside_the_papers_row_of_that_model_alone
     items = lengths.ask_lengths(smoke, bundled("tiny_model"), None, asked, tmp_path / "out", given=given)
     table = lengths.table3(items, smoke).set_index("model")
     assert (table.loc[["LLaVA-Med, default", "Another, default"], "s per query"] == 3).all()
+    bare = [{"text": "two words"}] * len(asked[0])
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in bare))
+    with pytest.raises(DataError, match="2 answers without ids to 4 questions"):  # not the same ones again to each seed
+        both = asked | {1: generation.requests(smoke)[0][2:4]}
+        lengths.ask_lengths(smoke, bundled("tiny_model"), None, both, tmp_path / "out", given=given)
     assert table["seconds per query (paper)"].notna()[["LLaVA-Med, default", "Another, default"]].tolist() == [True, False]
+
+
+def test_answers_without_ids_are_in_the_order_of_all_questions_and_of_their_number(tmp_path):
+    asked = [Example(name, None, (Turn("user", "q"),), meta={"type": "conversation"}) for name in ("3", "1", "2", "0")]
+    file, out = tmp_path / "answers.jsonl", tmp_path / "out.jsonl"
+
+    def given(rows, part=asked, **how):
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return [row["text"] for row in conversation.given_answers(file, part, out, **how)]
+
+    texts = [{"text": f"to {example.id}"} for example in asked]
+    assert given(texts) == ["to 3", "to 1", "to 2", "to 0"] and given(texts, asked[1::2], among=asked) == ["to 1", "to 0"]
+    named = [row | {"question_id": example.id} for row, example in zip(texts, asked, strict=True)]
+    assert given(named[::-1]) == ["to 3", "to 1", "to 2", "to 0"]
+    for rows, said in ((texts[:3], "3 answers without ids to 4 questions"), ([*texts[:3], named[3]], "no 'question_id'")):
+        with pytest.raises(DataError, match=said):
+            given(rows)
+    with pytest.raises(DataError, match="'seconds' is 'fast', but must be a number"):
+        given([row | {"seconds": "fast"} for row in named])
 
 
 def test_a_radar_of_two_groups_is_refused():

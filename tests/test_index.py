@@ -81,6 +81,13 @@ def test_a_result_made_by_hand_names_the_command_with_its_seed_and_its_parameter
     assert command.endswith("-p profile smoke -p seed 3 -p data 'a b; c'")
 
 
+def test_the_command_of_a_result_of_real_data_names_the_file_that_they_need(run):
+    run.profile = get_profile("paper")
+    run.table(pd.DataFrame({"a": [1]}), "own", data="real questions")
+    item = SimpleNamespace(node=run.node, status="done", seconds=1.0)
+    assert facts_of(run.out, "own", "", item)["command"] == "medv reproduce --profile paper --config FILE --only own --seed 3"
+
+
 def test_the_papers_numbers_stand_in_a_block_of_their_own_and_texts_are_escaped(run):
     page = page_of(run)
     assert "<b>ours</b>" not in page and "&lt;b&gt;ours&lt;/b&gt;" in page

@@ -85,6 +85,8 @@ def test_a_test_split_of_one_type_of_question_is_printed_and_its_json_has_no_nan
     for options in ([], ["--json"]):
         shown = CliRunner().invoke(app, ["audit", "vqa_rad", str(folder), *options])
         assert shown.exit_code == 0 and "nan" not in shown.stdout.lower() and "None" not in shown.stdout
+    shares = [row["percent"] for row in json.loads(shown.stdout)["overlap"] if row["of"] == 0]
+    assert shares and set(shares) == {None}, "of no questions there is no share, 0 % neither"
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from medv.companion.figures.losses import band_figure
 from medv.companion.studies import loss_band as study
 from medv.companion.studies import loss_compare as compare
 from medv.diffusion.loss import NORMALIZATIONS
+from medv.intervals import NOT_MEASURED
 from medv.model.modeling import IGNORED_LABEL
 from medv.profiles import get_profile
 
@@ -139,6 +140,12 @@ def test_the_noise_is_the_scatter_around_the_trend_and_the_pairs_find_that_it_is
     fall = study.fall_of(losses, "stratified", "token")
     assert fall.low < 100 * (np.linspace(2, 1, 60)[48:].mean() / np.linspace(2, 1, 60)[:12].mean() - 1) < fall.high
     assert len(band_figure(study.band_of(losses, "masked", 300)).axes) == 4
+
+
+def test_the_table_of_one_seed_has_no_band_to_be_outside_of(losses):
+    table = study.band_table(losses[losses["seed"] == losses["seed"].min()])
+    assert set(table["left-out seed outside (%)"]) == {NOT_MEASURED} and "nan" not in table.to_string().lower()
+    assert set(table["stratified t"]) == {NOT_MEASURED, ""}
 
 
 def test_a_left_out_curve_is_outside_where_it_leaves_the_others():

@@ -184,12 +184,15 @@ def test_the_names_of_the_scored_models_are_those_of_the_studies():
 
 def test_a_model_is_brought_up_to_date_and_anything_else_in_its_place_is_refused(made, published, tmp_path):
     (published / "figures" / "old.png").write_bytes(b"")
+    (published / "figures" / "mine").mkdir()
+    (published / ".1a2b3c4d.partial.README.md").write_text("left by a killed publication")
     first = {file: file.read_bytes() for file in published.rglob("*") if file.is_file() and file.name != "manifest.json"}
     again = run("publish", made / "models/stage2", "--to", published, "--license", "apache-2.0", "--json")
     assert again.exit_code == 0 and json.loads(again.stdout)["card"] == "written"
     assert {file: file.read_bytes() for file in first if file.exists()} == {
-        f: d for f, d in first.items() if f.name != "old.png"
+        f: d for f, d in first.items() if f.name != "old.png" and ".partial." not in f.name
     }
+    (published / "figures" / "mine").rmdir()
     model(1).save_pretrained(tmp_path / "other")
     processor().save_pretrained(tmp_path / "other")
     (tmp_path / "mine").mkdir()

@@ -9,8 +9,9 @@ import pytest
 from conftest import ROOT
 
 from medv.companion.reproduction.registry import all_nodes
-from medv.companion.site.questions import QUESTIONS, escaped, questions_page
+from medv.companion.site.questions import QUESTIONS, escaped, moves, questions_page
 from medv.companion.studies import loss_band
+from medv.intervals import NOT_MEASURED, Estimate
 
 NUMBER = re.compile(r"(?<![\w.-])[+-]?\d+(?:\.\d+)?(?![\w-])")
 RESULTS = ("stage2", "fig10", "less_repetition", "chosen_length", "table_chosen_length", "lora_vs_full", "table_lora_vs_full")
@@ -149,11 +150,19 @@ def test_issues_are_linked_and_text_of_a_cell_is_text(figures):
     page = questions_page(figures)
     for repo, number in [issue for question in QUESTIONS for issue in question.asked]:
         assert f"(https://github.com/{repo}/issues/{number})" in page
+    assert escaped("[1, 2] [x](https://a.b)") == r"[1, 2] [x\](https://a.b)"
     assert escaped("a|b <script>*x*`y`$z$\n") == r"a\|b \<script>\*x\*\`y\`\$z\$"
     table = pd.read_csv(figures / "audit.csv")
     table.loc[table["check"] == "gaming", "reading"] = "<script>alert(1)</script>"
     table.to_csv(figures / "audit.csv", index=False)
     assert "<script>" not in questions_page(figures).replace(r"\<script>", "")
+
+
+def test_a_value_that_was_not_measured_does_not_move():
+    nothing, some = Estimate(np.nan, np.nan, np.nan), Estimate(2.0, 1.0, 3.0)
+    assert moves(nothing, some).startswith(NOT_MEASURED) and moves(some, nothing).startswith(NOT_MEASURED)
+    assert moves(some, Estimate(5.0, 4.0, 6.0)) == "rises, from 2.0 [1.0, 3.0] to 5.0 [4.0, 6.0]"
+    assert moves(some, Estimate(2.5, 2.0, 3.0)).startswith("does not change")
 
 
 def test_the_words_follow_the_intervals(figures):

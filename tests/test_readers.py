@@ -129,6 +129,12 @@ def test_the_check_reports_what_is_odd(tmp_path):
         check_dataset("vqa_rad", tmp_path / "images")
 
 
+def test_nothing_matches_where_the_paper_has_no_count(tmp_path):
+    write(tmp_path / "alignment" / "llava_med_alignment_500k.json", [dialogue("<image>", "A caption.")])
+    result = check_dataset("llava_med_align", tmp_path)
+    assert result.matches is None and result.to_dict()["matches"] is None and result.counts
+
+
 def test_vqa_rad_quirks_are_mended(tmp_path):
     rows = [
         rad_row(answer=3, answer_type="CLOSED "),

@@ -193,6 +193,20 @@ def test_a_run_is_not_replaced_by_its_copy_and_no_other_seed_stays(runs, tmp_pat
         write_replication(inside[:2], tmp_path / "out")
 
 
+def test_files_that_the_command_did_not_write_are_kept_and_its_own_are_replaced(runs, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    for name, text in (("replication.csv", "mine"), ("replication.json", "{}")):
+        (out / name).write_text(text)
+        with pytest.raises(ValueError, match=r"replication.csv is not of|is not a medv manifest"):
+            write_replication(runs, out)
+        assert (out / "replication.csv").read_text() == "mine" and not (out / "replication").exists()
+    for file in out.iterdir():
+        file.unlink()
+    write_replication(runs, out)
+    assert write_replication(runs, out)[1].is_file() and "profile tiny" in (out / "replication.svg").read_text()
+
+
 def test_an_effect_that_never_varies_is_measured_and_one_that_a_fourth_run_lacks_is_open():
     same, p = pooled([Estimate(5.0, 5.0, 5.0, 9)] * 3)
     assert (same.low, same.high, p) == (5, 5, 0) and pooled([Estimate(0.0, 0.0, 0.0, 9)] * 3)[1] == 1

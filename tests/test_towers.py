@@ -163,6 +163,7 @@ def test_a_siglip_and_a_llama_folder_become_towers_the_same_way(made, tmp_path):
     )
     SiglipModel(config).save_pretrained(tmp_path / "siglip")
     image_processor(32, [0.4] * 3, [0.6] * 3).save_pretrained(tmp_path / "siglip")
+    (tmp_path / "siglip" / "LICENSES").mkdir()
     source = made.towers / "language_tower"
     make_towers(tmp_path / "out", language=str(source), vision=str(tmp_path / "siglip"))
     model, old = load_or_assemble(tmp_path / "out"), LlamaForCausalLM.from_pretrained(source)

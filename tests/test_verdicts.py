@@ -23,7 +23,7 @@ from medv.data.example import Turn
 from medv.data.texts import Document
 from medv.diffusion.config import SamplerConfig
 from medv.evaluation.answering import Answerer
-from medv.intervals import NOT_MEASURED, Estimate
+from medv.intervals import NOT_MEASURED, Estimate, bootstrap, own_items
 from medv.phantoms.sets import description_set
 from medv.profiles import get_profile
 
@@ -44,6 +44,17 @@ def test_a_word_is_said_of_an_interval_and_none_of_no_interval():
     assert Estimate(1.25, -0.5, 3).cell("+.1f") == "+1.2 [-0.5, +3.0]" and Estimate(1.25, 0, 3).cell(ends=".0f") == "1.2 [0, 3]"
 
 
+def test_one_item_has_a_mean_and_neither_an_interval_nor_a_verdict():
+    one = bootstrap([3.0])
+    assert (one.value, one.n, one.verdict(), one.cell("+.1f")) == (3, 1, NOT_MEASURED, "+3.0 (no interval)")
+    for many in (bootstrap([3.0, 3.0]), own_items(np.full((2, 1), 3.0)), Estimate(3, 3, 3)):
+        assert many.verdict() == "higher"
+    row = summaries.check_effects(
+        asked(["a"], 5.0).head(1).merge(asked(["b"], 9.0).head(1), how="outer"), [("a claim", "score", "a", "b", "rises")]
+    ).iloc[0]
+    assert (row["here"], row["n"], row["appears here"]) == ("+4.0 (no interval)", 1, NOT_MEASURED)
+
+
 @pytest.mark.parametrize("expected", ["rises", "falls", "no change shown"])
 def test_a_claim_about_a_score_that_nobody_gave_does_not_appear_whatever_it_expects(expected):
     found = summaries.check_effects(asked(["a", "b"]), [("a claim", "score", "a", "b", expected)]).iloc[0]
@@ -62,7 +73,7 @@ def test_an_answer_without_a_score_stands_in_no_mean_and_in_no_count():
 
 def test_schedules_are_not_said_to_score_no_lower_where_nothing_is_scored():
     names = ["linear, 4 forwards", "cosine, 4 forwards"]
-    for score, words in ((np.nan, NOT_MEASURED), (50.0, "and no lower score")):
+    for score, words in ((np.nan, NOT_MEASURED), (50.0, "and no lower score shown")):
         items = asked(names, score)
         assert words in repetition_study.schedule_verdict(items, [4])
         assert ("no lower score" in repetition_study.schedule_verdict(items, [4])) == (score == 50)
@@ -115,6 +126,12 @@ def test_a_table_of_conversations_says_which_scores_are_not_there():
     assert table["overall"].iloc[0] == NOT_MEASURED and table["overall"].iloc[1] == "0"
 
 
+def test_a_table_of_conversations_says_where_its_systems_have_unlike_numbers_of_scores():
+    items = pd.DataFrame({"system": ["a", "a", "b", "b"], "type": "conversation", "domain": "ct", "words": 5.0})
+    table = conversation.table1(items.assign(score=[50.0, 50.0, 50.0, np.nan]))
+    assert table[table["source"] == "ours: questions"]["overall"].tolist() == ["1 to 2"]
+
+
 def test_a_text_about_a_real_image_is_scored_by_the_words_of_the_reference():
     real = replace(
         description_set("test", 1)[0], turns=(Turn("user", "What?"), Turn("assistant", "pleural effusion left lung"))
@@ -135,6 +152,8 @@ def test_samplers_are_neither_better_nor_worse_by_a_score_that_nobody_gave():
     points = quality.quality_points({"model": (quality.summarize_quality(items), "f1")})
     assert not points[points["metric"] == "f1"]["front"].any()
     assert quality.on_front(points, ["f1"]) == f"model, f1: {NOT_MEASURED}"
+    items.loc[items["metric"] == "adjacent_duplicates", "score"] = 0.0
+    assert "0.00 -> 0.00 % (nothing to halve)" in quality.verdicts(quality.against(items), keeps="f1")[0]
 
 
 @pytest.mark.slow

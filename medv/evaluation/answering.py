@@ -19,7 +19,7 @@ from medv.checkpoints.bundled import load_model
 from medv.checkpoints.contents import contents
 from medv.data.example import Example, Turn
 from medv.data.images import as_picture
-from medv.diffusion.blockwise import BlockwiseConfig
+from medv.diffusion.blockwise import BlockwiseConfig, SamplerOutput
 from medv.diffusion.config import SamplerConfig
 from medv.diffusion.official import OfficialConfig
 from medv.diffusion.trace import Events, Trace, drain
@@ -98,15 +98,15 @@ class Answerer:
         dtype = {} if self.model.dtype == torch.float32 else {"dtype": str(self.model.dtype).removeprefix("torch.")}
         always, default = ("gen_length", "block_length", "steps", "temperature", "seed"), type(config)()
         settings = {"model": self.name, **dtype, **{name: getattr(config, name) for name in always}}
-        for name in (field.name for field in fields(config) if field.name not in always):
-            if getattr(config, name) != getattr(default, name):
-                settings[name] = str(getattr(config, name))
+        names = [field.name for field in fields(config) if field.name not in always]
+        settings |= {name: str(getattr(config, name)) for name in names if getattr(config, name) != getattr(default, name)}
         return settings if isinstance(config, SamplerConfig) else settings | {"preset": config.preset}
 
     def check(self, question: str, picture: Image.Image | None, config: BlockwiseConfig) -> None:
         """Raises ValueError where prompt and canvas together are longer than the model reads."""
         image_tokens = 0 if picture is None else self.processor.view_plan.tokens(*as_picture(picture).size)
-        self._check_length(len(self._prompt(question, image_tokens)), config)
+        limit = self.model.config.text_config.max_position_embeddings
+        check_length(len(self._prompt(question, image_tokens)), config.gen_length, limit)
 
     def ask(
         self,
@@ -157,15 +157,10 @@ class Answerer:
             return [answer for answer, _ in self.fill(examples, templates, config, **how)]
         answers = []
         with tqdm(total=len(examples), desc="answers", unit="question", disable=quiet) as bar:
-            for batch in self.stream(examples, config, batch_size=batch_size, **options):
-                answers += batch
+            for batch in self.traced(examples, config, batch_size=batch_size, **options):
+                answers += [answer for answer, _ in batch]
                 bar.update(len(batch))
         return answers
-
-    def stream(self, examples: Sequence[Example], config: BlockwiseConfig, **options) -> Iterator[list[Answer]]:
-        """The same, batch by batch; options as in `traced`."""
-        for batch in self.traced(examples, config, **options):
-            yield [answer for answer, _ in batch]
 
     def traced(
         self,
@@ -176,9 +171,7 @@ class Answerer:
         first_index: int = 0,
         looks: Looks | None = None,
     ) -> Iterator[list[tuple[Answer, Trace]]]:
-        """Each answer with its trace, batch by batch. first_index: index of the first example for the random draws. looks:
-        prepared images.
-        """
+        """Answers with their traces, batch by batch. first_index: of the first example, for draws. looks: prepared images."""
         for start in range(0, len(examples), batch_size):
             batch = examples[start : start + batch_size]
             rows = list(range(first_index + start, first_index + start + len(batch)))
@@ -260,9 +253,6 @@ class Answerer:
     def _prompt(self, question: str, image_tokens: int) -> list[int]:
         return self.processor.encode_turns((Turn("user", question.strip()),), image_tokens=image_tokens)
 
-    def _check_length(self, tokens: int, config: BlockwiseConfig) -> None:
-        check_length(tokens, config.gen_length, self.model.config.text_config.max_position_embeddings)
-
     def _answer_batch(
         self,
         batch: Sequence[Example],
@@ -276,7 +266,7 @@ class Answerer:
         was_training = model.training
         model.eval()
         inputs = self.inputs(batch, looks)
-        self._check_length(inputs["input_ids"].shape[1], config)
+        check_length(inputs["input_ids"].shape[1], config.gen_length, model.config.text_config.max_position_embeddings)
         acceleration = model.acceleration(config, self.graphs)
         with torch.inference_mode():
             if responses is not None:
@@ -284,8 +274,12 @@ class Answerer:
             steps = model.stream(**inputs, config=config, row_indices=rows, tell=on_step is not None, **acceleration)
             output = drain(steps, on_step)
         model.train(was_training)
+        return [(answer, output.trace.of_row(row)) for row, answer in enumerate(self.answers_of(batch, output))]
+
+    def answers_of(self, batch: Sequence[Example], output: SamplerOutput) -> list[Answer]:
+        """The answers that a sampler's output holds, a row for each example."""
         ids = output.sequences.tolist()
-        answers = [
+        return [
             Answer(
                 id=example.id,
                 question=example.question,
@@ -297,7 +291,6 @@ class Answerer:
             )
             for row, example in enumerate(batch)
         ]
-        return [(answer, output.trace.of_row(row)) for row, answer in enumerate(answers)]
 
 
 def _best(tried: Sequence[tuple[FilledAnswer, Trace]], rank: Callable[[FilledAnswer], Any]) -> tuple[FilledAnswer, Trace]:
@@ -309,9 +302,7 @@ def _best(tried: Sequence[tuple[FilledAnswer, Trace]], rank: Callable[[FilledAns
 
 
 def with_stop(config: BlockwiseConfig, processor: MedVProcessor) -> BlockwiseConfig:
-    """The official preset without stop sequences with the end of turn, as in the reference's demonstration; any other
-    configuration unchanged.
-    """
+    """The official preset without stop sequences gets the end of turn, as in the reference's demonstration; others stay."""
     if not isinstance(config, OfficialConfig) or config.stop_sequences:
         return config
     return replace(config, stop_sequences=((processor.special.end_of_turn,),))

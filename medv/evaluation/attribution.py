@@ -159,8 +159,7 @@ def attribute(
     jobs = [(step, region) for step in of_step for region in range(len(features))]
     scores = torch.zeros(len(events), len(features))
     training = model.training
-    if training:
-        model.eval()
+    model.eval()
     rows = -(-len(jobs) // -(-len(jobs) // rows))  # as many times, about equally many
     for start in range(0, len(jobs), rows):
         part = jobs[start : start + rows]
@@ -176,8 +175,7 @@ def attribute(
             scores[places[row], region] = found[row]
         if on_step is not None:
             on_step(start + len(part), len(jobs))
-    if training:
-        model.train()
+    model.train(training)
     drops = (scores[:, :1] - scores[:, 1:]).reshape(-1, shown.regions.rows, shown.regions.columns)
     return Attribution(events, shown.regions, scores[:, 0], drops)
 

@@ -40,6 +40,8 @@ def gate(name: str, folder: Path) -> Iterator[Finding]:
     references = [Reference.of(example) for example in read_dataset(name, folder, "test")]
     scores = {v: evaluate_vqa(references, [r.answer for r in references], variant=v) for v in ("gated", "batch")}
     n, printed = scores["batch"].n_closed, printed_closed(name)
+    if not n:
+        return
     sums = [f"{v} {round(s.closed_accuracy * n / 100)} / {n} = {s.closed_accuracy:.2f}" for v, s in scores.items()]
     where, arithmetic = f"Table 2, {OURS}, {name} closed, counted from the files", f"references as answers: {', '.join(sums)}"
     reading = ceiling_reading(printed, scores["gated"].closed_accuracy)
@@ -49,7 +51,7 @@ def gate(name: str, folder: Path) -> Iterator[Finding]:
 def shared_answers(folder: Path) -> Iterator[Finding]:
     """VQA-RAD: open test questions whose image and answer stand in the training rows, without and with re-worded rows."""
     test = [example for example in read_dataset("vqa_rad", folder, "test") if example.answer_type == "OPEN"]
-    for frames in (False, True):
+    for frames in (False, True) if test else ():
         train = read_dataset("vqa_rad", folder, "train", all_rows=frames)
         known = {(example.meta["image"], example.answer.strip().lower()) for example in train}
         shared = sum((example.meta["image"], example.answer.strip().lower()) in known for example in test)
@@ -65,7 +67,8 @@ def repeated_rows(folder: Path) -> Iterator[Finding]:
     printed = printed_closed("pathvqa")
     for drop in (False, True):
         rows = read_dataset("pathvqa", folder, "test", drop_duplicates=drop)
-        n = sum(example.answer_type == "CLOSED" for example in rows)
+        if not (n := sum(example.answer_type == "CLOSED" for example in rows)):
+            return
         found = counts_that_give(printed, n)
         sums = f"{found[0]} / {n} = {100 * found[0] / n:.4f}" if found else f"no k / {n} gives it"
         where = f"Table 2, {OURS}, PathVQA closed, {len(rows)} test rows {'without' if drop else 'with'} repeated ones"
@@ -92,6 +95,8 @@ def judge_scatter(folder: Path) -> Iterator[Finding]:
         return
     scores = read_judgements(folder / JUDGED)
     values = scores.relative()
+    if len(values) < 2:  # which scatter by nothing
+        return
     error = float(values.std(ddof=1)) / sqrt(len(values))
     where, spread = "Tables 1, 3, 4 and 5, overall score", f"standard deviation {values.std(ddof=1):.1f}, n = {len(values)}"
     sums = f"public judgements of another model: mean {values.mean():.3f}, {spread}: "

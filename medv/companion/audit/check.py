@@ -46,9 +46,10 @@ class DatasetCheck:
     problems: tuple[str, ...]
 
     @property
-    def matches(self) -> bool:
-        """Whether every count is the paper's, or is right where the paper misprints it."""
-        return all(count.verdict != "mismatch" for count in self.counts)
+    def matches(self) -> bool | None:
+        """Whether every count is the paper's, or is right where the paper misprints it; None where the paper prints none."""
+        verdicts = {count.verdict for count in self.counts} - {""}
+        return "mismatch" not in verdicts if verdicts else None
 
     def to_dict(self) -> dict[str, Any]:
         """The check ready for JSON, with the verdict of each count."""
@@ -149,7 +150,7 @@ def render_check(check: DatasetCheck, console: Console) -> None:
     console.print(grid)
     for problem in check.problems:
         console.print(f"- {visible(problem)}", markup=False, highlight=False)
-    if any(count.paper is not None for count in check.counts):
+    if check.matches is not None:
         agree = "All counts agree with the paper's" if check.matches else "Some counts differ from the paper's"
         misprints = sum(count.verdict == "misprint" for count in check.counts)
         console.print(f"{agree}, but for {misprints} that the paper misprints." if misprints else f"{agree}.")

@@ -45,9 +45,7 @@ def game_vqa(name: str, train: Sequence[Example], test: Sequence[Example]) -> pd
     references = [Reference.of(example) for example in test]
     answers = {TRUTH: [reference.answer for reference in references]}
     answers |= {label: [text] * len(test) for label, text in constant_answers(train).items()}
-    rows = []
-    for label, texts in answers.items():
-        rows.append({"test set": name, ANSWER: label} | all_metrics(references, texts))
+    rows = [{"test set": name, ANSWER: label} | all_metrics(references, texts) for label, texts in answers.items()]
     return pd.DataFrame(rows)
 
 

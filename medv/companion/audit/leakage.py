@@ -75,7 +75,7 @@ def overlap(train: Sequence[Example], test: Sequence[Example]) -> pd.DataFrame:
         ("closed test answers that are neither yes nor no", other, len(closed)),
     ]
     frame = pd.DataFrame(rows, columns=["measure", "count", "of"])
-    return frame.assign(percent=100 * frame["count"] / frame["of"].clip(lower=1))
+    return frame.assign(percent=100 * frame["count"] / frame["of"].where(frame["of"] > 0))  # of none: no share
 
 
 def blind_scores(train: Sequence[Example], test: Sequence[Example]) -> pd.DataFrame:
@@ -159,7 +159,7 @@ def render_audit(found: dict[str, pd.DataFrame], console: Console) -> None:
         grid.add_column("count", justify="right")
         grid.add_column("%", justify="right")
         for row in part.itertuples():
-            grid.add_row(row.measure, f"{row.count} of {row.of}", f"{row.percent:.1f}")
+            grid.add_row(row.measure, f"{row.count} of {row.of}", f"{row.percent:.1f}" if row.of else "-")
         console.print(grid)
         scores = found["blind"][found["blind"]["training"] == training].drop(columns=["training", "open precision"])
         closed, opened = scores["n closed"].iloc[0], scores["n open"].iloc[0]
@@ -171,9 +171,7 @@ def render_audit(found: dict[str, pd.DataFrame], console: Console) -> None:
 
 
 def with_counts(scores: pd.DataFrame) -> pd.DataFrame:
-    """`blind_scores` with "percent (count)" in each cell, on two lines, "-" without a question of the type; the counts n closed
-    and n open are left out.
-    """
+    """`blind_scores` as "percent (count)" on two lines, "-" without a question of the type, without n closed and n open."""
     shown = scores.drop(columns=["n closed", "n open"]).astype(object)
     for name in shown.columns.drop("answer"):
         n = scores["n closed" if name.startswith("closed") else "n open"]

@@ -5,9 +5,9 @@ nothing about answers: agreement is the share of the baseline's commits (step, p
 all of them for an exact mode up to rounding, and means little for a cached one.
 """
 
-import json
 import statistics
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import torch
 from rich.table import Table
 from transformers import LlamaConfig
 
-from medv.artifacts import append_jsonl, read_jsonl
+from medv.artifacts import append_jsonl
 from medv.companion.bench.baseline import official_run
 from medv.companion.bench.machine import (
     Report,
@@ -35,6 +35,7 @@ from medv.diffusion.config import SamplerConfig
 from medv.model.configuration import MedVConfig
 from medv.model.decoding import forget_decoders
 from medv.model.modeling import MedVForMaskedDiffusion
+from medv.ownership import claim_file, owned
 
 OFFICIAL = {"official algorithm, float16 autocast": True, "official algorithm": False}
 """The baselines: name -> whether float16 autocast casts the weights at each forward, as it does on a GPU."""
@@ -197,35 +198,36 @@ def bench_sampler(
     """Measure everything. `baseline_forwards` cuts the official algorithm short (None runs it to the end): its steps all
     cost the same, and its seconds are scaled. `progress` is called with the name of the next mode. `journal` is a file to which
     every measurement is added as a JSON line and from which a stopped run of the same resumes; with it a mode that fails is
-    recorded in `errors`, and the next one is measured.
+    recorded in `errors`, and the next one is measured. Raises ValueError, with nothing changed, for a journal of anything else.
     """
     device = bench_device(device)
     network, prompts = random_network(shape, device, seed), _prompts(shape, 8, device, seed)
     progress("matrix products and copies")
     speed, copies = matmul_speed(device, getattr(torch, shape.dtype)), copy_speed(device)
     where, written, found, errors = here(device), (), [], {}
-    run = json.loads(json.dumps({"shape": asdict(shape), "seed": seed, "device": where["device"]}))
-    known = {} if journal is None else {row["name"]: row["found"] for row in read_jsonl(journal) if row["run"] == run}
-    for mode in modes(device.type == "cuda", baseline_forwards):
-        progress(mode.name)
-        if mode.name in known:
-            found.append(Measurement(**known[mode.name]))
-            continue
-        try:
-            if mode.name in OFFICIAL:
-                one, written = _official(network, prompts[:1], shape, mode)
-            else:
-                one = _measure(network, prompts[: mode.rows], shape, mode, written)
-                floor = shape.floor_seconds(mode, one.forwards, one.refreshes, speed, copies)
-                one = replace(one, floor_seconds=floor, of_floor=floor / one.seconds)
-        except Exception as error:
-            if journal is None:
-                raise
-            errors[mode.name] = f"{type(error).__name__}: {error}"[:2000]
-            continue
-        found.append(one)
-        if journal is not None:
-            append_jsonl(journal, {"name": mode.name, "run": run, "found": asdict(one)})
+    run = {"made_by": "medv bench sampler", "shape": asdict(shape), "seed": seed, "device": where["device"]}
+    with nullcontext([]) if journal is None else claim_file(journal, run) as rows:
+        known = {row["name"]: row["found"] for row in rows}
+        for mode in modes(device.type == "cuda", baseline_forwards):
+            progress(mode.name)
+            if mode.name in known:
+                found.append(Measurement(**known[mode.name]))
+                continue
+            try:
+                if mode.name in OFFICIAL:
+                    one, written = _official(network, prompts[:1], shape, mode)
+                else:
+                    one = _measure(network, prompts[: mode.rows], shape, mode, written)
+                    floor = shape.floor_seconds(mode, one.forwards, one.refreshes, speed, copies)
+                    one = replace(one, floor_seconds=floor, of_floor=floor / one.seconds)
+            except Exception as error:
+                if journal is None:
+                    raise
+                errors[mode.name] = f"{type(error).__name__}: {error}"[:2000]
+                continue
+            found.append(one)
+            if journal is not None:
+                append_jsonl(journal, owned(run, {"name": mode.name, "found": asdict(one)}))
     first = next((m for m in found if m.name in OFFICIAL), None)
     if first is not None:  # the baseline comes first, and all have their ratios to it
         for place, m in enumerate(found):

@@ -3,8 +3,6 @@
 Every word is a checkbox of the page, so that Tab reaches it, Space turns it, and a screen reader tells its state.
 """
 
-import contextvars
-import threading
 from collections.abc import Callable
 
 import ipywidgets as widgets
@@ -28,7 +26,7 @@ def words_of(outcome: Outcome, word: Word) -> list[tuple[str, tuple[int, ...]]]:
     return found
 
 
-class KeepWords(widgets.VBox):
+class KeepWords(view.Background, widgets.VBox):
     """A button that lays out the words of the outcome that is shown, and one that fills what is not kept, in a thread.
 
     done: called with the new outcome.
@@ -38,7 +36,6 @@ class KeepWords(widgets.VBox):
         self.session, self.word, self.done = session, word, done
         self.outcome: Outcome | None = None
         self.boxes: dict[widgets.Checkbox, tuple[int, ...]] = {}
-        self._thread: threading.Thread | None = None
         wide = {"layout": {"width": "150px"}, "disabled": True}
         self.choose_button = widgets.Button(description="Keep words", tooltip="choose words that are to stay", **wide)
         self.fill_button = widgets.Button(description="Fill the rest", tooltip="keep these, write all others again", **wide)
@@ -62,18 +59,11 @@ class KeepWords(widgets.VBox):
 
     def fill(self) -> None:
         """Let the model write again what is not kept."""
-        if self.outcome is None or (self._thread is not None and self._thread.is_alive()):
+        if self.outcome is None or self._busy():
             return
         kept = [place for box, places in self.boxes.items() if box.value for place in places]
         self.fill_button.disabled, self.message.value = True, view.message("filling ...")
-        run = contextvars.copy_context().run  # the context knows to which cell the widgets belong
-        self._thread = threading.Thread(target=run, args=(self._run, self.outcome, kept), daemon=True)
-        self._thread.start()
-
-    def wait(self, seconds: float | None = None) -> None:
-        """Block until the rest is filled."""
-        if self._thread is not None:
-            self._thread.join(seconds)
+        self._begin(self._run, self.outcome, kept)
 
     def _lay_out(self, words: list[tuple[str, tuple[int, ...]]]) -> None:
         self.boxes = {}

@@ -4,9 +4,7 @@ The page needs no script: the map of a word is its child, and the style sheet sh
 """
 
 import base64
-import contextvars
 import threading
-from collections.abc import Callable
 
 import ipywidgets as widgets
 from PIL import Image
@@ -31,14 +29,14 @@ def looked_html(picture: Image.Image, maps: list[WordMap]) -> str:
     return str(HTML.looked(maps, images, base64.b64encode(view.png(picture, SIDE)).decode(), width, height, limit))
 
 
-class WhereItLooked(widgets.VBox):
+class WhereItLooked(view.Background, widgets.VBox):
     """A button and the maps of the outcome that is shown; a map is computed when it is asked for, in a thread, and kept."""
 
     def __init__(self, answerer: Answerer, word: Word):
         self.answerer, self.word = answerer, word
         self.outcome: Outcome | None = None
         self.kept: dict[int, str] = {}  # by the identity of an outcome, which its session keeps
-        self._thread, self._stop = None, threading.Event()
+        self._stop = threading.Event()
         self.button = widgets.Button(description="Where it looked", layout={"width": "150px"}, disabled=True)
         self.button.tooltip = "hide each region of the picture in turn, and see which words suffer"
         self.button.on_click(lambda _: self.look())
@@ -55,20 +53,13 @@ class WhereItLooked(widgets.VBox):
 
     def look(self) -> None:
         """Compute the maps of the outcome that is shown; pressed again meanwhile, stop."""
-        if self._thread is not None and self._thread.is_alive():
+        if self._busy():
             self._stop.set()
             return
         if self.outcome is None or id(self.outcome) in self.kept:
             return
         self._stop = threading.Event()
-        run: Callable = contextvars.copy_context().run  # the context knows to which cell the widgets belong
-        self._thread = threading.Thread(target=run, args=(self._run, self.outcome, self._stop), daemon=True)
-        self._thread.start()
-
-    def wait(self, seconds: float | None = None) -> None:
-        """Block until the maps are there."""
-        if self._thread is not None:
-            self._thread.join(seconds)
+        self._begin(self._run, self.outcome, self._stop)
 
     def _run(self, outcome: Outcome, stop: threading.Event) -> None:
         def on_step(done: int, total: int) -> None:

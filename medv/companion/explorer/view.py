@@ -4,10 +4,13 @@ As HTML for the widgets, whose template escapes every word of a model, a questio
 papermill, print and the index page. Each point is one answer, so there is no interval to draw.
 """
 
+import contextvars
 import io
 import math
+import threading
 from collections.abc import Sequence
 from importlib import resources
+from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
@@ -26,6 +29,26 @@ COLUMNS = 142  # characters of a strip of the figure
 OPEN = "#c9cdd2"
 CONFIDENCE = mpl.colors.LinearSegmentedColormap.from_list("confidence", ["#f6a97a", "#8fc3ea"])
 HTML = template(__package__, "view.html.jinja").module
+
+
+class Background:
+    """A thread for the work of a widget: one at a time."""
+
+    _thread: threading.Thread | None = None
+
+    def _busy(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def _begin(self, *work: Any) -> None:
+        """Start a function with its arguments."""
+        run = contextvars.copy_context().run  # the context knows to which cell the widgets belong
+        self._thread = threading.Thread(target=run, args=work, daemon=True)
+        self._thread.start()
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Block until the work that was begun has ended."""
+        if self._thread is not None:
+            self._thread.join(seconds)
 
 
 def style() -> str:

@@ -4,7 +4,6 @@
 become messages. Nothing is fetched from the network.
 """
 
-import contextvars
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +31,7 @@ NAMES = {"chest_xray": "chest X-ray", "ct": "CT", "mri": "MRI"}
 PAUSE = 0.1  # seconds between two movements of the progress bar
 
 
-class Explorer(widgets.VBox):
+class Explorer(view.Background, widgets.VBox):
     """The whole explorer. `answerer` answers; `examples` fill the gallery.
 
     It begins with the `setting` and the picture of that number (0-based). `session` holds the runs, `outcome` is the one shown
@@ -48,7 +47,7 @@ class Explorer(widgets.VBox):
         self.outcome: Outcome | None = None
         self.pinned: Outcome | None = None
         self.picture, self.name = Image.new("RGB", (8, 8)), ""
-        self._thread, self._stop, self._muted = None, threading.Event(), False
+        self._stop, self._muted = threading.Event(), False
         self.chart = widgets.HTML(view.chart_html([]), layout=FULL)
         parts = [self._picture_part(), self._question_part(), self._answer_part(), _part([self.chart])]
         super().__init__([widgets.HTML(view.style(), layout={"display": "none"}), *parts], layout=FULL)
@@ -162,11 +161,6 @@ class Explorer(widgets.VBox):
         self.pinned_text.value = "" if self.pinned is None else view.answer_html(self.pinned, "pinned: ")
         self._show_frames()
 
-    def wait(self, seconds: float | None = None) -> None:
-        """Block until the present run has ended."""
-        if self._thread is not None:
-            self._thread.join(seconds)
-
     def _uploaded(self, files: Sequence[dict]) -> None:
         if not files:
             return
@@ -201,7 +195,7 @@ class Explorer(widgets.VBox):
 
     def _start(self, plan: Callable[[Setting], Sequence[Setting]]) -> None:
         """Run the settings that `plan` makes of the fields, in a thread."""
-        if self._thread is not None and self._thread.is_alive():
+        if self._busy():
             self._say("a run is under way: wait for it, or cancel it", "error")
             return
         try:
@@ -214,9 +208,7 @@ class Explorer(widgets.VBox):
         self.answer_button.disabled = self.sweep_button.disabled = True
         self.cancel_button.disabled, self.cancel_button.button_style = False, "warning"
         work = (self.picture, self.name, self.question.value, settings, total)
-        # The context knows to which cell the widgets belong.
-        self._thread = threading.Thread(target=contextvars.copy_context().run, args=(self._run, *work), daemon=True)
-        self._thread.start()
+        self._begin(self._run, *work)
 
     def _run(self, picture: Image.Image, name: str, question: str, settings: Sequence[Setting], total: int) -> None:
         """Ask with each setting; `total` is the number of forwards that they may take."""

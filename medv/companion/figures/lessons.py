@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from medv import paper
 from medv.companion.audit.check import check_dataset
 from medv.companion.audit.controls import majority_answers
-from medv.companion.figures.plots import PALETTE, new_figure, theme
+from medv.companion.figures.plots import PALETTE, drawing
 from medv.companion.figures.words import tokens_of
 from medv.data.example import Example, Turn
 from medv.data.readers import DATASETS
@@ -175,8 +175,7 @@ def loss_weights_figure(noise: pd.DataFrame, eps: float) -> tuple[Figure, pd.Dat
     t = np.linspace(0, 1, 201)
     weight = 1 / ((1 - eps) * t + eps)
     names = list(dict.fromkeys(noise["normalization"]))
-    with theme():
-        fig, (left, right) = new_figure(10.5, 3.6, ncols=2, gridspec_kw={"width_ratios": [1, 1.5]})
+    with drawing(10.5, 3.6, ncols=2, gridspec_kw={"width_ratios": [1, 1.5]}) as (fig, (left, right)):
         left.plot(t, weight, color=PALETTE[0], lw=1.8)
         left.set(yscale="log", xlabel="time t", ylabel="weight 1 / p of a masked token", title="Few masks, large weight")
         for place, (name, times) in enumerate((n, s) for n in names for s in ("iid", "stratified")):

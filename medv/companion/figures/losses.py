@@ -6,7 +6,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from medv.companion.figures.plots import INK, PALETTE, new_figure, theme
+from medv.companion.figures.plots import INK, PALETTE, drawing
 from medv.companion.figures.words import FALSE
 
 
@@ -16,8 +16,10 @@ def band_figure(band: pd.DataFrame, title: str = "") -> Figure:
     band: normalization, times, step, median, low, high (nats).
     """
     names = list(dict.fromkeys(band["normalization"]))
-    with theme():
-        fig, axes = new_figure(9.0, 2.9 * -(-len(names) // 2), nrows=-(-len(names) // 2), ncols=2, squeeze=False, sharex=True)
+    with drawing(9.0, 2.9 * -(-len(names) // 2), title, nrows=-(-len(names) // 2), ncols=2, squeeze=False, sharex=True) as (
+        fig,
+        axes,
+    ):
         for ax in axes.flat[len(names) :]:
             ax.set_axis_off()
         for name, ax in zip(names, axes.flat, strict=False):
@@ -31,7 +33,6 @@ def band_figure(band: pd.DataFrame, title: str = "") -> Figure:
         for ax in axes[:, 0]:
             ax.set_ylabel("loss (nats)")
         axes.flat[0].legend(title="t is drawn", loc="lower left")
-        fig.suptitle(title, fontsize=11, fontweight="bold")
         sns.despine(fig)
     return fig
 
@@ -41,8 +42,7 @@ def own_loss_figure(band: pd.DataFrame, own: pd.DataFrame, title: str = "", *, y
 
     band: share (of the run), median, low, high. own: share, value, where ("above", "below" or "inside").
     """
-    with theme():
-        fig, ax = new_figure(7.0, 4.0)
+    with drawing(7.0, 4.0) as (fig, ax):
         ax.fill_between(100 * band["share"], band["low"], band["high"], color=PALETTE[0], alpha=0.3, lw=0, label="band")
         ax.plot(100 * band["share"], band["median"], color=PALETTE[0], lw=1.5, ls="--", label="median of the band")
         ax.plot(100 * own["share"], own["value"], color=INK, lw=1.2, marker="o", ms=3.5, label="your loss")

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from medv.companion.figures.plots import MUTED, draw_bars, draw_image, new_figure, theme
+from medv.companion.figures.plots import MUTED, draw_bars, draw_image, drawing
 from medv.companion.figures.traces import Word
 from medv.diffusion.trace import Events
 from medv.evaluation.attribution import Attribution
@@ -120,8 +120,7 @@ def overlay_figure(shown: Sequence[tuple[Image.Image, np.ndarray, str, np.ndarra
     at its largest absolute drop.
     """
     columns, rows = min(3, max(1, len(shown))), max(1, -(-len(shown) // 3))
-    with theme():
-        fig, axes = new_figure(3.2 * columns, 3.6 * rows, nrows=rows, ncols=columns, squeeze=False)
+    with drawing(3.2 * columns, 3.6 * rows, title, nrows=rows, ncols=columns, squeeze=False) as (fig, axes):
         for ax in axes.flat:
             ax.set_axis_off()
         if not shown:
@@ -134,15 +133,13 @@ def overlay_figure(shown: Sequence[tuple[Image.Image, np.ndarray, str, np.ndarra
             text = f"{textwrap.fill(caption, 44)}\nlargest drop {drops.max():+.2g} nats"
             style = {"ha": "center", "va": "top", "fontsize": 8, "parse_math": False}
             ax.text(0.5, -0.03, text, transform=ax.transAxes, **style)
-        fig.suptitle(title, fontsize=11, fontweight="bold")
     return fig
 
 
 def pointing_figure(rates: pd.DataFrame, title: str) -> Figure:
     """Grouped bars of hit rates and their baselines. rates: words, system, value, low, high (percent)."""
     frame = rates.rename(columns={"words": "metric"})
-    with theme():
-        fig, ax = new_figure(10.5, 4.0)
+    with drawing(10.5, 4.0) as (fig, ax):
         if frame["value"].isna().all():
             ax.text(0.5, 0.5, NOT_MEASURED, transform=ax.transAxes, ha="center", color=MUTED)
         draw_bars(ax, frame)

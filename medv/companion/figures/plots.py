@@ -17,6 +17,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from medv.artifacts import atomic_file
 from medv.companion.figures.tables import cells
@@ -57,6 +58,16 @@ def new_figure(width: float = 7.0, height: float = 4.0, **subplots: Any) -> tupl
     return fig, fig.subplots(**subplots)
 
 
+@contextmanager
+def drawing(width: float, height: float, title: str | None = None, **subplots: Any) -> Iterator[tuple[Figure, Any]]:
+    """`new_figure` to draw on inside this context, in the common look; at its end a title above all axes, unless it is None."""
+    with theme():
+        fig, axes = new_figure(width, height, **subplots)
+        yield fig, axes
+        if title is not None:
+            fig.suptitle(title, fontsize=11, fontweight="bold")
+
+
 def footer(fig: Figure, text: str) -> None:
     """Write a small grey line under the figure, wrapped to its width; a second call replaces the first."""
     for old in [artist for artist in fig.texts if artist.get_gid() == "footer"]:
@@ -66,8 +77,14 @@ def footer(fig: Figure, text: str) -> None:
 
 
 def save(fig: Figure, stem: str | Path, dpi: int = 160) -> tuple[Path, ...]:
-    """Write `stem`.png and `stem`.svg atomically, the same bytes for the same figure; returns both paths."""
+    """Write `stem`.png and `stem`.svg atomically, the same bytes for the same figure; returns both paths.
+
+    A `$` in a name or an answer is a dollar sign: only the numbers that matplotlib writes at an axis are formulas.
+    """
     stem, paths = Path(stem), []
+    for text in fig.findobj(Text):
+        if "$" in text.get_text() and r"\mathdefault" not in text.get_text():
+            text.set_parse_math(False)
     metadata = {"png": {"Software": None}, "svg": dict.fromkeys(("Date", "Creator", "Format", "Type"))}
     for kind, nothing in metadata.items():
         paths.append(stem.with_name(f"{stem.name}.{kind}"))
@@ -131,8 +148,7 @@ def draw_bars(
 
 def accuracy_bars(frame: pd.DataFrame, title: str = "") -> Figure:
     """`draw_bars` of percentages as a figure: a model beside its controls. frame: metric, system, value, low, high."""
-    with theme():
-        fig, ax = new_figure(1.8 + 2.6 * frame["metric"].nunique(), 3.8)
+    with drawing(1.8 + 2.6 * frame["metric"].nunique(), 3.8) as (fig, ax):
         draw_bars(ax, frame)
         ax.set(title=title, ylabel="score (%)", ylim=(0, 112), yticks=range(0, 101, 20))
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=min(4, frame["system"].nunique()))
@@ -148,22 +164,18 @@ def gallery(images: Sequence[Any], captions: Sequence[str], title: str = "", *, 
     rows = -(-len(images) // columns)
     texts = [textwrap.fill(caption, wrap) for caption in captions]
     tall = max(text.count("\n") + 1 for text in texts) * 0.14 + 0.2
-    with theme():
-        fig, axes = new_figure(1.9 * columns, (1.9 + tall) * rows, nrows=rows, ncols=columns, squeeze=False)
+    with drawing(1.9 * columns, (1.9 + tall) * rows, title or None, nrows=rows, ncols=columns, squeeze=False) as (fig, axes):
         for ax in axes.flat:
             ax.set_axis_off()
         for ax, image, text in zip(axes.flat, images, texts, strict=False):
             draw_image(ax, image)
             ax.text(0.5, -0.04, text, transform=ax.transAxes, ha="center", va="top", fontsize=7.5, parse_math=False)
-        if title:
-            fig.suptitle(title, fontsize=11, fontweight="bold")
     return fig
 
 
 def curve(frame: pd.DataFrame, x: str, y: str, title: str = "", *, hue: str | None = None, **axes: Any) -> Figure:
     """`draw_lines` as a figure; `axes` as in `Axes.set` (xlabel, yscale, ylim ...)."""
-    with theme():
-        fig, ax = new_figure(6.0, 3.6)
+    with drawing(6.0, 3.6) as (fig, ax):
         draw_lines(ax, frame, x, y, hue)
         ax.set(**({"title": title, "xlabel": x, "ylabel": y} | axes))
         if hue and len(frame):
@@ -177,8 +189,7 @@ def setting_curves(
 ) -> Figure:
     """A panel per metric (names: metric -> label) with 95 % intervals. frame: x, metric, value, low, high (and hue)."""
     ticks = sorted(frame[x].unique())
-    with theme():
-        fig, axes = new_figure(2.9 * len(names), 3.1, ncols=len(names), squeeze=False)
+    with drawing(2.9 * len(names), 3.1, title, ncols=len(names), squeeze=False) as (fig, axes):
         for ax, (metric, label) in zip(axes.flat, names.items(), strict=True):
             part = frame[frame["metric"] == metric]
             draw_lines(ax, part, x, hue=hue)
@@ -191,14 +202,12 @@ def setting_curves(
         if hue is not None:
             handles, labels = axes.flat[-1].get_legend_handles_labels()
             fig.legend(handles, labels, loc="outside right center", title=hue)
-        fig.suptitle(title, fontsize=11, fontweight="bold")
     return fig
 
 
 def heatmap(frame: pd.DataFrame, title: str = "", *, label: str) -> Figure:
     """A labelled grid of percentages: rows are the index, columns the columns; empty cells stay white."""
-    with theme():
-        fig, ax = new_figure(2.2 + 0.9 * frame.shape[1], 1.2 + 0.42 * frame.shape[0])
+    with drawing(2.2 + 0.9 * frame.shape[1], 1.2 + 0.42 * frame.shape[0]) as (fig, ax):
         look = {"cmap": "viridis", "vmin": 0, "vmax": 100, "cbar_kws": {"label": label}, "lw": 1}
         sns.heatmap(frame.astype(float), ax=ax, annot=True, fmt=".0f", **look)
         ax.set(title=title, xlabel=frame.columns.name or "", ylabel=frame.index.name or "")
@@ -217,8 +226,7 @@ def table_figure(frame: pd.DataFrame, title: str = "", note: str = "", *, digits
     lines = [max(text.count("\n") + 1 for text in row) for row in [head, *body]]
     widths = [max(max(map(len, text.split("\n"))) for text in column) + 2 for column in zip(head, *body, strict=True)]
     right = np.cumsum(widths)
-    with theme():
-        fig, ax = new_figure(max(4.0, 0.075 * right[-1]), 0.19 * sum(lines) + 0.09 * len(lines) + 0.35)
+    with drawing(max(4.0, 0.075 * right[-1]), 0.19 * sum(lines) + 0.09 * len(lines) + 0.35) as (fig, ax):
         ax.set(xlim=(0, right[-1]), ylim=(sum(lines) + 0.5 * len(lines), 0))
         ax.set_axis_off()
         y = 0.0

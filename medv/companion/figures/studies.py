@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from medv.companion.figures import plots
-from medv.companion.figures.plots import INK, MUTED, PALETTE, draw_bars, draw_image, draw_lines, new_figure, spread, theme
+from medv.companion.figures.plots import INK, MUTED, PALETTE, draw_bars, draw_image, draw_lines, drawing, spread, theme
 from medv.companion.figures.words import FALSE, TRUE
 from medv.data.example import Example, load_image
 
@@ -51,8 +51,7 @@ def stage_figure(
         control = "wrong image" in system
         styles[system] = {"color": "#d5d8dc" if control else PALETTE[place // 2], "hatch": "///" if control else None}
         styles[system]["edgecolor"] = "white"
-    with theme():
-        fig, (left, right) = new_figure(10.5, 4.0, ncols=2, gridspec_kw={"width_ratios": [1, 1.15]})
+    with drawing(10.5, 4.0, ncols=2, gridspec_kw={"width_ratios": [1, 1.15]}) as (fig, (left, right)):
         draw_lines(left, losses, "step", "loss", "split")
         left.set(title=title, xlabel="optimizer step", ylabel="loss")
         if losses.empty:
@@ -69,8 +68,7 @@ def answer_figure(chosen: pd.DataFrame, examples: Sequence[Example], title: str)
     """Images with question, answer (green right, red wrong) and reference. chosen: id, question, reference, answer, right."""
     by_id = {example.id: example for example in examples}
     columns, rows = 5, -(-len(chosen) // 5)
-    with theme():
-        fig, axes = new_figure(2.25 * columns, 3.2 * rows, nrows=rows, ncols=columns, squeeze=False)
+    with drawing(2.25 * columns, 3.2 * rows, title, nrows=rows, ncols=columns, squeeze=False) as (fig, axes):
         fig.get_layout_engine().set(rect=(0, 0.05, 1, 0.95), hspace=0.12)
         for ax in axes.flat:
             ax.set_axis_off()
@@ -80,7 +78,6 @@ def answer_figure(chosen: pd.DataFrame, examples: Sequence[Example], title: str)
             answer = (row.answer or "(nothing)") + ("" if row.right else f"  [truth: {row.reference}]")
             style = {"transform": ax.transAxes, "va": "top", "fontsize": 8, "weight": "bold", "parse_math": False}
             ax.text(0, -0.04, textwrap.fill(answer, 30), color=TRUE if row.right else FALSE, **style)
-        fig.suptitle(title, fontsize=11, fontweight="bold")
     return fig
 
 
@@ -90,8 +87,7 @@ def lora_figure(curve: pd.DataFrame, cost: pd.DataFrame, levels: Mapping[str, fl
     curve: arm, size, value, low, high (percent). cost: arm and the columns of COSTS. levels: dashed lines, by name.
     """
     arms = list(cost["arm"])
-    with theme():
-        fig, (left, right) = new_figure(11.5, 4.3, ncols=2, gridspec_kw={"width_ratios": [1.1, 1]})
+    with drawing(11.5, 4.3, ncols=2, gridspec_kw={"width_ratios": [1.1, 1]}) as (fig, (left, right)):
         for place, arm in enumerate(arms):
             rows = curve[curve["arm"] == arm].sort_values("size")
             at = rows["size"] * 1.06 ** (place - (len(arms) - 1) / 2)  # side by side, so that intervals are seen
@@ -124,8 +120,7 @@ def pareto_figure(points: pd.DataFrame, title: str, *, unit: str = "facts") -> F
     colors = dict(zip(reversed(schedules), PALETTE * 2, strict=False))  # the last, our own, in the first color
     beside = {strategy: 1.01 ** (place - (len(strategies) - 1) / 2) for place, strategy in enumerate(strategies)}
     judges = list(dict.fromkeys(points["judge"]))
-    with theme():
-        fig, axes = new_figure(4.4 * len(judges) + 2.0, 7.0, nrows=2, ncols=len(judges), squeeze=False)
+    with drawing(4.4 * len(judges) + 2.0, 7.0, title, nrows=2, ncols=len(judges), squeeze=False) as (fig, axes):
         for column, judge in zip(axes.T, judges, strict=True):
             mine = points[points["judge"] == judge]
             for ax, (metric, part) in zip(column, mine.groupby("metric", sort=False), strict=True):
@@ -149,7 +144,6 @@ def pareto_figure(points: pd.DataFrame, title: str, *, unit: str = "facts") -> F
             Line2D([], [], color=INK, lw=1, label="front"),
         ]
         fig.legend(handles=handles, loc="outside right center")
-        fig.suptitle(title, fontsize=11, fontweight="bold")
     return fig
 
 
@@ -161,15 +155,13 @@ def cache_figure(frame: pd.DataFrame, title: str) -> Figure:
     labels = ["block\nstart" if pd.isna(value) else str(value) for value in frame["interval"]]
     places = list(dict.fromkeys(labels))
     lines = frame.assign(place=[places.index(label) for label in labels], kind=frame["kind"] + " cache")
-    with theme():
-        fig, axes = new_figure(11.5, 3.6, ncols=3)
+    with drawing(11.5, 3.6, title, ncols=3) as (fig, axes):
         for ax, (name, (label, scale)) in zip(axes, CACHE_AXES.items(), strict=True):
             draw_lines(ax, lines.assign(value=scale * lines[name]), "place", hue="kind")
             ax.set_xticks(range(len(places)), places)
             ax.set(xlabel="forwards between refreshes", ylabel=label)
             ax.margins(y=0.12)
         axes[0].legend()
-        fig.suptitle(title, fontsize=11, fontweight="bold")
     return fig
 
 
@@ -213,8 +205,7 @@ def reliability_diagram(bins: pd.DataFrame, title: str = "") -> Figure:
     drawn.
     """
     units, fits = list(dict.fromkeys(bins["unit"])), list(dict.fromkeys(bins["fit"]))
-    with theme():
-        fig, axes = new_figure(3.2 * len(fits) + 1, 3.0 * len(units), nrows=len(units), ncols=len(fits), squeeze=False)
+    with drawing(3.2 * len(fits) + 1, 3.0 * len(units), title, nrows=len(units), ncols=len(fits), squeeze=False) as (fig, axes):
         for (unit, fit), ax in zip(product(units, fits), axes.flat, strict=True):
             part = bins[(bins["unit"] == unit) & (bins["fit"] == fit) & (bins["n"] >= 10)]
             ax.plot([0, 100], [0, 100], color=MUTED, lw=1, ls="--", zorder=0)
@@ -225,7 +216,6 @@ def reliability_diagram(bins: pd.DataFrame, title: str = "") -> Figure:
             ax.set(title=f"{unit}, {fit}", xlabel="confidence (%)", ylabel="right (%)", xlim=(-3, 103), ylim=(-3, 103))
         handles, labels = axes.flat[0].get_legend_handles_labels()
         fig.legend(handles, labels, loc="outside right center", title="forwards")
-        fig.suptitle(title, fontsize=11, fontweight="bold")
     return fig
 
 
@@ -236,8 +226,7 @@ def length_figure(points: pd.DataFrame, title: str, *, asked: float, level: floa
     repeated words of the references.
     """
     ways, arms = list(dict.fromkeys(points["way"])), list(dict.fromkeys(points["arm"]))
-    with theme():
-        fig, ax = new_figure(8.0, 4.2)
+    with drawing(8.0, 4.2) as (fig, ax):
         for row in points.to_dict("records"):
             color, marker = PALETTE[ways.index(row["way"])], "os^"[arms.index(row["arm"])]
             bars = {f"{axis}err": [[row[n] - row[f"{n}_low"]], [row[f"{n}_high"] - row[n]]] for axis, n in COORDINATES}
@@ -265,8 +254,7 @@ def repetition_front(points: pd.DataFrame, metrics: Mapping[str, str], title: st
     compared = points[points["score_gap"].notna() | points["repeated_share_gap"].notna()]
     ways, counts = list(dict.fromkeys(compared["way"])), sorted(compared["steps"].unique())
     shape = {"nrows": len(metrics), "ncols": len(counts), "squeeze": False, "sharey": True, "sharex": "row"}
-    with theme():
-        fig, axes = new_figure(3.3 * len(counts) + 1.5, 3.0 * len(metrics), **shape)
+    with drawing(3.3 * len(counts) + 1.5, 3.0 * len(metrics), title, **shape) as (fig, axes):
         for (metric, steps), ax in zip(product(metrics, counts), axes.flat, strict=True):
             ax.axhline(0, color=MUTED, lw=1, ls="--")
             ax.axvline(0, color=MUTED, lw=1, ls="--")
@@ -282,7 +270,6 @@ def repetition_front(points: pd.DataFrame, metrics: Mapping[str, str], title: st
             ax.set_ylabel(f"{score}, points")
         handles, labels = axes.flat[0].get_legend_handles_labels()
         fig.legend(handles, labels, loc="outside right center")
-        fig.suptitle(title, fontsize=11, fontweight="bold")
     return fig
 
 
@@ -296,8 +283,7 @@ def hidden_word_bars(bars: pd.DataFrame, title: str = "", *, pale: str) -> Figur
     styles = {
         name: {"color": colors[name.removesuffix(pale)], "alpha": 0.35 if name.endswith(pale) else 1.0} for name in systems
     }
-    with theme():
-        fig, ax = new_figure(2.0 + 2.1 * bars["metric"].nunique(), 4.2)
+    with drawing(2.0 + 2.1 * bars["metric"].nunique(), 4.2) as (fig, ax):
         plots.draw_bars(ax, bars, styles, numbers=False)
         ax.set(title=title, ylabel="right (%)", ylim=(0, 105), yticks=range(0, 101, 20))
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3)
@@ -315,8 +301,7 @@ def effects_figure(table: pd.DataFrame, title: str) -> Figure:
     runs = [column for column in rows if column.startswith("seed ")]
     names = rows["effect"].where(rows["unit"] == "points", rows["effect"] + " (" + rows["unit"] + ")")
     groups = rows["notebook"].ne(rows["notebook"].shift())
-    with theme():
-        fig, ax = new_figure(10.5, 1.2 + 0.2 * len(rows))
+    with drawing(10.5, 1.2 + 0.2 * len(rows)) as (fig, ax):
         for place, row in rows.iterrows():
             shown = str(row["status"]).startswith("shown")
             color = PALETTE[0] if shown else PALETTE[1]

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from medv.companion.figures.plots import INK, MUTED, draw_image, new_figure, theme
+from medv.companion.figures.plots import INK, MUTED, draw_image, drawing, theme
 from medv.companion.figures.traces import word_of
 from medv.data.example import Example, picture_of
 from medv.diffusion.trace import Trace
@@ -108,8 +108,7 @@ def masked_strip(rows: Sequence[tuple[str, Sequence[str], Sequence[bool]]], titl
     if len(counts) != 1:
         raise ValueError(f"the rows of a strip differ in length: {sorted(counts)}")
     width = sum(len(token) + 1 for token in rows[0][1])
-    with theme():
-        fig, ax = new_figure(max(6.0, width * 0.1 + 1), 0.3 * len(rows) + 0.5)
+    with drawing(max(6.0, width * 0.1 + 1), 0.3 * len(rows) + 0.5) as (fig, ax):
         for line, (_, tokens, masked) in enumerate(rows):
             words = [token_box(token, hidden) for token, hidden in zip(tokens, masked, strict=True)]
             draw_words(ax, words, math.inf, top=line - 0.5)
@@ -139,9 +138,8 @@ def canvas_figure(image, question: str, states: Sequence[State]) -> Figure:
     for label, *columns in states:
         boxes = [token_box(token, masked, FRESH if new else WRITTEN) for token, masked, new in zip(*columns, strict=True)]
         strips.append((label, boxes))
-    with theme():
-        tall = max(2.6, strips_height(strips, CANVAS_COLUMNS))
-        fig, (left, right) = new_figure(11.5, tall, ncols=2, gridspec_kw={"width_ratios": [1, 3.6]})
+    tall = max(2.6, strips_height(strips, CANVAS_COLUMNS))
+    with drawing(11.5, tall, ncols=2, gridspec_kw={"width_ratios": [1, 3.6]}) as (fig, (left, right)):
         draw_image(left, image)
         left.set_anchor("N")
         left.set_title(question, fontsize=9, wrap=True, parse_math=False)

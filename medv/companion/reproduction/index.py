@@ -62,7 +62,8 @@ def facts_of(out: Path, name: str, title: str, item: Progress | None, *, embed: 
     profile = manifest["profile"].get("name", "tiny")
     seed = f" --seed {manifest['seed']}" if manifest["seed"] else ""
     if name in item.node.results:
-        command = f"medv reproduce --profile {profile} --only {name}{seed}"
+        config = "" if manifest["profile"].get("synthetic", True) else " --config FILE"  # real data are named there
+        command = f"medv reproduce --profile {profile}{config} --only {name}{seed}"
     else:  # by hand, with parameters of its own
         wanted = {"seed": manifest["seed"] or None, **manifest["parameters"]}
         given = " ".join(f"-p {key} {shlex.quote(str(value))}" for key, value in wanted.items() if value is not None)

@@ -59,11 +59,14 @@ def publish(folder: Path, to: Path, *, figures: Path | None = None, licence: str
         made = manifest_of(folder)
         pictures = dict(_figures_of(folder, made, figures))
         with claim_folder(to, {"made_by": MADE_BY, "model": contents(model, processor)}, inputs=[folder]):
-            for left in to.glob(".*.partial.*"):
-                shutil.rmtree(left)
+            for left in to.glob(".*.partial.*"):  # what a killed publication began: a folder, or a file of its card
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
             with TemporaryDirectory(dir=to, prefix=".new.partial.") as scratch:
                 _save(model, processor, folder, Path(scratch))
-                _copy_figures(pictures, Path(scratch) / "figures")
+                for name, (place, _) in pictures.items():
+                    Path(scratch, "figures").mkdir(exist_ok=True)
+                    for suffix in SUFFIXES:
+                        shutil.copyfile(place / f"{name}{suffix}", Path(scratch, "figures", f"{name}{suffix}"))
                 _move(Path(scratch), to)
             kept = _card(folder, to, made, pictures, licence)
             _manifest(folder, kind, made, pictures).write(to)
@@ -159,13 +162,6 @@ def _save(model: torch.nn.Module, processor: Any, folder: Path, scratch: Path) -
         shutil.copyfile(file, scratch / file.name)
 
 
-def _copy_figures(pictures: dict[str, tuple[Path, Manifest]], target: Path) -> None:
-    for name, (place, _) in pictures.items():
-        target.mkdir(exist_ok=True)
-        for suffix in SUFFIXES:
-            shutil.copyfile(place / f"{name}{suffix}", target / f"{name}{suffix}")
-
-
 def _move(scratch: Path, to: Path) -> None:
     """Put every new file in its place, and remove what an earlier publication of the model had beside them."""
     new = {file.relative_to(scratch) for file in scratch.rglob("*") if file.is_file()}
@@ -173,7 +169,7 @@ def _move(scratch: Path, to: Path) -> None:
         (to / name).parent.mkdir(exist_ok=True)
         (scratch / name).replace(to / name)
     for file in [*to.glob("*.safetensors*"), *to.glob("figures/*")]:
-        if file.relative_to(to) not in new:
+        if file.is_file() and file.relative_to(to) not in new:
             file.unlink()
 
 

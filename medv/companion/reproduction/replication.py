@@ -20,6 +20,7 @@ from rich.text import Text
 from medv.artifacts import PACKAGE, Manifest, atomic_directory, write_text
 from medv.companion.figures import plots
 from medv.companion.figures.studies import effects_figure
+from medv.companion.reproduction.cache import SUFFIXES
 from medv.companion.studies.effects import COLUMNS
 from medv.intervals import LEVEL, NOT_MEASURED, Estimate
 from medv.reading import DataError, read_text, visible
@@ -164,10 +165,14 @@ def write_replication(runs: Sequence[str | Path], out: str | Path) -> tuple[pd.D
     """Write `replication` as table, figure and manifest into the folder `out`, and each run's effects, with their manifests,
     into `replication/seed<k>` there, from which the same command makes the same table. Returns the table and its CSV.
 
-    Raises ValueError, with nothing written, where other files than such effects of these very seeds are in `replication`.
+    Raises ValueError, with nothing written, where other files than such effects of these very seeds are in `replication`, and
+    where files of the names of the results are there that this did not write.
     """
     table, manifests = replicate(runs)
     out = Path(out)
+    there = [file for suffix in SUFFIXES if (file := out / f"{NAME}{suffix}").exists()]
+    if there and not ((made := out / f"{NAME}.json").is_file() and Manifest.read(made).name == NAME):
+        raise ValueError(f"{there[0]} is not of `medv replicate`: choose another --out, or move it away")
     seeds = {f"seed{manifest.seed}" for manifest in manifests}
     for file in (file for file in (out / NAME).rglob("*") if not file.is_dir()):
         if file.parent.parent != out / NAME or file.parent.name not in seeds or not file.name.startswith(PREFIX):
@@ -182,8 +187,9 @@ def write_replication(runs: Sequence[str | Path], out: str | Path) -> tuple[pd.D
     about |= {"runs": [{"seed": m.seed, "commit": m.commit, "code": m.code, "platform": m.platform} for m in manifests]}
     shown = int(table["status"].str.startswith("shown").sum())
     fig = effects_figure(table, f"{shown} of {len(table)} effects are shown in {len(runs)} pipeline seeds")
+    plots.footer(fig, "; ".join({str(m.about.get("data", f"profile {m.profile['name']}")): None for m in manifests}))
+    Manifest(NAME, manifests[0].profile, about=about).write(out / f"{NAME}.json")  # first: by it the others are known as ours
     plots.save(fig, out / NAME)
-    Manifest(NAME, manifests[0].profile, about=about).write(out / f"{NAME}.json")
     return table, write_text(out / f"{NAME}.csv", table.to_csv(index=False))
 
 

@@ -21,7 +21,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from medv.artifacts import PACKAGE, default_out, fingerprint, write_json
+from medv.artifacts import PACKAGE, atomic_file, default_out, fingerprint, write_json
 from medv.companion.reproduction.cache import FORCE_KEY, RESUME_KEY, SUFFIXES, Workshop
 from medv.companion.reproduction.cluster import Jobs, asked_for, check_scheduler
 from medv.companion.reproduction.materials import Materials
@@ -345,7 +345,8 @@ def _conclude(shop: Workshop, nodes: Sequence[Node], progress: dict[str, Progres
         target = shop.notebooks.parent / "figures" / shop.profile.name
         target.mkdir(parents=True, exist_ok=True)
         for name in (f"{result}{suffix}" for item in progress.values() for result in item.node.results for suffix in SUFFIXES):
-            shutil.copyfile(shop.out / "figures" / name, target / name)
+            with atomic_file(target / name) as partial:
+                shutil.copyfile(shop.out / "figures" / name, partial)
         console.print(Text(f"published to {os.path.relpath(target)}"), soft_wrap=True)
     elif publish:
         console.print("not published: not every notebook finished", style="yellow")

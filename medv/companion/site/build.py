@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from medv.artifacts import PACKAGE
+from medv.artifacts import PACKAGE, atomic_directory
 from medv.companion.figures.tables import to_html
 from medv.companion.figures.templates import template
 from medv.companion.reproduction.exhibits import is_made, manifest_of, numbers_of
@@ -49,10 +49,8 @@ def build(run: str | Path, target: str | Path, *, only: tuple[str, ...] = (), op
         made = Path(folder, "site")
         code = build_main(["-b", "html", "-q", *options, str(pages), str(made)])
         if code == 0:
-            if target.exists():
-                shutil.rmtree(target)
-            shutil.rmtree(made / ".doctrees", ignore_errors=True)
-            shutil.move(made, target)
+            with atomic_directory(target) as new:
+                shutil.copytree(made, new, ignore=shutil.ignore_patterns(".doctrees"), dirs_exist_ok=True)
     return code
 
 
@@ -104,9 +102,7 @@ def _write_notebooks(nodes: list[Node], run: Path, out: Path, pages: Path) -> No
 
 
 def _write_results(nodes: list[Node], run: Path, out: Path, folder: Path) -> None:
-    """The gallery, and one page for each result with its command, seed, profile, data and manifest; a result that the run
-    lacks is marked as committed.
-    """
+    """The gallery, and a page for each result: command, seed, profile, data, manifest; what the run lacks is "committed"."""
     said = WORDS | {"done": "", "cached": "committed"}
     by_notebook = {node.notebook: node for node in nodes}
     made = {name: node for node in nodes for name in node.results}

@@ -38,7 +38,8 @@ def page_of(source: Path, executed: bool, out: Path, node: Node) -> str:
         if made:
             targets = "".join(f"(cell-{name})=\n" for name in made)
             links = ", ".join(f"[{name}](../results/{name}.md)" for name in made)
-            cells.append(_text(f"{targets}Makes {links}:", f"makes-{number}"))
+            text = {"cell_type": "markdown", "source": f"{targets}Makes {links}:", "metadata": {}}
+            cells.append(text | {"id": f"makes-{number}"})
         if cell["cell_type"] == "code":
             if FOLDED & set(tags := cell["metadata"].get("tags", [])):
                 cell["metadata"]["tags"] = [*tags, "hide-input"]
@@ -108,7 +109,3 @@ def _shown(output: dict[str, Any]) -> dict[str, Any] | None:
 def unbroken(page: str) -> str:
     """HTML whose intervals, "[1.0, 2.5]", are not broken over lines."""
     return re.sub(r"(\[[-+\d.]+,) ([-+\d.]+\])", r"\1&nbsp;\2", page)
-
-
-def _text(source: str, name: str) -> dict[str, Any]:
-    return {"cell_type": "markdown", "id": name, "metadata": {}, "source": source}

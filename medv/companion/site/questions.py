@@ -61,7 +61,8 @@ def estimate(row: pd.Series, name: str = "") -> Estimate:
 
 def moves(first: Estimate, second: Estimate) -> str:
     """How a value goes from the first estimate to the second: by their intervals, if these do not overlap."""
-    way = "rises" if second.low > first.high else "falls" if second.high < first.low else "does not change beyond the intervals"
+    apart = Estimate(second.value - first.value, second.low - first.high, second.high - first.low)
+    way = apart.verdict("rises", "falls", "does not change beyond the intervals")
     return f"{way}, from {first.cell()} to {second.cell()}"
 
 
@@ -75,7 +76,7 @@ def grid(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 def escaped(text: str) -> str:
     """Text without anything that Markdown or HTML would obey."""
-    return re.sub(r"([\\`*<$|])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*<$|]|\](?=[(\[]))", r"\\\1", " ".join(text.split()))  # and a link
 
 
 def _loss(tables: Tables) -> list[str]:
@@ -119,7 +120,7 @@ def _repetition(tables: Tables) -> list[str]:
     columns += ["facts, F1 (%), against linear", "n"]
     return [
         f"There are two kinds. *More steps*: {longest} tokens, from {most} tokens a forward to one, {steps['n'].iloc[0]} "
-        f"answers, {steps['seeds'].iloc[0]} seeds. {' '.join(by_steps)}",
+        f"answers, {steps['seeds'].iloc[0]} sets of images. {' '.join(by_steps)}",
         f"*A shorter answer*: one token a forward, from {longest} tokens to {shortest}. {' '.join(by_length)}",
         "*At equal forwards*: a filter that defers a token which would complete a phrase said before (`--filter phrases`). "
         "Z counts the forwards; *against linear* is the difference from the plain sampler in points, paired by answer.",

@@ -218,9 +218,11 @@ def groups_of(items: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def apart(first: pd.DataFrame, second: pd.DataFrame) -> Estimate:
-    """The hit rate of some words minus that of others about other lesions, both resampled; n of both together."""
+    """The hit rate of some words minus that of others about other lesions, both resampled; n of both together. Not measured
+    where either is fewer than two words.
+    """
     values, rng = [part["hit"].to_numpy(float) for part in (first, second)], np.random.default_rng(0)
-    if not all(map(len, values)):
+    if min(map(len, values)) < 2:
         return Estimate(np.nan, np.nan, np.nan)
     drawn = [rng.choice(each, (RESAMPLES, len(each))).mean(axis=1) for each in values]
     low, high = np.quantile(drawn[0] - drawn[1], [0.025, 0.975])

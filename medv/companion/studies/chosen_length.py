@@ -144,11 +144,10 @@ def compare_lengths(
         items = pd.concat(frames, ignore_index=True).assign(threshold=threshold)
         return {"items": as_rows(items)}
 
-    frames = []
-    for name, result in run_trials(folder, trials_of(profile), work).items():
-        items, arm = pd.DataFrame(result["items"]), trials_of(profile)[name].arm
-        frames.append(items.assign(arm=arm, way=items["setting"], setting=arm + ": " + items["setting"]))
-    items = pd.concat(frames, ignore_index=True)
+    trials = trials_of(profile)
+    found = run_trials(folder, trials, work).items()
+    items = pd.concat([pd.DataFrame(kept["items"]).assign(arm=trials[name].arm) for name, kept in found], ignore_index=True)
+    items = items.assign(way=items["setting"], setting=items["arm"] + ": " + items["setting"])
     items["score"] = items["score"].astype(float)
     items["reference"] = [words[row.seed, row.id] for row in items.itertuples()]
     return items.assign(length_error=100 * (items["words"] - items["reference"]).abs() / items["reference"])
@@ -239,6 +238,7 @@ def verdict(items: pd.DataFrame, known: Mapping[str, float]) -> str:
             grid = mine.pivot(index=["seed", "id"], columns="way", values="repeated_share")[[way, base]].dropna().to_numpy()
             share = resampled(grid, ratio)
             said = "reached" if share.value <= REPEATED_SHARE else "not reached"
+            said = said if grid[:, 1].any() else "nothing to lower"
             of = f"{grid[:, 0].mean():.1f} of {grid[:, 1].mean():.1f} %, ratio {share.cell('.2f')}, n = {share.n}"
             lines.append(f"  repeated words against {base}: {of}; at most {REPEATED_SHARE:g}: {said}")
             gap = change(mine.assign(setting=mine["way"]), "score", base, way)

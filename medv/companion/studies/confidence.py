@@ -7,7 +7,8 @@ more confident than a wrong one. Temperature scaling keeps the order, and so the
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -78,12 +79,9 @@ def observe(one: QuestionSet, folder: Path) -> pd.DataFrame:
             spec = replace(one.profile.answer, steps=steps)
             config = replace(sampler_config(spec, seed=seed), block_length=spec.gen_length)
             for part, examples in parts.items():
-                pairs = [
-                    pair
-                    for batch in answerer.traced(examples, config, batch_size=spec.batch_size, looks=looks)
-                    for pair in batch
-                ]
-                frames.append(_rows(answerer, examples, pairs).assign(steps=steps, seed=seed, part=part, set=name))
+                batches = answerer.traced(examples, config, batch_size=spec.batch_size, looks=looks)
+                rows = _rows(answerer, examples, list(chain.from_iterable(batches)))
+                frames.append(rows.assign(steps=steps, seed=seed, part=part, set=name))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -218,11 +216,10 @@ def calibration(calibrated: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (unit, steps), part in calibrated.groupby(["unit", "steps"], sort=False):
         natural, most = calibrated_ece(part["confidence"].to_numpy())
+        about = {"temperature": part["temperature"].mean(), "calibrated": natural, "calibrated_high": most}
         for metric, measure in measures.items():
-            found = over_questions(part, measure)
-            row = {"unit": unit, "steps": steps, "metric": metric, "value": found.value, "low": found.low, "high": found.high}
-            about = {"temperature": part["temperature"].mean(), "calibrated": natural, "calibrated_high": most}
-            rows.append(row | {"n": found.n, "seeds": found.seeds} | about)
+            found = asdict(over_questions(part, measure))
+            rows.append({"unit": unit, "steps": steps, "metric": metric} | found | about)
     return pd.DataFrame(rows)
 
 
@@ -276,8 +273,9 @@ def warnings(observed: pd.DataFrame, steps: int) -> pd.DataFrame:
 
 def curves(calibrated: pd.DataFrame) -> pd.DataFrame:
     """For the reliability diagram: unit, steps, fit ("as written" or "fitted"), confidence and accuracy of each bin, n."""
-    frames = []
-    for (unit, steps), part in calibrated.groupby(["unit", "steps"], sort=False):
-        for fit, column in (("as written", "confidence"), ("fitted", "fitted")):
-            frames.append(reliability(part[column], part["right"]).assign(unit=unit, steps=steps, fit=fit))
+    frames = [
+        reliability(part[column], part["right"]).assign(unit=unit, steps=steps, fit=fit)
+        for (unit, steps), part in calibrated.groupby(["unit", "steps"], sort=False)
+        for fit, column in (("as written", "confidence"), ("fitted", "fitted"))
+    ]
     return pd.concat(frames, ignore_index=True)

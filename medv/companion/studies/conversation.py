@@ -22,7 +22,7 @@ from medv.companion.studies.requests import Judge, requests_for
 from medv.companion.studies.summaries import estimates
 from medv.companion.studies.vqa_study import sampler_config
 from medv.data.example import Example
-from medv.data.rows import by_id, read_rows
+from medv.data.rows import answers_to as rows_for
 from medv.evaluation import judge
 from medv.evaluation.answering import Answerer
 from medv.evaluation.baselines import BASELINES, availability
@@ -124,7 +124,7 @@ def answer_all(
                 answer_file(part, answerers[model], sampler_config(own), out, batch_size=spec.batch_size, quiet=True)
                 answers = read_jsonl(out)
             else:
-                answers = given_answers(given[name], part, out)
+                answers = given_answers(given[name], part, out, among=asked)
             scores = {} if judge is None else judge(out, out.with_suffix(".judged.jsonl"))
             for example, answer in zip(part, answers, strict=True):
                 text = answer["text"]
@@ -136,15 +136,17 @@ def answer_all(
     return pd.DataFrame(rows)
 
 
-def given_answers(file: Path, asked: Sequence[Example], out: Path) -> list[dict[str, Any]]:
-    """Copy a file's answers to these questions to `out` and return them; ValueError for a question without an answer."""
-    given = by_id(read_rows(file), "question_id", "id")
+def given_answers(file: Path, asked: Sequence[Example], out: Path, *, among: Sequence[Example] = ()) -> list[dict[str, Any]]:
+    """Copy a file's answers to these questions to `out` and return them; answers without ids are those `among` all questions
+    (default: `asked`) in order. Raises ValueError for a question without an answer, and as `medv.data.rows.answers_to` does.
+    """
+    given = rows_for(dict.fromkeys(example.id for example in among or asked), file)
     if missing := [example.id for example in asked if example.id not in given]:
         raise ValueError(f"{file} has no answer to question {missing[0]} ({len(missing)} of {len(asked)} are missing)")
     answers = []
     for example in asked:
         row = given[example.id]
-        known = {key: row[key] for key in ("seconds", "forwards", "tokens") if key in row}
+        known = {key: amount for key in ("seconds", "forwards", "tokens") if (amount := row.amount(key)) is not None}
         answer = {"question_id": example.id, "question": example.question, "text": row.answer(), "finish_reason": "given"}
         answers.append(answer | known)
     write_text(out, "".join(json.dumps(answer) + "\n" for answer in answers))
@@ -203,8 +205,9 @@ def table1(items: pd.DataFrame, judged: pd.DataFrame | None = None, *, score: st
         counts = judged[judged["group"] == "overall"].set_index("system")["n"]
         named = judged.assign(system=[f"{system}, n = {counts[system]}" for system in judged["system"]])
         ours = pd.concat([ours, _cells(named, "ours: judge's score of real questions")])
-    counts = found[found["system"] == found["system"].iloc[0]].set_index("group")["n"].astype(str)
-    head = pd.DataFrame([{"source": "ours: questions", "system": "", **counts.to_dict()}])
+    ends = found.groupby("group")["n"].agg(["min", "max"])  # of the systems: a judge may leave out answers of some
+    counts = {row.Index: f"{row.min}" if row.min == row.max else f"{row.min} to {row.max}" for row in ends.itertuples()}
+    head = pd.DataFrame([{"source": "ours: questions", "system": "", **counts}])
     printed = paper.table("table1").rename(columns={"model": "system", "ct_scan": "ct"})
     printed = printed.assign(source="paper: GPT score", **{g: printed[g].map("{:.1f}".format) for g in GROUPS})
     table = pd.concat([ours.reset_index(), head, printed], ignore_index=True)

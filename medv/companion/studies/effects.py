@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from medv.companion.studies.summaries import change, differences, estimates
+from medv.companion.studies.summaries import claimed, differences, estimates
 from medv.intervals import Estimate, bootstrap
 
-UNITS = {"words": "words", "seconds": "seconds", "longest_run": "tokens", "cross_entropy": "nats"}
+UNITS = {"words": "words", "seconds": "seconds", "longest_run": "words", "cross_entropy": "nats"}
 """Units by metric; all other metrics are percentages, whose differences are points."""
 COLUMNS = ["effect", "value", "low", "high", "unit", "n", "seeds", "verdict"]
 
@@ -32,11 +32,8 @@ def named_effects(rows: pd.DataFrame, form: str) -> pd.DataFrame:
 def claimed_effects(items: pd.DataFrame, claims: Sequence[tuple[str, str, str, str, str]]) -> pd.DataFrame:
     """The differences that `summaries.check_effects` judges."""
     tables = [
-        effect_table(
-            {f"{claim}: {metric.replace('_', ' ')}": change(items, metric, first, second)}, UNITS.get(metric, "points")
-        )
-        for claim, metric, first, second, _ in claims
-        if first != second
+        effect_table({f"{claim}: {metric.replace('_', ' ')}": gap}, UNITS.get(metric, "points"))
+        for claim, metric, *_, gap in claimed(items, claims)
     ]
     return pd.concat(tables, ignore_index=True)
 

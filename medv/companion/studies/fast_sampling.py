@@ -229,7 +229,10 @@ def verdicts(compared: pd.DataFrame, *, keeps: str) -> list[str]:
         by = part.set_index("metric")
         repeats, run, kept = (*(by.loc[name] for name in HALVED), by.loc[keeps])
         halved = [(repeats["value"], repeats["base"]), (run["value"] - 1, run["base"] - 1)]
-        words = [NOT_MEASURED if np.isnan(a) else "at most half" if a <= b / 2 else "more than half" for a, b in halved]
+        words = ["at most half" if after <= before / 2 else "more than half" for after, before in halved]
+        for place, (_, before) in enumerate(halved):
+            if not before > 0:
+                words[place] = NOT_MEASURED if np.isnan(before) else "nothing to halve"
         gap = Estimate(kept["gap"], kept["low"], kept["high"])
         said = gap.verdict("better", "worse")
         lines.append(

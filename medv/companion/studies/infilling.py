@@ -24,7 +24,7 @@ from medv.companion.studies.node import Node
 from medv.companion.studies.summaries import estimates
 from medv.data.example import Example
 from medv.diffusion.config import SamplerConfig
-from medv.evaluation.answering import Answerer, FilledAnswer
+from medv.evaluation.answering import Answerer
 from medv.evaluation.templates import BLANK, Template
 from medv.intervals import NOT_MEASURED, Estimate, bootstrap
 from medv.phantoms.facts import named_spans
@@ -132,15 +132,11 @@ def filled_by_diffusion(
         "templates": [templates[place] for place in tried],
         "blank_tokens": most,
         "batch_size": batch_size,
-        "rank": _one_word,
+        "rank": lambda answer: (all(map(_FIRST_WORD.fullmatch, answer.filled)), answer.confidence),
     }
     answers = answerer.answer([items[place].example for place in tried], config, **how)
     words = {place: answer.filled[0] for place, answer in zip(tried, answers, strict=True)}
     return [words.get(place) for place in range(len(items))]
-
-
-def _one_word(answer: FilledAnswer) -> tuple[bool, float]:
-    return all(_FIRST_WORD.fullmatch(words) for words in answer.filled), answer.confidence
 
 
 def continued_by_twin(answerer: Answerer, items: Sequence[Hidden], *, batch_size: int = 50) -> list[str]:
@@ -149,18 +145,13 @@ def continued_by_twin(answerer: Answerer, items: Sequence[Hidden], *, batch_size
     config, words = SamplerConfig(gen_length=most, block_length=most, steps=most), []
     for start in range(0, len(items), batch_size):
         batch = items[start : start + batch_size]
-        begun = [_ids_before(item, tokenizer) for item in batch]
+        canvases = [Template(item.template).canvas(tokenizer, (1,)) for item in batch]
+        begun = [canvas.ids[: next(start for start, _, blank in canvas.parts if blank)] for canvas in canvases]
         output = answerer.model.generate(**answerer.inputs([item.example for item in batch], begun=begun), config=config)
         for ids, length in zip(output.sequences.tolist(), output.lengths, strict=True):
             match = _FIRST_WORD.search(answerer.processor.decode_response(ids, length))
             words.append(match.group() if match else "")
     return words
-
-
-def _ids_before(item: Hidden, tokenizer) -> list[int]:
-    canvas = Template(item.template).canvas(tokenizer, (1,))
-    start = next(start for start, _, blank in canvas.parts if blank)
-    return list(canvas.ids[:start])
 
 
 def measured(items: Sequence[Hidden], answerer: Answerer, twin: Answerer | None, *, batch_size: int = 50) -> pd.DataFrame:

@@ -101,10 +101,11 @@ def ask_lengths(
         default = {f"{TWIN}, asked for {words} words": main[f"{TWIN}, default"]}
         frames.append(ask_all(default, asking_for_words(asked, words), folder / "words", **how))
     frames.append(ask_all(length_ways(profile, *both), asked, folder / "lengths", **how))
+    everything = [example for examples in asked.values() for example in examples]
     for place, (name, file) in enumerate((given or {}).items()):
         out = folder / "given" / f"{place:02d}.jsonl"
         for seed, examples in asked.items():
-            rows = given_answers(file, examples, out)
+            rows = given_answers(file, examples, out, among=everything)
             scores = judge(out, out.with_suffix(".judged.jsonl")) if judge else {}
             frames.append(measured(rows, examples, scores).assign(setting=f"{name}, default", seed=seed))
     return pd.concat(frames, ignore_index=True)

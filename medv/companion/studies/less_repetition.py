@@ -27,6 +27,7 @@ from medv.diffusion.sampler import sample
 from medv.diffusion.schedules import Filter, Schedule, StepState, best_candidates, pace
 from medv.evaluation.answering import Answerer
 from medv.evaluation.text import measure_answer
+from medv.intervals import NOT_MEASURED, Estimate
 from medv.phantoms.sets import description_set
 from medv.profiles import Profile
 
@@ -198,21 +199,10 @@ def ask_watched(profile: Profile, answerer: Answerer, asked: Mapping[int, Sequen
                     config = model.settings(SamplerConfig(length, length, z, schedule=make(watched), filters=filters))
                     ids = {"mask_token_id": model.config.mask_token_id, "fill_token_id": model.config.fill_token_id}
                     output = sample(watched, watched.inputs["input_ids"], config, **ids)
-                    rows += _answers(answerer, batch, output)
+                    rows += [answer.to_dict() for answer in answerer.answers_of(batch, output)]
                 frames.append(measured(rows, examples).assign(setting=f"{name}, {z} forwards", seed=seed))
     model.set_attn_implementation(kept)
     return pd.concat(frames, ignore_index=True)
-
-
-def _answers(answerer: Answerer, batch: Sequence[Example], output) -> list[dict]:
-    """The rows of an answer file."""
-    rows = []
-    for place, example in enumerate(batch):
-        text = answerer.processor.decode_response(output.sequences[place].tolist(), output.lengths[place])
-        row = {"id": example.id, "question": example.question, "text": text, "tokens": output.lengths[place]}
-        row |= {"forwards": output.forwards[place], "seconds": output.seconds / len(batch)}
-        rows.append(row | {"finish_reason": output.finish_reason[place]})
-    return rows
 
 
 # --- Reading the answers ---
@@ -276,8 +266,8 @@ def front_table(points: pd.DataFrame, score: str) -> pd.DataFrame:
         labels = {name: f"{words} (%)" for name, words in REPETITION.items()} | {SENTENCES: "whole sentences (%)"}
         for metric, label in {"score": score, **labels}.items():
             row[label] = line[metric]
-            gap = [line.get(f"{metric}_{end}", np.nan) for end in ("gap", "low", "high")]
-            row[f"{label}, against linear"] = "" if np.isnan(gap[0]) else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*gap)
+            gap = Estimate(*(line.get(f"{metric}_{end}", np.nan) for end in ("gap", "low", "high")))
+            row[f"{label}, against linear"] = "" if np.isnan(gap.value) else gap.cell("+.1f")
         rows.append(row)
     return pd.DataFrame(rows).round(1)
 
@@ -295,15 +285,10 @@ def targets(points: pd.DataFrame, way: str = OURS) -> str:
             halved = "halved" if ours[metric] <= HALF * base[metric] else "not halved"
             halved = halved if base[metric] else "nothing to halve"
             said.append(f"{words} {base[metric]:.2f} -> {ours[metric]:.2f} % ({halved})")
-        ends = f"{ours['score_gap']:+.1f} [{ours['score_low']:+.1f}, {ours['score_high']:+.1f}]"
-        kept = (
-            "not measured"
-            if np.isnan(ours["score_low"])
-            else f"kept within {MARGIN:g} points"
-            if ours["score_low"] >= -MARGIN
-            else "not shown to be kept"
-        )
-        lines.append(f"Z = {steps:.0f}: {'; '.join(said)}; score {ends}: {kept}; n = {int(ours['n'])}")
+        gap = Estimate(ours["score_gap"], ours["score_low"], ours["score_high"])
+        kept = NOT_MEASURED if np.isnan(gap.low) else "not shown to be kept"
+        kept = f"kept within {MARGIN:g} points" if gap.low >= -MARGIN else kept
+        lines.append(f"Z = {steps:.0f}: {'; '.join(said)}; score {gap.cell('+.1f')}: {kept}; n = {int(ours['n'])}")
     return "\n".join(lines)
 
 

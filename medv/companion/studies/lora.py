@@ -185,8 +185,9 @@ def conclusion(gap: pd.DataFrame) -> str:
     halves = [("LoRA wins", " at the smallest size", wins[0]), ("full wins", " at the largest", wins[-1])]
     words = [{who: "appears", NOT_MEASURED: NOT_MEASURED}.get(said, "does not appear") for who, _, said in halves]
     verdicts = ", ".join(f"{who}{where}: {word}" for (who, where, _), word in zip(halves, words, strict=True))
-    ranks = gap[gap["against"] != ALL_RANKS].groupby("size")["said"].nunique().max()
-    return "\n".join([*lines, f"Over all ranks, {verdicts}." + (" But the ranks disagree." if ranks > 1 else "")])
+    said_of_ranks = gap[gap["against"] != ALL_RANKS].groupby("size")["said"]
+    disagree = any({"full wins", "LoRA wins"} <= {*said} for _, said in said_of_ranks)
+    return "\n".join([*lines, f"Over all ranks, {verdicts}." + (" But the ranks disagree." if disagree else "")])
 
 
 # --- What an arm costs ---

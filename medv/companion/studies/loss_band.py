@@ -25,7 +25,7 @@ from medv.companion.studies.trials import run_trials
 from medv.data.example import Example
 from medv.diffusion.corruption import masking_probability
 from medv.diffusion.loss import NORMALIZATIONS, token_weights
-from medv.intervals import Estimate, bootstrap
+from medv.intervals import NOT_MEASURED, Estimate, bootstrap
 from medv.model.looks import Looks
 from medv.model.modeling import IGNORED_LABEL, MedVForMaskedDiffusion, MedVOutput
 from medv.model.processing import MedVProcessor
@@ -129,9 +129,7 @@ def recorded(
     out: Path,
     looks: Looks | None = None,
 ) -> dict[str, Any]:
-    """Train stage 2 once on the examples, into `out`: "losses", the rows of `Recorder`, one a step, and the validation loss
-    "before" and "after".
-    """
+    """Train stage 2 once into `out`: "losses", the rows of `Recorder`, one a step; the validation loss "before" and "after"."""
     model, processor = load_model(init, device="cpu")  # the Trainer places it
     sizes = {"samples": len(examples), "epochs": 1, "batch_size": trial.batch_size, "times": trial.times, "order": "shuffled"}
     recipe = profile.stages["instruct"]
@@ -283,7 +281,7 @@ def band_table(losses: pd.DataFrame) -> pd.DataFrame:
             ends, grid = curves[times, normalization]
             median, low, high = bounds(grid)
             mine = found[(found["times"] == times) & (found["normalization"] == normalization)]["noise"]
-            outside = left_out(in_scale(ends / steps, grid, SHAPE)) if len(grid) > 1 else np.array([np.nan])
+            outside = left_out(in_scale(ends / steps, grid, SHAPE)) if len(grid) > 1 else None
             ratio = noise_ratio(losses, normalization)
             rows.append(
                 {
@@ -295,7 +293,9 @@ def band_table(losses: pd.DataFrame) -> pd.DataFrame:
                     "width of the band (%)": bootstrap(100 * (high - low) / median).cell(),
                     "noise, stratified / iid": ratio.cell(".2f") if times == "stratified" else "",
                     "stratified t": ratio_verdict(ratio) if times == "stratified" else "",
-                    "left-out seed outside (%)": f"{100 * outside.mean():.0f} (at most {100 * outside.max():.0f})",
+                    "left-out seed outside (%)": NOT_MEASURED
+                    if outside is None
+                    else f"{100 * outside.mean():.0f} (at most {100 * outside.max():.0f})",
                     "n": len(grid),
                 }
             )

@@ -45,9 +45,7 @@ def about(example: Example) -> str:
 
 
 def text_scores(text: str, example: Example) -> dict[str, float]:
-    """precision, recall and f1 of a text about an example in percent: of the facts of its phantom, or, on a real image, of the
-    words of the reference.
-    """
+    """precision, recall, f1 (percent) of a text: of the facts of its phantom, or, of a real image, of the reference's words."""
     if "scene" in example.meta:
         found = score_description(text, example.meta["scene"])
         precision, recall, f1 = found.precision, found.recall, found.f1

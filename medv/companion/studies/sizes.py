@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from medv import paper
 from medv.checkpoints.assembly import shape_config
 from medv.checkpoints.released import lladav_to_llada8b, medv_to_lladav
-from medv.companion.figures.plots import new_figure, theme
+from medv.companion.figures.plots import drawing
 from medv.companion.studies.node import Node
 from medv.data.chat import SpecialTokens
 from medv.model.modeling import MedVForMaskedDiffusion
@@ -120,8 +120,7 @@ def visual_tokens(plan: ViewPlan, sizes: Sequence[tuple[int, int]]) -> pd.DataFr
 
 def visual_tokens_figure(table: pd.DataFrame) -> Figure:
     """`visual_tokens` as stacked bars."""
-    with theme():
-        fig, ax = new_figure(7.2, 0.42 * len(table) + 1.2)
+    with drawing(7.2, 0.42 * len(table) + 1.2) as (fig, ax):
         left = np.zeros(len(table))
         for part in ("base view", "tiles", "newlines"):
             ax.barh(table["image"], table[part], left=left, label=part)
@@ -156,8 +155,7 @@ def reach(model: MedVForMaskedDiffusion, ids: torch.Tensor) -> np.ndarray:
 
 def reach_figure(panels: Mapping[str, np.ndarray], tokens: Sequence[str]) -> Figure:
     """`reach` as a grid for each of several models."""
-    with theme():
-        fig, axes = new_figure(4.2 * len(panels), 4.0, ncols=len(panels), squeeze=False)
+    with drawing(4.2 * len(panels), 4.0, ncols=len(panels), squeeze=False) as (fig, axes):
         for ax, (name, felt) in zip(axes[0], panels.items(), strict=True):
             ax.imshow(felt, cmap="Blues", vmin=0, vmax=1.4)
             ax.set_xticks(range(len(tokens)), tokens, rotation=60, ha="right", fontsize=7.5)

@@ -1,6 +1,6 @@
 """Frames of answers in, frames of means out: summaries, paired differences and claims of the paper, for all studies."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -62,16 +62,18 @@ def direction(found: Estimate) -> str:
     return found.verdict("rises", "falls", "no change shown")
 
 
+def claimed(items: pd.DataFrame, claims: Iterable[tuple[str, str, str, str, str]]) -> Iterator[tuple]:
+    """Each claim of `check_effects` about two settings that differ, and the `change` between them."""
+    return ((*claim, change(items, *claim[1:4])) for claim in claims if claim[2] != claim[3])
+
+
 def check_effects(items: pd.DataFrame, claims: Sequence[tuple[str, str, str, str, str]]) -> pd.DataFrame:
     """The paper's effects beside ours. claims: (what the paper says, metric, first setting, second setting, direction).
 
     "appears here" is "yes", "no: " and the direction found, or "not measured".
     """
     rows = []
-    for claim, metric, first, second, expected in claims:
-        if first == second:
-            continue
-        found = change(items, metric, first, second)
+    for claim, metric, first, second, expected, found in claimed(items, claims):
         answers = {expected: "yes", NOT_MEASURED: NOT_MEASURED}
         answer = answers.get(direction(found), f"no: {direction(found)}")
         row = {"the paper says": claim, "metric": metric.replace("_", " "), "from": first, "to": second}

@@ -107,9 +107,8 @@ def judge_texts(system: str, texts: Sequence[str], examples: Sequence[Example]) 
     for name, truths in ((system, examples), (f"{system}, wrong image", [*examples[1:], *examples[:1]])):
         scores = [text_scores(text, truth) for text, truth in zip(texts, truths, strict=True)]
         for metric in ("precision", "recall", "f1"):
-            for example, score in zip(examples, scores, strict=True):
-                rows.append({"system": name, "id": example.id, "metric": metric, "score": score[metric]})
-    return pd.DataFrame(rows)
+            rows += [(name, ex.id, metric, score[metric]) for ex, score in zip(examples, scores, strict=True)]
+    return pd.DataFrame(rows, columns=["system", "id", "metric", "score"])
 
 
 def shares_stated(texts: Sequence[str], examples: Sequence[Example]) -> str:
@@ -253,12 +252,10 @@ def study_before(
     answerer: Answerer, profile: Profile, train: Sequence[Example], tests: Mapping[str, Sequence[Example]], seed: int = 0
 ) -> pd.DataFrame:
     """The model before stage 3 on every test set, answering in sentences; columns as `study_seeds`."""
-    spec, frames = sentence_spec(profile), []
+    spec = sentence_spec(profile)
     how = {"seed": seed, "conditions": ["model"], "batch_size": spec.batch_size, "quiet": True}
-    for name, test in tests.items():
-        items = vqa_study(answerer, train, test, sampler_config(spec), **how)
-        frames.append(items.assign(test=name, condition=BEFORE))
-    return pd.concat(frames, ignore_index=True)
+    items = {name: vqa_study(answerer, train, test, sampler_config(spec), **how) for name, test in tests.items()}
+    return pd.concat([part.assign(test=name, condition=BEFORE) for name, part in items.items()], ignore_index=True)
 
 
 def study_seeds(

@@ -17,18 +17,11 @@ from medv.diffusion.config import SamplerConfig
 from medv.diffusion.official import OfficialConfig
 from medv.evaluation.answering import Answerer
 from medv.evaluation.pairing import Reference
+from medv.evaluation.vqa import METRICS as FIELDS
 from medv.evaluation.vqa import evaluate_vqa
 from medv.model.looks import Looks
 from medv.profiles import SamplerSpec
 
-_ITEM_SCORES = {
-    "closed_accuracy": "hit",
-    "closed_strict_accuracy": "strict_hit",
-    "open_recall": "recall",
-    "open_set_recall": "set_recall",
-    "open_precision": "precision",
-    "open_f1": "f1",
-}
 CONDITIONS = ("model", "shuffled images", "gray image", "nearest question", "question only", "majority")
 METRICS = ("closed_accuracy", "open_recall", "closed_strict_accuracy", "open_set_recall", "open_precision", "open_f1")
 
@@ -75,8 +68,8 @@ def vqa_study(
         frame.insert(0, "condition", condition)
         frame.insert(1, "seed", seed)
         scores = evaluate_vqa(references, answers).items
-        for metric, name in _ITEM_SCORES.items():
-            values = [getattr(item, name) for item in scores]
+        for metric in METRICS:
+            values = [getattr(item, FIELDS[metric]) for item in scores]
             frame[metric] = [np.nan if value is None else 100.0 * value for value in values]
         frame["seconds"] = (time.perf_counter() - started) / len(test)
         frames.append(frame)

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from medv import limits
 from medv.artifacts import SPEED, atomic_file, fingerprint, write_json
 from medv.checkpoints.card import finish_folder, origin_of
 from medv.checkpoints.loading import load_network, load_tokenizer, loading_errors
@@ -65,8 +66,10 @@ class AdaptRecipe:
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}: use one of {', '.join(known)}")
         for name in ("tokens", "length", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+            limits.whole(name, getattr(self, name), 1)
+        limits.real("learning_rate", self.learning_rate, 0, open_ends="least")
+        for name, most in {"warmup": 1, "anneal": 1, "alignment": math.inf, "weight_decay": math.inf}.items():
+            limits.real(name, getattr(self, name), 0, most)
 
     @property
     def steps(self) -> int:
@@ -318,7 +321,7 @@ def adapt(
         student.config._name_or_path = ""  # a model must not carry the paths of the machine it was made on
         student.save_pretrained(out)
         tokenizer.save_pretrained(out)
-        for file in (*language.glob("LICENSE*"), *language.glob("origin*")):
+        for file in filter(Path.is_file, (*language.glob("LICENSE*"), *language.glob("origin*"))):  # LICENSES is a folder
             shutil.copy(file, out)
         before, *_, after = [row["eval_loss"] for row in history if "eval_loss" in row]
         facts = {"recipe": asdict(recipe), "seed": seed, "steps": recipe.steps, "start": origin_of([language])["start"]}

@@ -8,6 +8,7 @@ causal, trained on the same texts in the same order. A part is made whole or not
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -79,21 +80,13 @@ def _make_vision_tower(profile: Profile, out: Path, options: RunOptions) -> dict
     return {"accuracy": train_tower(profile.model, out / "vision_tower", options, steps=steps, images=images)}
 
 
-def _make_language_tower(profile: Profile, out: Path, options: RunOptions) -> dict:
-    return _text_stage(profile, out, "language_tower", options)
-
-
-def _make_twin_tower(profile: Profile, out: Path, options: RunOptions) -> dict:
-    return _text_stage(profile, out, "twin_tower", options, causal=True)
-
-
-def _text_stage(profile: Profile, out: Path, part: str, options: RunOptions, *, causal: bool = False) -> dict:
+def _make_text_tower(profile: Profile, out: Path, options: RunOptions, *, part: str = "language_tower") -> dict:
     """Train the language tower alone, in three phases: one-word answers, then sentences, then everything.
 
     Whole reports first is the slow way: a word like "left" is one of seventy, nothing else tells its two values apart, and
     their embeddings collapse into one long before the model learns to read them off the prompt.
     """
-    tokenizer, target = load_tokenizer(out / "tokenizer"), out / part
+    tokenizer, target, causal = load_tokenizer(out / "tokenizer"), out / part, part == "twin_tower"
     shape = replace(profile.model, vocab_size=len(tokenizer))
     model = random_model(shape, SpecialTokens.of(tokenizer), seed=options.seed)
     model = causal_twin(model) if causal else model
@@ -162,10 +155,10 @@ def _train_from_towers(
 PARTS = {
     "tokenizer": _make_tokenizer,
     "vision_tower": _make_vision_tower,
-    "language_tower": _make_language_tower,
+    "language_tower": _make_text_tower,
     "general_model": _make_general_model,
     "tiny_model": _make_tiny_model,
-    "twin_tower": _make_twin_tower,
+    "twin_tower": partial(_make_text_tower, part="twin_tower"),
 }
 """The parts and their makers, in the order in which they are made."""
 

@@ -24,6 +24,7 @@ from medv.checkpoints.loading import load_tokenizer
 from medv.companion.towers.adapt import half_on, load_tower
 from medv.data.chat import SpecialTokens
 from medv.data.texts import Document, all_prompts
+from medv.ownership import check_empty
 
 ENDS = 32
 CANDIDATES = 64  # sampling is among the most probable tokens: sorting the whole vocabulary at each token takes too long
@@ -68,11 +69,13 @@ def write_text_of(
 ) -> dict:
     """Write files to `folder` until they hold `tokens` tokens of answers; returns files, tokens and tokens a second.
 
-    Raises ValueError where the folder holds the text of another tower or of other settings.
+    Raises ValueError where the folder holds the text of another tower or of other settings, or other files alone.
     """
     note, settings = folder / "written.json", asdict(writing) | {"tower": fingerprint(language)}
     if note.exists() and json.loads(note.read_text(encoding="utf-8")) != settings:
         raise ValueError(f"{folder} holds text that was written otherwise: choose another folder or delete it")
+    if folder.exists() and not note.exists():  # else files of somebody else would be read as what the tower wrote
+        check_empty(folder)
     write_json(note, settings)
     tokenizer = load_tokenizer(language)
     asked = all_prompts()

