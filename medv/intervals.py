@@ -30,7 +30,8 @@ class Estimate:
 
     def __post_init__(self):
         if self.n == 1:
-            self.__dict__.update(low=math.nan, high=math.nan)
+            for end in ("low", "high"):
+                object.__setattr__(self, end, math.nan)
 
     @classmethod
     def of(cls, row: Any) -> "Estimate":

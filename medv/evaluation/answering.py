@@ -157,10 +157,15 @@ class Answerer:
             return [answer for answer, _ in self.fill(examples, templates, config, **how)]
         answers = []
         with tqdm(total=len(examples), desc="answers", unit="question", disable=quiet) as bar:
-            for batch in self.traced(examples, config, batch_size=batch_size, **options):
-                answers += [answer for answer, _ in batch]
+            for batch in self.stream(examples, config, batch_size=batch_size, **options):
+                answers += batch
                 bar.update(len(batch))
         return answers
+
+    def stream(self, examples: Sequence[Example], config: BlockwiseConfig, **options) -> Iterator[list[Answer]]:
+        """The same, batch by batch; options as in `traced`."""
+        for batch in self.traced(examples, config, **options):
+            yield [answer for answer, _ in batch]
 
     def traced(
         self,
