@@ -182,22 +182,12 @@ def _check_cost(recipe: StageRecipe, options: RunOptions) -> None:
     """Raises ValueError for options of cost that do not go together, before anything is loaded or written."""
     if options.deepspeed is not None:
         deepspeed_config(options.deepspeed)
-    if options.workers and options.skip_corrupt:
-        raise ValueError(f"{options.workers} workers cannot count skipped images: leave --workers or --skip-corrupt out")
-    if not recipe.cached_vision:
-        return
-    if "vision_end" in recipe.trains:
+    if options.workers and (options.skip_corrupt or recipe.cached_vision):
+        raise ValueError("workers can neither count skipped images nor cache features: leave --workers out")
+    if recipe.cached_vision and "vision_end" in recipe.trains:
         raise ValueError("a vision tower that learns cannot be cached: set cached_vision=False in the recipe")
-    if options.deepspeed == "zero3":
-        raise ValueError(
-            "this recipe encodes each image once (cached_vision) by the whole vision tower, of which ZeRO-3 leaves a process a "
-            "part: give --deepspeed zero2, or none"
-        )
-    if options.workers:
-        raise ValueError(
-            f"{options.workers} workers have nothing to do: this recipe encodes each image once (cached_vision), before the "
-            "first step; leave --workers out"
-        )
+    if recipe.cached_vision and options.deepspeed == "zero3":
+        raise ValueError("cached_vision runs the whole vision tower, which ZeRO-3 has cut: give --deepspeed zero2, or none")
 
 
 def claimed(out: Path, run: Run) -> AbstractContextManager:
@@ -269,8 +259,7 @@ def _arguments(recipe: StageRecipe, saved: Path, steps: int, options: RunOptions
 
 def summary(out: Path) -> dict:
     """Steps, trainable parameters and last losses of a finished stage, and how many examples were skipped, if any."""
-    facts = json.loads((out / FINISHED).read_text(encoding="utf-8"))
-    history = json.loads((out / "history.json").read_text(encoding="utf-8"))
+    facts, history = (json.loads((out / name).read_text(encoding="utf-8")) for name in (FINISHED, HISTORY_FILE))
     losses = {name: row[name] for name in ("loss", "eval_loss") for row in history if name in row}  # the last of each
     skipped = {"skipped": len(facts["skipped"])} if facts.get("skipped") else {}
     return {"steps": facts["steps"], "trainable_parameters": facts["trainable_parameters"], **losses, **skipped}
