@@ -265,6 +265,11 @@ def placeless(value: Any) -> Any:
     return Path(value).name if isinstance(value, str | Path) and Path(value).is_absolute() else value
 
 
+def relative(path: Path, folder: Path) -> str:
+    """`path` as seen from `folder`, both without links, with "/" between its parts: a note that holds when both move."""
+    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+
+
 @dataclasses.dataclass(frozen=True)
 class Manifest:
     """The origin of a result: enough to reproduce it, and to see what has changed since.

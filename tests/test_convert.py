@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -14,12 +15,13 @@ from command import run
 from damaged import edit
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoModel, AutoProcessor, AutoTokenizer
 
 from medv.checkpoints.assembly import assemble
 from medv.checkpoints.bundled import load_model
 from medv.checkpoints.convert import convert
-from medv.checkpoints.shards import INDEX
+from medv.checkpoints.loading import load_tokenizer
+from medv.checkpoints.shards import INDEX, PICKLED_INDEX
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.twin import language_tower
 
@@ -172,6 +174,9 @@ def test_a_damaged_checkpoint_is_one_sentence_and_leaves_no_target(released, vis
         ({"hidden_size": -4}, "cannot be used"),
         ({"num_attention_heads": 0}, "cannot be used"),
         ({"rope_parameters": "x", "rope_theta": None}, "cannot be used"),
+        ({"rope_theta": 0}, "cannot be used"),
+        ({"bos_token_id": [1]}, "cannot be used"),
+        ({"text_config": 4}, "cannot be used"),
         ({"num_hidden_layers": 100_000_000}, "says num_hidden_layers = 100000000, but there are"),
     ],
 )
@@ -189,6 +194,107 @@ def test_a_tensor_in_two_pickled_files_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"lm_head.weight is in two files"):
         convert(tmp_path / "pickled", tmp_path / "out", quiet=True)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+@pytest.mark.parametrize("pattern", ["pytorch_model-{:05}-of-00003.bin", "model-{:05}-of-00003.safetensors"])
+def test_shards_that_are_not_all_there_are_named_and_nothing_is_written(tmp_path, pattern, indexed):
+    source = tmp_path / "source"
+    source.mkdir()
+    for number in (1, 2, 3):
+        save = torch.save if pattern.endswith(".bin") else save_file
+        save({f"vision_model.{number}.weight": torch.ones(2)}, source / pattern.format(number))
+    (source / "config.json").write_text("{}")
+    if indexed:
+        places = {f"vision_model.{number}.weight": pattern.format(number) for number in (1, 2, 3)}
+        index = PICKLED_INDEX if pattern.endswith(".bin") else INDEX
+        (source / index).write_text(json.dumps({"weight_map": places}))
+    for number in (1, 3):
+        (source / pattern.format(number)).unlink()
+    names = re.escape(f"lacks {pattern.format(1)}, {pattern.format(3)}, which")
+    with pytest.raises(FileNotFoundError, match=names):
+        convert(source, tmp_path / "out", quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pickled_shard_without_a_tensor_of_its_index_is_refused(tmp_path):
+    (tmp_path / "source").mkdir()
+    torch.save({"a": torch.ones(2)}, tmp_path / "source/pytorch_model-00001-of-00001.bin")
+    places = dict.fromkeys("ab", "pytorch_model-00001-of-00001.bin")
+    (tmp_path / "source" / PICKLED_INDEX).write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(ValueError, match="lacks b, which the index"):
+        convert(tmp_path / "source", tmp_path / "out", quiet=True)
+
+
+def test_unpickled_weights_keep_their_tokenizer_and_their_values_whatever_their_order_in_memory(tmp_path):
+    kept = ("merges.txt", "vocab.txt", "vocab.json", "tokenizer.model", "special_tokens_map.json", "chat_template.jinja")
+    (tmp_path / "source").mkdir()
+    weights = {"a.weight": torch.arange(6.0).view(2, 3).T, "b.weight": torch.ones(4)[:2]}
+    torch.save(weights, tmp_path / "source/pytorch_model.bin")
+    for name in (*kept, "training_args.bin", PICKLED_INDEX.replace("pytorch_model", "old")):
+        (tmp_path / "source" / name).write_text("{}")
+    assert convert(tmp_path / "source", tmp_path / "out", quiet=True) == "safetensors"
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {*kept, "model.safetensors"}
+    assert same(load_file(tmp_path / "out/model.safetensors"), weights)
+
+
+def test_a_language_tower_has_the_tokenizer_of_its_source_in_whatever_files_it_was(model_dir, tmp_path):
+    source, held = tmp_path / "llada", json.loads((model_dir / "tokenizer.json").read_text())["model"]
+    convert(model_dir, source, to="llada8b", quiet=True)
+    settings = json.loads((source / "tokenizer_config.json").read_text()) | {"tokenizer_class": "GPT2Tokenizer"}
+    (source / "tokenizer.json").unlink()
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    (source / "vocab.json").write_text(json.dumps(held["vocab"]))
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in held["merges"]]
+    (source / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
+    convert(source, tmp_path / "tower", quiet=True)
+    before, after = AutoTokenizer.from_pretrained(source), load_tokenizer(tmp_path / "tower")
+    for text in (*tiny.QUESTIONS, "a mass <|eot_id|>"):
+        assert before.encode(text) == after.encode(text)
+
+
+def test_a_vision_tower_keeps_how_its_images_are_prepared(vision_dir, tmp_path):
+    shutil.copytree(vision_dir, tmp_path / "siglip")
+    settings = {"image_mean": [0.48, 0.45, 0.4], "image_std": [0.27, 0.26, 0.28]}
+    (tmp_path / "siglip/preprocessor_config.json").write_text(json.dumps(settings))
+    convert(tmp_path / "siglip", tmp_path / "vision", quiet=True)
+    tower = tmp_path / "language"
+    language_tower(tiny.model()).save_pretrained(tower)
+    tiny.tokenizer().save_pretrained(tower)
+    assert assemble(tower, tmp_path / "vision", seed=0).config.image_mean == settings["image_mean"]
+    for name, wrong in {"image_mean": None, "image_std": [0.0, 0.5, 0.5]}.items():
+        (tmp_path / "vision/preprocessor_config.json").write_text(json.dumps(settings | {name: wrong}))
+        with pytest.raises(ValueError, match=f"says {name} = .* three colours"):
+            assemble(tower, tmp_path / "vision", seed=0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_scaling": {"type": "linear", "factor": 2.0}},
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
+        {"hidden_act": "gelu"},
+        {"alibi": True},
+        {"clip_qkv": 8.0},
+        {"layer_norm_type": "low_precision"},
+    ],
+    ids=str,
+)
+def test_a_release_that_computes_otherwise_is_refused(model_dir, tmp_path, changes):
+    for to in ("llada8b", "lladav"):
+        convert(model_dir, tmp_path / to, to=to, quiet=True)
+        edit(tmp_path / to / "config.json", **changes)
+        with pytest.raises(ValueError, match=r"asks for .*, which medv does not compute"):
+            convert(tmp_path / to, tmp_path / "out", to="lladav" if to == "llada8b" else "llada8b", quiet=True)
+
+
+def test_a_fault_of_our_own_is_not_taken_for_a_bad_configuration(released, vision_dir, tmp_path, monkeypatch):
+    def faulty(*_):
+        raise KeyError("ours")
+
+    monkeypatch.setattr("medv.checkpoints.released.image_settings", faulty)
+    with pytest.raises(KeyError, match="ours"):
+        convert(released, tmp_path / "out", vision=vision_dir, quiet=True)
 
 
 @pytest.mark.parametrize(

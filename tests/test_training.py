@@ -162,6 +162,22 @@ def test_cached_vision_runs_the_tower_once_for_each_image(tmp_path, monkeypatch)
         encode.looks.once(model().model, examples(10), limit=100)
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"deepspeed": "zero3"}, "give --deepspeed zero2, or none"),
+        ({"workers": 2}, "nor cache features: leave --workers out"),
+        ({"workers": 2, "skip_corrupt": True}, "neither count skipped images .*: leave --workers out"),
+    ],
+    ids=str,
+)
+def test_an_option_that_does_not_go_with_the_recipe_is_refused_before_anything_is_written(tmp_path, options, says):
+    caching = "skip_corrupt" not in options
+    with pytest.raises(ValueError, match=says):
+        train(tmp_path / "out", replace(RECIPE, cached_vision=caching), **options)
+    assert not (tmp_path / "out").exists()
+
+
 def test_frozen_towers_keep_no_graph():
     network = model()
     freeze_except(network, ("projector",))

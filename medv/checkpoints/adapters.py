@@ -4,13 +4,13 @@ A folder has the two files of peft, with the adapters of the language tower and 
 has one, its `image_newline`, a bare parameter that peft does not save. Training is in `medv.training.lora`.
 """
 
-import os
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
+from medv.artifacts import relative
 from medv.checkpoints.card import ADAPTER_FILE as CONFIG_FILE
 from medv.checkpoints.loading import check_finite, check_floats, check_folder, loading_errors
 from medv.checkpoints.shards import mismatches, read_object, shapes, stored_tensors
@@ -36,7 +36,7 @@ class AdaptedModel(PeftModel):
         config, folder = self.peft_config[self.active_adapter], Path(save_directory)
         base = config.base_model_name_or_path
         if base and Path(base).is_dir():
-            config.base_model_name_or_path = os.path.relpath(Path(base).resolve(), folder.resolve())
+            config.base_model_name_or_path = relative(Path(base), folder)
         super().save_pretrained(str(folder), save_embedding_layers=False, **options)  # they are never trained here
         config.base_model_name_or_path = base
         if self.newline is not None:

@@ -16,6 +16,7 @@ from transformers import (
 from medv.checkpoints.loading import load_network, load_tokenizer, load_weights
 from medv.checkpoints.shards import read_object
 from medv.data.chat import SpecialTokens
+from medv.data.rows import is_number
 from medv.model.configuration import MedVConfig
 from medv.model.modeling import MedVForMaskedDiffusion
 from medv.model.processing import MedVProcessor, image_processor
@@ -102,8 +103,11 @@ def assemble(language: Path, vision: Path, *, seed: int, projector: Path | None 
     tower.config._name_or_path = text.config._name_or_path = ""  # a model must not carry paths of the machine that made it
     preparation = {}  # a SigLIP without the file is prepared like its release
     if (file := vision / PREPARATION).is_file():
-        settings = read_object(file)
-        preparation = {name: list(settings[name]) for name in ("image_mean", "image_std")}
+        preparation = {name: read_object(file).get(name) for name in ("image_mean", "image_std")}
+        for name, values in preparation.items():
+            threes = isinstance(values, list) and len(values) == 3 and all(map(is_number, values))
+            if not threes or (name == "image_std" and min(values) <= 0):
+                raise ValueError(f"{file} says {name} = {values}: give a number for each of three colours, image_std above 0")
     elif tower.config.model_type != SIGLIP:
         raise FileNotFoundError(f"{file} is missing: without image_mean and image_std the tower's pictures are unknown")
     options = {**token_ids(special), **preparation, **options}

@@ -4,13 +4,12 @@ A folder holds a whole model (or an autoregressive twin), or the result of stage
 `base.json`, the model it was trained on, from which the whole is put together.
 """
 
-import os
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from medv.artifacts import atomic_directory, default_out, write_json
+from medv.artifacts import atomic_directory, default_out, relative, write_json
 from medv.checkpoints.adapters import base_folder, is_adapter, with_adapters
 from medv.checkpoints.assembly import assemble, new_processor
 from medv.checkpoints.card import ASSEMBLED_FILE, BASE_FILE, PROJECTOR_FILE, finish_folder, origin_of
@@ -124,7 +123,7 @@ def save_projector(model: MedVForMaskedDiffusion, folder: Path, base: dict[str, 
     "bundled"} for the towers of the package. The folder is noted relative to `folder`, so both may move together.
     """
     if base["model"] != "bundled":
-        base = {"model": Path(os.path.relpath(Path(base["model"]).resolve(), folder.resolve())).as_posix()}
+        base = {"model": relative(Path(base["model"]), folder)}
     weights = {name: value.detach().cpu().contiguous() for name, value in model.model.projector.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(weights, folder / PROJECTOR_FILE, metadata={"format": "pt"})

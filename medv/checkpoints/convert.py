@@ -19,8 +19,10 @@ from pathlib import Path
 from textwrap import shorten
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedConfig,
@@ -32,11 +34,11 @@ from transformers import (
 
 from medv.artifacts import atomic_directory, write_json
 from medv.checkpoints import released, shards
-from medv.checkpoints.assembly import new_processor
+from medv.checkpoints.assembly import PREPARATION, new_processor
 from medv.checkpoints.card import finish_folder, open_weights
 from medv.checkpoints.loading import OFFLINE, check_depth, loading_errors, untied_shapes
 from medv.checkpoints.released import lladav_to_medv, medv_to_lladav, read_config, to_medv
-from medv.checkpoints.shards import PICKLED, SHARD_BYTES, SINGLE, StoredTensor, mismatches, shapes
+from medv.checkpoints.shards import PICKLED, PICKLED_INDEX, SHARD_BYTES, SINGLE, StoredTensor, mismatches, shapes
 from medv.data.example import IMAGE_TOKEN
 from medv.model.configuration import MedVConfig
 from medv.model.modeling import MedVForMaskedDiffusion
@@ -45,6 +47,8 @@ from medv.reading import check_regular
 
 TARGETS = ("medv", "lladav", "llada8b", "projector")
 PROJECTOR_FILE = "mm_projector.bin"
+BESIDE = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".bpe", ".spm")  # settings and tokenizers, next to the weights
+VOCABULARIES = ("vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tiktoken.model")
 Tensors = Mapping[str, StoredTensor]
 
 
@@ -107,7 +111,9 @@ def convert(
                     processor = new_processor(processor, config, system="medical")
                     processor.official_prompts = True
             elif layout == "medv" and to == "lladav":
-                _check(source, MedVForMaskedDiffusion, MedVConfig.from_dict(settings), tensors)
+                with loading_errors(source):
+                    own = MedVConfig.from_dict(settings)
+                _check(source, MedVForMaskedDiffusion, own, tensors)
                 config = released.released_config(settings, to, _vocabulary(source, tensors))
                 renamed, _ = _renamed(tensors, medv_to_lladav)
             else:  # the language tower alone
@@ -121,6 +127,8 @@ def convert(
             write_json(folder / "config.json", config)
         else:
             config.save_pretrained(folder)
+        if made == "vision tower" and (source / PREPARATION).is_file():
+            shutil.copyfile(source / PREPARATION, folder / PREPARATION)
         if processor is not None:
             processor.save_pretrained(folder)
         if to not in ("lladav", "llada8b"):  # the layouts of the reference have cards of their own
@@ -130,12 +138,10 @@ def convert(
 
 @contextmanager
 def _configuration_of(source: Path) -> Iterator[None]:
-    """Turn what the libraries raise over the values of a configuration into one ValueError; sentences of ours pass."""
+    """Turn what the libraries raise over the values of a configuration into one ValueError; all else passes."""
     try:
         yield
-    except (ValueError, OSError):
-        raise
-    except Exception as error:  # many kinds: of the configurations' own checks, of a network of impossible sizes
+    except (StrictDataclassError, ArithmeticError, RuntimeError) as error:  # a wrong type; 0 heads; -4 columns
         reason = shorten(str(error), 300) or "no reason given"
         raise ValueError(
             f"the configuration of {source} cannot be used ({type(error).__name__}: {reason}): mend it or download it again"
@@ -173,7 +179,7 @@ def _language_part(
     medv, unknown = _renamed(tensors, lambda name: to_medv(name, layout))
     kept = {name: tensor for name, tensor in medv.items() if name.startswith(("model.language_model.", "lm_head."))}
     renamed, _ = _renamed(kept, medv_to_lladav)
-    config = released.language_config(settings.get("text_config", settings), _vocabulary(source, renamed))
+    config = released.language_config(settings, _vocabulary(source, renamed))
     _check(source, LlamaForCausalLM, config, renamed, unknown)
     return config, renamed
 
@@ -204,7 +210,7 @@ def _whole_model(
 
 
 def _unpickled(source: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file of PyTorch, which may hold nothing else."""
+    """The tensors of a file of PyTorch, which may hold nothing else, each with memory of its own."""
     check_regular(source)
     try:
         weights = torch.load(source, map_location="cpu", weights_only=True)
@@ -212,20 +218,16 @@ def _unpickled(source: Path) -> dict[str, torch.Tensor]:
         raise ValueError(f"{source} is not a plain file of tensors and was not read: {str(error).splitlines()[0]}") from None
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise ValueError(f"{source} does not hold a dictionary of tensors")
-    return weights
+    return {name: value.clone(memory_format=torch.contiguous_format) for name, value in weights.items()}
 
 
 def _convert_pickles(source: Path, files: Sequence[Path], target: Path) -> str:
     """The same folder with its weights in safetensors, under the names that they have."""
-    weights: dict[str, torch.Tensor] = {}
-    for file in files:
-        found = _unpickled(file)
-        if twice := weights.keys() & found.keys():
-            raise ValueError(f"{min(twice)} is in two files of {source}: remove the one that does not belong there")
-        weights |= {name: value.clone() for name, value in found.items()}
+    files, promised = shards.whole_set(source, files, PICKLED_INDEX)
+    weights = shards.united(source, files, promised, _unpickled)
     with atomic_directory(target) as folder:
         for file in source.iterdir():
-            if file.suffix in (".json", ".jinja") and not file.name.endswith(".index.json"):
+            if file.suffix in BESIDE and not file.name.endswith(".index.json"):
                 check_regular(file)
                 shutil.copyfile(file, folder / file.name)
         save_file(weights, folder / SINGLE, metadata={"format": "pt"})
@@ -235,7 +237,7 @@ def _convert_pickles(source: Path, files: Sequence[Path], target: Path) -> str:
 
 def _convert_projector(source: Path, target: Path) -> str:
     """A stage-1 artifact of the reference."""
-    named = {lladav_to_medv(name) or name: value.contiguous() for name, value in _unpickled(source).items()}
+    named = {lladav_to_medv(name) or name: value for name, value in _unpickled(source).items()}
     expected = {f"model.projector.linear_{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")}
     if problem := mismatches(dict.fromkeys(expected, ()), dict.fromkeys(named, ())):
         raise ValueError(f"{source} is not a projector; {problem}")
@@ -260,11 +262,14 @@ def _export_projector(tensors: Tensors, layout: str, target: Path) -> str:
 
 
 def _tokenizer(source: Path) -> PreTrainedTokenizerFast | None:
-    """The tokenizer of a checkpoint, with the image placeholder added where it lacks one; None where there is none."""
-    if not (source / "tokenizer.json").is_file():
+    """The tokenizer of a checkpoint, with the image placeholder added where it lacks one; None where there is none.
+
+    One in files of its own kind (vocab.json and merges.txt, tokenizer.model) is read by the class that the folder names.
+    """
+    if not (whole := (source / "tokenizer.json").is_file()) and not any((source / name).is_file() for name in VOCABULARIES):
         return None
     with loading_errors(source):
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(source, **OFFLINE)
+        tokenizer = (PreTrainedTokenizerFast if whole else AutoTokenizer).from_pretrained(source, **OFFLINE)
     tokenizer.init_kwargs.pop("auto_map", None)  # code of its own stays behind
     if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) in (None, tokenizer.unk_token_id):
         tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)

@@ -116,10 +116,7 @@ def load_network(
     quantized, missing, superfluous or non-finite weights.
     """
     check_folder(folder)
-    held = [name for name in (SINGLE, INDEX) if (folder / name).is_file()]
-    if len(held) == 2:
-        raise ValueError(f"{folder} holds both {SINGLE} and {INDEX}: remove the one that does not belong there")
-    if not held:
+    if not any((folder / name).is_file() for name in (SINGLE, INDEX)):
         if pickled := pickles(folder):
             raise ValueError(
                 f"{folder} holds its weights as {pickled[0].name}, a pickle, which could run code and is not loaded: "

@@ -54,6 +54,9 @@ _FIELDS = {
     "tie_word_embeddings": "weight_tying",
 } | {name: name for name in ("rms_norm_eps", "rope_theta", "bos_token_id", "eos_token_id", "pad_token_id")}
 _NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+# What a configuration may say about the computation itself; where it says something else, the weights would give other numbers.
+_COMPUTED = {"rope_type": "default", "rope": True, "alibi": False, "hidden_act": "silu", "activation_type": "silu"}
+_COMPUTED |= {"layer_norm_type": "rms", "scale_logits": False, "input_emb_norm": False, "clip_qkv": None}
 _DEFAULTS = {"rms_norm_eps": 1e-5, "rope_theta": 500_000.0, "max_position_embeddings": 4096}
 # SigLIP so400m, patch 14, 384 pixels: the tower of all released models. Heads and pixels cannot be read off its tensors.
 _SO400M = {"hidden_size": 1152, "intermediate_size": 4304, "num_attention_heads": 16, "image_size": 384, "patch_size": 14}
@@ -119,28 +122,47 @@ def read_config(source: Path) -> dict:
     return read_object(file)
 
 
+def _part(settings: Mapping, name: str, default: Mapping) -> Mapping:
+    """The object in the field `name` of a configuration, `default` where it is absent or null; raises ValueError."""
+    part = default if settings.get(name) is None else settings[name]
+    if not isinstance(part, Mapping):
+        raise ValueError(f"{name} {part!r} of the configuration cannot be used: it must be an object with named fields")
+    return part
+
+
 def language_config(settings: Mapping, vocab_size: int) -> LlamaConfig:
-    """The language tower of a configuration in OLMo's or Llama's terms; the vocabulary is that of the tensors."""
-    found = {}
-    for ours, theirs in _FIELDS.items():
-        value = settings.get(ours, settings.get(theirs))
-        if value is None and ours == "rope_theta":
-            value = (settings.get("rope_parameters") or {}).get("rope_theta")
-        if value is not None:
-            found[ours] = value
+    """The language tower of a configuration in OLMo's or Llama's terms; the vocabulary is that of the tensors.
+
+    Raises ValueError for sizes that are missing or no numbers, and for a computation that is not that of LLaDA.
+    """
+    settings = _part(settings, "text_config", settings)
+    turned = _part(settings, "rope_parameters", _part(settings, "rope_scaling", {}))
+    found = {ours: settings.get(ours, settings.get(theirs)) for ours, theirs in _FIELDS.items()}
+    if found["rope_theta"] is None:
+        found["rope_theta"] = turned.get("rope_theta")
+    found = {name: value for name, value in found.items() if value is not None}
+    if wrong := [name for name, value in found.items() if not isinstance(value, int | float)]:
+        raise ValueError(f"{wrong[0]} {found[wrong[0]]!r} of the configuration cannot be used: it must be a number")
+    if not found.get("rope_theta", 1) > 0:
+        raise ValueError(f"rope_theta {found['rope_theta']} of the configuration cannot be used: it must be positive")
+    asked = {**settings, "rope_type": turned.get("rope_type", turned.get("type"))}
+    if other := [f"{name} {asked[name]!r}" for name, ours in _COMPUTED.items() if asked.get(name) not in (None, ours)]:
+        raise ValueError(
+            f"the configuration asks for {', '.join(other)}, which medv does not compute: it is not that of a LLaDA model"
+        )
     missing = [name for name in _NEEDED if name not in found]
     if missing:
         raise ValueError(f"the configuration does not say {', '.join(missing)}: it is not that of a LLaDA model")
     found.setdefault("num_key_value_heads", found["num_attention_heads"])
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # the release names a bos outside its vocabulary
-        if found.get(name, vocab_size) >= vocab_size:
+        if not 0 <= found.get(name, vocab_size) < vocab_size:
             found[name] = None
     return LlamaConfig(**_DEFAULTS | found, vocab_size=vocab_size, is_causal=False)
 
 
 def vision_tower_config(settings: Mapping) -> SiglipVisionConfig:
     """The tower of a SigLIP release, all of its layers included; `settings` are those of the tower or of the whole SigLIP."""
-    vision = settings.get("vision_config", settings)
+    vision = _part(settings, "vision_config", settings)
     sizes = {name: vision[name] for name in SiglipVisionConfig.__annotations__ if name in vision}
     return SiglipVisionConfig(**sizes | {"vision_use_head": False})
 
@@ -179,9 +201,9 @@ def image_settings(settings: Mapping, size: int) -> dict:
     is the tower's, in pixels.
     """
     written = settings.get("image_aspect_ratio") or "square"
-    match = re.fullmatch(r"(square|pad|anyres)(?:_max_(\d+))?", written)
+    match = re.fullmatch(r"(square|pad|anyres)(?:_max_(\d+))?", str(written))
     if match is None or (match[2] and match[1] != "anyres"):
-        raise ValueError(f"image_aspect_ratio {written!r} is not known: square, pad, anyres or anyres_max_N")
+        raise ValueError(f"image_aspect_ratio {written!r} cannot be used: it is square, pad, anyres or anyres_max_N")
     aspect, most = match[1], match[2]
     pinpoints = settings.get("image_grid_pinpoints") if aspect == "anyres" else []
     if isinstance(pinpoints, str) and "x" in pinpoints:  # "(1x1),...,(6x6)" means every size between
@@ -196,6 +218,8 @@ def image_settings(settings: Mapping, size: int) -> dict:
     grid = parse_json(pinpoints, "image_grid_pinpoints") if isinstance(pinpoints, str) else pinpoints
     if aspect == "anyres" and not grid:
         raise ValueError("image_aspect_ratio is anyres, but image_grid_pinpoints is missing: which grids are allowed?")
+    if not isinstance(grid, list | tuple) or not all(isinstance(pair, list | tuple) for pair in grid):
+        raise ValueError(f"image_grid_pinpoints {grid!r} cannot be used: it is a list of [width, height] in pixels")
     return {
         "image_aspect": aspect,
         "image_max_tiles": int(most) if most else None,
@@ -234,7 +258,7 @@ def released_config(settings: Mapping, layout: str, vocab_size: int) -> dict:
 
     LLaVA has no name for `image_pool`, which no release uses; medv's own name is written where it is not 1.
     """
-    text = language_config(settings.get("text_config", settings), vocab_size)
+    text = language_config(settings, vocab_size)
     values = {ours: getattr(text, ours) for ours in _FIELDS if ours != "rope_theta"}
     values["rope_theta"] = text.rope_parameters["rope_theta"]
     if layout == "llada8b":

@@ -5,11 +5,12 @@ size of the checkpoint, and the copy is exact. The safetensors library checks ev
 """
 
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
@@ -17,7 +18,9 @@ from tqdm.auto import tqdm
 
 from medv.reading import check_regular, read_json
 
+T = TypeVar("T")
 INDEX = "model.safetensors.index.json"
+PICKLED_INDEX = "pytorch_model.bin.index.json"
 SINGLE = "model.safetensors"
 PICKLED = (".bin", ".pt", ".pth")
 SHARD_BYTES = 2 << 30
@@ -38,38 +41,60 @@ class StoredTensor:
 def stored_tensors(source: Path) -> dict[str, StoredTensor]:
     """Every tensor of a safetensors file, or of a folder with one file or an index of shards, by name.
 
-    Reads headers only. Raises FileNotFoundError for a missing shard; ValueError for a truncated or invalid file, and for an
-    index that points out of its folder or does not agree with its shards.
+    Reads headers only. Raises FileNotFoundError for a missing shard; ValueError for a truncated or invalid file, for an index
+    that points out of its folder or does not agree with its shards, and for an index beside a single file.
     """
     if source.is_file():
         return _read_header(source)
-    if (source / INDEX).is_file():
-        index = source / INDEX
-        promised = read_object(index).get("weight_map")  # the shard of each tensor
-        if not isinstance(promised, dict) or not all(isinstance(name, str) for name in promised.values()):
-            raise ValueError(f"{index} is not an index of shards: its weight_map does not give a file for each tensor")
-        names = sorted(set(promised.values()))
-        if outside := [name for name in names if Path(name).name != name]:
-            raise ValueError(f"{index} points to {outside[0]!r}, outside its own folder: it is not to be trusted")
-        if missing := [name for name in names if not (source / name).is_file()]:
-            raise FileNotFoundError(f"{source} lacks {', '.join(missing)}, which its index names: download it again")
-        files = [source / name for name in names]
-    else:
-        promised = {}
-        files = [source / SINGLE] if (source / SINGLE).is_file() else sorted(source.glob("*.safetensors"))
+    single = source / SINGLE
+    if single.is_file() and (source / INDEX).is_file():
+        raise ValueError(f"{source} holds both {SINGLE} and {INDEX}: remove the one that does not belong there")
+    files = [single] if single.is_file() else sorted(source.glob("*.safetensors"))
+    files, promised = whole_set(source, files, INDEX)
     if not files:
         raise FileNotFoundError(f"{source} holds no safetensors file: give the folder of a checkpoint")
-    tensors: dict[str, StoredTensor] = {}
+    return united(source, files, promised, _read_header)
+
+
+def whole_set(source: Path, files: Sequence[Path], index: str) -> tuple[list[Path], dict[str, str]]:
+    """The shards that the file `index` of the folder `source` names, and the shard of each tensor; without it `files` and {}.
+
+    Raises FileNotFoundError for shards that the index or the numbers of `files` ("00001-of-00003") promise and that are not
+    there; ValueError for an index that is none or points out of the folder.
+    """
+    promised: dict[str, str] = {}
+    numbered = (re.fullmatch(r"(.*-)\d{5}(-of-(\d{5})\..*)", file.name) for file in files)
+    names = {f"{m[1]}{number:05}{m[2]}" for m in numbered if m for number in range(1, int(m[3]) + 1)}
+    if (source / index).is_file():
+        promised = read_object(source / index).get("weight_map")
+        if not promised or not isinstance(promised, dict) or not all(isinstance(name, str) for name in promised.values()):
+            raise ValueError(f"{source / index} is not an index of shards: its weight_map does not give a file for each tensor")
+        names = set(promised.values())
+        if outside := [name for name in names if Path(name).name != name]:
+            raise ValueError(f"{source / index} points to {outside[0]!r}, outside its own folder: it is not to be trusted")
+        files = [source / name for name in sorted(names)]
+    if missing := sorted(name for name in names if not (source / name).is_file()):
+        raise FileNotFoundError(f"{source} lacks {_few(missing)}, which belong to its weights: download it again")
+    return list(files), promised
+
+
+def united(
+    source: Path, files: Iterable[Path], promised: Mapping[str, str], read: Callable[[Path], dict[str, T]]
+) -> dict[str, T]:
+    """What `read` gives of each shard, by name; raises ValueError for a tensor in two files, or not in the one `promised`."""
+    tensors: dict[str, T] = {}
     for file in files:
-        found = _read_header(file)
-        lost = [name for name, place in promised.items() if place == file.name and name not in found]
-        if lost:
-            more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
-            raise ValueError(f"{file.name} lacks {', '.join(lost[:5])}{more}, which the index of {source} says it holds")
+        found = read(file)
+        if lost := [name for name, place in promised.items() if place == file.name and name not in found]:
+            raise ValueError(f"{file.name} lacks {_few(lost)}, which the index of {source} says it holds")
         if twice := tensors.keys() & found.keys():
             raise ValueError(f"{min(twice)} is in two files of {source}: remove the one that does not belong there")
         tensors |= found
     return tensors
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _read_header(file: Path) -> dict[str, StoredTensor]:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from transformers import PrinterCallback
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from medv import limits
 from medv.artifacts import SPEED, default_out, write_json
@@ -82,6 +82,7 @@ def train_stage(
     finite, the disk is full or another process is lost.
     """
     limits.seed("seed", options.seed)
+    _check_cost(recipe, options)
     saved, lora, quiet = out / "checkpoints", options.lora, options.quiet
     run = {
         "made_by": MADE_BY,
@@ -127,10 +128,6 @@ def train_stage(
         if quiet:
             trainer.remove_callback(PrinterCallback)
         if recipe.cached_vision:
-            if "vision_end" in recipe.trains:
-                raise ValueError("a vision tower that learns cannot be cached: set cached_vision=False in the recipe")
-            if is_deepspeed_zero3_enabled():
-                raise ValueError("cached_vision runs the whole vision tower, which ZeRO-3 has cut: use ZeRO-2 or leave it off")
             encode.looks.once(model.model, [*examples, *validation], device=trainer.args.device, quiet=quiet)
         trainer.train(resume_from_checkpoint=find_checkpoint(saved, options.deepspeed, stream))
         unset_hf_deepspeed_config()  # under ZeRO-3 the next model would be partitioned, too
@@ -181,6 +178,18 @@ def train_stages(
     return model
 
 
+def _check_cost(recipe: StageRecipe, options: RunOptions) -> None:
+    """Raises ValueError for options of cost that do not go together, before anything is loaded or written."""
+    if options.deepspeed is not None:
+        deepspeed_config(options.deepspeed)
+    if options.workers and (options.skip_corrupt or recipe.cached_vision):
+        raise ValueError("workers can neither count skipped images nor cache features: leave --workers out")
+    if recipe.cached_vision and "vision_end" in recipe.trains:
+        raise ValueError("a vision tower that learns cannot be cached: set cached_vision=False in the recipe")
+    if recipe.cached_vision and options.deepspeed == "zero3":
+        raise ValueError("cached_vision runs the whole vision tower, which ZeRO-3 has cut: give --deepspeed zero2, or none")
+
+
 def claimed(out: Path, run: Run) -> AbstractContextManager:
     """The folder held for the run by the first process; the others check that it is theirs."""
     if rank() == 0:
@@ -213,8 +222,6 @@ def _arguments(recipe: StageRecipe, saved: Path, steps: int, options: RunOptions
             f"a batch of {recipe.batch_size} cannot be cut into {world} processes x {parts} accumulation steps: "
             "choose numbers that divide it"
         )
-    if options.workers and (options.skip_corrupt or recipe.cached_vision):
-        raise ValueError("workers can neither count skipped images nor cache features: use 0 workers")
     often = max(1, steps // 8)
     on_gpu = device_named(options.device).type == "cuda"
     return OneDeviceArguments(
@@ -252,8 +259,7 @@ def _arguments(recipe: StageRecipe, saved: Path, steps: int, options: RunOptions
 
 def summary(out: Path) -> dict:
     """Steps, trainable parameters and last losses of a finished stage, and how many examples were skipped, if any."""
-    facts = json.loads((out / FINISHED).read_text(encoding="utf-8"))
-    history = json.loads((out / "history.json").read_text(encoding="utf-8"))
+    facts, history = (json.loads((out / name).read_text(encoding="utf-8")) for name in (FINISHED, HISTORY_FILE))
     losses = {name: row[name] for name in ("loss", "eval_loss") for row in history if name in row}  # the last of each
     skipped = {"skipped": len(facts["skipped"])} if facts.get("skipped") else {}
     return {"steps": facts["steps"], "trainable_parameters": facts["trainable_parameters"], **losses, **skipped}
@@ -301,8 +307,8 @@ def run_stage(
     Under a launcher every process calls this alike, see `medv.training.launch`. Raises ValueError where anything else is in
     `out`, as `train_stage` does, and where it is `init`.
     """
-    if options.deepspeed is not None:
-        deepspeed_config(options.deepspeed)
+    recipe = profile.recipe(stage, data.name)
+    _check_cost(recipe, options)
     with reserve(out, MADE_BY, inputs=[init]) if rank() == 0 else nullcontext():
         train, validation = examples, ()
         if examples is None:
@@ -313,7 +319,7 @@ def run_stage(
         dtype = getattr(torch, profile.dtype) if half else torch.float32
         # The Trainer and DeepSpeed place what they train.
         model, processor = starting_point(profile, init, seed=options.seed, dtype=dtype, device="cpu")
-        recipe, started = profile.recipe(stage, data.name), time.perf_counter()
+        started = time.perf_counter()
         finished = (out / FINISHED).exists()
         if not finished:
             plan = plan_run(model, processor, recipe, train, options)
