@@ -266,6 +266,10 @@ def test_a_vision_tower_keeps_how_its_images_are_prepared(vision_dir, tmp_path):
         (tmp_path / "vision/preprocessor_config.json").write_text(json.dumps(settings | {name: wrong}))
         with pytest.raises(ValueError, match=f"says {name} = .* three colours"):
             assemble(tower, tmp_path / "vision", seed=0)
+    for name, wrong in {"do_normalize": False, "rescale_factor": 1.0}.items():
+        (tmp_path / "vision/preprocessor_config.json").write_text(json.dumps(settings | {name: wrong}))
+        with pytest.raises(ValueError, match=f"says {name} = {wrong}, which medv does not compute"):
+            assemble(tower, tmp_path / "vision", seed=0)
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,11 @@ def assemble(language: Path, vision: Path, *, seed: int, projector: Path | None 
     tower.config._name_or_path = text.config._name_or_path = ""  # a model must not carry paths of the machine that made it
     preparation = {}  # a SigLIP without the file is prepared like its release
     if (file := vision / PREPARATION).is_file():
-        preparation = {name: read_object(file).get(name) for name in ("image_mean", "image_std")}
+        settings = read_object(file)
+        for name, ours in {"do_normalize": True, "do_rescale": True, "rescale_factor": 1 / 255}.items():
+            if settings.get(name, ours) != ours:
+                raise ValueError(f"{file} says {name} = {settings[name]}, which medv does not compute: it must be {ours}")
+        preparation = {name: settings.get(name) for name in ("image_mean", "image_std")}
         for name, values in preparation.items():
             threes = isinstance(values, list) and len(values) == 3 and all(map(is_number, values))
             if not threes or (name == "image_std" and min(values) <= 0):

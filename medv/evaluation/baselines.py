@@ -69,8 +69,10 @@ class CheckpointAnswerer:
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         check_length(self._inputs(question, picture)["input_ids"].shape[1], config.gen_length, limit)
 
-    def answer(self, examples: Sequence[Example], config: SamplerConfig, **_) -> list[Answer]:
-        """Answer one by one; batch size and index make no difference, as nothing is drawn."""
+    def answer(
+        self, examples: Sequence[Example], config: SamplerConfig, *, batch_size: int = 1, first_index: int = 0, quiet=True
+    ) -> list[Answer]:
+        """Answer one by one; batch_size and first_index make no difference, as nothing is drawn, and nothing is shown."""
         return [self._answer(example, config.gen_length) for example in examples]
 
     def _inputs(self, question: str, picture: Image.Image | None) -> BatchFeature:
