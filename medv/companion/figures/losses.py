@@ -16,10 +16,8 @@ def band_figure(band: pd.DataFrame, title: str = "") -> Figure:
     band: normalization, times, step, median, low, high (nats).
     """
     names = list(dict.fromkeys(band["normalization"]))
-    with drawing(9.0, 2.9 * -(-len(names) // 2), title, nrows=-(-len(names) // 2), ncols=2, squeeze=False, sharex=True) as (
-        fig,
-        axes,
-    ):
+    rows = -(-len(names) // 2)
+    with drawing(9.0, 2.9 * rows, title, nrows=rows, ncols=2, squeeze=False, sharex=True) as (fig, axes):
         for ax in axes.flat[len(names) :]:
             ax.set_axis_off()
         for name, ax in zip(names, axes.flat, strict=False):
