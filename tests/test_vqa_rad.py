@@ -259,7 +259,7 @@ def test_recorded_results_read_like_those_of_the_notebook(driver, tmp_path):
     results = {
         n: {"items": as_rows(items.assign(seed=t.seed)), "seconds": {"all": 2.0}, "losses": {}} for n, t in trials.items()
     }
-    arguments = SimpleNamespace(phase="final", out=tmp_path, jobs=1, adapted=None, recipe=["base"], steps=0, control_seeds=3)
+    arguments = SimpleNamespace(phase="final", out=tmp_path, jobs=1, adapted=None, recipe=["base"], steps=0, few_controls=False)
     driver.gather(arguments, results, 3.0)
     found, facts = stages.recorded(tmp_path / "final.json")
     summary = stages.scores(found)
