@@ -96,7 +96,7 @@ ADAPTED = {"adapted": Trial(adapted=True), "adapted, rate 1e-4": Trial({"learnin
 
 
 def final_trials(recipe: Trial, few_controls: bool = False) -> dict[str, Trial]:
-    """The trainings of the chosen recipe, the most important first; with `few_controls` one seed of all but the recipe itself."""
+    """The trainings of the chosen recipe, the most important first; `few_controls`: one seed of all but the recipe itself."""
     official, seeds = replace(recipe, protocol="official"), SEEDS[:1] if few_controls else SEEDS
     trials = {f"real-{seed}": replace(official, seed=seed) for seed in SEEDS}
     trials |= {f"gray-{seed}": replace(official, seed=seed, images="gray") for seed in seeds}
