@@ -18,7 +18,7 @@ from medv.checkpoints.assembly import assemble
 from medv.checkpoints.bundled import bundled
 from medv.cli import app
 from medv.companion.studies import adaptation
-from medv.companion.studies.adaptation import continue_documents
+from medv.companion.studies.adaptation import adapt_on_text, continue_documents
 from medv.companion.towers.adapt import (
     Adapter,
     AdaptRecipe,
@@ -274,6 +274,14 @@ def test_the_command_lets_a_tower_write_and_adapts_it(causal, tmp_path):
     assert 1 <= len(said) <= 2 and {"prompt", "written", "before", "after"} == set(said[0])
     other = CliRunner().invoke(app, [*map(str, command), "--seed", "1"])
     assert other.exit_code == 2 and "written otherwise" in " ".join(other.stderr.split())
+
+
+def test_a_prompt_is_continued_once_however_often_it_was_answered(causal, tmp_path):
+    rows = [{"prompt": f"What is {name}?", "text": "a lung on the left " * 9} for name in "abc" for _ in range(3)]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = AdaptRecipe(tokens=32, length=16, batch_size=2)
+    adapt_on_text(causal, tmp_path / "out", recipe, text=str(tmp_path / "text.jsonl"), continuations=3, quiet=True)
+    assert len(read(tmp_path / "out" / "continuations.json")) == 1, "one prompt is held out, with three answers"
 
 
 def test_continuing_with_a_cache_draws_from_the_logits_of_the_whole(causal, rows):

@@ -65,7 +65,7 @@ def adapt_on_text(
 ) -> dict:
     """Adapt a tower on `text`, or on `self_tokens` tokens that it writes by `writing` into `<out>-text`. Returns the facts.
 
-    `continuations.json` in `out` holds its continuations of held-out openings before and after. `options` are those of `adapt`.
+    `continuations.json` in `out` holds its continuations of different held-out openings before and after. `options`: `adapt`'s.
     """
     if (text is None) == (writing is None):
         raise ValueError("give either a text to adapt on or let the tower write its own, one of the two")
@@ -79,7 +79,7 @@ def adapt_on_text(
     held_rows = pack(held_out, tokenizer, recipe.length, name="held-out part of the text")[:HELD_ROWS]
     facts = adapt(language, rows, held_rows, recipe, out, seed=seed, device=device, quiet=quiet, **options)
     if facts and continuations and not (out / "continuations.json").exists():
-        asked = held_out[:continuations]
+        asked = list({document.prompt or document.text: document for document in held_out}.values())[:continuations]
         towers = {"before": language, "after": out}
         texts = {name: continue_documents(folder, asked, device=device) for name, folder in towers.items()}
         given = [{"prompt": document.prompt, "written": document.text} for document in asked]
