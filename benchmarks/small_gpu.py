@@ -99,11 +99,10 @@ def final_trials(recipe: Trial, few_controls: bool = False) -> dict[str, Trial]:
     """The trainings of the chosen recipe, the most important first; `few_controls`: one seed of all but the recipe itself."""
     official, seeds = replace(recipe, protocol="official"), SEEDS[:1] if few_controls else SEEDS
     trials = {f"real-{seed}": replace(official, seed=seed) for seed in SEEDS}
-    trials |= {f"gray-{seed}": replace(official, seed=seed, images="gray") for seed in seeds}
     trials |= {f"disjoint-{seed}": replace(recipe, seed=seed, protocol="image_disjoint") for seed in seeds}
     for rank in (rank for rank in (0, *RANKS) if rank != recipe.rank):
         trials |= {f"rank{rank}-{seed}": replace(official, seed=seed, rank=rank) for seed in seeds}
-    return trials
+    return trials | {f"gray-{seed}": replace(official, seed=seed, images="gray") for seed in seeds}
 
 
 def recipe_of(stage: str, trial: Trial) -> StageRecipe:
