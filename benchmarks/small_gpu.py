@@ -270,10 +270,13 @@ def gather(arguments: argparse.Namespace, results: dict[str, dict], seconds: flo
         row = {"name": name, **shown, **{f"{key}, minus shuffled": shown[key] - wrong[key] for key in wrong}}
         rows.append(row | {"trial": asdict(trials[name]), "seconds": result["seconds"], "losses": result["losses"]})
         items += [row | {"trial": name} for row in result["items"]]
-    if arguments.phase == "final":
-        items = [row | {"condition": called} for row in items if (called := named(row, trials[row["trial"]]))]
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     facts = {"device": card, "torch": torch.__version__, "seconds": seconds, "processes": arguments.jobs}
+    if arguments.phase == "final":
+        chosen, usual = asdict(next(iter(trials.values()))), asdict(Trial())
+        own = {name: chosen[name] for name in ("adapted", "pool", "first", "rank", "forwards") if chosen[name] != usual[name]}
+        facts["recipe"] = ", ".join(f"{name} {value}" for name, value in {**chosen["vqa"], **own}.items())
+        items = [row | {"condition": called} for row in items if (called := named(row, trials[row["trial"]]))]
     if arguments.phase == "search":
         best = max(rows, key=lambda row: row["closed"] + row["open"])["name"] if rows else None
         rule = "the highest mean of closed accuracy and open set recall over all validation questions, one seed"

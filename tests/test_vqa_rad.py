@@ -257,11 +257,15 @@ def test_recorded_results_read_like_those_of_the_notebook(driver, tmp_path):
     items = vqa_study(Answerer(model(), processor()), asked, asked, SamplerConfig(4, 4, 2), quiet=True).assign(test="t")
     trials = {f"real-{seed}": driver.Trial(seed=seed) for seed in (0, 1)}
     results = {
-        n: {"items": as_rows(items.assign(seed=t.seed)), "seconds": {"all": 2.0}, "losses": {}} for n, t in trials.items()
+        n: {"items": as_rows(items.assign(seed=t.seed)), "seconds": {"all": 3.0, "asking": 1.0}, "losses": {}}
+        for n, t in trials.items()
     }
-    arguments = SimpleNamespace(phase="final", out=tmp_path, jobs=1, adapted=None, recipe=["base"], steps=0, few_controls=False)
+    arguments = SimpleNamespace(
+        phase="final", out=tmp_path, jobs=1, adapted=None, recipe=["two cores"], steps=0, few_controls=False
+    )
     driver.gather(arguments, results, 3.0)
     found, facts = stages.recorded(tmp_path / "final.json")
     summary = stages.scores(found)
     assert set(summary["condition"]) == {stages.AFTER, *CONDITIONS[1:]} and set(summary["seeds"]) == {2}
-    assert stages.training_time(facts) == "training took 2 s a seed"
+    said = "epochs 2, batch_size 8, learning_rate 0.0002, pool 3, first False, forwards 4"
+    assert stages.training_time(facts) == f"training took 2 s a seed, by the profile's recipe with {said}"

@@ -288,8 +288,9 @@ def study_seeds(
 def recorded(path: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The file of `benchmarks/small_gpu.py final`: items as those of `study_seeds`, and one row of facts per training."""
     found = json.loads(Path(path).read_text(encoding="utf-8"))
-    facts = [{"name": row["name"], "seconds": row["seconds"]["all"]} for row in found["trials"]]
-    return pd.DataFrame(found["items"]), pd.DataFrame([row for row in facts if row["name"].startswith("real")])
+    rows = [(row["name"], row["seconds"]["all"] - row["seconds"]["asking"], found["recipe"]) for row in found["trials"]]
+    facts = pd.DataFrame(rows, columns=["name", "seconds", "recipe"])
+    return pd.DataFrame(found["items"]), facts[facts["name"].str.startswith("real")]
 
 
 def scores(items: pd.DataFrame) -> pd.DataFrame:
@@ -341,7 +342,8 @@ def by_kind(items: pd.DataFrame) -> pd.DataFrame:
 
 
 def training_time(facts: pd.DataFrame | Mapping) -> str:
-    """The wall time of `train_seeds`; unknown where a seed was finished before."""
+    """The wall time of `train_seeds`, unknown where a seed was finished before, and what a recorded recipe changes."""
     if "seconds" not in facts or facts["seconds"].isna().any():
         return "training time unknown, as the training was not done, or not as a whole, in this run"
-    return f"training took {facts['seconds'].mean():.0f} s a seed"
+    recipe = f", by the profile's recipe with {facts['recipe'].iloc[0]}" if "recipe" in facts else ""
+    return f"training took {facts['seconds'].mean():.0f} s a seed{recipe}"
