@@ -249,7 +249,8 @@ def generate(
     out: Annotated[Path, typer.Option(help="Answers as JSON lines; existing answers are kept.")],
     model: Annotated[Path | None, typer.Option(help="Folder of a model or of LoRA adapters.")] = None,
     checkpoint: Annotated[
-        str | None, typer.Option(help="Instead of --model: an image-text-to-text checkpoint of transformers, folder or id.")
+        str | None,
+        typer.Option(help="Instead of --model: an image-text-to-text checkpoint of transformers; greedy, of L alone."),
     ] = None,
     *,
     sampling: Sampling,
@@ -266,10 +267,8 @@ def generate(
 
     if (model is None) == (checkpoint is None):
         raise ValueError("give either --model or --checkpoint, one of the two")
-    check_used(
-        checkpoint is None, "beside --checkpoint, which is greedy", **sampling.changed("profile", "gen_length", "device")
-    )
-    config = sampling.config()
+    check_used(checkpoint is None, "beside --checkpoint", **sampling.changed("profile", "gen_length", "device"))
+    config = sampling.config(one_block=checkpoint is not None)
     device_named(sampling.device)  # a device that is not here is reported before questions are read
     if checkpoint is not None and (found := availability(checkpoint)) != "on this machine":
         mend = f"fetch it first, for example with `hf download {checkpoint}`"
@@ -373,6 +372,7 @@ def plan(
     from medv.training.lora import LoraRecipe
 
     chosen = get_profile(profile)
+    check_used(stage != "align", "on align, which trains the projector alone", lora=lora or None)
     check_used(stage == "vqa" and data in chosen.vqa_sets, f"on the recipe of {stage} at profile {profile}", data=data)
     model_and_recipe = (shape_config(chosen.model, SpecialTokens(*range(7))), chosen.recipe(stage, data or ""))
     options = {

@@ -46,6 +46,8 @@ def test_an_unknown_option_is_refused_by_its_name(where, name):
         ("towers small --out out --language l --vision v --wheels w", "--wheels would have no effect beside --language and"),
         ("compare-loss history.json --vocab-size 9", "--vocab-size would have no effect on --scale start"),
         ("plan align --data slake", "--data would have no effect on the recipe of align at profile paper"),
+        ("plan align --lora", "--lora would have no effect on align, which trains the projector alone"),
+        ("train align --out out --lora", "this stage trains the projector alone, and LoRA adapts the language tower"),
         ("plan vqa --data slack", "--data would have no effect on the recipe of vqa at profile paper"),
         ("plan vqa --data slake --profile tiny", "--data would have no effect on the recipe of vqa at profile tiny"),
         ("evaluate text --answers a.jsonl --marked --json", "--marked would have no effect beside --json"),

@@ -74,10 +74,7 @@ class Sampling:
         return SamplerConfig.official(**settings)
 
     def filling(self, template: str | None, blank_tokens: int | None) -> dict[str, Any]:
-        """The options of `Answerer.ask` for a template; none without one.
-
-        Raises ValueError where a template has no blank, its length is given too, or tokens for blanks that are not there.
-        """
+        """The options of `Answerer.ask` for a template, none without one; raises ValueError where others do not go with it."""
         from medv.evaluation.templates import BLANK_TOKENS, Template
 
         check_used(template is not None, "without --template", blank_tokens=blank_tokens)
