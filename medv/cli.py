@@ -38,6 +38,7 @@ from medv.commands.options import (
     SamplingCommand,
     Seed,
     SkipCorrupt,
+    check_used,
     expand_options,
 )
 from medv.commands.publish import publish
@@ -78,7 +79,6 @@ def reproduce(
     """Run the notebooks: figures, tables and index.html; cached and resumable."""
     from medv.companion.reproduction.reproduce import reproduce as run
 
-    get_profile(profile)
     options = {"dry_run": dry_run, "force": force, "jobs": jobs, "publish": publish, "config": config, "console": console}
     options |= {"on": on, "slurm": tuple(slurm or ()), "seed": seed}
     raise typer.Exit(run(profile, only=tuple(only or ()), out=out, **options))
@@ -97,10 +97,7 @@ def replicate(
     from medv.companion.reproduction.replication import listing, replicate, write_replication
 
     table = replicate(runs)[0] if out is None else write_replication(runs, out)[0]
-    if as_json:
-        print_json(json.loads(table.to_json(orient="records")))
-    else:
-        console.print(listing(table))
+    print_json(json.loads(table.to_json(orient="records"))) if as_json else console.print(listing(table))
 
 
 @app.command(cls=SamplingCommand)
@@ -145,8 +142,6 @@ def ask(
         raise ValueError("the blanks are filled in several ways, which no terminal shows: give --trace a file")
     if question is None:
         raise ValueError('there is no question: give one, or a sentence to complete (--template "There is a ____ here.")')
-    if not question.strip():
-        raise ValueError("the question is empty: ask something about the image")
     question.encode()  # half of a character, as a shell of another encoding gives it, is refused here
     picture = open_image(image)
     from transformers.utils import logging
@@ -195,7 +190,7 @@ def train(
     ] = "official",
     init: Annotated[Path | None, typer.Option(help="Model folder to start from; default: the profile's towers.")] = None,
     lora: Lora = False,
-    rank: Annotated[int, typer.Option(min=1, help="LoRA rank.")] = 16,
+    rank: Annotated[int | None, typer.Option(min=1, help="LoRA rank; default: 16.")] = None,
     seed: Seed = 0,
     epochs: Annotated[float | None, typer.Option(min=0.0, help="Epochs; default: the recipe's.")] = None,
     accumulation: Accumulation = 1,
@@ -214,17 +209,18 @@ def train(
     from medv.training.lora import LoraRecipe
     from medv.training.stages import run_stage
 
-    if epochs is not None:
-        chosen = chosen.with_recipe(stage, epochs=epochs)
+    check_used(lora, "without --lora", rank=rank)
+    chosen = chosen if epochs is None else chosen.with_recipe(stage, epochs=epochs)
     options = RunOptions(
         seed=seed,
-        lora=LoraRecipe(rank=rank, alpha=2 * rank) if lora else None,
+        lora=LoraRecipe(rank=rank or 16, alpha=2 * (rank or 16)) if lora else None,
         accumulation=accumulation,
         deepspeed=deepspeed,
         device=device,
         skip_corrupt=skip_corrupt,
         workers=workers,
     )
+    check_used(data != "phantoms", "on phantoms", image_root=image_root or None)
     source = TrainingData(data, data_dir, protocol, tuple(image_root or ()))
     with redirect_stdout(sys.stderr):  # the Trainer's log; standard output has the result alone
         facts = run_stage(stage, chosen, out, options, data=source, init=init)
@@ -253,7 +249,8 @@ def generate(
     out: Annotated[Path, typer.Option(help="Answers as JSON lines; existing answers are kept.")],
     model: Annotated[Path | None, typer.Option(help="Folder of a model or of LoRA adapters.")] = None,
     checkpoint: Annotated[
-        str | None, typer.Option(help="Instead of --model: an image-text-to-text checkpoint of transformers, folder or id.")
+        str | None,
+        typer.Option(help="Instead of --model: an image-text-to-text checkpoint of transformers; greedy, of L alone."),
     ] = None,
     *,
     sampling: Sampling,
@@ -270,7 +267,8 @@ def generate(
 
     if (model is None) == (checkpoint is None):
         raise ValueError("give either --model or --checkpoint, one of the two")
-    config = sampling.config()
+    check_used(checkpoint is None, "beside --checkpoint", **sampling.changed("profile", "gen_length", "device"))
+    config = sampling.config(one_block=checkpoint is not None)
     device_named(sampling.device)  # a device that is not here is reported before questions are read
     if checkpoint is not None and (found := availability(checkpoint)) != "on this machine":
         mend = f"fetch it first, for example with `hf download {checkpoint}`"
@@ -304,8 +302,7 @@ def convert(
     """Convert LLaDA, LLaDA-V, LLaDA-MedV and SigLIP2 weights to medv's layout, or back, without changing any values."""
     from medv.checkpoints.convert import convert as run
 
-    made = run(source, target, to=to, vision=vision)
-    console.print(visible(f"{target}: {made}"), soft_wrap=True)
+    console.print(visible(f"{target}: {run(source, target, to=to, vision=vision)}"), soft_wrap=True)
 
 
 @config_app.command("check")
@@ -320,10 +317,7 @@ def config_check(
     from medv.companion.reproduction.preflight import examine, render
 
     found = examine(get_profile(profile), file, card=card)
-    if as_json:
-        print_json(found)
-    else:
-        render(found, console)
+    print_json(found) if as_json else render(found, console)
     raise typer.Exit(0 if found["complete"] else 1)
 
 
@@ -339,10 +333,7 @@ def data_check(
     from medv.companion.audit.check import check_dataset, render_check
 
     result = check_dataset(name, folder, roots=tuple(image_root or ()))
-    if as_json:
-        print_json(result.to_dict())
-    else:
-        render_check(result, console)
+    print_json(result.to_dict()) if as_json else render_check(result, console)
 
 
 @app.command()
@@ -356,10 +347,7 @@ def audit(
     from medv.companion.audit.leakage import audit_dataset, render_audit
 
     found = audit_dataset(name, folder)
-    if as_json:
-        print_json({key: frame.to_dict("records") for key, frame in found.items()})
-    else:
-        render_audit(found, console)
+    print_json({key: frame.to_dict("records") for key, frame in found.items()}) if as_json else render_audit(found, console)
 
 
 @app.command()
@@ -367,7 +355,7 @@ def audit(
 def plan(
     stage: Annotated[str, typer.Argument(help="align, instruct or vqa.")],
     profile: ProfileName = "paper",
-    data: Annotated[str, typer.Option(help="A data set with a recipe of its own: slake or pathvqa.")] = "",
+    data: Annotated[str | None, typer.Option(help="A data set with a recipe of its own: slake or pathvqa.")] = None,
     gpus: Annotated[int, typer.Option(min=1, help="Number of GPUs.")] = 1,
     card: Annotated[str, typer.Option(help="Kind of GPU, for the estimated hours: A100, H100, H200, L4, ...")] = "A100",
     mfu: Annotated[float, typer.Option(help="Model FLOPs utilization, for the estimated hours.")] = 0.4,
@@ -384,7 +372,9 @@ def plan(
     from medv.training.lora import LoraRecipe
 
     chosen = get_profile(profile)
-    model_and_recipe = (shape_config(chosen.model, SpecialTokens(*range(7))), chosen.recipe(stage, data))
+    check_used(stage != "align", "on align, which trains the projector alone", lora=lora or None)
+    check_used(stage == "vqa" and data in chosen.vqa_sets, f"on the recipe of {stage} at profile {profile}", data=data)
+    model_and_recipe = (shape_config(chosen.model, SpecialTokens(*range(7))), chosen.recipe(stage, data or ""))
     options = {
         "gpus": gpus,
         "zero": zero,

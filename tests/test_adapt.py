@@ -262,6 +262,29 @@ def test_files_of_somebody_else_are_not_read_as_what_the_tower_wrote(causal, tmp
     assert [file.name for file in tmp_path.iterdir()] == ["batch-00000.jsonl"]
 
 
+def test_a_tower_reads_as_much_of_its_own_text_as_was_asked_for_whatever_else_it_wrote(causal, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("medv.companion.studies.adaptation.adapt", lambda _tower, rows, *_, **__: seen.append(rows) or {})
+    for tokens in (200, 600, 200):
+        how = {"writing": Writing(batch_size=8, new_tokens=16), "self_tokens": tokens, "quiet": True}
+        adapt_on_text(causal, tmp_path / "out", AdaptRecipe(length=16), **how)
+    assert len(seen[1]) > len(seen[0]) and torch.equal(seen[0], seen[2])
+
+
+def test_a_folder_of_somebody_else_is_refused_before_a_word_is_written(causal, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds other files \(notes\.txt\)"):
+        adapt_on_text(causal, tmp_path / "out", AdaptRecipe(length=16), writing=Writing(batch_size=4, new_tokens=8))
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "notes.txt"]
+
+
+def test_a_batch_that_cannot_be_cut_leaves_no_run_behind(causal, rows, tmp_path):
+    with pytest.raises(ValueError, match="cannot be cut into 3"):
+        run(causal, rows, tmp_path / "out", accumulation=3)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_the_command_lets_a_tower_write_and_adapts_it(causal, tmp_path):
     command = ["train", "adapt", "--language", causal, "--out", tmp_path / "out", "--self", "--self-tokens", "600"]
@@ -320,6 +343,8 @@ def test_text_is_read_from_folders_and_lines(tmp_path):
     [
         ("a.jsonl", '{"answer": "x"}', 'row 1 has no "text"'),
         ("a.jsonl", "{", "line 1: not JSON"),
+        ("a.jsonl", '{"text": "x", "ended": "no"}', "row 1: prompt '' must be text, and ended 'no' true or false"),
+        ("a.jsonl", '{"text": "x", "prompt": 5}', "row 1: prompt 5 must be text"),
         ("a.txt", b"\xff\xfe", "not UTF-8"),
         ("a.txt", "", "holds no text"),
         ("a.csv", "x", "neither .txt nor .jsonl"),

@@ -63,6 +63,9 @@ def test_a_stopped_benchmark_goes_on_from_its_own_journal_alone(tmp_path):
     assert bench_sampler(SHAPE, device="cpu", journal=journal).measurements == first.measurements
     with pytest.raises(ValueError, match="seed 0, now 1"):
         bench_sampler(SHAPE, device="cpu", journal=journal, seed=1)
+    with pytest.raises(ValueError, match=r"baseline_forwards 8, now 4"):
+        bench_sampler(SHAPE, device="cpu", journal=journal, baseline_forwards=4)
+    assert json.loads(journal.read_text().split("\n")[0])["run"]["threads"] == torch.get_num_threads()
 
 
 @pytest.mark.slow

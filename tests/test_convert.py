@@ -253,6 +253,16 @@ def test_a_language_tower_has_the_tokenizer_of_its_source_in_whatever_files_it_w
         assert before.encode(text) == after.encode(text)
 
 
+def test_a_layout_is_refused_where_the_names_of_the_tensors_are_kept(vision_dir, tmp_path):
+    (tmp_path / "source").mkdir()
+    torch.save({"a": torch.ones(2)}, tmp_path / "source/pytorch_model.bin")
+    for source, kind in ((vision_dir, "SigLIP"), (tmp_path / "source", "pickled"), (tmp_path / "source/pytorch_model.bin", "")):
+        for to in ("medv", "lladav", "llada8b"):
+            with pytest.raises(ValueError, match=rf"--to {to} would have no effect: .* is .*{kind}"):
+                convert(source, tmp_path / "out", to=to, quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_vision_tower_keeps_how_its_images_are_prepared(vision_dir, tmp_path):
     shutil.copytree(vision_dir, tmp_path / "siglip")
     settings = {"image_mean": [0.48, 0.45, 0.4], "image_std": [0.27, 0.26, 0.28]}

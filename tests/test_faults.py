@@ -209,6 +209,7 @@ CODE = {"config.json": {"auto_map": {"AutoConfig": "own.Own", "AutoModel": "own.
 ROADS = {"ask": ASK, "init": f"{TRAIN} --init W", "generate": f"{GENERATE} q_list.json"}
 SPOILED = (("half", half, "missing"), ("nan", spoiled(float("nan")), "not finite"),
            ("inf", spoiled(float("inf")), "not finite"), ("int8", as_type(torch.int8), "as I8"))  # fmt: skip
+CHECKPOINT = ROADS["generate"].replace("--model", "--checkpoint").replace(SHORT, "")
 WHY = {"checkpoint": "not available"}  # before any code is looked for: the type is MedV's own
 JUDGE = "judge --base-url http://127.0.0.1:1/v1 --questions q.jsonl --answers a.jsonl --out"
 REFUSED = {
@@ -231,7 +232,7 @@ REFUSED = {
     "A17-temperature_generate": (None, f"{GENERATE} q_list.json --temperature nan", "temperature"),
     **{
         f"C1-{road}-{file}": (lambda file=file, changes=changes: with_code(file, changes), line, "W", WHY.get(road, "auto_map"))
-        for road, line in {**ROADS, "checkpoint": ROADS["generate"].replace("--model", "--checkpoint")}.items()
+        for road, line in {**ROADS, "checkpoint": CHECKPOINT}.items()
         for file, changes in CODE.items()
     },
     "C2-image_pipe": (lambda: odd("i/a.png", "pipe"), ASK, "i/a.png", "a pipe"),

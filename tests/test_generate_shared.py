@@ -167,6 +167,15 @@ def test_any_image_text_to_text_checkpoint_answers_and_resumes(checkpoint, tmp_p
     assert out.read_bytes() == before
 
 
+def test_a_checkpoint_is_asked_for_any_number_of_tokens(checkpoint, tmp_path):
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    (tmp_path / "q.jsonl").write_text('{"question_id": 1, "image": "a.png", "text": "what is shown ?"}\n')
+    command = ["generate", "--questions", tmp_path / "q.jsonl", "--images", tmp_path, "--checkpoint", checkpoint]
+    done = run(*command, "--out", tmp_path / "out.jsonl", "--gen-length", 5)
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "out.jsonl").read_text())["settings"]["max_new_tokens"] == 5
+
+
 def test_a_checkpoint_that_is_not_here_says_so():
     assert availability("nobody/nothing").startswith("not available")
     assert availability(None).startswith("not available")

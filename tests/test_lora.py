@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from tiny import examples, gradients, model, processor, shape, special, training
 
 from medv.checkpoints.adapters import AdaptedModel
 from medv.checkpoints.assembly import new_processor, random_model
-from medv.checkpoints.bundled import load_model
+from medv.checkpoints.bundled import load_model, save_projector
 from medv.companion.studies.sizes import empty_model
 from medv.companion.studies.vqa_study import sampler_config
 from medv.evaluation.answering import Answerer
@@ -94,6 +95,27 @@ def test_the_targets_of_the_released_shape_are_the_seven_maps_of_each_language_l
     network = attach_lora(empty_model(paper), LoraRecipe())
     adapters = [name for name, _ in network.named_parameters() if "lora_A" in name]
     assert len(adapters) == 7 * paper.layers and all("model.language_model.layers." in name for name in adapters)
+
+
+def test_what_is_trained_on_adapters_is_loaded_with_the_adapters_below_it(tmp_path):
+    _, _, first = train_adapters(tmp_path)
+    network, reader = load_model(first / "adapter")
+    save_projector(network, tmp_path / "stage1", {"model": str(first / "adapter")})
+    reader.save_pretrained(tmp_path / "stage1")
+    same(load_model(tmp_path / "stage1")[0], network)
+    options = RunOptions(seed=1, lora=LoraRecipe(rank=2, alpha=4), quiet=True)
+    for name in ("adapter", "../stage1"):
+        network, reader = load_model(first / name)
+        out = tmp_path / f"after-{Path(name).name}"
+        trained = train_stage(network, reader, RECIPE, examples(10), out, options)
+        same(load_model(out / "adapter")[0], trained)
+
+
+def same(one, other):
+    """Two networks have the same weights, up to the rounding of a merge."""
+    for (name, value), (wanted, expected) in zip(one.state_dict().items(), other.state_dict().items(), strict=True):
+        assert name == wanted
+        torch.testing.assert_close(value, expected, rtol=0, atol=1e-5)
 
 
 def test_training_leaves_every_weight_of_the_base_as_it_was():

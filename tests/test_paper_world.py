@@ -118,6 +118,11 @@ def test_without_a_file_every_exhibit_says_what_is_missing():
     assert all(not Materials().missing(node, get_profile("tiny")) for node in nodes_for(get_profile("tiny")))
 
 
+def test_a_card_without_a_known_peak_is_refused_and_not_laid_to_the_file(tmp_path):
+    told = CliRunner().invoke(app, ["config", "check", str(written(tmp_path, "")), "--card", "toaster"])
+    assert told.exit_code == 2 and "the peak of a card 'toaster' is not known" in " ".join(told.stderr.split())
+
+
 def test_a_run_never_falls_back_to_phantoms_where_real_data_are_wanted(tmp_path):
     for profile in ("paper", "smoke"):
         run = open_run("repetition", profile=profile, out=tmp_path)

@@ -183,7 +183,11 @@ def test_the_names_of_the_scored_models_are_those_of_the_studies():
 
 
 def test_a_model_is_brought_up_to_date_and_anything_else_in_its_place_is_refused(made, published, tmp_path):
-    (published / "figures" / "old.png").write_bytes(b"")
+    for name in ("old.png", "mine.png"):
+        (published / "figures" / name).write_bytes(b"")
+    manifest = json.loads((published / "manifest.json").read_text())
+    manifest["about"]["figures"].append("old")  # as an earlier publication had it
+    (published / "manifest.json").write_text(json.dumps(manifest))
     (published / "figures" / "mine").mkdir()
     (published / ".1a2b3c4d.partial.README.md").write_text("left by a killed publication")
     first = {file: file.read_bytes() for file in published.rglob("*") if file.is_file() and file.name != "manifest.json"}
@@ -193,6 +197,7 @@ def test_a_model_is_brought_up_to_date_and_anything_else_in_its_place_is_refused
         f: d for f, d in first.items() if f.name != "old.png" and ".partial." not in f.name
     }
     (published / "figures" / "mine").rmdir()
+    (published / "figures" / "mine.png").unlink()
     model(1).save_pretrained(tmp_path / "other")
     processor().save_pretrained(tmp_path / "other")
     (tmp_path / "mine").mkdir()

@@ -89,6 +89,18 @@ def drive(toys: Path, nodes=TOYS, **options) -> tuple[int, str, list[str]]:
     return code, console.file.getvalue(), log.read_text().split() if log.exists() else []
 
 
+def test_a_run_of_another_seed_or_profile_is_never_replaced(toys, in_process):
+    assert drive(toys)[0] == 0
+    kept = {file: file.read_bytes() for file in (toys.parent / "run").rglob("*") if file.is_file()}
+    for options in ({"seed": 1}, {"seed": 1, "dry_run": True}, {"seed": 1, "force": True}):
+        with pytest.raises(ValueError, match=r"holds profile smoke, seed 0: choose another --out"):
+            drive(toys, **options)
+    with pytest.raises(ValueError, match=r"holds profile smoke, seed 0: choose another --out"):
+        reproduce("tiny", out=toys.parent / "run", nodes=TOYS, notebooks=toys)
+    log = toys.parent / "run" / "log.txt"  # `drive` removes it
+    assert kept == {file: file.read_bytes() for file in kept if file != log} | {log: kept[log]}
+
+
 @pytest.mark.slow
 def test_a_run_is_ordered_then_cached_then_stale_with_a_reason(toys):
     code, printed, ran = drive(toys, jobs=2)

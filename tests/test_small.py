@@ -1,6 +1,7 @@
 """The profile for one GPU: it begins from fetched towers, says what it needs and how long it takes, and its notebooks run."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from command import run
 from miniature import write_wheels
+from safetensors.torch import load_file, save_file
 from tiny import SHAPE
 
 from medv import profiles
@@ -67,6 +69,19 @@ def run_cells(number: str, root: Path, out: Path) -> dict:
             if "parameters" in cell["metadata"].get("tags", ()):
                 names |= {"profile": "small", "out": str(out)}
     return names
+
+
+def test_the_model_that_stage_1_starts_from_is_made_anew_of_other_towers_and_of_no_others(fetched, scaled, tmp_path):
+    shutil.copytree(fetched / "towers", tmp_path / "towers")
+    run = open_run("stage1", profile="small", out=tmp_path)
+    first = {file.name: file.stat().st_mtime_ns for file in run.start(None).iterdir()}
+    assert {file.name: file.stat().st_mtime_ns for file in run.start(None).iterdir()} == first
+    weights = tmp_path / "towers" / "language_tower" / "model.safetensors"
+    tensors = load_file(weights)
+    save_file({name: value + 1 for name, value in tensors.items()}, weights, metadata={"format": "pt"})
+    network = load_model(run.start(None))[0]
+    name = "model.norm.weight"
+    torch.testing.assert_close(network.model.language_model.norm.weight.detach(), tensors[name] + 1)
 
 
 @pytest.mark.slow

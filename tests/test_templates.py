@@ -137,12 +137,13 @@ def test_filled_words_are_marked_and_never_markup(capsys):
     [
         ([], "there is no question: give one, or a sentence"),
         (["What?", "--template", "none"], "has no blank: write ____"),
-        (["--blank-tokens", "2", "What?"], "--blank-tokens is for the blanks of a --template"),
-        (["--template", "a __", "--gen-length", "8"], "a template sets the length of the answer: leave --gen-length out"),
-        (["--template", "a __", "--length", "auto"], "a template sets the length of the answer: leave --length out"),
+        (["--blank-tokens", "2", "What?"], "--blank-tokens would have no effect without --template"),
+        (["--template", "a __", "--gen-length", "8"], "which sets the length of the answer: leave --gen-length out"),
+        (["--template", "a __", "--length", "auto"], "which sets the length of the answer: leave --length out"),
         (["--template", "a __", "--trace", "-"], "no terminal shows: give --trace a file"),
         (["--template", "a __", "--preset", "official"], "'official' cannot keep the words of a template"),
         ([" ", "--template", "a __"], "the question is empty"),
+        (["--template", "word " * 700 + "__"], "shorten the question or the text to be completed"),
     ],
 )
 def test_what_cannot_be_filled_is_refused_in_words(picture, options, words):

@@ -72,7 +72,7 @@ def base_folder(folder: Path) -> Path:
             f"the adapters in {folder} were trained on a model that was never saved: use the merged model beside them"
         )
     found = (Path(folder) / base).resolve()
-    if not (found / "config.json").exists():
+    if not (is_adapter(found) or (found / "config.json").exists()):
         raise FileNotFoundError(
             f"the adapters in {folder} belong to the model in {base}, which is not there: "
             f"set base_model_name_or_path in {file} to the folder of that model"

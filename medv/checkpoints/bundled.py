@@ -58,6 +58,7 @@ def load_model(
     code of its own (see `medv.checkpoints.loading`).
     """
     model, processor = _load(Path(folder), (), dtype)
+    model.name_or_path = str(folder)  # adapters trained on it belong to this folder, not to one that it was put together of
     return place(model, device), processor
 
 
@@ -92,7 +93,7 @@ def _load(folder: Path, above: tuple[Path, ...], dtype: torch.dtype) -> tuple[Me
             sight = {"image_pool": config.image_pool, "feature_norm": config.feature_norm}
             towers = bundled("language_tower"), bundled("vision_tower")
             model = assemble(*towers, seed=0, projector=folder, **sight).to(dtype).eval()
-        elif not (folder / name / "config.json").exists():
+        elif not (is_adapter(folder / name) or (folder / name / "config.json").exists()):
             raise FileNotFoundError(
                 f"{folder} holds a projector trained on {folder / name}, where there is no model: put that folder back, "
                 f"or name its place in {folder / BASE_FILE}"

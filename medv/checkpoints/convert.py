@@ -79,6 +79,9 @@ def convert(
         source.is_dir() and not list(source.glob("*.safetensors*")) and shards.pickles(source)
     )
     tensors = {} if pickled else shards.stored_tensors(source)
+    siglip = any(name.startswith("vision_model.") for name in tensors)
+    if to is not None and (pickled or siglip):
+        raise ValueError(f"--to {to} would have no effect: {source} is {'SigLIP' if siglip else 'pickled'}, so leave it out")
     if vision is not None and not (to in (None, "medv") and any(name.startswith("model.layers.") for name in tensors)):
         raise ValueError(
             f"--vision {vision} is for LLaDA-V's weights without their vision tower, and {source} is something else: convert "
@@ -88,7 +91,7 @@ def convert(
         return _convert_projector(source, target) if source.suffix in PICKLED else _convert_pickles(source, pickled, target)
     with _configuration_of(source):
         processor = None
-        if any(name.startswith("vision_model.") for name in tensors):
+        if siglip:
             made = "vision tower"
             config, renamed = _siglip_tower(source, tensors)
             _check(source, SiglipVisionModel, config, renamed)
@@ -123,10 +126,7 @@ def convert(
                     renamed, _ = _renamed(renamed, released.lladav_to_llada8b)
     with atomic_directory(target) as folder:
         shards.copy_tensors(folder, renamed, shard_bytes=shard_bytes, quiet=quiet)
-        if isinstance(config, dict):
-            write_json(folder / "config.json", config)
-        else:
-            config.save_pretrained(folder)
+        write_json(folder / "config.json", config) if isinstance(config, dict) else config.save_pretrained(folder)
         if made == "vision tower" and (source / PREPARATION).is_file():
             shutil.copyfile(source / PREPARATION, folder / PREPARATION)
         if processor is not None:

@@ -45,10 +45,7 @@ class Bench:
         result = measure(shape, device="cuda" if self.preset == "gpu" else "cpu", seed=self.seed, **options)
         if self.out is not None:
             write_json(self.out, result.to_dict())
-        if self.as_json:
-            print_json(result.to_dict())
-        else:
-            console.print(result.table())
+        print_json(result.to_dict()) if self.as_json else console.print(result.table())
         if failed := getattr(result, "errors", None):
             for name, why in failed.items():
                 say(f"{name} failed: {why}")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from medv.commands.console import console, print_json, report_errors
-from medv.commands.options import AsJson
+from medv.commands.options import AsJson, check_used
 from medv.reading import visible
 
 
@@ -36,6 +36,7 @@ def compare_loss(
         raise ValueError(f"{out} has no known kind of picture: call it .png, .svg or .pdf")
     if scale not in study.SCALES:
         raise ValueError(f"unknown scale {scale!r}: use one of {', '.join(study.SCALES)}")
+    check_used(scale == study.UNIFORM, f"on --scale {scale}", vocab_size=vocab_size)
     log = study.read_history(history, total=steps)
     chosen = {"normalization": normalization or log.recipe.get("normalization", "sample")}
     chosen["times"] = times or log.recipe.get("times", "iid")
@@ -45,8 +46,7 @@ def compare_loss(
     file = study.find_band(band)
     reference = study.read_band(file, scale=scale, **chosen)
     own = study.lay_over(log, reference, scale, vocabulary=vocab_size)
-    made = study.origin(file)
-    found = study.report(log, reference, own, made, scale)
+    found = study.report(log, reference, own, study.origin(file), scale)
     if out is not None:
         from medv.artifacts import atomic_file
         from medv.companion.figures.losses import own_loss_figure
@@ -55,7 +55,7 @@ def compare_loss(
 
         check_new(out, [history])
         fig = own_loss_figure(reference, own, f"Over {found['band_seeds']} trainings", ylabel=f"loss, {study.SCALES[scale]}")
-        footer(fig, f"band: {made}; normalization {chosen['normalization']}, {chosen['times']} t")
+        footer(fig, f"band: {found['band']}; normalization {chosen['normalization']}, {chosen['times']} t")
         with atomic_file(out) as partial:
             fig.savefig(partial, format=out.suffix[1:], dpi=160, bbox_inches="tight")
     if as_json:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from medv.commands.console import console, print_json, print_mapping, report_errors
-from medv.commands.options import AsJson
+from medv.commands.options import AsJson, check_used
 from medv.reading import visible
 
 evaluate_app = typer.Typer(no_args_is_help=True, help="Score predictions.")
@@ -51,9 +51,10 @@ def evaluate_text_command(
     """Words, seconds and forwards per query, length error and repetition of a file of answers."""
     from medv.evaluation.text import mark_repeats, measure_texts, read_answers
 
+    check_used(not as_json, "beside --json", marked=marked or None)
     rows = read_answers(answers)
     print_mapping(f"{answers.name}: means per answer", measure_texts(rows, asked_words=asked_words), as_json)
-    for row in rows if marked and not as_json else ():
+    for row in rows if marked else ():
         console.print(f"\n{mark_repeats(row.answer())}")
 
 
@@ -79,8 +80,7 @@ def judge(
         degree = None if temperature == "none" else float(temperature)
     except ValueError:
         raise ValueError(f"--temperature {temperature!r} is neither a number nor none") from None
-    how = {"temperature": degree, "concurrency": concurrency, "attempts": attempts, "timeout": timeout}
-    endpoint = Endpoint(base_url, judge_model, key_from_environment(), **how)
+    endpoint = Endpoint(base_url, judge_model, key_from_environment(), degree, concurrency, attempts, timeout)
     scores = judge_file(questions, answers, out, endpoint, cache=cache)
     asked = "left out" if degree is None else f"{degree:g}"
     _print_judged(scores.to_dict(), as_json, f"; judge {judge_model}, temperature {asked}")

@@ -74,24 +74,23 @@ class Sampling:
         return SamplerConfig.official(**settings)
 
     def filling(self, template: str | None, blank_tokens: int | None) -> dict[str, Any]:
-        """The options of `Answerer.ask` for a template; none without one.
-
-        Raises ValueError where a template has no blank, its length is given too, or tokens for blanks that are not there.
-        """
+        """The options of `Answerer.ask` for a template, none without one; raises ValueError where others do not go with it."""
         from medv.evaluation.templates import BLANK_TOKENS, Template
 
-        if template is None and blank_tokens is None:
-            return {}
+        check_used(template is not None, "without --template", blank_tokens=blank_tokens)
         if template is None:
-            raise ValueError("--blank-tokens is for the blanks of a --template: give one, or leave it out")
+            return {}
+        lengths = {name: value for name, value in self.changed().items() if "length" in name}
+        check_used(False, "beside --template, which sets the length of the answer", **lengths)
         blank_tokens = BLANK_TOKENS if blank_tokens is None else blank_tokens
-        given = [f"--{name}" for name in ("gen_length", "block_length") if getattr(self, name) is not None]
-        given += ["--length"] if self.length != "canvas" else []
-        if given:
-            raise ValueError(f"a template sets the length of the answer: leave {' and '.join(given).replace('_', '-')} out")
         Template(template).sizes(blank_tokens)
         template.encode()  # half of a character, as a shell of another encoding gives it, is refused here
         return {"template": template, "blank_tokens": blank_tokens}
+
+    def changed(self, *but: str) -> dict[str, Any]:
+        """The options that are not as by default, without those named."""
+        names = [item.name for item in fields(self) if item.name not in but and getattr(self, item.name) != item.default]
+        return {name: getattr(self, name) for name in names}
 
     def answerer(self, folder: Path | None):
         """The Answerer of a model folder; None is the bundled tiny model."""
@@ -100,6 +99,13 @@ class Sampling:
 
         dtype = get_profile(self.profile).dtype if folder else "float32"
         return Answerer.load(folder or bundled("tiny_model"), dtype=dtype, device=self.device, graphs=self.cuda_graphs)
+
+
+def check_used(used: bool, where: str, **given: Any) -> None:
+    """Raises ValueError for options that are given, not None, though they are not `used` where the words say."""
+    named = " and ".join(f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None)
+    if named and not used:
+        raise ValueError(f"{named} would have no effect {where}: leave {named} out")
 
 
 class SamplingCommand(TyperCommand):

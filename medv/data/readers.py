@@ -107,8 +107,7 @@ class DataSet:
 
 
 def data_set(name: str) -> DataSet:
-    """The record of a data set (vqa-rad is vqa_rad); raises DataError for an unknown name."""
-    name = name.replace("-", "_")
+    """The record of a data set; raises DataError for an unknown name."""
     if name not in DATASETS:
         raise DataError(f"unknown data set {name!r}: choose from {', '.join(DATASETS)}")
     return DATASETS[name]

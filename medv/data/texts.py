@@ -59,15 +59,15 @@ class Document:
         return prompt_text((Turn("user", without_special(self.prompt)),)) if self.prompt else ""
 
 
-def read_documents(source: str | Path) -> list[Document]:
-    """The documents of a folder (its .txt and .jsonl files, in order of their names), of one such file, or of a data set.
+def read_documents(source: str | Path, files: int | None = None) -> list[Document]:
+    """The documents of a folder (its .txt and .jsonl files by name, or the first `files`), of one such file, or of a data set.
 
     A JSON line or a row has "text" and may have "prompt" and "ended". A name that is no path is loaded with the package
     `datasets` (split "train"). Raises FileNotFoundError or ValueError where there is nothing to read.
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+        files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())[:files]
         documents = [document for file in files for document in _read_file(file)]
     elif path.is_file():
         documents = _read_file(path)
@@ -101,7 +101,10 @@ def _of_rows(rows: Iterable[Any], source: str) -> list[Document]:
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, Mapping) or not isinstance(row.get("text"), str):
             raise ValueError(f'{source}, row {number} has no "text": each row needs one, and may have a "prompt"')
-        documents.append(Document(row["text"], str(row.get("prompt") or ""), bool(row.get("ended", True))))
+        prompt, ended = row.get("prompt") or "", row.get("ended", True)
+        if not isinstance(prompt, str) or not isinstance(ended, bool):
+            raise ValueError(f"{source}, row {number}: prompt {prompt!r} must be text, and ended {ended!r} true or false")
+        documents.append(Document(row["text"], prompt, ended))
     return documents
 
 

@@ -271,7 +271,8 @@ class Answerer:
         was_training = model.training
         model.eval()
         inputs = self.inputs(batch, looks)
-        check_length(inputs["input_ids"].shape[1], config.gen_length, model.config.text_config.max_position_embeddings)
+        mend = "the answer (--gen-length)" if responses is None else "the text to be completed"
+        check_length(inputs["input_ids"].shape[1], config.gen_length, model.config.text_config.max_position_embeddings, mend)
         acceleration = model.acceleration(config, self.graphs)
         with torch.inference_mode():
             if responses is not None:
@@ -313,10 +314,10 @@ def with_stop(config: BlockwiseConfig, processor: MedVProcessor) -> BlockwiseCon
     return replace(config, stop_sequences=((processor.special.end_of_turn,),))
 
 
-def check_length(tokens: int, gen_length: int, limit: int | None) -> None:
-    """Raises ValueError where a prompt of `tokens` and an answer of `gen_length` exceed the model's `limit` (None: unknown)."""
+def check_length(tokens: int, gen_length: int, limit: int | None, mend: str = "the answer (--gen-length)") -> None:
+    """Raises ValueError, with `mend`, where a prompt of `tokens` and an answer of `gen_length` exceed `limit` (None: none)."""
     if limit is not None and tokens + gen_length > limit:
         raise ValueError(
             f"the prompt has {tokens} tokens and the answer {gen_length}, but this model reads {limit}: "
-            "shorten the question or the answer (--gen-length)"
+            f"shorten the question or {mend}"
         )

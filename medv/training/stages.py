@@ -104,7 +104,6 @@ def train_stage(
         facts = {"seed": options.seed, "lora": run["lora"], "trainable_parameters": trainable_parameters(network)}
         encode = Encoder(processor, loss_tokens=recipe.loss_tokens, max_length=recipe.max_length, looks=looks)
         steps = training_steps(recipe, len(examples))
-        language_learns = "language_model" in recipe.trains and not lora
         stream = TrainingStream(
             examples,
             encode,
@@ -117,7 +116,7 @@ def train_stage(
         )
         trainer = StageTrainer(
             recipe=recipe,
-            meter=Meter(model.config, processor.special.end_of_text, language_learns=language_learns),
+            meter=Meter(model.config, processor.special.end_of_text, "language_model" in recipe.trains and not lora),
             model=network,
             args=_arguments(recipe, saved, steps, options, evaluate=bool(validation)),
             train_dataset=stream,
@@ -182,6 +181,8 @@ def _check_cost(recipe: StageRecipe, options: RunOptions) -> None:
     """Raises ValueError for options of cost that do not go together, before anything is loaded or written."""
     if options.deepspeed is not None:
         deepspeed_config(options.deepspeed)
+    if options.lora and recipe.trains == ("projector",):  # the result is a projector alone: adapters would be lost
+        raise ValueError("this stage trains the projector alone, and LoRA adapts the language tower: leave --lora out")
     if options.workers and (options.skip_corrupt or recipe.cached_vision):
         raise ValueError("workers can neither count skipped images nor cache features: leave --workers out")
     if recipe.cached_vision and "vision_end" in recipe.trains:
@@ -328,9 +329,8 @@ def run_stage(
         # what a projector alone is loaded onto; None for towers that are neither a model's nor the package's
         bundled_base = {"model": "bundled"} if profile.towers == "bundled" else None
         base = bundled_base if init is None else {"model": str(init)}
-        about = {"stage": stage, "profile": profile.name}
         origin = origin_of(towers(profile) if init is None else [init]) | {"data": None if examples else data.name}
-        more = {"validation": validation, "base": base, "about": about, "origin": origin}
+        more = {"validation": validation, "base": base, "about": {"stage": stage, "profile": profile.name}, "origin": origin}
         train_stage(model, processor, recipe, train, out, options, **more)
     return summary(out) | ({} if finished else {"seconds": time.perf_counter() - started})
 

@@ -35,7 +35,7 @@ COMPLETE = "complete.json"
 class Meter:
     """Counts of this process between two rows of the log; `rows` holds what was logged."""
 
-    def __init__(self, config: MedVConfig, pad: int, *, language_learns: bool):
+    def __init__(self, config: MedVConfig, pad: int, language_learns: bool):
         self.config, self.pad, self.language_learns = config, pad, language_learns
         self.rows: list[dict] = []
         self._begin_row()

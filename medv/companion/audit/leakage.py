@@ -21,12 +21,10 @@ from medv.companion.audit.controls import majority_answers, nearest_answers
 from medv.companion.audit.findings import counts_that_give
 from medv.companion.audit.gaming import all_metrics, constant_answers
 from medv.data.example import Example
-from medv.data.readers import read_dataset
+from medv.data.readers import data_set, read_dataset
 from medv.evaluation.pairing import Reference
 from medv.evaluation.vqa import normalize, token_scores
 from medv.paper import table
-
-REWORDED = {"vqa_rad"}  # sets whose training file re-words test questions, which read_dataset leaves out by default
 
 
 def audit_dataset(name: str, folder: str | Path) -> dict[str, pd.DataFrame]:
@@ -36,7 +34,7 @@ def audit_dataset(name: str, folder: str | Path) -> dict[str, pd.DataFrame]:
     """
     test = read_dataset(name, folder, "test")
     trainings = {"": read_dataset(name, folder, "train")}
-    if name in REWORDED:
+    if data_set(name).reworded:  # the training file re-words test questions, which read_dataset leaves out by default
         trainings["with re-worded test questions"] = read_dataset(name, folder, "train", all_rows=True)
     found = {}
     for key, measure in (("overlap", overlap), ("blind", blind_scores)):

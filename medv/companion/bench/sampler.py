@@ -206,6 +206,7 @@ def bench_sampler(
     speed, copies = matmul_speed(device, getattr(torch, shape.dtype)), copy_speed(device)
     where, written, found, errors = here(device), (), [], {}
     run = {"made_by": "medv bench sampler", "shape": asdict(shape), "seed": seed, "device": where["device"]}
+    run |= {"threads": where["threads"], "baseline_forwards": baseline_forwards}
     with nullcontext([]) if journal is None else claim_file(journal, run) as rows:
         known = {row["name"]: row["found"] for row in rows}
         for mode in modes(device.type == "cuda", baseline_forwards):

@@ -229,10 +229,7 @@ class Explorer(view.Background, widgets.VBox):
                 done += setting.steps if self.session.found(picture, question, setting) else 0
                 outcome = self.session.ask(picture, question, setting, name=name, on_step=on_step)
                 finished += 1
-                if finished == 1 or outcome.setting == self.setting():
-                    self._show(outcome)
-                else:
-                    self._draw_chart()
+                self._show(outcome) if finished == 1 or outcome.setting == self.setting() else self._draw_chart()
             self._say(f"{finished} {'run' if finished == 1 else 'runs'} in {time.monotonic() - started:.1f} s")
         except Cancelled:
             self._say(f"cancelled: {finished} finished {'run is' if finished == 1 else 'runs are'} kept")

@@ -59,8 +59,7 @@ class Workshop:
         known = parameter_names(self.notebooks / node.notebook)
         unknown = [name for name in self.parameters(node) if name not in known]
         if unknown:
-            names = ", ".join(map(repr, unknown))
-            raise ValueError(f"{node.notebook} has no parameter {names}: its parameters cell assigns {', '.join(known)}")
+            raise ValueError(f"{node.notebook} has no parameter {', '.join(map(repr, unknown))}: it takes {', '.join(known)}")
 
     def products(self, node: Node) -> dict[str, tuple[Path, ...]]:
         """The files or folders of each artifact, figure and table of `node`."""
@@ -105,6 +104,12 @@ class Workshop:
         """The record by `remember`, or None if `node` never finished here."""
         path = self.state_file(node)
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def check_own(self, nodes: Iterable[Node]) -> None:
+        """Raise ValueError if the run folder holds results of another profile or of another seed of the pipeline."""
+        for kept in (state["made_from"]["parameter"] for state in map(self.recall, nodes) if state):
+            if (kept["profile"], kept["seed"]) != (self.profile.name, self.seed):
+                raise ValueError(f"{self.out} holds profile {kept['profile']}, seed {kept['seed']}: choose another --out")
 
     def stale_reason(self, node: Node, made_from: Mapping[str, Any]) -> str | None:
         """Why `node` must run, e.g. "stale: parameter steps 64 -> 128"; None if what it left is whole and up to date."""

@@ -20,7 +20,7 @@ from medv.data.chat import SpecialTokens
 from medv.evaluation.judge_client import KEYS, key_from_environment
 from medv.profiles import STAGES, Profile
 from medv.reading import visible
-from medv.training.costs import plan_stage
+from medv.training.costs import PEAK_TFLOPS, peak_flops, plan_stage
 from medv.training.stages import ZERO_STAGES
 
 
@@ -28,6 +28,8 @@ def examine(profile: Profile, file: Path, *, card: str = "A100") -> dict[str, An
     """JSON-able: `exhibits` (name -> "" or why it cannot be made), `data` (name -> counts or what is wrong), `stages` (memory a
     GPU, disk and hours of each training), `notes`, and `complete`: whether every exhibit can be made.
     """
+    if peak_flops(card) is None:  # no fault of the file
+        raise ValueError(f"the peak of a card {card!r} is not known: use one of {', '.join(PEAK_TFLOPS)}")
     materials = Materials.read(file)
     profile = materials.of(profile)
     nodes, stages, reasons = nodes_for(profile), _costs(profile, materials, card), {}

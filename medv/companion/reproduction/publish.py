@@ -164,11 +164,14 @@ def _save(model: torch.nn.Module, processor: Any, folder: Path, scratch: Path) -
 
 def _move(scratch: Path, to: Path) -> None:
     """Put every new file in its place, and remove what an earlier publication of the model had beside them."""
+    before = Manifest.read(to).about.get("figures", ()) if (to / MANIFEST).is_file() else ()
     new = {file.relative_to(scratch) for file in scratch.rglob("*") if file.is_file()}
     for name in sorted(new):
         (to / name).parent.mkdir(exist_ok=True)
         (scratch / name).replace(to / name)
-    for file in [*to.glob("*.safetensors*"), *to.glob("figures/*")]:
+    ours = [file for file in to.glob("figures/*") if file.stem in before and file.suffix in SUFFIXES]
+    ours += [*to.glob("model-?????-of-?????.safetensors"), to / "model.safetensors", to / "model.safetensors.index.json"]
+    for file in ours:
         if file.is_file() and file.relative_to(to) not in new:
             file.unlink()
 

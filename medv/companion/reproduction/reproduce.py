@@ -96,6 +96,7 @@ def reproduce(
     chosen = ordered(nodes, only)
     for node in chosen:
         shop.check_parameters(node)
+    shop.check_own(nodes)
     options = check_scheduler(on, slurm, shop.out)
     if shop.profile.notes:
         console.print(Text(f"profile {profile}: {shop.profile.notes}"), soft_wrap=True)

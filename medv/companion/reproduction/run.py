@@ -105,9 +105,7 @@ def on_this_machine(profile: Profile) -> Profile:
     """The profile with the seeds that there is time for: only the first where a GPU is wanted and missing."""
     import torch
 
-    if profile.towers == "bundled" or torch.cuda.is_available():
-        return profile
-    return profile.with_seeds(profile.seeds[:1])
+    return profile if profile.towers == "bundled" or torch.cuda.is_available() else profile.with_seeds(profile.seeds[:1])
 
 
 def _is_given(path: Path) -> bool:
@@ -256,7 +254,7 @@ class Run:
         """
         if init is not None or self.profile.towers == "bundled" or "stage1" in self.materials.weights:
             return None if init is None else Path(init)
-        from medv.checkpoints.bundled import ASSEMBLED_FILE, fetched_towers, save_assembled
+        from medv.checkpoints.bundled import fetched_towers, save_assembled
         from medv.checkpoints.released import VIEWS, image_settings
 
         folder, options = self.out / "models" / f"start-seed{self.seed}", self.profile.model.sight
@@ -265,8 +263,10 @@ class Run:
             options |= image_settings(VIEWS, read_object(parts[1] / "config.json")["image_size"])
         else:
             parts = fetched_towers(self.profile.name, self.towers)
-        if not (folder / ASSEMBLED_FILE).exists():
+        made = {"parts": fingerprint(*parts, options, self.profile.system)}  # other towers may lie there by now
+        if not (folder / MANIFEST).is_file() or Manifest.read(folder).inputs != made:
             save_assembled(*parts, folder, system=self.profile.system, seed=self.seed, **options)
+            Manifest(folder.name, inputs=made).write(folder)
         return folder
 
     @contextmanager
@@ -376,8 +376,7 @@ class Run:
         judged"); the index shows it. All three of examples and a model: `**run.source(...)`.
         """
         self._check_declared(name, "results", self.node.results)
-        if data is None:
-            gaps = [*gaps, *self.source()["gaps"]]
+        gaps = gaps if data is not None else [*gaps, *self.source()["gaps"]]
         # Columns without a single number, or in which a cell says so; and metrics of a long table without a value.
         missing = [c for c in frame if len(frame) and (frame[c].isna().all() or (frame[c] == NOT_MEASURED).any())]
         if {"metric", "value"} <= set(frame):

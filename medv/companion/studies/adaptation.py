@@ -21,7 +21,7 @@ from medv.companion.studies.node import Node
 from medv.companion.studies.summaries import summarize, with_verdicts
 from medv.companion.studies.trials import run_trials
 from medv.companion.studies.vqa_study import sampler_config
-from medv.companion.towers.adapt import ATTENTION, WEIGHTS, AdaptRecipe, adapt, half_on, held_out_losses, load_tower
+from medv.companion.towers.adapt import ATTENTION, MADE_BY, WEIGHTS, AdaptRecipe, adapt, half_on, held_out_losses, load_tower
 from medv.companion.towers.text import Writing, pack, write_text_of
 from medv.data.chat import SpecialTokens
 from medv.data.texts import Document, read_documents, split_documents
@@ -30,6 +30,7 @@ from medv.diffusion.sampler import sample
 from medv.evaluation.text import repetition
 from medv.intervals import Estimate
 from medv.model.devices import device_named
+from medv.ownership import reserve
 from medv.phantoms.sets import text_set
 from medv.profiles import PROFILES, AdaptPlan, Profile
 from medv.training.stages import towers
@@ -70,10 +71,11 @@ def adapt_on_text(
     if (text is None) == (writing is None):
         raise ValueError("give either a text to adapt on or let the tower write its own, one of the two")
     written = {}
-    if writing is not None:
-        text = out.with_name(f"{out.name}-text")
-        written = {"written": write_text_of(language, text, self_tokens, writing, device=device, quiet=quiet)}
-    documents, held_out = split_documents(read_documents(text))
+    with reserve(out, MADE_BY, inputs=[language]):  # a folder that is not ours is refused before hours of writing
+        if writing is not None:
+            text = out.with_name(f"{out.name}-text")
+            written = {"written": write_text_of(language, text, self_tokens, writing, device=device, quiet=quiet)}
+        documents, held_out = split_documents(read_documents(text, written["written"]["files"] if written else None))
     tokenizer = load_tokenizer(language)
     rows = pack(documents, tokenizer, recipe.length, seed=seed)
     held_rows = pack(held_out, tokenizer, recipe.length, name="held-out part of the text")[:HELD_ROWS]

@@ -89,9 +89,7 @@ def ways_of(trial: LengthTrial, threshold: float) -> dict[str, SamplerConfig]:
 
 def share_of(arm: str, way: str) -> float:
     """The share of the requests that a way answers: less of what is slow, and of what fails by far."""
-    if arm == WITHOUT:
-        return {FIXED: 1 / 3, VETO: 0.0}.get(way, 1 / 6)
-    return {FULL: 1 / 3, STOP: 1 / 6}.get(way, 1.0)
+    return {FIXED: 1 / 3, VETO: 0.0}.get(way, 1 / 6) if arm == WITHOUT else {FULL: 1 / 3, STOP: 1 / 6}.get(way, 1.0)
 
 
 def threshold_for(answerer: Answerer, trial: LengthTrial, profile: Profile) -> float:

@@ -179,9 +179,7 @@ def windows(losses: pd.DataFrame) -> pd.DataFrame:
 
 def in_scale(shares: np.ndarray, losses: np.ndarray, scale: str) -> np.ndarray:
     """Losses [..., n] at shares [n] of a run in a scale: as they are, or divided by their mean up to START."""
-    if scale == NATS:
-        return losses
-    return losses / losses[..., shares <= START + 1e-9].mean(axis=-1, keepdims=True)
+    return losses if scale == NATS else losses / losses[..., shares <= START + 1e-9].mean(axis=-1, keepdims=True)
 
 
 def bounds(curves: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -39,6 +39,7 @@ WEIGHTS = {"uniform": "masked", "1/t": "sample"}
 GRID = 4
 """Held-out rows are masked at so many t, the midpoints of equal parts of (0, 1)."""
 EVALUATIONS, CHECKPOINTS = 8, 5
+MADE_BY = "medv train adapt"
 
 
 @dataclass(frozen=True)
@@ -299,13 +300,13 @@ def adapt(
         raise ValueError(f"{language} has {config.vocab_size} embeddings and none for the mask, token {mask}: add a row")
     if recipe.length > (positions := config.max_position_embeddings):
         raise ValueError(f"rows of {recipe.length} tokens are longer than the {positions} positions of {language}")
+    batches = Batches(train, recipe, mask, seed=seed, accumulation=accumulation)
     data = [hashlib.sha256(rows.numpy().tobytes()).hexdigest() for rows in (train, held_out)]
     run = {"recipe": asdict(recipe), "seed": seed, "text": fingerprint(data), "start": fingerprint(language)}
-    with claim_folder(out, {"made_by": "medv train adapt"} | run, inputs=[language]):
+    with claim_folder(out, {"made_by": MADE_BY} | run, inputs=[language]):
         if finished.exists():
             return json.loads(finished.read_text(encoding="utf-8"))
         adapter = Adapter(language, recipe, torch.device(device), compiled=compiled)
-        batches = Batches(train, recipe, mask, seed=seed, accumulation=accumulation)
         done, history = 0, []
         if checkpoint.exists():
             state = adapter.load(checkpoint)

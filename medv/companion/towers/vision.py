@@ -35,9 +35,7 @@ Values = dict[str, list[str]]  # the values of each attribute, in a fixed order
 
 
 def _value(scene: Scene | ShapeScene, name: str) -> str:
-    if name == "domain" and isinstance(scene, ShapeScene):
-        return "general"
-    return str(getattr(scene, name, None))
+    return "general" if name == "domain" and isinstance(scene, ShapeScene) else str(getattr(scene, name, None))
 
 
 def _scenes(split: str, count: int) -> list[Scene | ShapeScene]:
