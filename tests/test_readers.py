@@ -59,7 +59,7 @@ def test_the_published_files_have_the_published_counts(name, split):
 @pytest.mark.slow
 @needs_data
 def test_every_vqa_rad_image_exists_and_frame_rows_never_enter_training():
-    train = read_dataset("vqa_rad", DATA / "vqa_rad", "train")
+    train = read_dataset("vqa-rad", DATA / "vqa_rad", "train")
     assert all(e.image.is_file() for e in train)
     assert {e.meta["phrase_type"] for e in train} == {"freeform", "para"}
     assert len(read_dataset("vqa_rad", DATA / "vqa_rad", all_rows=True)) == 3064

@@ -28,7 +28,7 @@ def folder_of(place: Path, images: str = "images", **files: list[dict]) -> Path:
 
 def test_a_set_with_all_its_pictures_is_read(tmp_path):
     folder = folder_of(tmp_path, trainset=[rad(1), rad(2)], testset=[rad(3)])
-    assert [example.id for example in read_training_set("vqa_rad", folder)] == ["1", "2"]
+    assert [example.id for example in read_training_set("vqa-rad", folder)] == ["1", "2"]
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,8 @@ class DataSet:
 
 
 def data_set(name: str) -> DataSet:
-    """The record of a data set; raises DataError for an unknown name."""
+    """The record of a data set (vqa-rad is vqa_rad); raises DataError for an unknown name."""
+    name = name.replace("-", "_")
     if name not in DATASETS:
         raise DataError(f"unknown data set {name!r}: choose from {', '.join(DATASETS)}")
     return DATASETS[name]

@@ -32,8 +32,8 @@ def audit_dataset(name: str, folder: str | Path) -> dict[str, pd.DataFrame]:
 
     Raises DataError where a split cannot be read, ValueError where training lacks a type of question.
     """
-    test = read_dataset(name, folder, "test")
-    trainings = {"": read_dataset(name, folder, "train")}
+    name = data_set(name).name
+    test, trainings = read_dataset(name, folder, "test"), {"": read_dataset(name, folder, "train")}
     if data_set(name).reworded:  # the training file re-words test questions, which read_dataset leaves out by default
         trainings["with re-worded test questions"] = read_dataset(name, folder, "train", all_rows=True)
     found = {}
