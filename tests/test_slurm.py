@@ -70,7 +70,6 @@ def stub(tmp_path, monkeypatch):
         (place / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{place}:{os.environ['PATH']}")
     monkeypatch.setenv("STUB", str(place))
-    monkeypatch.setenv("PYTHONPATH", str(HELPERS.parent))
     return place
 
 
@@ -108,8 +107,7 @@ def test_a_stopped_run_cancels_its_jobs_and_a_killed_one_finds_them_again(toys, 
     command = [sys.executable, "-c", CHILD, str(HELPERS), str(out), str(toys)]
     said = tmp_path / "said"  # a file: jobs that go on would keep a pipe open
     with said.open("w") as stream:
-        environment = os.environ | {"PYTHONPATH": str(HELPERS.parent)}
-        child = subprocess.Popen(command, stdout=stream, env=environment, preexec_fn=listen_to_ctrl_c)
+        child = subprocess.Popen(command, stdout=stream, preexec_fn=listen_to_ctrl_c)
     deadline = time.monotonic() + 300
     while not (out / "half").exists() and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
