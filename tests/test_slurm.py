@@ -109,9 +109,10 @@ def test_a_stopped_run_cancels_its_jobs_and_a_killed_one_finds_them_again(toys, 
     with said.open("w") as stream:
         child = subprocess.Popen(command, stdout=stream, preexec_fn=listen_to_ctrl_c)
     deadline = time.monotonic() + 300
-    while not (out / "half").exists() and child.poll() is None and time.monotonic() < deadline:
+    half = out / "half"
+    while not (half.exists() and half.read_text()) and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
-    job, kernel = json.loads((out / "jobs" / "first.json").read_text())["job"], int((out / "half").read_text())
+    job, kernel = json.loads((out / "jobs" / "first.json").read_text())["job"], int(half.read_text())
     child.send_signal(sent)
     child.wait(300)
     if sent == signal.SIGINT:
