@@ -163,7 +163,7 @@ class Launched:
             names = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "MASTER_PORT": port}
             self.processes.append(forked(_run, job, names, log, out, options))
 
-    def wait(self, seconds: float = 120) -> list[int | None]:
+    def wait(self, seconds: float = 400) -> list[int | None]:
         """The exit codes; a process that does not end is killed."""
         end = time.monotonic() + seconds
         for process in self.processes:
