@@ -13,8 +13,8 @@ from medv.phantoms.pictures import phantom_image, phantom_scene
 SHORT = ("--gen-length", "4", "--block-length", "4", "--steps", "4")
 
 
-def run(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+def run(*arguments, typed=None):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=typed)
 
 
 def save_dicom(path):

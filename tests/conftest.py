@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 ROOT = Path(__file__).resolve().parent.parent
+HERE = [str(ROOT / "tests" / "light"), str(ROOT)]
+"""Where this process and those that it starts look first: what is slow to import and needed by nobody, and this source tree."""
+sys.path[:0] = HERE
+os.environ["PYTHONPATH"] = os.pathsep.join([*HERE, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def pytest_collection_finish():

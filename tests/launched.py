@@ -26,13 +26,15 @@ from medv.training.stages import train_stage
 RECIPE = StageRecipe(
     ("projector", "language_model"), samples=0, epochs=2, batch_size=4, learning_rate=1e-3, max_length=100, padding="none"
 )
-FIVE_STEPS = {
-    "sample": (RECIPE, None),
-    "masked": (replace(RECIPE, padding="batch", normalization="masked", times="stratified"), None),
-    "token": (replace(RECIPE, padding="batch", normalization="token"), None),
-    "lora": (replace(RECIPE, normalization="masked_sample"), LoraRecipe(rank=4, alpha=8)),
+SHORT = replace(RECIPE, epochs=1.2)
+THREE_STEPS = {
+    "sample": (SHORT, None),
+    "masked": (replace(SHORT, padding="batch", normalization="masked", times="stratified"), None),
+    "token": (replace(SHORT, padding="batch", normalization="token"), None),
+    "lora": (replace(SHORT, normalization="masked_sample"), LoraRecipe(rank=4, alpha=8)),
 }
-"""Recipes of five steps on ten examples, between them every normalization; "token" is on examples with and without images."""
+"""Recipes of three steps, the third of them across the end of an epoch of ten examples, between them every normalization;
+"token" is on examples with and without images."""
 
 
 def train(out: Path, recipe: StageRecipe = RECIPE, *, data=None, base=None, **options):
@@ -61,15 +63,15 @@ def lengthened(example: Example, times: int) -> Example:
 # What the processes do. Each is named to `launch`.
 
 
-def five_steps(out: Path, **options) -> None:
-    """Every recipe of FIVE_STEPS."""
-    for name, (recipe, lora) in FIVE_STEPS.items():
+def three_steps(out: Path, **options) -> None:
+    """Every recipe of THREE_STEPS."""
+    for name, (recipe, lora) in THREE_STEPS.items():
         data = with_and_without_images() if name == "token" else None
         train(out / name, recipe, lora=lora, data=data, **options)
 
 
-def five_steps_of_one(out: Path, **options) -> None:
-    """The first recipe of FIVE_STEPS."""
+def five_steps(out: Path, **options) -> None:
+    """Five steps, with a checkpoint after each."""
     train(out, **options)
 
 
@@ -81,9 +83,17 @@ def long_texts(out: Path, **options) -> None:
         train(out / stage, recipe, data=data, **options)
 
 
-def many_steps(out: Path, **options) -> None:
-    """Ten steps, with a checkpoint after each."""
-    train(out, replace(RECIPE, epochs=4), **options)
+def struck(out: Path, **options) -> None:
+    """The last process is killed within the third forward."""
+    network, calls = model(), []
+
+    def kill(module, inputs, output):
+        calls.append(1)
+        if len(calls) == 3 and rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    network.model.projector.register_forward_hook(kill)
+    train_stage(network, processor(), RECIPE, examples(10), out, RunOptions(quiet=True, **options))
 
 
 def corrupt(out: Path, images: Path, **options) -> None:
@@ -94,6 +104,12 @@ def corrupt(out: Path, images: Path, **options) -> None:
 def command_line(out: Path, deepspeed: str) -> None:
     """`medv train align` as a person starts it."""
     sys.argv = ["medv", "train", "align", "--profile", "smoke", "--deepspeed", deepspeed, "--json", "--out", str(out)]
+    main()
+
+
+def generate(out: Path, arguments: list[str]) -> None:
+    """`medv generate` as a person starts it."""
+    sys.argv = ["medv", "generate", *arguments]
     main()
 
 
@@ -147,7 +163,7 @@ class Launched:
             names = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "MASTER_PORT": port}
             self.processes.append(forked(_run, job, names, log, out, options))
 
-    def wait(self, seconds: float = 120) -> list[int | None]:
+    def wait(self, seconds: float = 400) -> list[int | None]:
         """The exit codes; a process that does not end is killed."""
         end = time.monotonic() + seconds
         for process in self.processes:

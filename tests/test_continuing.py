@@ -29,7 +29,7 @@ from medv.training.launch import RunOptions, TrainingStopped, clear_failures
 from medv.training.lora import LoraRecipe
 from medv.training.stages import train_stage
 
-RECIPE = StageRecipe(("projector",), samples=0, epochs=2, batch_size=2, learning_rate=1e-3, max_length=100, padding="none")
+RECIPE = StageRecipe(("projector",), samples=0, epochs=0.8, batch_size=2, learning_rate=1e-3, max_length=100, padding="none")
 HOLDER = """
 import sys, time
 from pathlib import Path
@@ -141,7 +141,7 @@ def train(out: Path, network=None, examples=None, **options):
 @pytest.mark.slow
 def test_an_interrupted_training_goes_on_only_from_its_own_start_and_data(tmp_path):
     out, examples = tmp_path / "out", tiny.examples(10)
-    train(out, stop_after=4)
+    train(out, stop_after=2)
     before = tree(out)
     answers = [replace(ex, turns=(ex.turns[0], Turn("assistant", "something else"))) for ex in examples]
     pictures = [replace(ex, image=lambda: tiny.picture(7)) for ex in examples]

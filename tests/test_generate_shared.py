@@ -1,9 +1,6 @@
 """`medv generate`: the same answers alone, shared out, and stopped at any point; also by a checkpoint of transformers."""
 
 import json
-import os
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 from command import run
-from launched import start_command
+from launched import launch, start_command
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -65,11 +62,10 @@ def test_every_answer_says_its_settings_forwards_and_seconds(alone):
 
 @pytest.mark.slow
 def test_two_processes_give_the_answers_of_one_in_order(questions, model_dir, alone, tmp_path):
-    out = tmp_path / "answers.jsonl"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "medv.cli"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([*launch, "generate", *command(questions, model_dir, out)], check=True, env=environment)
-    assert told(out) == told(alone) and list(tmp_path.iterdir()) == [out]
+    out = tmp_path / "shared" / "answers.jsonl"
+    out.parent.mkdir()
+    launch("generate", tmp_path / "processes", arguments=command(questions, model_dir, out))
+    assert told(out) == told(alone) and list(out.parent.iterdir()) == [out]
 
 
 @pytest.mark.slow

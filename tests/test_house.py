@@ -1,6 +1,7 @@
 """The rules of the house, checked on the tree: floors, sizes, notebooks, environment, and a README whose table is true."""
 
 import ast
+import functools
 import importlib.metadata
 import itertools
 import json
@@ -62,20 +63,6 @@ def test_importing_medv_loads_neither_torch_nor_transformers():
     code = f"import sys, medv, medv.profiles, medv.companion.reproduction.reproduce; print(*{heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
-
-
-@pytest.mark.slow
-def test_importing_the_model_loads_no_other_room_above_it():
-    code = """
-import importlib, pkgutil, sys
-import medv.model
-for module in pkgutil.iter_modules(medv.model.__path__, "medv.model."):
-    importlib.import_module(module.name)
-print(*{".".join(name.split(".")[:2]) for name in sys.modules if name.startswith("medv.")})
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    above = {f"medv.{room}" for room in ("companion", "phantoms", "training", "evaluation", "checkpoints", "commands", "cli")}
-    assert "medv.model" in done.stdout.split() and not above & set(done.stdout.split())
 
 
 def test_the_rooms_keep_their_sizes(root):
@@ -146,9 +133,15 @@ def test_conda_takes_every_version_from_pyproject(root):
     assert tuple(map(int, python.split("."))) >= least
 
 
+@functools.cache
+def packages() -> dict[str, list[str]]:
+    """The distributions that bring each module."""
+    return importlib.metadata.packages_distributions()
+
+
 def imports(paths, *, whole: bool = True) -> dict[str, set[str]]:
     """Each distribution that these files import, with the files; without `whole`, imports inside functions do not count."""
-    known, found = importlib.metadata.packages_distributions(), {}
+    known, found = packages(), {}
     for path in paths:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree) if whole else tree.body:

@@ -369,10 +369,10 @@ def command(stub, folder, names, *options):
 
 
 def started(*line):
-    """The command in a process of its own, which hears SIGINT even where this one was told to ignore it (nohup, &)."""
+    """The command in a process of its own."""
     line, environment = [sys.executable, "-m", "medv", *command(*line)], os.environ | {"OPENAI_API_KEY": KEY}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(line, env=environment, preexec_fn=listen_to_ctrl_c, **streams)
+    return subprocess.Popen(line, env=environment, **streams)
 
 
 def begun(stub, folder, *line):
@@ -380,10 +380,6 @@ def begun(stub, folder, *line):
     said = folder.with_name(f"{folder.name}-said")
     process = start_command(said, *command(stub, folder, *line), OPENAI_API_KEY=KEY)
     return process, said.with_name(f"{said.name}.err")
-
-
-def listen_to_ctrl_c():
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def told(process):

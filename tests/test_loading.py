@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -372,7 +371,7 @@ def test_a_checkpoint_of_another_kind_is_whole_and_finite_too(foreign, offline):
 
 
 @pytest.mark.slow
-def test_code_of_a_model_never_runs_whatever_is_typed(tmp_path, folder):
+def test_code_of_a_model_never_runs_whatever_is_typed(tmp_path, folder, monkeypatch):
     places = {
         "config.json": {"auto_map": {"AutoConfig": "own.Own", "AutoModel": "own.Own"}},
         "tokenizer_config.json": {"auto_map": {"AutoTokenizer": [None, "own.Own"]}, "tokenizer_class": "Own"},
@@ -387,9 +386,9 @@ def test_code_of_a_model_never_runs_whatever_is_typed(tmp_path, folder):
             (with_code / name).write_text("{}")
         edit(with_code / name, **changes)
         refused(lambda place=with_code: load_model(place), "auto_map")
-    command = [sys.executable, "-m", "medv", "ask", "a.png", "What?", "--model", str(with_code), *SHORT]
-    done = subprocess.run(command, cwd=tmp_path, input="y\n" * 50, capture_output=True, text=True)
-    assert done.returncode == 2 and "auto_map" in done.stderr and done.stdout == ""
+    monkeypatch.chdir(tmp_path)
+    done = run("ask", "a.png", "What?", "--model", with_code, *SHORT, typed="y\n" * 50)
+    assert done.exit_code == 2 and "auto_map" in done.stderr and done.stdout == ""
     assert not list(tmp_path.rglob("ran"))
 
 

@@ -23,7 +23,7 @@ from medv.training.launch import RunOptions
 from medv.training.lora import LoraRecipe, attach_lora, merge_lora
 from medv.training.stages import train_stage
 
-RECIPE = StageRecipe(("projector", "language_model"), 0, 2, 2, 1e-2, max_length=200, loss_tokens="response")
+RECIPE = StageRecipe(("projector", "language_model"), 0, 0.8, 2, 1e-2, max_length=200, loss_tokens="response")
 TILES = {"image_aspect": "anyres", "image_grid": [[32, 64], [64, 32]], "patch_merge": "spatial_unpad"}
 
 
@@ -159,7 +159,7 @@ def test_a_folder_of_adapters_holds_what_was_trained_and_nothing_else(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, TILES], ids=["flat", "with a newline"])
 def test_adapters_answer_as_the_merged_model_does(tmp_path, options):
-    base, merged, out = train_adapters(tmp_path, options=options)
+    base, merged, out = train_adapters(tmp_path, options=options, checkpoints=False)
     network, reader = load_model(out / "adapter")
     assert type(network) is type(merged) and not network.training
     start = load_model(base)[0].state_dict()
@@ -176,8 +176,8 @@ def test_adapters_answer_as_the_merged_model_does(tmp_path, options):
 
 @pytest.mark.slow
 def test_a_run_with_a_newline_that_was_stopped_ends_as_one_that_was_not(tmp_path):
-    _, whole, _ = train_adapters(tmp_path / "whole")
-    train_adapters(tmp_path / "torn", stop_after=4)
+    _, whole, _ = train_adapters(tmp_path / "whole", checkpoints=False)
+    train_adapters(tmp_path / "torn", stop_after=2)
     _, resumed, _ = train_adapters(tmp_path / "torn")
     again = resumed.state_dict()
     assert not [name for name, value in whole.state_dict().items() if not value.equal(again[name])]
@@ -185,7 +185,7 @@ def test_a_run_with_a_newline_that_was_stopped_ends_as_one_that_was_not(tmp_path
 
 @pytest.mark.slow
 def test_ask_takes_a_folder_of_adapters_wherever_both_folders_were_moved(tmp_path):
-    base, _, out = train_adapters(tmp_path / "first", options={})
+    base, _, out = train_adapters(tmp_path / "first", options={}, checkpoints=False)
     save_picture(tmp_path / "a.png", "rgb")
     (tmp_path / "first").rename(tmp_path / "second")
     adapter = tmp_path / "second" / out.name / "adapter"

@@ -15,7 +15,7 @@ from medv.companion.audit.controls import blinded
 from medv.companion.towers.pretrain import PARTS, pretrain
 from medv.diffusion.config import SamplerConfig
 from medv.evaluation.answering import Answerer
-from medv.phantoms.sets import vqa_set
+from medv.phantoms.sets import text_set, vqa_set
 from medv.profiles import get_profile
 
 SMOKE = get_profile("smoke")
@@ -29,10 +29,16 @@ SMALL = replace(
 WEIGHTS = Path(medv.__file__).parent / "weights"
 
 
+def few_texts(split, count, **options):
+    """As many texts as asked for, but eight to validate on."""
+    return text_set(split, count if split == "train" else 8, **options)
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pretrain")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("medv.companion.towers.pretrain.text_set", few_texts)
         patch.setattr("medv.companion.towers.pretrain.BRIEF_HELD", 100)
         patch.setattr("medv.companion.towers.vision.HELD_OUT", 100)
         pretrain(SMALL, folder, quiet=True)

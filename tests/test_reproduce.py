@@ -248,15 +248,15 @@ def test_a_killed_run_continues_where_it_was(toys):
     write_notebook(toys, "second", slow)
     command = [sys.executable, "-c", CHILD, str(Path(__file__).parent), str(out), str(toys)]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    deadline = time.monotonic() + 120
-    while not (out / "half").exists() and child.poll() is None and time.monotonic() < deadline:
+    deadline, half = time.monotonic() + 300, out / "half"
+    while not (half.exists() and half.read_text()) and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert (out / "half").exists(), child.communicate(timeout=5)[0]
+    assert half.exists(), child.communicate(timeout=5)[0]
     with pytest.raises(ValueError, match=rf"process \({child.pid}\) is working on"):
         drive(toys)
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
-    kernel = int((out / "half").read_text())
+    kernel = int(half.read_text())
     while alive(kernel) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not alive(kernel), "a killed driver left its kernel running"

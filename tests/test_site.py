@@ -1,5 +1,6 @@
 """The site: every notebook with outputs, nothing from the network, no link or picture that leads nowhere."""
 
+import itertools
 import json
 import os
 import re
@@ -221,10 +222,8 @@ def browser():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1400, 390])
-def test_a_browser_opens_it_from_disk_without_network(site, browser, scheme, width):
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
+def test_a_browser_opens_it_from_disk_without_network_in_light_and_dark_wide_and_narrow(site, browser):
+    context = browser.new_context(offline=True)
     opened, failed = context.new_page(), []
     context.set_default_timeout(PATIENCE)
     opened.on("requestfailed", lambda request: failed.append(request.url))
@@ -236,12 +235,17 @@ def test_a_browser_opens_it_from_disk_without_network(site, browser, scheme, wid
         if name.startswith("notebooks"):
             opened.wait_for_selector("mjx-container svg")
             opened.wait_for_function("!document.querySelector('.math:not(:has(mjx-container))')")  # no formula is left out
-        assert opened.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 1, name
-        assert not opened.evaluate("[...document.images].filter(i => i.loading != 'lazy' && !i.naturalWidth).map(i => i.src)")
-        ground = opened.evaluate("getComputedStyle(document.body).backgroundColor")
-        assert (int(re.search(r"\d+", ground)[0]) < 60) == (scheme == "dark")
-        if os.environ.get("SCREENS"):
-            opened.screenshot(path=f"{os.environ['SCREENS']}/{name.replace('/', '_')}-{scheme}-{width}.png", full_page=True)
+        for scheme, width in itertools.product(("light", "dark"), (1400, 390)):
+            opened.set_viewport_size({"width": width, "height": 900})
+            opened.emulate_media(color_scheme=scheme)
+            assert opened.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 1, name
+            lost = "[...document.images].filter(i => i.loading != 'lazy' && !i.naturalWidth).map(i => i.src)"
+            assert not opened.evaluate(lost), (name, scheme, width)
+            ground = opened.evaluate("getComputedStyle(document.body).backgroundColor")
+            assert (int(re.search(r"\d+", ground)[0]) < 60) == (scheme == "dark")
+            if os.environ.get("SCREENS"):
+                path = f"{os.environ['SCREENS']}/{name.replace('/', '_')}-{scheme}-{width}.png"
+                opened.screenshot(path=path, full_page=True)
     assert not failed
     context.close()
 

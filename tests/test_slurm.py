@@ -70,7 +70,6 @@ def stub(tmp_path, monkeypatch):
         (place / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{place}:{os.environ['PATH']}")
     monkeypatch.setenv("STUB", str(place))
-    monkeypatch.setenv("PYTHONPATH", str(HELPERS.parent))
     return place
 
 
@@ -93,6 +92,11 @@ def test_jobs_make_what_the_run_in_process_makes(toys, tmp_path, in_process):  #
     assert "blocked  second: needs first" in printed and "cached   alone" in printed
 
 
+def listen_to_ctrl_c():
+    """In a child: Ctrl-C ends it also where the tests were told to ignore it (nohup in a script, &), which children inherit."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_run_cancels_its_jobs_and_a_killed_one_finds_them_again(toys, tmp_path, sent):  # noqa: F811
@@ -103,13 +107,14 @@ def test_a_stopped_run_cancels_its_jobs_and_a_killed_one_finds_them_again(toys, 
     command = [sys.executable, "-c", CHILD, str(HELPERS), str(out), str(toys)]
     said = tmp_path / "said"  # a file: jobs that go on would keep a pipe open
     with said.open("w") as stream:
-        child = subprocess.Popen(command, stdout=stream, env=os.environ | {"PYTHONPATH": str(HELPERS.parent)})
-    deadline = time.monotonic() + 120
-    while not (out / "half").exists() and child.poll() is None and time.monotonic() < deadline:
+        child = subprocess.Popen(command, stdout=stream, preexec_fn=listen_to_ctrl_c)
+    deadline = time.monotonic() + 300
+    half = out / "half"
+    while not (half.exists() and half.read_text()) and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
-    job, kernel = json.loads((out / "jobs" / "first.json").read_text())["job"], int((out / "half").read_text())
+    job, kernel = json.loads((out / "jobs" / "first.json").read_text())["job"], int(half.read_text())
     child.send_signal(sent)
-    child.wait(60)
+    child.wait(300)
     if sent == signal.SIGINT:
         assert child.returncode == 130 and f"job {job} (first) was cancelled" in said.read_text()
         while alive(kernel) and time.monotonic() < deadline:

@@ -3,6 +3,7 @@ trains only what it should.
 """
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from medv.training.trainer import Meter
 BOTH = ("projector", "language_model")
 RECIPE = StageRecipe(BOTH, samples=0, epochs=2, batch_size=2, learning_rate=1e-3, max_length=100, padding="none")
 ALIGN = replace(RECIPE, trains=("projector",), epochs=0.4)
+SHORT = replace(RECIPE, epochs=0.8)
 Weights = dict[str, torch.Tensor]
 
 
@@ -60,28 +62,40 @@ def whole(tmp_path_factory) -> tuple[Path, Weights]:
 
 
 @pytest.fixture(scope="module")
+def unsaved(tmp_path_factory) -> tuple[Path, Weights]:
+    """The same run without checkpoints."""
+    out = tmp_path_factory.mktemp("unsaved")
+    return out, weights(train(out, validation=examples(3), checkpoints=False))
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory) -> MedVForMaskedDiffusion:
+    """The model after four steps."""
+    return train(tmp_path_factory.mktemp("short"), SHORT, checkpoints=False)
+
+
+@pytest.fixture(scope="module")
 def adapted(tmp_path_factory) -> tuple[Path, MedVForMaskedDiffusion]:
     """A LoRA run of four steps: its folder and the merged model."""
     out = tmp_path_factory.mktemp("lora")
-    return out, train(out, replace(RECIPE, epochs=0.8), lora=LoraRecipe(rank=4, alpha=8))
+    return out, train(out, SHORT, lora=LoraRecipe(rank=4, alpha=8))
 
 
 # The same training, however it is cut.
 
 
 @pytest.mark.slow
-def test_two_runs_with_the_same_seed_are_identical_and_another_seed_differs(whole, tmp_path):
-    short = replace(RECIPE, epochs=0.6)
-    first, second, other = (weights(train(tmp_path / str(i), short, seed=seed)) for i, seed in enumerate((0, 0, 1)))
-    assert not changed(first, second) and changed(first, other)
+def test_two_runs_with_the_same_seed_are_identical_and_another_seed_differs(short, tmp_path):
+    again, other = (weights(train(tmp_path / str(seed), SHORT, seed=seed, checkpoints=False)) for seed in (0, 1))
+    assert not changed(weights(short), again) and changed(again, other)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("padding", ["none", "fixed:12"])
 @pytest.mark.parametrize("times", ["iid", "stratified"])
 def test_accumulating_two_halves_equals_one_batch(tmp_path, padding, times):
-    recipe = replace(RECIPE, epochs=0.8, padding=padding, times=times)
-    one, two = train(tmp_path / "1", recipe), train(tmp_path / "2", recipe, accumulation=2)
+    recipe = replace(SHORT, padding=padding, times=times)
+    one, two = (train(tmp_path / str(n), recipe, accumulation=n, checkpoints=False) for n in (1, 2))
     assert changed(weights(one), weights(model()))
     for (name, a), b in zip(one.state_dict().items(), two.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6, msg=name)
@@ -102,7 +116,7 @@ def test_ten_steps_equal_five_an_interruption_and_five_more(whole, tmp_path):
 @pytest.mark.slow
 def test_a_run_stopped_between_two_logs_logs_the_losses_of_one_that_was_not(tmp_path):
     recipe = replace(RECIPE, epochs=16)  # 80 steps: a row of the log every two steps
-    train(tmp_path / "whole", recipe)
+    train(tmp_path / "whole", recipe, checkpoints=False)
     train(tmp_path / "stopped", recipe, stop_after=5)
     train(tmp_path / "stopped", recipe)
     histories = [read(tmp_path / name / "history.json") for name in ("whole", "stopped")]
@@ -112,9 +126,9 @@ def test_a_run_stopped_between_two_logs_logs_the_losses_of_one_that_was_not(tmp_
 @pytest.mark.slow
 def test_an_interrupted_adapter_goes_on_exactly_too(adapted, tmp_path):
     _, merged = adapted
-    recipe, lora = replace(RECIPE, epochs=0.8), LoraRecipe(rank=4, alpha=8)
-    train(tmp_path, recipe, lora=lora, stop_after=2)
-    assert not changed(weights(merged), weights(train(tmp_path, recipe, lora=lora)))
+    lora = LoraRecipe(rank=4, alpha=8)
+    train(tmp_path, SHORT, lora=lora, stop_after=2)
+    assert not changed(weights(merged), weights(train(tmp_path, SHORT, lora=lora)))
 
 
 @pytest.mark.slow
@@ -124,7 +138,7 @@ def test_an_adapter_begins_the_same_whatever_was_drawn_before(adapted, tmp_path)
     first, other = (attach_lora(model(), LoraRecipe(rank=4), seed=seed) for seed in (0, 1))
     assert torch.get_rng_state().equal(before)
     assert changed(weights(first), weights(other))
-    again = train(tmp_path, replace(RECIPE, epochs=0.8), lora=LoraRecipe(rank=4, alpha=8))
+    again = train(tmp_path, SHORT, lora=LoraRecipe(rank=4, alpha=8), checkpoints=False)
     assert not changed(weights(adapted[1]), weights(again))
 
 
@@ -142,12 +156,11 @@ def test_a_run_killed_while_it_saved_goes_on_from_the_checkpoint_before(whole, t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("option", [{"checkpointing": True}, {"cached_vision": True}, {"precision": "float32"}], ids=str)
-def test_an_option_of_cost_gives_the_same_weights(tmp_path, option):
-    recipe = replace(RECIPE, epochs=0.8)
-    plain, saving = train(tmp_path / "1", recipe), train(tmp_path / "2", replace(recipe, **option))
-    for (name, a), b in zip(plain.state_dict().items(), saving.state_dict().values(), strict=True):
+def test_an_option_of_cost_gives_the_same_weights(short, tmp_path, option):
+    saving = train(tmp_path, replace(SHORT, **option), checkpoints=False)
+    for (name, a), b in zip(short.state_dict().items(), saving.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=2e-5, msg=name)
-    assert changed(weights(plain), weights(model()))
+    assert changed(weights(short), weights(model()))
 
 
 @pytest.mark.slow
@@ -155,7 +168,7 @@ def test_cached_vision_runs_the_tower_once_for_each_image(tmp_path, monkeypatch)
     seen = []
     look = MedVModel.look
     monkeypatch.setattr(MedVModel, "look", lambda self, pixels: seen.append(len(pixels)) or look(self, pixels))
-    train(tmp_path, replace(RECIPE, cached_vision=True))
+    train(tmp_path, replace(RECIPE, cached_vision=True), checkpoints=False)
     assert sum(seen) == 10, "ten images, two epochs"
     encode = Encoder(processor(), loss_tokens="official", max_length=100)
     with pytest.raises(ValueError, match=r"vision states of 10 images take about .* set cached_vision=False"):
@@ -201,19 +214,19 @@ def test_an_unknown_precision_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_leaves_its_speed_apart_from_what_is_compared(whole, tmp_path):
-    out, _ = whole
+def test_a_run_leaves_its_speed_apart_from_what_is_compared(whole, unsaved, tmp_path):
+    out, other = whole[0], unsaved[0]
     speed = read(out / "speed.json")
     assert [row["step"] for row in speed["rows"]] == list(range(1, 11))
     row = speed["rows"][4]
     assert row["tokens_per_second"] > row["samples_per_second"] > 0 and row["peak_bytes"] > 0 and row["mfu"] is None
     assert 0 <= row["data_wait_seconds"] < row["seconds"] and 0 <= speed["total"]["padding_share"] < 0.5
     assert not [key for entry in read(out / "history.json") for key in entry if "second" in key or "runtime" in key]
-    train(tmp_path, validation=examples(3))
-    assert fingerprint(tmp_path / "history.json") == fingerprint(out / "history.json")
-    for folder in (out, tmp_path):
-        (folder / "checkpoints").rename(folder.parent / f"{folder.name}-checkpoints")
-    assert fingerprint(out) == fingerprint(tmp_path) and read(tmp_path / "speed.json") != speed
+    assert fingerprint(other / "history.json") == fingerprint(out / "history.json")
+    for folder in (out, other):
+        shutil.copytree(folder, tmp_path / folder.name, ignore=shutil.ignore_patterns("checkpoints"))
+    one, two = (fingerprint(tmp_path / folder.name) for folder in (out, other))
+    assert one == two and read(other / "speed.json") != speed
 
 
 def test_the_operations_of_a_step_are_those_of_its_matrices():
@@ -282,15 +295,15 @@ def test_a_run_leaves_a_model_that_loads_and_its_loss_curves(whole):
 
 
 @pytest.mark.slow
-def test_without_checkpoints_the_result_is_the_same_and_nothing_else_is_saved(whole, tmp_path):
-    again = train(tmp_path, validation=examples(3), checkpoints=False)
-    assert not changed(whole[1], weights(again)) and not list(tmp_path.glob("checkpoints/checkpoint-*"))
+def test_without_checkpoints_the_result_is_the_same_and_nothing_else_is_saved(whole, unsaved):
+    out, again = unsaved
+    assert not changed(whole[1], again) and not list(out.glob("checkpoints/checkpoint-*"))
 
 
 @pytest.mark.slow
 def test_training_lowers_the_loss(tmp_path):
     recipe = replace(RECIPE, epochs=8, learning_rate=3e-3, normalization="masked", loss_tokens="response")
-    train(tmp_path, recipe, validation=examples(4))
+    train(tmp_path, recipe, validation=examples(4), checkpoints=False)
     losses = [row["eval_loss"] for row in read(tmp_path / "history.json") if "eval_loss" in row]
     assert losses[-1] < 0.7 * losses[0]
 
