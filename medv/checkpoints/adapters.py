@@ -99,6 +99,12 @@ def with_adapters(base: MedVForMaskedDiffusion, folder: Path) -> MedVForMaskedDi
         raise ValueError(
             f"{file} sets {', '.join(strange)}, which medv's adapters do not have: merge them where they were made"
         )
+    tied = {module.removesuffix(".weight") for pair in base.all_tied_weights_keys.items() for module in pair}
+    if both := [name for name in tensors if any(f".{module}.lora_" in name for module in tied)]:
+        raise ValueError(
+            f"{file} adapts a weight that is both embedding and head ({both[0]}), and merging would change both: "
+            "train adapters of the layers alone, or of a model whose head is not tied"
+        )
     ranks = [tensor.shape[0] for name, tensor in tensors.items() if "lora_A" in name]
     patterns = settings.get("rank_pattern") or {}
     asked = [settings.get("r"), *(patterns.values() if isinstance(patterns, dict) else [patterns])]

@@ -8,6 +8,7 @@ are looked up by their strings in the tokenizer, never by number.
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from medv import limits
 from medv.data.example import IMAGE_TOKEN, Turn
 
 if TYPE_CHECKING:
@@ -80,8 +81,7 @@ def encode_dialogue(
     loss_tokens="official": the targets are all tokens of assistant messages and the structural tokens (start of text, headers,
     end of turn) of the others, as in the reference. "response": only the assistant's text and its end of turn, as in Eq. 4.
     """
-    if loss_tokens not in LOSS_TOKENS:
-        raise ValueError(f"unknown loss_tokens {loss_tokens!r}: use one of {', '.join(LOSS_TOKENS)}")
+    limits.named("loss_tokens", loss_tokens, LOSS_TOKENS)
     if not turns or turns[-1].role != "assistant":
         raise ValueError("a training dialogue must end with an assistant turn")
     special = SpecialTokens.of(tokenizer)

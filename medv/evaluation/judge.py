@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from medv import limits
 from medv.data.readers import DATASETS
 from medv.data.rows import as_id, found, read_rows
 from medv.reading import DataError, read_lines
@@ -135,8 +136,7 @@ class JudgeScores:
 
     def relative(self, group: str = "overall") -> np.ndarray:
         """The relative scores (percent) of one of `GROUPS`, in order; for `bootstrap_interval`."""
-        if group not in GROUPS:
-            raise ValueError(f"unknown group {group!r}: choose from {', '.join(GROUPS)}")
+        limits.named("group", group, GROUPS)
         return np.array([item.relative for item in self.judged if group in ("overall", item.type, item.domain)])
 
     def to_dict(self) -> dict[str, Any]:

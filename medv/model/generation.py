@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
+from medv import limits
 from medv.diffusion import official
 from medv.diffusion.blockwise import BlockwiseConfig, Denoiser, SamplerOutput
 from medv.diffusion.caching import NO_CACHE
@@ -82,14 +83,19 @@ class DiffusionGeneration:
             return replace(output, refreshes=decoder.refreshes)
 
     def settings(self, config: BlockwiseConfig) -> BlockwiseConfig:
-        """The configuration with the model's own suppressed and stop tokens where it leaves them open."""
-        own, suppressed = self.config, config.suppress_tokens
+        """The configuration with the model's own suppressed and stop tokens where it leaves them open.
+
+        Raises ValueError for a token that is not in the vocabulary.
+        """
+        own, suppressed, stops = self.config, config.suppress_tokens, getattr(config, "stop_tokens", ())
         suppressed = tuple(own.suppress_token_ids if suppressed is None else suppressed)
+        stops = tuple(own.stop_token_ids if stops is None else stops)
+        for token in (*suppressed, *stops):
+            limits.whole("a suppressed or stop token", token, 0, len(self.get_input_embeddings().weight) - 1)
         if not isinstance(config, SamplerConfig):
             return replace(config, suppress_tokens=suppressed)
-        stops = tuple(own.stop_token_ids if config.stop_tokens is None else config.stop_tokens)
-        # An image placeholder in the answer would ask for one more visual token than there are.
-        return replace(config, suppress_tokens=(*suppressed, own.image_token_id), stop_tokens=stops)
+        # A placeholder of an image would ask for one more visual token than there are; a mask is never written over.
+        return replace(config, suppress_tokens=(*suppressed, own.image_token_id, own.mask_token_id), stop_tokens=stops)
 
     def acceleration(self, config: BlockwiseConfig, graphs: bool | None = None) -> dict[str, bool]:
         """The options `graphs` and `compiled` of `generate`. None turns both on where they work: on one CUDA device and with a

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers.image_processing_utils import select_best_resolution
 
+from medv import limits
+
 ASPECTS = ("square", "pad", "anyres")
 MERGES = ("flat", "spatial", "spatial_unpad")
 PAD_COLOR = (127, 127, 127)  # int(255 * 0.5): the mean of the tower's normalization
@@ -63,10 +65,8 @@ class ViewPlan:
         return cls(size, side, owner.image_aspect, grid, owner.image_max_tiles, owner.patch_merge)
 
     def __post_init__(self):
-        if self.aspect not in ASPECTS:
-            raise ValueError(f"unknown image_aspect {self.aspect!r}: use one of {', '.join(ASPECTS)}")
-        if self.merge not in MERGES:
-            raise ValueError(f"unknown patch_merge {self.merge!r}: use one of {', '.join(MERGES)}")
+        limits.named("image_aspect", self.aspect, ASPECTS)
+        limits.named("patch_merge", self.merge, MERGES)
         if self.max_tiles is not None and not 1 <= self.max_tiles <= MOST:
             raise ValueError(f"image_max_tiles is {self.max_tiles}: give a number from 1 to {MOST}, or None for no limit")
         if self.aspect != "anyres":

@@ -13,6 +13,7 @@ from functools import lru_cache
 
 import torch
 
+from medv import limits
 from medv.data.chat import IGNORED, LOSS_TOKENS, Encoded, SpecialTokens, encode_dialogue, encode_plain
 from medv.data.example import Example, Turn
 from medv.diffusion.corruption import draw_noise, noise_generator
@@ -31,8 +32,7 @@ class Encoder:
     """
 
     def __init__(self, processor: MedVProcessor, *, loss_tokens: str, max_length: int, looks: Looks | None = None):
-        if loss_tokens not in ENCODINGS:
-            raise ValueError(f"unknown loss_tokens {loss_tokens!r}: use one of {', '.join(ENCODINGS)}")
+        limits.named("loss_tokens", loss_tokens, ENCODINGS)
         self.processor, self.loss_tokens, self.max_length = processor, loss_tokens, max_length
         self.looks = looks or Looks(processor)
         self._encoded = lru_cache(maxsize=KEPT_DIALOGUES)(self._encode)
@@ -65,8 +65,7 @@ class Collator:
     """
 
     def __init__(self, special: SpecialTokens, *, padding: str = "batch", feature_dropout: float = 0.0):
-        if not 0 <= feature_dropout < 1:
-            raise ValueError(f"feature_dropout {feature_dropout} is no share: give a number from 0 to below 1")
+        limits.real("feature_dropout", feature_dropout, 0, 1, open_ends="most")
         self.pad, self.padding, self.feature_dropout = special.end_of_text, padding, feature_dropout
         self.answer_size = 0
         name, _, number = padding.partition(":")

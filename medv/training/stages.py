@@ -128,7 +128,8 @@ def train_stage(
         if quiet:
             trainer.remove_callback(PrinterCallback)
         if recipe.cached_vision:
-            encode.looks.once(model.model, [*examples, *validation], device=trainer.args.device, quiet=quiet)
+            how = {"device": trainer.args.device, "skip_corrupt": options.skip_corrupt, "quiet": quiet}
+            encode.looks.once(model.model, [*examples, *validation], **how)
         trainer.train(resume_from_checkpoint=find_checkpoint(saved, options.deepspeed, stream))
         unset_hf_deepspeed_config()  # under ZeRO-3 the next model would be partitioned, too
         if options.stop_after and trainer.state.global_step < steps:
@@ -343,10 +344,12 @@ def plan_run(
     options: RunOptions = DEFAULTS,
 ) -> StagePlan:
     """The plan on this machine's devices at the longest of the examples; a ValueError where it cannot fit."""
-    if not examples:
-        raise ValueError("there are no training examples: look at the data set, or at `samples` of the recipe")
-    longest = max(examples, key=lambda example: sum(len(turn.text) for turn in example.turns))
-    length = len(Encoder(processor, loss_tokens=recipe.loss_tokens, max_length=recipe.max_length)(longest)["input_ids"])
+    encode = Encoder(processor, loss_tokens=recipe.loss_tokens, max_length=recipe.max_length)
+    ordered = sorted(examples, key=lambda example: -sum(len(turn.text) for turn in example.turns))
+    longest = next((example for example, _ in encode.looks.readable(ordered, skip_corrupt=options.skip_corrupt)), None)
+    if longest is None:
+        raise ValueError("there are no training examples with an image that can be read: look at the data set")
+    length = len(encode(longest)["input_ids"])
     capacity = device_capacity(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     cut = {"gpus": processes(), "zero": ZERO_STAGES[options.deepspeed], "accumulation": options.accumulation}
     return check_memory(model.config, recipe, **cut, lora=options.lora, length=length, capacity=capacity)
