@@ -199,6 +199,7 @@ def train(
     seed: Seed = 0,
     epochs: Annotated[float | None, typer.Option(min=0.0, help="Epochs; default: the recipe's.")] = None,
     accumulation: Accumulation = 1,
+    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Compute activations twice to save memory.")] = False,
     deepspeed: Annotated[str | None, typer.Option(help="DeepSpeed: zero2 or zero3.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Worker processes that prepare images, for each training process.")] = 0,
     device: Device = None,
@@ -214,8 +215,8 @@ def train(
     from medv.training.lora import LoraRecipe
     from medv.training.stages import run_stage
 
-    if epochs is not None:
-        chosen = chosen.with_recipe(stage, epochs=epochs)
+    changes = ({} if epochs is None else {"epochs": epochs}) | ({"checkpointing": True} if checkpointing else {})
+    chosen = chosen.with_recipe(stage, **changes)
     options = RunOptions(
         seed=seed,
         lora=LoraRecipe(rank=rank, alpha=2 * rank) if lora else None,

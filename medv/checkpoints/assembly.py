@@ -104,14 +104,8 @@ def assemble(language: Path, vision: Path, *, seed: int, projector: Path | None 
     preparation = {}  # a SigLIP without the file is prepared like its release
     if (file := vision / PREPARATION).is_file():
         settings = read_object(file)
-        ours = {
-            "do_normalize": True,
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-            "rescale_offset": False,
-            "include_top": False,
-        }
-        for name, value in ours.items():
+        ours = {"do_normalize": True, "do_rescale": True, "rescale_factor": 1 / 255}
+        for name, value in (ours | {"rescale_offset": False, "include_top": False}).items():
             if settings.get(name, value) != value:
                 raise ValueError(f"{file} says {name} = {settings[name]}, which medv does not compute: it must be {value}")
         preparation = {name: settings.get(name) for name in ("image_mean", "image_std")}

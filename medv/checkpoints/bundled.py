@@ -83,9 +83,7 @@ def _load(folder: Path, above: tuple[Path, ...], dtype: torch.dtype) -> tuple[Me
     else:  # a projector and the name of its base
         name = read_object(folder / BASE_FILE).get("model")
         if not isinstance(name, str) or not name.strip():
-            raise ValueError(
-                f'{folder / BASE_FILE} names no base: write {{"model": FOLDER}}, or "bundled" for the package\'s towers'
-            )
+            raise ValueError(f'{folder / BASE_FILE} names no base: write {{"model": FOLDER}}, or "bundled" for our own towers')
         if name == "bundled":
             with loading_errors(folder):
                 config = MedVConfig.from_pretrained(folder, local_files_only=True)

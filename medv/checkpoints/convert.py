@@ -73,9 +73,8 @@ def convert(
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist: give a folder or file of weights")
     check_new(target, [source, vision])
-    pickled = source.suffix in PICKLED or (
-        source.is_dir() and not list(source.glob("*.safetensors*")) and shards.pickles(source)
-    )
+    bare = source.is_dir() and not any(source.glob("*.safetensors*"))
+    pickled = source.suffix in PICKLED or (bare and shards.pickles(source))
     tensors = {} if pickled else shards.stored_tensors(source)
     if vision is not None and not (to in (None, "medv") and any(name.startswith("model.layers.") for name in tensors)):
         raise ValueError(
@@ -136,9 +135,7 @@ def convert(
 def _own_settings(source: Path, settings: Mapping) -> dict:
     """The configuration of a medv model with all of its fields; raises ValueError for one that is causal or has wrong types."""
     if (kind := settings.get("model_type")) != MedVConfig.model_type:
-        raise ValueError(
-            f"{source} holds a model of the type {kind!r}: the layouts of the reference hold {MedVConfig.model_type}"
-        )
+        raise ValueError(f"{source} holds a model of the type {kind!r}, which the layouts of the reference cannot hold")
     with loading_errors(source):
         return MedVConfig.from_dict(settings).to_dict()
 
@@ -167,11 +164,9 @@ def _vocabulary(source: Path, tensors: Tensors) -> int:
     return table.shape[0]
 
 
-def _language_part(
-    source: Path, settings: Mapping, tensors: Tensors, layout: str
-) -> tuple[LlamaConfig, dict[str, StoredTensor]]:
-    """The language tower in a checkpoint of any layout, checked: its configuration, its tensors by Llama names."""
-    medv, unknown = _renamed(tensors, lambda name: to_medv(name, layout))
+def _language_part(source: Path, settings: Mapping, tensors: Tensors, kind: str) -> tuple[LlamaConfig, dict[str, StoredTensor]]:
+    """The language tower in a checkpoint of any kind, checked: its configuration, its tensors by Llama names."""
+    medv, unknown = _renamed(tensors, lambda name: to_medv(name, kind))
     kept = {name: tensor for name, tensor in medv.items() if name.startswith(("model.language_model.", "lm_head."))}
     renamed, _ = _renamed(kept, medv_to_lladav)
     config = released.language_config(settings, _vocabulary(source, renamed))

@@ -61,10 +61,9 @@ _FIELDS = {
 } | {name: name for name in ("rms_norm_eps", "rope_theta", "bos_token_id", "eos_token_id", "pad_token_id")}
 _NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 # What a configuration may say about the computation itself; where it says something else, the weights would give other numbers.
-_COMPUTED = {"rope": True, "alibi": False, "hidden_act": "silu", "activation_type": "silu"}
+_COMPUTED = {"rope": True, "partial_rotary_factor": 1, "alibi": False, "hidden_act": "silu", "activation_type": "silu"}
 _COMPUTED |= {"layer_norm_type": "rms", "scale_logits": False, "input_emb_norm": False, "clip_qkv": None}
 _COMPUTED |= dict.fromkeys(("attention_bias", "mlp_bias", "include_bias", "include_qkv_bias", "attention_layer_norm"), False)
-_COMPUTED |= {"partial_rotary_factor": 1}
 _DEFAULTS = {"rms_norm_eps": 1e-5, "rope_theta": 500_000.0, "max_position_embeddings": 4096}
 # SigLIP so400m, patch 14, 384 pixels: the tower of all released models. Heads and pixels cannot be read off its tensors.
 _SO400M = {"hidden_size": 1152, "intermediate_size": 4304, "num_attention_heads": 16, "image_size": 384, "patch_size": 14}
@@ -144,8 +143,7 @@ def _values() -> Iterator[None]:
     try:
         yield
     except (StrictDataclassError, ValueError) as error:  # a wrong type, a wrong number
-        reason = shorten(str(error), 300)
-        raise ValueError(f"the configuration cannot be used ({reason}): mend it or download it again") from error
+        raise ValueError(f"the configuration cannot be used ({shorten(str(error), 300)}): mend or replace it") from error
 
 
 def language_config(settings: Mapping, vocab_size: int) -> LlamaConfig:
@@ -164,16 +162,14 @@ def language_config(settings: Mapping, vocab_size: int) -> LlamaConfig:
         if any(value not in (None, "default") for key, value in part.items() if key != "rope_theta"):
             other.append(f"{name} {dict(part)}")
     if other:
-        raise ValueError(
-            f"the configuration asks for {', '.join(other)}, which medv does not compute: it is not that of a LLaDA model"
-        )
-    missing = [name for name in _NEEDED if name not in found]
-    if missing:
+        raise ValueError(f"the configuration asks for {', '.join(other)}, which medv does not compute: it is of no LLaDA model")
+    if missing := [name for name in _NEEDED if name not in found]:
         raise ValueError(f"the configuration does not say {', '.join(missing)}: it is not that of a LLaDA model")
     heads = found["num_attention_heads"]
     found.setdefault("num_key_value_heads", heads)
     with _values():
-        _check_sizes(found, [*_NEEDED, "num_key_value_heads", "max_position_embeddings"])
+        for name in (*_NEEDED, "num_key_value_heads", "max_position_embeddings"):
+            limits.whole(name, found.get(name, 1), 1)
         for name in ("rms_norm_eps", "rope_theta"):
             limits.real(name, found.get(name, 1), 0, open_ends="least")
         if (width := settings.get("head_dim")) not in (None, found["hidden_size"] / heads):
@@ -185,22 +181,14 @@ def language_config(settings: Mapping, vocab_size: int) -> LlamaConfig:
         return LlamaConfig(**_DEFAULTS | found, vocab_size=vocab_size, is_causal=False)
 
 
-def _check_sizes(values: Mapping, names: Iterable[str]) -> None:
-    """Raises ValueError where one of the sizes is no whole number from 1, or one number of heads does not divide its size."""
-    for name in names:
-        limits.whole(name, values.get(name, 1), 1)
-    for parts, whole in (("num_attention_heads", "hidden_size"), ("num_key_value_heads", "num_attention_heads")):
-        if parts in values and values[whole] % values[parts]:
-            raise ValueError(f"{whole} is {values[whole]}: it must be a multiple of {parts}, {values[parts]}")
-
-
 def vision_tower_config(settings: Mapping) -> SiglipVisionConfig:
     """The tower of a SigLIP release, all of its layers included; `settings` are those of the tower or of the whole SigLIP."""
     vision = _part(settings, "vision_config", settings)
     sizes = {name: vision[name] for name in SiglipVisionConfig.__annotations__ if name in vision}
     with _values():
         config = SiglipVisionConfig(**sizes | {"vision_use_head": False})
-        _check_sizes(config.to_dict(), [*_NEEDED, "image_size", "patch_size", "num_channels"])
+        for name in (*_NEEDED, "image_size", "patch_size", "num_channels"):
+            limits.whole(name, getattr(config, name), 1)
         limits.named("hidden_act", config.hidden_act, ACT2FN)
     return config
 
@@ -236,9 +224,7 @@ VIEWS = {
 
 
 def image_settings(settings: Mapping, size: int) -> dict:
-    """image_aspect, image_grid ([[width, height], ...] in pixels), image_max_tiles and patch_merge from LLaVA's terms; `size`
-    is the tower's, in pixels.
-    """
+    """image_aspect, image_grid (in pixels), image_max_tiles and patch_merge from LLaVA's terms; `size` is the tower's."""
     written = settings.get("image_aspect_ratio") or "square"
     match = re.fullmatch(r"(square|pad|anyres)(?:_max_(\d+))?", str(written))
     if match is None or (match[2] and match[1] != "anyres"):

@@ -53,8 +53,7 @@ class SpecialTokens:
         """Look the ids up; raises ValueError naming every string that the tokenizer lacks."""
         ids = {name: tokenizer.convert_tokens_to_ids(text) for name, text in cls.STRINGS.items()}
         unknown = getattr(tokenizer, "unk_token_id", None)
-        missing = [cls.STRINGS[name] for name, value in ids.items() if value is None or value == unknown]
-        if missing:
+        if missing := [cls.STRINGS[name] for name, value in ids.items() if value is None or value == unknown]:
             raise ValueError(f"the tokenizer has no token {', '.join(missing)}: a LLaDA tokenizer with {IMAGE_TOKEN} is needed")
         return cls(**ids)
 
@@ -99,9 +98,7 @@ def encode_dialogue(
 
 
 def encode_plain(tokenizer: "PreTrainedTokenizerBase", caption: str, *, image_tokens: int) -> Encoded:
-    """An example of the reference's alignment stage: the image, then the caption and a newline as targets, without chat format
-    and without an end token.
-    """
+    """An example of the reference's alignment stage: the image, then the caption and a newline as targets; no chat format."""
     text = _text(tokenizer, caption + "\n")
     special = SpecialTokens.of(tokenizer)
     return Encoded([special.image] * image_tokens + text, [IGNORED] * image_tokens + text, answer_length=len(text))

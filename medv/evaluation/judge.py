@@ -56,11 +56,8 @@ def judge_messages(question: Mapping[str, Any], answer: str) -> list[dict[str, s
     The figure's mentions are printed as a Python list, as in the official prompt. Raises ValueError for a question that lacks a
     field, or has no text in one.
     """
-    missing = [name for name in NEEDED if name not in question]
-    if missing:
-        raise ValueError(
-            f"question {question.get('question_id', '?')} has no {', '.join(missing)}: a judge needs {', '.join(NEEDED)}"
-        )
+    if missing := [name for name in NEEDED if name not in question]:
+        raise ValueError(f"question {question.get('question_id', '?')} has no {', '.join(missing)}: needed are {NEEDED}")
     for name in NEEDED[:-1]:
         if not isinstance(question[name], str) or not question[name].strip():
             raise ValueError(f"question {question.get('question_id', '?')}: {name!r} is not a text: a judge needs it")

@@ -42,8 +42,7 @@ class Looks:
         try:
             image = load_image(example)
         except ImageError as error:
-            mend = "mend it, or leave such images out with --skip-corrupt"
-            raise ImageError(f"example {example.id}: {error}; {mend}") from error
+            raise ImageError(f"example {example.id}: {error}; mend it, or leave such out with --skip-corrupt") from error
         pixels, layouts = self.processor.pixels([image]).squeeze(0), self.processor.layouts([image])
         tensors = {"pixel_values": pixels} | ({} if layouts is None else {"image_layouts": layouts})
         look = self.processor.view_plan.tokens(*image.size), tensors
@@ -75,8 +74,7 @@ class Looks:
     ) -> None:
         """Cache the vision states of every image of the examples that has none yet.
 
-        The tower is on `device` meanwhile. Raises ImageError, without `skip_corrupt`, for an image that cannot be read,
-        ValueError where the states of all images would exceed `limit` bytes.
+        The tower is on `device` meanwhile. Raises ValueError where the states of all images would exceed `limit` bytes.
         """
         shown = {example.image: example for example in examples if example.image is not None}
         shown = [e for image, e in shown.items() if "vision_states" not in self._kept.get(image, (0, {}))[1]]
@@ -90,7 +88,7 @@ class Looks:
             if (needed := states[0].nbytes * len(shown)) > limit:
                 raise ValueError(
                     f"the vision states of {len(shown)} images take about {needed / 1e9:.1f} GB, more than the "
-                    f"{limit / 1e9:.1f} GB kept in memory: set cached_vision=False in the recipe"
+                    f"{limit / 1e9:.1f} GB kept in memory: take Profile.with_recipe(stage, cached_vision=False)"
                 )
             for (example, (tokens, tensors)), state in zip(seen, states, strict=True):
                 layouts = {name: value for name, value in tensors.items() if name != "pixel_values"}

@@ -77,9 +77,7 @@ class ViewPlan:
             raise ValueError(f"image_grid holds {len(self.grid)} sizes, over the limit of {MOST}: leave some out")
         for pair in self.grid:
             if len(pair) != 2 or any(value < 1 or value % self.size for value in pair):
-                raise ValueError(
-                    f"image_grid holds {list(pair)}: give [width, height] in multiples of the tower's {self.size} pixels"
-                )
+                raise ValueError(f"image_grid holds {list(pair)}: give [width, height] in multiples of {self.size} pixels")
             if (tiles := pair[0] // self.size * (pair[1] // self.size)) > MOST:
                 raise ValueError(f"image_grid holds {list(pair)}, {tiles} tiles of one image: give sizes of at most {MOST}")
 

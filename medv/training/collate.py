@@ -44,7 +44,7 @@ class Encoder:
         if len(encoded.ids) > self.max_length:
             raise ValueError(
                 f"example {example.id} has {len(encoded.ids)} tokens, more than the maximum of {self.max_length}: "
-                "shorten it or raise max_length in the recipe"
+                "shorten it, or take Profile.with_recipe(stage, max_length=...)"
             )
         return {"input_ids": encoded.ids, "labels": encoded.labels, "answer_length": encoded.answer_length, **tensors}
 
@@ -106,7 +106,7 @@ class Collator:
         if step < 0 or not {"vision_states", "pixel_values"} & set(item):
             return item
         if "vision_states" not in item:
-            raise ValueError("feature_dropout needs the tower's states: set cached_vision=True in the recipe")
+            raise ValueError("feature_dropout needs the tower's states: take Profile.with_recipe(stage, cached_vision=True)")
         states = item["vision_states"]  # [views, N, D_vision]
         generator = noise_generator(~seed, step, index)  # other draws than the text's
         kept = torch.rand(states.shape[-1], generator=generator) >= self.feature_dropout

@@ -186,7 +186,7 @@ def _check_cost(recipe: StageRecipe, options: RunOptions) -> None:
     if options.workers and (options.skip_corrupt or recipe.cached_vision):
         raise ValueError("workers can neither count skipped images nor cache features: leave --workers out")
     if recipe.cached_vision and "vision_end" in recipe.trains:
-        raise ValueError("a vision tower that learns cannot be cached: set cached_vision=False in the recipe")
+        raise ValueError("a vision tower that learns cannot be cached: take Profile.with_recipe(stage, cached_vision=False)")
     if recipe.cached_vision and options.deepspeed == "zero3":
         raise ValueError("cached_vision runs the whole vision tower, which ZeRO-3 has cut: give --deepspeed zero2, or none")
 
@@ -199,20 +199,18 @@ def claimed(out: Path, run: Run) -> AbstractContextManager:
     return nullcontext()
 
 
-def _whole_model(
-    trainer: StageTrainer, model: MedVForMaskedDiffusion, options: RunOptions, out: Path
-) -> MedVForMaskedDiffusion:
+def _whole_model(trainer: StageTrainer, model: MedVForMaskedDiffusion, asked: RunOptions, out: Path) -> MedVForMaskedDiffusion:
     """The trained model, on the first process gathered from all processes and with its adapters merged."""
     network = trainer.model
-    if options.deepspeed == "zero3":  # each process has a part of it
+    if asked.deepspeed == "zero3":  # each process has a part of it
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
         if rank():
             return model
         network = model = MedVForMaskedDiffusion(model.config)
-        if options.lora:
-            network = attach_lora(model, options.lora)
+        if asked.lora:
+            network = attach_lora(model, asked.lora)
         network.load_state_dict(weights)
-    return merge_lora(network, out / "adapter") if options.lora and rank() == 0 else model
+    return merge_lora(network, out / "adapter") if asked.lora and rank() == 0 else model
 
 
 def _arguments(recipe: StageRecipe, saved: Path, steps: int, options: RunOptions, *, evaluate: bool) -> OneDeviceArguments:
