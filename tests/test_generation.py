@@ -108,11 +108,9 @@ def test_a_mask_is_never_an_answer_whatever_may_be_said():
     mask = sure.config.mask_token_id
     inputs = processor()(images=picture(0), text=QUESTIONS[0])
     with torch.no_grad():  # a head of its own, for which the mask is always best
-        head = torch.nn.Linear(*reversed(sure.lm_head.weight.shape), bias=False)
-        head.weight.copy_(sure.lm_head.weight)
         state = sure.model(**inputs)[0, -1]
-        head.weight[mask] = 100 * state / state.norm()
-        sure.lm_head = head
+        sure.lm_head.weight = torch.nn.Parameter(sure.lm_head.weight.clone())
+        sure.lm_head.weight[mask] = 100 * state / state.norm()
     for suppressed in (None, ()):
         output = sure.generate(**inputs, config=replace(BASE, stop_tokens=(), suppress_tokens=suppressed))
         assert not (output.sequences == mask).any()
