@@ -162,8 +162,7 @@ def append_jsonl(path: str | Path, record: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(record, ensure_ascii=False, default=_plain).encode() + b"\n"
     with _named(path), path.open("ab+") as stream:
-        size = stream.seek(0, os.SEEK_END)
-        if size:
+        if size := stream.seek(0, os.SEEK_END):
             stream.seek(size - 1)
             if stream.read(1) != b"\n":
                 stream.seek(0)

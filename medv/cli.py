@@ -194,6 +194,7 @@ def train(
     seed: Seed = 0,
     epochs: Annotated[float | None, typer.Option(min=0.0, help="Epochs; default: the recipe's.")] = None,
     accumulation: Accumulation = 1,
+    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Compute activations twice to save memory.")] = False,
     deepspeed: Annotated[str | None, typer.Option(help="DeepSpeed: zero2 or zero3.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Worker processes that prepare images, for each training process.")] = 0,
     device: Device = None,
@@ -210,7 +211,8 @@ def train(
     from medv.training.stages import run_stage
 
     check_used(lora, "without --lora", rank=rank)
-    chosen = chosen if epochs is None else chosen.with_recipe(stage, epochs=epochs)
+    changes = ({} if epochs is None else {"epochs": epochs}) | ({"checkpointing": True} if checkpointing else {})
+    chosen = chosen.with_recipe(stage, **changes)
     options = RunOptions(
         seed=seed,
         lora=LoraRecipe(rank=rank or 16, alpha=2 * (rank or 16)) if lora else None,

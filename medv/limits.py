@@ -1,6 +1,7 @@
 """Checks of numbers, made where a setting is made: no meaningless setting is run, saved or published."""
 
 import math
+from collections.abc import Collection
 from numbers import Integral, Real
 from typing import Any
 
@@ -25,6 +26,12 @@ def real(name: str, value: Any, least: float = -math.inf, most: float = math.inf
         raise ValueError(f"{name} is {value}: it must be {'above' if 'least' in open_ends else 'at least'} {least:g}")
     if value > most or ("most" in open_ends and value == most):
         raise ValueError(f"{name} is {value}: it must be {'below' if 'most' in open_ends else 'at most'} {most:g}")
+
+
+def named(kind: str, value: Any, known: Collection[str]) -> None:
+    """Raises ValueError unless `value` is one of the names `known` of a kind."""
+    if value not in known:
+        raise ValueError(f"unknown {kind} {value!r}: use one of {', '.join(known)}")
 
 
 def seed(name: str, value: Any) -> None:

@@ -118,8 +118,7 @@ def _begun(out: Path, made_by: str) -> Run | None:
 def check_empty(out: Path, *, beside: Iterable[str] = ()) -> None:
     """Raises ValueError where the folder `out` holds anything but our lock, what a crash tore, and the names in `beside`."""
     known = {LOCK, *beside}
-    found = sorted(path.name for path in out.iterdir() if path.name not in known and ".partial." not in path.name)
-    if found:
+    if found := sorted(path.name for path in out.iterdir() if path.name not in known and ".partial." not in path.name):
         raise ValueError(
             f"{out} holds other files ({found[0]}) and no run that could go on: choose a new or empty folder as the output"
         )

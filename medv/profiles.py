@@ -105,8 +105,7 @@ class StageRecipe:
         for name in ("warmup", "feature_dropout"):
             limits.real(name, getattr(self, name), 0, 1, open_ends="most")
         limits.real("weight_decay", self.weight_decay, 0)
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"unknown precision {self.precision!r}: use one of {', '.join(PRECISIONS)}")
+        limits.named("precision", self.precision, PRECISIONS)
 
     def settings(self) -> dict[str, Any]:
         """The values without their sources; JSON-able."""
@@ -126,8 +125,7 @@ class SamplerSpec:
     def __post_init__(self):
         for name in ("gen_length", "block_length", "steps", "batch_size"):
             limits.whole(name, getattr(self, name), 1)
-        if self.preset not in SAMPLERS:
-            raise ValueError(f"unknown preset {self.preset!r}: use one of {', '.join(SAMPLERS)}")
+        limits.named("preset", self.preset, SAMPLERS)
 
     def sized(self, gen_length: int, block_length: int, steps: int) -> "SamplerSpec":
         """Another L, B and Z with the same batch size and preset."""
@@ -252,8 +250,7 @@ class Profile:
 
     def recipe(self, stage: str, data: str) -> StageRecipe:
         """The recipe of a stage on a data set; raises ValueError for an unknown stage."""
-        if stage not in self.stages:
-            raise ValueError(f"unknown stage {stage!r}: use one of {', '.join(self.stages)}")
+        limits.named("stage", stage, self.stages)
         return self.vqa_sets.get(data, self.stages[stage]) if stage == "vqa" else self.stages[stage]
 
     def with_recipe(self, stage: str, **changes) -> "Profile":
@@ -445,6 +442,5 @@ PROFILES = {profile.name: profile for profile in (TINY, SMALL, PAPER, SMOKE)}
 
 def get_profile(name: str) -> Profile:
     """The profile of that name; raises ValueError listing the names there are."""
-    if name not in PROFILES:
-        raise ValueError(f"unknown profile {name!r}: use one of {', '.join(PROFILES)}")
+    limits.named("profile", name, PROFILES)
     return PROFILES[name]

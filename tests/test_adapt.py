@@ -234,6 +234,16 @@ def test_a_killed_command_goes_on_bit_for_bit(causal, tmp_path):
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
 
 
+def test_a_step_that_masks_nothing_and_steps_of_any_number_leave_a_whole_history(causal, rows, tmp_path):
+    short = replace(RECIPE, length=4, batch_size=1, tokens=90 * 4)
+    batches = Batches(rows[:10, :4], short, special().mask, seed=0)
+    assert any(batches(step)[0].masked == 0 for step in range(90)), "some step masks nothing, or this shows nothing"
+    adapt(causal, rows[:10, :4], rows[10:, :4], short, tmp_path / "out", quiet=True, checkpoints=False)
+    history = read(tmp_path / "out/history.json")
+    assert all(math.isfinite(row.get("alignment", 0)) for row in history)
+    assert [row["step"] for row in history if "eval_loss" in row] == [*range(0, 90, 11), 90]
+
+
 def test_held_out_losses_do_not_depend_on_how_many_rows_are_asked_at_once(causal, rows):
     tower = load_tower(causal, dtype=torch.float32, causal=False)
     torch.testing.assert_close(*(held_out_losses(tower, rows, special().mask, at_once=n) for n in (3, 12)))

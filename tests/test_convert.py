@@ -15,15 +15,16 @@ from command import run
 from damaged import edit
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoProcessor, AutoTokenizer
+from transformers import AutoModel, AutoProcessor, AutoTokenizer, EfficientNetConfig
 
 from medv.checkpoints.assembly import assemble
 from medv.checkpoints.bundled import load_model
 from medv.checkpoints.convert import convert
 from medv.checkpoints.loading import load_tokenizer
 from medv.checkpoints.shards import INDEX, PICKLED_INDEX
+from medv.model.configuration import MedVConfig
 from medv.model.modeling import MedVForMaskedDiffusion
-from medv.model.twin import language_tower
+from medv.model.twin import causal_twin, language_tower
 
 MANY = {"shard_bytes": 20_000, "quiet": True}  # cuts even the tests' model into shards
 VIEWS = {"image_aspect": "anyres", "image_grid": [[32, 64], [64, 32]], "patch_merge": "spatial_unpad"}
@@ -176,6 +177,11 @@ def test_a_damaged_checkpoint_is_one_sentence_and_leaves_no_target(released, vis
         ({"rope_parameters": "x", "rope_theta": None}, "cannot be used"),
         ({"rope_theta": 0}, "cannot be used"),
         ({"bos_token_id": [1]}, "cannot be used"),
+        ({"max_position_embeddings": -1}, "max_position_embeddings is -1: it must be at least 1"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads is 0: it must be at least 1"),
+        ({"num_hidden_layers": True}, "num_hidden_layers is True: it must be a whole number"),
+        ({"rms_norm_eps": -1e-5}, "rms_norm_eps is -1e-05: it must be above 0"),
+        ({"head_dim": 8}, "head_dim is 8, but hidden_size 32 is cut into 2 heads"),
         ({"text_config": 4}, "cannot be used"),
         ({"num_hidden_layers": 100_000_000}, "says num_hidden_layers = 100000000, but there are"),
     ],
@@ -276,7 +282,7 @@ def test_a_vision_tower_keeps_how_its_images_are_prepared(vision_dir, tmp_path):
         (tmp_path / "vision/preprocessor_config.json").write_text(json.dumps(settings | {name: wrong}))
         with pytest.raises(ValueError, match=f"says {name} = .* three colours"):
             assemble(tower, tmp_path / "vision", seed=0)
-    for name, wrong in {"do_normalize": False, "rescale_factor": 1.0}.items():
+    for name, wrong in {"do_normalize": False, "rescale_factor": 1.0, "include_top": True, "rescale_offset": True}.items():
         (tmp_path / "vision/preprocessor_config.json").write_text(json.dumps(settings | {name: wrong}))
         with pytest.raises(ValueError, match=f"says {name} = {wrong}, which medv does not compute"):
             assemble(tower, tmp_path / "vision", seed=0)
@@ -287,6 +293,11 @@ def test_a_vision_tower_keeps_how_its_images_are_prepared(vision_dir, tmp_path):
     [
         {"rope_scaling": {"type": "linear", "factor": 2.0}},
         {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
+        {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+        {"rope_scaling": {"factor": 2.0}},
+        {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+        {"partial_rotary_factor": 0.5},
+        {"attention_bias": True},
         {"hidden_act": "gelu"},
         {"alibi": True},
         {"clip_qkv": 8.0},
@@ -302,13 +313,37 @@ def test_a_release_that_computes_otherwise_is_refused(model_dir, tmp_path, chang
             convert(tmp_path / to, tmp_path / "out", to="lladav" if to == "llada8b" else "llada8b", quiet=True)
 
 
-def test_a_fault_of_our_own_is_not_taken_for_a_bad_configuration(released, vision_dir, tmp_path, monkeypatch):
+@pytest.mark.parametrize("place", ["released.image_settings", "convert.mismatches", "convert._renamed"])
+@pytest.mark.parametrize("kind", [KeyError, RuntimeError, ZeroDivisionError])
+def test_a_fault_of_our_own_is_not_taken_for_a_bad_configuration(released, vision_dir, tmp_path, monkeypatch, place, kind):
     def faulty(*_):
-        raise KeyError("ours")
+        raise kind("ours")
 
-    monkeypatch.setattr("medv.checkpoints.released.image_settings", faulty)
-    with pytest.raises(KeyError, match="ours"):
+    monkeypatch.setattr(f"medv.checkpoints.{place}", faulty)
+    with pytest.raises(kind, match="ours"):
         convert(released, tmp_path / "out", vision=vision_dir, quiet=True)
+
+
+@pytest.mark.parametrize(("top", "text"), [(True, False), (False, True)])
+def test_a_tie_that_one_half_of_a_configuration_says_holds_for_what_is_written(model_dir, tmp_path, top, text):
+    shutil.copytree(model_dir, tmp_path / "source")
+    settings = json.loads((model_dir / "config.json").read_text())
+    inner = settings["text_config"] | {"tie_word_embeddings": text}
+    edit(tmp_path / "source/config.json", tie_word_embeddings=top, text_config=inner)
+    for to, name in (("lladav", "tie_word_embeddings"), ("llada8b", "weight_tying")):
+        convert(tmp_path / "source", tmp_path / to, to=to, quiet=True)
+        assert json.loads((tmp_path / to / "config.json").read_text())[name] is True
+
+
+def test_what_the_layouts_of_the_reference_cannot_hold_does_not_become_one(tmp_path):
+    causal_twin(tiny.model()).save_pretrained(tmp_path / "twin")
+    vision = EfficientNetConfig(image_size=64, hidden_dim=16, depth_coefficient=0.1, width_coefficient=0.1)
+    other = MedVConfig(vision_config=vision, text_config=tiny.model().config.text_config)
+    MedVForMaskedDiffusion(other).save_pretrained(tmp_path / "other")
+    for source, says in (("twin", "type 'llada_medv_twin'"), ("other", "tower is of the type efficientnet")):
+        with pytest.raises(ValueError, match=says):
+            convert(tmp_path / source, tmp_path / "out", to="lladav", quiet=True)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

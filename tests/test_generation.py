@@ -103,6 +103,27 @@ def test_the_models_own_suppressed_and_stop_tokens_hold_unless_the_call_says_oth
     assert stopped.finish_reason[0] == "stop" and stopped.lengths[0] <= 5
 
 
+def test_a_mask_is_never_an_answer_whatever_may_be_said():
+    sure = model()
+    mask = sure.config.mask_token_id
+    inputs = processor()(images=picture(0), text=QUESTIONS[0])
+    with torch.no_grad():  # a head of its own, for which the mask is always best
+        state = sure.model(**inputs)[0, -1]
+        sure.lm_head.weight = torch.nn.Parameter(sure.lm_head.weight.clone())
+        sure.lm_head.weight[mask] = 100 * state / state.norm()
+    for suppressed in (None, ()):
+        output = sure.generate(**inputs, config=replace(BASE, stop_tokens=(), suppress_tokens=suppressed))
+        assert not (output.sequences == mask).any()
+
+
+@pytest.mark.parametrize("token", [-1, 10_000])
+@pytest.mark.parametrize("name", ["suppress_tokens", "stop_tokens"])
+def test_a_token_outside_the_vocabulary_is_refused_and_never_left_without_effect(network, name, token):
+    inputs = processor()(images=picture(0), text=QUESTIONS[0])
+    with pytest.raises(ValueError, match=f"a suppressed or stop token is {token}: it must be at"):
+        network.generate(**inputs, config=replace(BASE, **{name: (token,)}))
+
+
 def test_a_response_is_decoded_without_special_tokens():
     ids = processor().tokenizer.encode("on the left", add_special_tokens=False)
     row = [*ids, special().end_of_turn, special().end_of_text]

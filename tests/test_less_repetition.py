@@ -134,6 +134,12 @@ def test_the_fit_finds_the_temperature_that_made_the_confidences_wrong(temperatu
     assert worth.auroc(worth.scaled(said, found), right) == pytest.approx(worth.auroc(said, right))
 
 
+@pytest.mark.parametrize(("right", "end"), [(True, 0.1), (False, 100)])
+def test_a_fit_that_ends_at_an_end_of_its_search_says_so(right, end):
+    with pytest.warns(UserWarning, match=f"the fit to 5 answers ends at {end}, an end of the search"):
+        assert worth.fit_temperature(np.full(5, 0.9), np.full(5, right)) == pytest.approx(end)
+
+
 def test_confidences_that_are_right_have_the_ece_of_calibrated_ones_and_others_more():
     rng = np.random.default_rng(3)
     confidence = rng.random(3000) ** 0.2

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from command import SHORT, run, save_picture
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from tiny import examples, gradients, model, processor, shape, special, training_batch
 
@@ -210,3 +210,13 @@ def test_the_newline_of_a_model_without_one_is_neither_asked_for_nor_written(tmp
     assert isinstance(network, AdaptedModel) and network.newline is None
     network.save_pretrained(tmp_path)
     assert not list(tmp_path.glob("image_newline*"))
+
+
+def test_adapters_of_a_tied_head_are_refused_as_merging_would_change_the_embedding_too(tmp_path):
+    base = saved(tmp_path / "base")
+    network = get_peft_model(
+        load_model(base)[0], LoraConfig(r=2, target_modules=["lm_head"], base_model_name_or_path=str(base))
+    )
+    network.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    with pytest.raises(ValueError, match=r"adapts .*lm_head.*embedding and head at once: adapt the layers alone"):
+        load_model(tmp_path / "adapter")

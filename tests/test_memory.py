@@ -1,6 +1,7 @@
 """What a recipe prints before it starts is the arithmetic of its sizes, and what cannot fit is refused with it."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -63,9 +64,22 @@ def test_what_cannot_fit_is_refused_with_the_arithmetic_and_a_mend():
     ):
         check_memory(CONFIG, PAPER.stages["vqa"], gpus=1, **options)
     wasteful = replace(PAPER.stages["vqa"], checkpointing=False)
-    with pytest.raises(ValueError, match="with checkpointing=True in the recipe it fits"):
+    with pytest.raises(ValueError, match="with --checkpointing it fits"):
         check_memory(CONFIG, wasteful, gpus=4, **options)
     assert check_memory(CONFIG, PAPER.stages["vqa"], gpus=4, **options).fits
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("capacity", [20e9, 60e9, 80e9, 120e9, 160e9])
+def test_what_a_refusal_advises_are_options_of_the_training_that_change_something(checkpointing, capacity):
+    known = run("train", "vqa", "--help").stdout
+    recipe = replace(PAPER.stages["vqa"], checkpointing=checkpointing)
+    with pytest.raises(ValueError, match="this cannot fit") as error:
+        check_memory(CONFIG, recipe, gpus=1, capacity=capacity)
+    advice = str(error.value).rpartition("; ")[2]
+    assert all(option in known for option in re.findall(r"--[a-z-]+", advice)) and "recipe" not in advice
+    assert "--checkpointing" not in advice or not checkpointing
 
 
 def test_adapters_are_counted_as_they_are():

@@ -219,6 +219,15 @@ def test_suppressed_tokens_never_appear(temperature, cfg_scale):
     assert torch.isin(run(denoise, rows=4, **options).sequences, torch.tensor([0, 3, MASK])).any()
 
 
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0}, {"remasking": "random"}, {"cfg_scale": 1e39}], ids=str)
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
+def test_logits_that_are_not_finite_are_refused_and_never_an_answer(options, wrong):
+    logits = confident([1, 2, 3, 4], [0.9, 0.8, 0.7, 0.6])
+    logits[2] = wrong
+    with pytest.raises(ValueError, match=r"confidence is NaN, .* not finite; take another model, or bfloat16"):
+        run(Table(logits, logits), gen_length=4, block_length=2, steps=4, **options)
+
+
 def test_the_logits_of_the_denoiser_are_not_written_to():
     logits = torch.randn(4, 10, generator=torch.Generator().manual_seed(0))
     before = logits.clone()
@@ -301,7 +310,7 @@ def test_an_indivisible_schedule_is_refused_with_a_value_that_works(options, val
         ({"block_length": 0}, "block_length is 0"),
         ({"temperature": -0.5}, "temperature is -0.5"),
         ({"cfg_scale": -1.0}, "cfg_scale is -1.0"),
-        ({"remasking": "entropy"}, "unknown remasking 'entropy': use 'low_confidence' or 'random'"),
+        ({"remasking": "entropy"}, "unknown remasking 'entropy': use one of low_confidence, random"),
     ],
 )
 def test_a_wrong_value_is_refused_with_the_value(options, sentence):

@@ -166,6 +166,20 @@ def test_fixed_counts_fill_the_block_and_waste_no_forward(schedule, masks, steps
     assert len(needed) == min(steps, masks) or (schedule.shape, schedule.shift) == ("shift", 3.0)
 
 
+@pytest.mark.parametrize(
+    "schedule", [FixedSchedule("cosine"), *(FixedSchedule("shift", shift=s) for s in (1e-12, 1e18, 1e300))]
+)
+@pytest.mark.parametrize(("masks", "steps"), [(1, 60_000), (2, 60_000), (4, 8), (4, 4), (3, 1)])
+def test_however_extreme_its_shape_a_fixed_schedule_leaves_nothing_masked(schedule, masks, steps):
+    assert sum(schedule.counts(masks, steps)) == masks
+    words = torch.tensor([0, 1, 2, 3])[:masks]
+    logits = confident(words.tolist(), [0.5] * masks)
+    for filters in ((), (MinSpacing(2),)):
+        some = {"schedule": schedule, "filters": filters, "steps": min(steps, 8)}
+        done = sampled(Table(logits), gen_length=masks, block_length=masks, **some)
+        assert done.sequences[0].equal(words) and done.forwards[0] <= min(steps, 8)
+
+
 def test_the_shapes_differ_as_they_say():
     halves = {
         name: sum(schedule.counts(64, 8)[:4])

@@ -17,13 +17,15 @@ from transformers import AutoModel
 from medv.artifacts import fingerprint
 from medv.checkpoints.bundled import load_model
 from medv.data.example import Example, Turn
+from medv.data.images import ImageError
 from medv.model.modeling import MedVForMaskedDiffusion, MedVModel
+from medv.model.twin import causal_twin
 from medv.profiles import StageRecipe
 from medv.training.collate import Collator, Encoder
 from medv.training.costs import peak_flops, training_flops
 from medv.training.launch import RunOptions
 from medv.training.lora import LoraRecipe, attach_lora, freeze_except
-from medv.training.stages import train_stage
+from medv.training.stages import plan_run, train_stage
 from medv.training.stream import TrainingStream, ValidationStream, training_steps
 from medv.training.trainer import Meter
 
@@ -189,6 +191,45 @@ def test_an_option_that_does_not_go_with_the_recipe_is_refused_before_anything_i
     with pytest.raises(ValueError, match=says):
         train(tmp_path / "out", replace(RECIPE, cached_vision=caching), **options)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_corrupt_image_is_skipped_and_named_with_a_cached_tower_too(tmp_path, cached):
+    shown = []
+    for number, example in enumerate(examples(6)):
+        example.image().save(tmp_path / f"{number}.png")
+        shown.append(replace(example, image=tmp_path / f"{number}.png"))
+    worst = max(shown, key=lambda example: sum(len(turn.text) for turn in example.turns))
+    worst.image.write_bytes(b"no picture")
+    recipe, asked = replace(RECIPE, epochs=1, cached_vision=cached), RunOptions(quiet=True, skip_corrupt=True)
+    assert plan_run(model(), processor(), recipe, shown, asked).fits
+    train_stage(model(), processor(), recipe, shown, tmp_path / "out", asked)
+    assert read(tmp_path / "out/training.json")["skipped"] == [worst.id]
+    sentence = f"example {worst.id}: .*{worst.image.name} is not a readable .*--skip-corrupt"
+    with pytest.raises(ImageError, match=sentence):
+        train_stage(model(), processor(), recipe, shown, tmp_path / "other", RunOptions(quiet=True))
+    with pytest.raises(ImageError, match=sentence):
+        plan_run(model(), processor(), recipe, shown)
+
+
+@pytest.mark.parametrize("normalization", ["sample", "masked"])
+def test_the_twin_learns_the_same_however_its_batch_is_cut(tmp_path, normalization):
+    recipe = replace(RECIPE, batch_size=4, epochs=1, normalization=normalization, loss_tokens="official")
+    one, cut = (
+        weights(
+            train_stage(
+                causal_twin(model()),
+                processor(),
+                recipe,
+                examples(8),
+                tmp_path / str(n),
+                RunOptions(quiet=True, accumulation=n),
+            )
+        )
+        for n in (1, 4)
+    )
+    for name, value in one.items():
+        torch.testing.assert_close(value, cut[name], rtol=0, atol=2e-5)
 
 
 def test_frozen_towers_keep_no_graph():

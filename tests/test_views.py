@@ -310,7 +310,7 @@ def test_the_settings_may_be_other_than_those_of_the_model(tmp_path):
         ({"image_aspect": "crop"}, "unknown image_aspect 'crop': use one of square, pad, anyres"),
         ({"patch_merge": "unpad"}, "unknown patch_merge 'unpad': use one of flat, spatial, spatial_unpad"),
         ({"image_aspect": "anyres"}, "'anyres' needs image_grid"),
-        ({"image_aspect": "anyres", "image_grid": [[32, 40]]}, r"image_grid holds \[32, 40\]: .* multiples of the tower's 32"),
+        ({"image_aspect": "anyres", "image_grid": [[32, 40]]}, r"image_grid holds \[32, 40\]: .* multiples of 32 pixels"),
         ({"image_aspect": "anyres", "image_grid": [[0, 32]]}, r"image_grid holds \[0, 32\]"),
         ({"image_aspect": "anyres", "image_grid": [[32]]}, r"image_grid holds \[32\]"),
         ({"image_max_tiles": 0}, "image_max_tiles is 0: give a number from 1 to 1024, or None"),

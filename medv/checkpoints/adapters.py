@@ -68,9 +68,7 @@ def base_folder(folder: Path) -> Path:
     if not isinstance(base, str | None):
         raise ValueError(f"{file} names the base {base!r}: give the folder of a model")
     if not base:
-        raise ValueError(
-            f"the adapters in {folder} were trained on a model that was never saved: use the merged model beside them"
-        )
+        raise ValueError(f"the base of the adapters in {folder} was never saved: use the merged model beside them")
     found = (Path(folder) / base).resolve()
     if not (is_adapter(found) or (found / "config.json").exists()):
         raise FileNotFoundError(
@@ -94,11 +92,11 @@ def with_adapters(base: MedVForMaskedDiffusion, folder: Path) -> MedVForMaskedDi
     settings, plain = read_object(file), LoraConfig().to_dict()
     if settings.get("peft_type") != "LORA":
         raise ValueError(f"{file} is of adapters of the kind {settings.get('peft_type')!r}: medv knows LORA alone")
-    strange = [name for name in settings if name not in _NOTES + _SIZES and settings[name] != plain.get(name)]
-    if strange:
-        raise ValueError(
-            f"{file} sets {', '.join(strange)}, which medv's adapters do not have: merge them where they were made"
-        )
+    if strange := [name for name in settings if name not in _NOTES + _SIZES and settings[name] != plain.get(name)]:
+        raise ValueError(f"{file} sets {', '.join(strange)}, which medv's adapters do not have: merge them at their origin")
+    tied = {module.removesuffix(".weight") for pair in base.all_tied_weights_keys.items() for module in pair}
+    if both := [name for name in tensors if any(f".{module}.lora_" in name for module in tied)]:
+        raise ValueError(f"{file} adapts {both[0]}, of a weight that is embedding and head at once: adapt the layers alone")
     ranks = [tensor.shape[0] for name, tensor in tensors.items() if "lora_A" in name]
     patterns = settings.get("rank_pattern") or {}
     asked = [settings.get("r"), *(patterns.values() if isinstance(patterns, dict) else [patterns])]

@@ -104,9 +104,10 @@ def assemble(language: Path, vision: Path, *, seed: int, projector: Path | None 
     preparation = {}  # a SigLIP without the file is prepared like its release
     if (file := vision / PREPARATION).is_file():
         settings = read_object(file)
-        for name, ours in {"do_normalize": True, "do_rescale": True, "rescale_factor": 1 / 255}.items():
-            if settings.get(name, ours) != ours:
-                raise ValueError(f"{file} says {name} = {settings[name]}, which medv does not compute: it must be {ours}")
+        ours = {"do_normalize": True, "do_rescale": True, "rescale_factor": 1 / 255}
+        for name, value in (ours | {"rescale_offset": False, "include_top": False}).items():
+            if settings.get(name, value) != value:
+                raise ValueError(f"{file} says {name} = {settings[name]}, which medv does not compute: it must be {value}")
         preparation = {name: settings.get(name) for name in ("image_mean", "image_std")}
         for name, values in preparation.items():
             threes = isinstance(values, list) and len(values) == 3 and all(map(is_number, values))

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from medv import limits
 from medv.artifacts import atomic_directory, default_out, relative, write_json
 from medv.checkpoints.adapters import base_folder, is_adapter, with_adapters
 from medv.checkpoints.assembly import assemble, new_processor
@@ -28,8 +29,7 @@ NETWORKS = {MedVConfig.model_type: MedVForMaskedDiffusion, MedVTwinConfig.model_
 
 def bundled(part: str) -> Path:
     """The folder of a bundled part; raises ValueError for an unknown name, FileNotFoundError where it was not shipped."""
-    if part not in BUNDLED:
-        raise ValueError(f"unknown bundled part {part!r}: use one of {', '.join(BUNDLED)}")
+    limits.named("bundled part", part, BUNDLED)
     folder = Path(__file__).parent.parent / "weights" / part
     if not folder.is_dir():
         raise FileNotFoundError(f"the bundled {part} is missing from this installation: make it with `medv train pretrain`")
@@ -84,9 +84,7 @@ def _load(folder: Path, above: tuple[Path, ...], dtype: torch.dtype) -> tuple[Me
     else:  # a projector and the name of its base
         name = read_object(folder / BASE_FILE).get("model")
         if not isinstance(name, str) or not name.strip():
-            raise ValueError(
-                f'{folder / BASE_FILE} names no base: write {{"model": FOLDER}}, or "bundled" for the package\'s towers'
-            )
+            raise ValueError(f'{folder / BASE_FILE} names no base: write {{"model": FOLDER}}, or "bundled" for our own towers')
         if name == "bundled":
             with loading_errors(folder):
                 config = MedVConfig.from_pretrained(folder, local_files_only=True)

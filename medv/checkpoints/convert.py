@@ -13,13 +13,10 @@ The headers are checked before a byte is written; a target is made whole or not 
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from textwrap import shorten
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoTokenizer,
@@ -32,6 +29,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from medv import limits
 from medv.artifacts import atomic_directory, write_json
 from medv.checkpoints import released, shards
 from medv.checkpoints.assembly import PREPARATION, new_processor
@@ -70,14 +68,13 @@ def convert(
     untouched.
     """
     source, target = Path(source), Path(target)
-    if to is not None and to not in TARGETS:
-        raise ValueError(f"unknown layout {to!r}: use one of {', '.join(TARGETS)}")
+    if to is not None:
+        limits.named("layout", to, TARGETS)
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist: give a folder or file of weights")
     check_new(target, [source, vision])
-    pickled = source.suffix in PICKLED or (
-        source.is_dir() and not list(source.glob("*.safetensors*")) and shards.pickles(source)
-    )
+    bare = source.is_dir() and not any(source.glob("*.safetensors*"))
+    pickled = source.suffix in PICKLED or (bare and shards.pickles(source))
     tensors = {} if pickled else shards.stored_tensors(source)
     siglip = any(name.startswith("vision_model.") for name in tensors)
     if to is not None and (pickled or siglip):
@@ -89,41 +86,40 @@ def convert(
         )
     if pickled:
         return _convert_projector(source, target) if source.suffix in PICKLED else _convert_pickles(source, pickled, target)
-    with _configuration_of(source):
-        processor = None
-        if siglip:
-            made = "vision tower"
-            config, renamed = _siglip_tower(source, tensors)
-            _check(source, SiglipVisionModel, config, renamed)
-        else:
-            layout = released.layout_of(tensors)
-            made = to = to or ("lladav" if layout == "medv" else "medv")
-            if to == "projector":
-                return _export_projector(tensors, layout, target)
-            if layout == to:
-                other = "lladav" if layout == "medv" else "medv"
-                raise ValueError(f"{source} has the names of {to} already: say what to make of it, for example --to {other}")
-            settings, processor = read_config(source), _tokenizer(source)
-            if to == "medv" and layout == "llada8b":
-                made = "language tower"
-                config, renamed = _language_part(source, settings, tensors, layout)
-            elif to == "medv":
-                made = "model"
-                config, renamed = _whole_model(source, settings, tensors, vision, processor)
-                if processor is not None:
-                    processor = new_processor(processor, config, system="medical")
-                    processor.official_prompts = True
-            elif layout == "medv" and to == "lladav":
-                with loading_errors(source):
-                    own = MedVConfig.from_dict(settings)
-                _check(source, MedVForMaskedDiffusion, own, tensors)
-                config = released.released_config(settings, to, _vocabulary(source, tensors))
-                renamed, _ = _renamed(tensors, medv_to_lladav)
-            else:  # the language tower alone
-                text, renamed = _language_part(source, settings, tensors, layout)
-                config = released.released_config(settings, to, text.vocab_size)
-                if to == "llada8b":
-                    renamed, _ = _renamed(renamed, released.lladav_to_llada8b)
+    processor = None
+    if siglip:
+        made = "vision tower"
+        config, renamed = _siglip_tower(source, tensors)
+        _check(source, SiglipVisionModel, config, renamed)
+    else:
+        layout = released.layout_of(tensors)
+        made = to = to or ("lladav" if layout == "medv" else "medv")
+        if to == "projector":
+            return _export_projector(tensors, layout, target)
+        if layout == to:
+            other = "lladav" if layout == "medv" else "medv"
+            raise ValueError(f"{source} has the names of {to} already: say what to make of it, for example --to {other}")
+        settings, processor = read_config(source), _tokenizer(source)
+        if layout == "medv":
+            settings = _own_settings(source, settings)
+        if to == "medv" and layout == "llada8b":
+            made = "language tower"
+            config, renamed = _language_part(source, settings, tensors, layout)
+        elif to == "medv":
+            made = "model"
+            config, renamed = _whole_model(source, settings, tensors, vision, processor)
+            if processor is not None:
+                processor = new_processor(processor, config, system="medical")
+                processor.official_prompts = True
+        elif layout == "medv" and to == "lladav":
+            config = released.released_config(settings, to, _vocabulary(source, tensors))
+            _check(source, MedVForMaskedDiffusion, MedVConfig.from_dict(settings), tensors)
+            renamed, _ = _renamed(tensors, medv_to_lladav)
+        else:  # the language tower alone
+            text, renamed = _language_part(source, settings, tensors, layout)
+            config = released.released_config(settings, to, text.vocab_size)
+            if to == "llada8b":
+                renamed, _ = _renamed(renamed, released.lladav_to_llada8b)
     with atomic_directory(target) as folder:
         shards.copy_tensors(folder, renamed, shard_bytes=shard_bytes, quiet=quiet)
         write_json(folder / "config.json", config) if isinstance(config, dict) else config.save_pretrained(folder)
@@ -136,16 +132,12 @@ def convert(
     return made
 
 
-@contextmanager
-def _configuration_of(source: Path) -> Iterator[None]:
-    """Turn what the libraries raise over the values of a configuration into one ValueError; all else passes."""
-    try:
-        yield
-    except (StrictDataclassError, ArithmeticError, RuntimeError) as error:  # a wrong type; 0 heads; -4 columns
-        reason = shorten(str(error), 300) or "no reason given"
-        raise ValueError(
-            f"the configuration of {source} cannot be used ({type(error).__name__}: {reason}): mend it or download it again"
-        ) from error
+def _own_settings(source: Path, settings: Mapping) -> dict:
+    """The configuration of a medv model with all of its fields; raises ValueError for one that is causal or has wrong types."""
+    if (kind := settings.get("model_type")) != MedVConfig.model_type:
+        raise ValueError(f"{source} holds a model of the type {kind!r}, which the layouts of the reference cannot hold")
+    with loading_errors(source):
+        return MedVConfig.from_dict(settings).to_dict()
 
 
 def _check(source: Path, kind: type[PreTrainedModel], config: PreTrainedConfig, tensors: Tensors, unknown=()) -> None:
@@ -172,11 +164,9 @@ def _vocabulary(source: Path, tensors: Tensors) -> int:
     return table.shape[0]
 
 
-def _language_part(
-    source: Path, settings: Mapping, tensors: Tensors, layout: str
-) -> tuple[LlamaConfig, dict[str, StoredTensor]]:
-    """The language tower in a checkpoint of any layout, checked: its configuration, its tensors by Llama names."""
-    medv, unknown = _renamed(tensors, lambda name: to_medv(name, layout))
+def _language_part(source: Path, settings: Mapping, tensors: Tensors, kind: str) -> tuple[LlamaConfig, dict[str, StoredTensor]]:
+    """The language tower in a checkpoint of any kind, checked: its configuration, its tensors by Llama names."""
+    medv, unknown = _renamed(tensors, lambda name: to_medv(name, kind))
     kept = {name: tensor for name, tensor in medv.items() if name.startswith(("model.language_model.", "lm_head."))}
     renamed, _ = _renamed(kept, medv_to_lladav)
     config = released.language_config(settings, _vocabulary(source, renamed))

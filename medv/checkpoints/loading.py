@@ -151,8 +151,7 @@ def load_network(
     with loading_errors(folder):
         network, found = kind.from_pretrained(folder, config=config, **how, **OFFLINE)
     found["unexpected_keys"] = [name for name in found["unexpected_keys"] if not name.startswith(without)]
-    problems = [f"{len(names)} {fault.replace('_', ' ')}: {_shown(names)}" for fault, names in found.items() if names]
-    if problems:
+    if problems := [f"{len(names)} {fault.replace('_', ' ')}: {_shown(names)}" for fault, names in found.items() if names]:
         raise ValueError(f"{folder} does not fit its configuration; {'; '.join(problems)}")
     check_finite(folder, network)
     return network.eval()
@@ -163,7 +162,7 @@ def check_depth(source: Path | str, settings: Mapping[str, Any], tensors: Mappin
     for key, value in _pairs(settings):
         if ("layers" in str(key) or key in ("n_layer", "depth")) and isinstance(value, int) and value > len(tensors):
             raise ValueError(
-                f"{source} says {key} = {value}, but there are {len(tensors)} tensors: it does not belong to these weights"
+                f"{source} says {key} = {value}, but there are {len(tensors)} tensors: they do not belong together"
             )
 
 
@@ -190,8 +189,7 @@ def check_finite(source: Path, network: nn.Module) -> None:
     named = [(name, value) for name, value in named if value.is_floating_point()]
     sums = torch.stack([value.detach().sum().float() for _, value in named]).isfinite().tolist() if named else []
     # A sum in half precision may overflow although every weight is finite: only then is each weight checked.
-    bad = [name for (name, value), fine in zip(named, sums, strict=True) if not fine and not value.isfinite().all().item()]
-    if bad:
+    if bad := [name for (name, value), fine in zip(named, sums, strict=True) if not fine and not value.isfinite().all().item()]:
         raise ValueError(
             f"{source} holds weights that are not finite (NaN or infinity), in {_shown(bad)}: "
             "it is damaged or its training diverged; train it again or take an earlier one"

@@ -7,15 +7,21 @@ with LLaVA's for images; none describes the vision tower, which is read off its 
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import LlamaConfig, PreTrainedTokenizerFast, SiglipVisionConfig
+from transformers.activations import ACT2FN
 
+from medv import limits
 from medv.checkpoints.shards import StoredTensor, read_object
 from medv.data.chat import SpecialTokens
 from medv.model.configuration import MedVConfig
 from medv.model.views import MOST
+from medv.model.vision import SIGLIP
 from medv.reading import parse_json
 
 # LLaDA-8B -> LLaDA-V.
@@ -55,8 +61,9 @@ _FIELDS = {
 } | {name: name for name in ("rms_norm_eps", "rope_theta", "bos_token_id", "eos_token_id", "pad_token_id")}
 _NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 # What a configuration may say about the computation itself; where it says something else, the weights would give other numbers.
-_COMPUTED = {"rope_type": "default", "rope": True, "alibi": False, "hidden_act": "silu", "activation_type": "silu"}
+_COMPUTED = {"rope": True, "partial_rotary_factor": 1, "alibi": False, "hidden_act": "silu", "activation_type": "silu"}
 _COMPUTED |= {"layer_norm_type": "rms", "scale_logits": False, "input_emb_norm": False, "clip_qkv": None}
+_COMPUTED |= dict.fromkeys(("attention_bias", "mlp_bias", "include_bias", "include_qkv_bias", "attention_layer_norm"), False)
 _DEFAULTS = {"rms_norm_eps": 1e-5, "rope_theta": 500_000.0, "max_position_embeddings": 4096}
 # SigLIP so400m, patch 14, 384 pixels: the tower of all released models. Heads and pixels cannot be read off its tensors.
 _SO400M = {"hidden_size": 1152, "intermediate_size": 4304, "num_attention_heads": 16, "image_size": 384, "patch_size": 14}
@@ -130,41 +137,60 @@ def _part(settings: Mapping, name: str, default: Mapping) -> Mapping:
     return part
 
 
+@contextmanager
+def _values() -> Iterator[None]:
+    """Turn what is raised over a value of a configuration, and nothing else, into one ValueError."""
+    try:
+        yield
+    except (StrictDataclassError, ValueError) as error:  # a wrong type, a wrong number
+        raise ValueError(f"the configuration cannot be used ({shorten(str(error), 300)}): mend or replace it") from error
+
+
 def language_config(settings: Mapping, vocab_size: int) -> LlamaConfig:
     """The language tower of a configuration in OLMo's or Llama's terms; the vocabulary is that of the tensors.
 
-    Raises ValueError for sizes that are missing or no numbers, and for a computation that is not that of LLaDA.
+    Raises ValueError for sizes that are missing or cannot be, and for a computation that is not that of LLaDA.
     """
     settings = _part(settings, "text_config", settings)
-    turned = _part(settings, "rope_parameters", _part(settings, "rope_scaling", {}))
+    rope = {name: _part(settings, name, {}) for name in ("rope_parameters", "rope_scaling")}
     found = {ours: settings.get(ours, settings.get(theirs)) for ours, theirs in _FIELDS.items()}
     if found["rope_theta"] is None:
-        found["rope_theta"] = turned.get("rope_theta")
+        found["rope_theta"] = next((part["rope_theta"] for part in rope.values() if "rope_theta" in part), None)
     found = {name: value for name, value in found.items() if value is not None}
-    if wrong := [name for name, value in found.items() if not isinstance(value, int | float)]:
-        raise ValueError(f"{wrong[0]} {found[wrong[0]]!r} of the configuration cannot be used: it must be a number")
-    if not found.get("rope_theta", 1) > 0:
-        raise ValueError(f"rope_theta {found['rope_theta']} of the configuration cannot be used: it must be positive")
-    asked = {**settings, "rope_type": turned.get("rope_type", turned.get("type"))}
-    if other := [f"{name} {asked[name]!r}" for name, ours in _COMPUTED.items() if asked.get(name) not in (None, ours)]:
-        raise ValueError(
-            f"the configuration asks for {', '.join(other)}, which medv does not compute: it is not that of a LLaDA model"
-        )
-    missing = [name for name in _NEEDED if name not in found]
-    if missing:
+    other = [f"{name} {settings[name]!r}" for name, ours in _COMPUTED.items() if settings.get(name) not in (None, ours)]
+    for name, part in rope.items():  # a scaling of any spelling; the default type has nothing but its base
+        if any(value not in (None, "default") for key, value in part.items() if key != "rope_theta"):
+            other.append(f"{name} {dict(part)}")
+    if other:
+        raise ValueError(f"the configuration asks for {', '.join(other)}, which medv does not compute: it is of no LLaDA model")
+    if missing := [name for name in _NEEDED if name not in found]:
         raise ValueError(f"the configuration does not say {', '.join(missing)}: it is not that of a LLaDA model")
-    found.setdefault("num_key_value_heads", found["num_attention_heads"])
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # the release names a bos outside its vocabulary
-        if not 0 <= found.get(name, vocab_size) < vocab_size:
-            found[name] = None
-    return LlamaConfig(**_DEFAULTS | found, vocab_size=vocab_size, is_causal=False)
+    heads = found["num_attention_heads"]
+    found.setdefault("num_key_value_heads", heads)
+    with _values():
+        for name in (*_NEEDED, "num_key_value_heads", "max_position_embeddings"):
+            limits.whole(name, found.get(name, 1), 1)
+        for name in ("rms_norm_eps", "rope_theta"):
+            limits.real(name, found.get(name, 1), 0, open_ends="least")
+        if (width := settings.get("head_dim")) not in (None, found["hidden_size"] / heads):
+            raise ValueError(f"head_dim is {width}, but hidden_size {found['hidden_size']} is cut into {heads} heads")
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # the release names a bos outside its vocabulary
+            limits.whole(name, found.get(name, 0), -1)
+            if not 0 <= found.get(name, vocab_size) < vocab_size:
+                found[name] = None
+        return LlamaConfig(**_DEFAULTS | found, vocab_size=vocab_size, is_causal=False)
 
 
 def vision_tower_config(settings: Mapping) -> SiglipVisionConfig:
     """The tower of a SigLIP release, all of its layers included; `settings` are those of the tower or of the whole SigLIP."""
     vision = _part(settings, "vision_config", settings)
     sizes = {name: vision[name] for name in SiglipVisionConfig.__annotations__ if name in vision}
-    return SiglipVisionConfig(**sizes | {"vision_use_head": False})
+    with _values():
+        config = SiglipVisionConfig(**sizes | {"vision_use_head": False})
+        for name in (*_NEEDED, "image_size", "patch_size", "num_channels"):
+            limits.whole(name, getattr(config, name), 1)
+        limits.named("hidden_act", config.hidden_act, ACT2FN)
+    return config
 
 
 def vision_config_of(tensors: Mapping[str, StoredTensor], settings: Mapping | None) -> SiglipVisionConfig:
@@ -180,9 +206,10 @@ def vision_config_of(tensors: Mapping[str, StoredTensor], settings: Mapping | No
     layers = {int(m[1]) for name in tensors if (m := re.match(re.escape(prefix) + r"encoder\.layers\.(\d+)\.", name))}
     shape = dict(zip(("hidden_size", "num_channels", "patch_size"), patch.shape, strict=False))
     shape["num_hidden_layers"] = max(layers, default=-1) + 1
-    if settings is None and any(shape[name] != _SO400M[name] for name in ("hidden_size", "patch_size")):
+    width, side = (shape.get(name) for name in ("hidden_size", "patch_size"))
+    if settings is None and (width, side) != (_SO400M["hidden_size"], _SO400M["patch_size"]):
         raise ValueError(
-            f"a vision tower of width {shape['hidden_size']} and patch {shape['patch_size']} is not the released so400m: "
+            f"a vision tower of width {width} and patch {side} is not the released so400m: "
             "give the folder it came from (--vision), its number of heads is not in the tensors"
         )
     return vision_tower_config(vision_tower_config(_SO400M if settings is None else settings).to_dict() | shape)
@@ -197,9 +224,7 @@ VIEWS = {
 
 
 def image_settings(settings: Mapping, size: int) -> dict:
-    """image_aspect, image_grid ([[width, height], ...] in pixels), image_max_tiles and patch_merge from LLaVA's terms; `size`
-    is the tower's, in pixels.
-    """
+    """image_aspect, image_grid (in pixels), image_max_tiles and patch_merge from LLaVA's terms; `size` is the tower's."""
     written = settings.get("image_aspect_ratio") or "square"
     match = re.fullmatch(r"(square|pad|anyres)(?:_max_(\d+))?", str(written))
     if match is None or (match[2] and match[1] != "anyres"):
@@ -250,7 +275,8 @@ def medv_config(
         }
     text, pool = language_config(settings, vocab_size), settings.get("image_pool", 1)
     sight = image_settings(settings, vision.image_size)
-    return MedVConfig(vision_config=vision, text_config=text, image_pool=pool, **sight, **ids)
+    with _values():
+        return MedVConfig(vision_config=vision, text_config=text, image_pool=pool, **sight, **ids)
 
 
 def released_config(settings: Mapping, layout: str, vocab_size: int) -> dict:
@@ -268,6 +294,9 @@ def released_config(settings: Mapping, layout: str, vocab_size: int) -> dict:
     if "vision_config" not in settings:
         return written
     config = MedVConfig.from_dict(dict(settings))
+    if (kind := config.vision_config.model_type) != SIGLIP:
+        raise ValueError(f"the vision tower is of the type {kind}: the layouts of the reference hold {SIGLIP} alone")
+    vision_tower_config(settings)  # raises for sizes that cannot be
     most = "" if config.image_max_tiles is None else f"_max_{config.image_max_tiles}"
     return written | {
         "mm_projector_type": "mlp2x_gelu",

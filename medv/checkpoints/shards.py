@@ -78,14 +78,12 @@ def whole_set(source: Path, files: Sequence[Path], index: str) -> tuple[list[Pat
     return list(files), promised
 
 
-def united(
-    source: Path, files: Iterable[Path], promised: Mapping[str, str], read: Callable[[Path], dict[str, T]]
-) -> dict[str, T]:
-    """What `read` gives of each shard, by name; raises ValueError for a tensor in two files, or not in the one `promised`."""
+def united(source: Path, files: Iterable[Path], index: Mapping[str, str], read: Callable[[Path], dict[str, T]]) -> dict[str, T]:
+    """What `read` gives of each shard, by name; raises ValueError for a tensor in two files, or not in the one `index`."""
     tensors: dict[str, T] = {}
     for file in files:
         found = read(file)
-        if lost := [name for name, place in promised.items() if place == file.name and name not in found]:
+        if lost := [name for name, place in index.items() if place == file.name and name not in found]:
             raise ValueError(f"{file.name} lacks {_few(lost)}, which the index of {source} says it holds")
         if twice := tensors.keys() & found.keys():
             raise ValueError(f"{min(twice)} is in two files of {source}: remove the one that does not belong there")
@@ -129,12 +127,10 @@ def read_object(file: Path) -> dict[str, Any]:
     return value
 
 
-def copy_tensors(
-    target: Path, renamed: Mapping[str, StoredTensor], *, shard_bytes: int = SHARD_BYTES, quiet: bool = False
-) -> None:
+def copy_tensors(target: Path, new: Mapping[str, StoredTensor], *, shard_bytes: int = SHARD_BYTES, quiet: bool = False) -> None:
     """Write the tensors under their new names to the folder `target`, in shards of at most `shard_bytes` (or one tensor)."""
     # Tensors with wide numbers come first, so that all are aligned.
-    ordered = dict(sorted(renamed.items(), key=lambda item: -(item[1].nbytes // max(prod(item[1].shape), 1))))
+    ordered = dict(sorted(new.items(), key=lambda item: -(item[1].nbytes // max(prod(item[1].shape), 1))))
     split = split_state_dict_into_shards_factory(
         ordered,
         get_storage_size=lambda tensor: tensor.nbytes,
@@ -143,7 +139,7 @@ def copy_tensors(
     )
     with tqdm(total=split.metadata["total_size"], unit="B", unit_scale=True, desc="converting", disable=quiet) as progress:
         for file, names in split.filename_to_tensors.items():
-            _write_shard(target / file, {name: renamed[name] for name in names}, progress)
+            _write_shard(target / file, {name: new[name] for name in names}, progress)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (target / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from medv import limits
 from medv.commands.console import console, print_json, report_errors
 from medv.commands.options import AsJson, check_used
 from medv.reading import visible
@@ -34,15 +35,13 @@ def compare_loss(
 
     if out is not None and out.suffix not in (".png", ".svg", ".pdf"):
         raise ValueError(f"{out} has no known kind of picture: call it .png, .svg or .pdf")
-    if scale not in study.SCALES:
-        raise ValueError(f"unknown scale {scale!r}: use one of {', '.join(study.SCALES)}")
+    limits.named("scale", scale, study.SCALES)
     check_used(scale == study.UNIFORM, f"on --scale {scale}", vocab_size=vocab_size)
     log = study.read_history(history, total=steps)
     chosen = {"normalization": normalization or log.recipe.get("normalization", "sample")}
     chosen["times"] = times or log.recipe.get("times", "iid")
     for name, known in (("normalization", NORMALIZATIONS), ("times", TIMES)):
-        if chosen[name] not in known:
-            raise ValueError(f"unknown {name} {chosen[name]!r}: use one of {', '.join(known)}")
+        limits.named(name, chosen[name], known)
     file = study.find_band(band)
     reference = study.read_band(file, scale=scale, **chosen)
     own = study.lay_over(log, reference, scale, vocabulary=vocab_size)

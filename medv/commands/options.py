@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from medv import limits
 from medv.profiles import SAMPLERS, get_profile
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -65,8 +66,7 @@ class Sampling:
         settings |= {"block_length": settings["gen_length"]} if one_block else {}
         how = {"schedule": schedule_named(self.schedule), "cache": cache_named(self.cache)}
         how |= {"filters": filters_named(self.filter), "length": length_named(self.length)}
-        if self.preset not in SAMPLERS:
-            raise ValueError(f"unknown preset {self.preset!r}: use one of {', '.join(SAMPLERS)}")
+        limits.named("preset", self.preset, SAMPLERS)
         if self.preset != "official":
             return SamplerConfig(**settings, **how)
         if (self.schedule, self.filter, self.cache, self.length) != ("linear", "none", "none", "canvas"):

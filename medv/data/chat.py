@@ -8,6 +8,7 @@ are looked up by their strings in the tokenizer, never by number.
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from medv import limits
 from medv.data.example import IMAGE_TOKEN, Turn
 
 if TYPE_CHECKING:
@@ -52,8 +53,7 @@ class SpecialTokens:
         """Look the ids up; raises ValueError naming every string that the tokenizer lacks."""
         ids = {name: tokenizer.convert_tokens_to_ids(text) for name, text in cls.STRINGS.items()}
         unknown = getattr(tokenizer, "unk_token_id", None)
-        missing = [cls.STRINGS[name] for name, value in ids.items() if value is None or value == unknown]
-        if missing:
+        if missing := [cls.STRINGS[name] for name, value in ids.items() if value is None or value == unknown]:
             raise ValueError(f"the tokenizer has no token {', '.join(missing)}: a LLaDA tokenizer with {IMAGE_TOKEN} is needed")
         return cls(**ids)
 
@@ -80,8 +80,7 @@ def encode_dialogue(
     loss_tokens="official": the targets are all tokens of assistant messages and the structural tokens (start of text, headers,
     end of turn) of the others, as in the reference. "response": only the assistant's text and its end of turn, as in Eq. 4.
     """
-    if loss_tokens not in LOSS_TOKENS:
-        raise ValueError(f"unknown loss_tokens {loss_tokens!r}: use one of {', '.join(LOSS_TOKENS)}")
+    limits.named("loss_tokens", loss_tokens, LOSS_TOKENS)
     if not turns or turns[-1].role != "assistant":
         raise ValueError("a training dialogue must end with an assistant turn")
     special = SpecialTokens.of(tokenizer)
@@ -99,9 +98,7 @@ def encode_dialogue(
 
 
 def encode_plain(tokenizer: "PreTrainedTokenizerBase", caption: str, *, image_tokens: int) -> Encoded:
-    """An example of the reference's alignment stage: the image, then the caption and a newline as targets, without chat format
-    and without an end token.
-    """
+    """An example of the reference's alignment stage: the image, then the caption and a newline as targets; no chat format."""
     text = _text(tokenizer, caption + "\n")
     special = SpecialTokens.of(tokenizer)
     return Encoded([special.image] * image_tokens + text, [IGNORED] * image_tokens + text, answer_length=len(text))

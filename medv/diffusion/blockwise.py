@@ -58,8 +58,7 @@ class BlockwiseConfig:
             limits.real("temperature", self.temperature, *TEMPERATURES)
         limits.real("cfg_scale", self.cfg_scale, 0)
         limits.seed("seed", self.seed)
-        if self.remasking not in ("low_confidence", "random"):
-            raise ValueError(f"unknown remasking {self.remasking!r}: use 'low_confidence' or 'random'")
+        limits.named("remasking", self.remasking, ("low_confidence", "random"))
 
     @property
     def blocks(self) -> int:

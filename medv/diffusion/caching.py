@@ -85,6 +85,5 @@ CACHES: dict[str, CachePolicy] = {"none": NO_CACHE, "prefix": PrefixCache(), "du
 
 def cache_named(name: str) -> CachePolicy:
     """One of CACHES. Raises ValueError for an unknown name."""
-    if name not in CACHES:
-        raise ValueError(f"unknown cache {name!r}: use one of {', '.join(CACHES)}")
+    limits.named("cache", name, CACHES)
     return CACHES[name]

@@ -120,6 +120,5 @@ FILTERS: dict[str, Filter] = {"spacing": MinSpacing(), "veto": DuplicateVeto(), 
 
 def filters_named(name: str) -> tuple[Filter, ...]:
     """One of FILTERS as the setting `filters` of a sampler, () for "none". Raises ValueError for an unknown name."""
-    if name not in ("none", *FILTERS):
-        raise ValueError(f"unknown filter {name!r}: use one of none, {', '.join(FILTERS)}")
+    limits.named("filter", name, ("none", *FILTERS))
     return () if name == "none" else (FILTERS[name],)

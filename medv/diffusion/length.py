@@ -27,6 +27,5 @@ LENGTHS: dict[str, ChosenLength | None] = {"canvas": None, "auto": ChosenLength(
 
 def length_named(name: str) -> ChosenLength | None:
     """One of LENGTHS. Raises ValueError for an unknown name."""
-    if name not in LENGTHS:
-        raise ValueError(f"unknown length {name!r}: use one of {', '.join(LENGTHS)}")
+    limits.named("length", name, LENGTHS)
     return LENGTHS[name]

@@ -11,6 +11,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from medv import limits
+
 NORMALIZATIONS = {
     "sample": "1/p, divided by the sample's own target length, mean over the batch (LLaDA guidelines, LLaDA-MedV)",
     "token": "1/p, divided by the number of target tokens of the batch (SMDM)",
@@ -26,8 +28,7 @@ def token_weights(
 
     masked and targets [B, L] bool, p_mask [B]. Raises ValueError for an unknown normalization.
     """
-    if normalization not in NORMALIZATIONS:
-        raise ValueError(f"unknown normalization {normalization!r}: use one of {', '.join(NORMALIZATIONS)}")
+    limits.named("normalization", normalization, NORMALIZATIONS)
     rows = masked.nonzero()[:, 0]  # [M]
     if normalization == "masked":
         return torch.full((len(rows),), 1.0 / max(len(rows), 1), device=masked.device)

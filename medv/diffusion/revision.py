@@ -33,13 +33,14 @@ class RevisionState:
 
 
 class Revision:
-    """Chooses the tokens to take back. `limit`: how often per position."""
+    """Chooses the tokens to take back. `budget`: the share of reserved forwards; `limit`: how often per position."""
 
+    budget: float
     limit: int
 
     def reserve(self, steps: int) -> int:
-        """Of the `steps` forwards of a block, the number reserved for the time after it is full; fewer than `steps`."""
-        raise NotImplementedError
+        """Of the `steps` forwards of a block, those reserved for the time after it is full: one at least, if it has two."""
+        return min(max(1, round(self.budget * steps)), steps - 1)
 
     def during(self, state: RevisionState) -> torch.Tensor | None:
         """Positions to take back after a forward of the fill that is not the last, bool [B, K] or None."""
@@ -69,10 +70,6 @@ class RevealRemask(Revision):
         for name, least in (("tokens", 1), ("ngram", 0), ("limit", 1)):
             limits.whole(name, getattr(self, name), least)
 
-    def reserve(self, steps: int) -> int:
-        """At least one forward where the block has two."""
-        return min(max(1, round(self.budget * steps)), steps - 1)
-
     def after(self, state: RevisionState) -> torch.Tensor | None:
         """All at once, before the first reserved forward."""
         if state.step > 0:
@@ -100,15 +97,14 @@ class ReMDM(Revision):
     limit: int = 2
 
     def __post_init__(self):
-        if self.kind not in ("cap", "rescale", "conf", "loop"):
-            raise ValueError(f"unknown kind {self.kind!r}: use one of cap, rescale, conf, loop")
+        limits.named("kind", self.kind, ("cap", "rescale", "conf", "loop"))
         limits.real("eta", self.eta, 0, 1, open_ends="least")
         limits.real("budget", self.budget, 0, 1, open_ends="least, most")
         limits.whole("limit", self.limit, 1)
 
     def reserve(self, steps: int) -> int:
         """Forwards of the loop."""
-        return min(max(1, round(self.budget * steps)), steps - 1) if self.kind == "loop" else 0
+        return super().reserve(steps) if self.kind == "loop" else 0
 
     def during(self, state: RevisionState) -> torch.Tensor | None:
         """Each token with the chance of the kind."""

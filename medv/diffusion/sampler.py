@@ -317,8 +317,9 @@ class _Call:
             gumbel = -torch.log(-torch.log(self._uniform(active, shape, torch.float64, places)))
             tokens = (logits.double() / config.temperature + gumbel).argmax(dim=-1)
         if config.remasking == "random":
-            draws = self._uniform(active, shape[:1], torch.float32, places)
-            return logits.argmax(dim=-1) if tokens is None else tokens, draws.clamp_min(LEAST_DRAW).log(), entropy
+            draws = self._uniform(active, shape[:1], torch.float32, places).clamp_min(LEAST_DRAW)
+            score = draws.log() + 0 * logits.amax(dim=-1)  # NaN where the logits are not finite
+            return logits.argmax(dim=-1) if tokens is None else tokens, score, entropy
         return *log_confidence(logits, tokens), entropy
 
     def _uniform(self, drawing: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype, places: torch.Tensor) -> torch.Tensor:

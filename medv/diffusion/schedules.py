@@ -118,8 +118,7 @@ class FixedSchedule(Schedule):
     shift: float = 3.0
 
     def __post_init__(self):
-        if self.shape not in ("linear", "cosine", "shift"):
-            raise ValueError(f"unknown shape {self.shape!r}: use one of linear, cosine, shift")
+        limits.named("shape", self.shape, ("linear", "cosine", "shift"))
         limits.real("shift", self.shift, 0, open_ends="least")
 
     def counts(self, masks: int, steps: int) -> list[int]:
@@ -135,12 +134,12 @@ class FixedSchedule(Schedule):
         return best_candidates(state, self._count(state.masks, state.step, state.steps_left.clamp_min(1)))
 
     def _count(self, masks: torch.Tensor, step: int, left: torch.Tensor) -> torch.Tensor:
-        """The masked positions without the share that the shape leaves for later; always at least one."""
+        """The masked positions without the share that the shape leaves for later; always at least one, at the end all."""
         if self.shape == "linear":
             return masks - masks * (left - 1) // left
         steps = (step + left).double()
-        keep = self._remaining((step + 1) / steps) / self._remaining(step / steps)
-        return masks - (masks * keep + 1e-9).floor().long()
+        keep = self._remaining((step + 1) / steps) / self._remaining(step / steps)  # NaN where a filter left some of the rest
+        return masks - (masks * keep.nan_to_num() + 1e-9).floor().long().clamp_max(masks - 1).clamp_min(0)
 
     def _remaining(self, done: torch.Tensor) -> torch.Tensor:
         if self.shape == "cosine":
@@ -256,8 +255,7 @@ SCHEDULES: dict[str, Schedule] = {
 
 def schedule_named(name: str) -> Schedule:
     """One of SCHEDULES. Raises ValueError for an unknown name."""
-    if name not in SCHEDULES:
-        raise ValueError(f"unknown schedule {name!r}: use one of {', '.join(SCHEDULES)}")
+    limits.named("schedule", name, SCHEDULES)
     return SCHEDULES[name]
 
 

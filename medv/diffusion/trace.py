@@ -53,13 +53,21 @@ def drain(steps: Generator[Events, None, Result], on_step: Callable[[Events], No
 class Trace:
     """All events of one sampling call, in order of (step, row, position); a step's remasks come after its commits.
 
-    fixed: the tokens that stood there from the beginning, as events of step -1, of kind "fixed" and confidence 1.
+    fixed: the tokens that stood there from the beginning, as events of step -1, of kind "fixed" and confidence 1. Raises
+    ValueError for a confidence that is NaN.
     """
 
     events: Events
     gen_length: int
     mask_token_id: int
     fixed: Events = ()
+
+    def __post_init__(self):
+        if wrong := next((event for event in self.events if event.confidence != event.confidence), None):
+            raise ValueError(
+                f"the confidence is NaN, in {wrong}: the model's numbers are not finite; take another model, or bfloat16 or "
+                "float32 where it was float16"
+            )
 
     @property
     def commits(self) -> Events:

@@ -132,9 +132,7 @@ class Answerer:
             responses = None if response is None else [list(response)]
             return self._answer_batch(examples, config, [0], on_step=on_step, responses=responses)[0]
         if on_step is not None or response is not None:
-            raise ValueError(
-                "a template is filled in several ways, so that no single one can be watched or given: leave that out"
-            )
+            raise ValueError("a template is filled in several ways, so that none can be watched or given: leave that out")
         return self.fill(examples, [template], config, blank_tokens=blank_tokens)[0]
 
     def answer(

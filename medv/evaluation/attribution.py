@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from medv import limits
 from medv.data.example import Turn
 from medv.data.images import as_picture
 from medv.diffusion.trace import COMMIT, Event, Trace
@@ -81,8 +82,7 @@ class Occlusions:
         """Hide each region in one of `WAYS`; `rows` pictures pass through the tower at once. With several views of a picture
         (anyres) a region is hidden in all of them. Raises ValueError for another way.
         """
-        if hide not in WAYS:
-            raise ValueError(f"unknown way to hide a region {hide!r}: use one of {', '.join(WAYS)}")
+        limits.named("way to hide a region", hide, WAYS)
         picture, processor, model = as_picture(picture), answerer.processor, answerer.model.model
         plan = processor.view_plan
         regions = Regions.of(plan, *picture.size, most)

@@ -60,9 +60,7 @@ def examine(
             picture = look(example.image) if isinstance(example.image, Path) else picture_of(example)
         except ImageError as error:
             if not skip_corrupt:
-                raise ImageError(
-                    f"question {example.id}: {error}; mend it, or leave such images out with --skip-corrupt"
-                ) from error
+                raise ImageError(f"question {example.id}: {error}; mend it, or leave such out with --skip-corrupt") from error
             skipped[example.id] = str(error)
             continue
         try:

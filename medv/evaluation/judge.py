@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from medv import limits
 from medv.data.readers import DATASETS
 from medv.data.rows import as_id, found, read_rows
 from medv.reading import DataError, read_lines
@@ -55,11 +56,8 @@ def judge_messages(question: Mapping[str, Any], answer: str) -> list[dict[str, s
     The figure's mentions are printed as a Python list, as in the official prompt. Raises ValueError for a question that lacks a
     field, or has no text in one.
     """
-    missing = [name for name in NEEDED if name not in question]
-    if missing:
-        raise ValueError(
-            f"question {question.get('question_id', '?')} has no {', '.join(missing)}: a judge needs {', '.join(NEEDED)}"
-        )
+    if missing := [name for name in NEEDED if name not in question]:
+        raise ValueError(f"question {question.get('question_id', '?')} has no {', '.join(missing)}: needed are {NEEDED}")
     for name in NEEDED[:-1]:
         if not isinstance(question[name], str) or not question[name].strip():
             raise ValueError(f"question {question.get('question_id', '?')}: {name!r} is not a text: a judge needs it")
@@ -135,8 +133,7 @@ class JudgeScores:
 
     def relative(self, group: str = "overall") -> np.ndarray:
         """The relative scores (percent) of one of `GROUPS`, in order; for `bootstrap_interval`."""
-        if group not in GROUPS:
-            raise ValueError(f"unknown group {group!r}: choose from {', '.join(GROUPS)}")
+        limits.named("group", group, GROUPS)
         return np.array([item.relative for item in self.judged if group in ("overall", item.type, item.domain)])
 
     def to_dict(self) -> dict[str, Any]:

@@ -98,8 +98,7 @@ def pair(references: Sequence[Reference], predictions: Sequence[Prediction]) -> 
         if None in given:
             raise DataError("some predictions have an id and others have none: give every prediction its id, or none")
         for ids, side in ((wanted, "references"), (given, "predictions")):
-            repeated = [identity for identity, count in Counter(ids).items() if count > 1]
-            if repeated:
+            if repeated := [identity for identity, count in Counter(ids).items() if count > 1]:
                 raise DataError(f"the {side} repeat id {repeated[0]} ({len(repeated)} ids in all): every id must be unique")
         if set(wanted) != set(given) and set(bare := _numbers(wanted)) == set(numbers := _numbers(given)) != set():
             wanted, given = bare, numbers
@@ -124,9 +123,7 @@ def pair(references: Sequence[Reference], predictions: Sequence[Prediction]) -> 
 
 
 def _numbers(ids: Sequence[str]) -> list[str]:
-    """The numbers of ids like "12", "0012", "12.0" or "q12" under one prefix; none where the ids are not all of one such form,
-    or two of them have one number.
-    """
+    """The different numbers of ids like "12", "0012", "12.0" or "q12" under one prefix; none where one is of another form."""
     found = [_FORM.fullmatch(name) for name in ids]
     if not all(found) or len({match[1] for match in found}) > 1:
         return []

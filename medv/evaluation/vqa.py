@@ -18,6 +18,7 @@ from statistics import fmean
 
 import numpy as np
 
+from medv import limits
 from medv.evaluation.pairing import Reference
 
 VARIANTS = ("batch", "gated")
@@ -91,8 +92,7 @@ class VQAScores:
 
     def values(self, metric: str) -> np.ndarray:
         """The per-question values behind one metric, in percent and in order, e.g. `values("open_recall")`: [n_open]."""
-        if metric not in METRICS:
-            raise ValueError(f"unknown metric {metric!r}: choose from {', '.join(METRICS)}")
+        limits.named("metric", metric, METRICS)
         found = (getattr(item, METRICS[metric]) for item in self.items)
         return np.array([100.0 * value for value in found if value is not None])
 
@@ -118,8 +118,7 @@ def evaluate_vqa(references: Sequence[Reference], predictions: Sequence[str], *,
 
     Raises ValueError when the two differ in number, when there are none, or for an unknown variant.
     """
-    if variant not in VARIANTS:
-        raise ValueError(f"unknown variant {variant!r}: choose 'batch' or 'gated'")
+    limits.named("variant", variant, VARIANTS)
     if len(references) != len(predictions):
         raise ValueError(f"{len(references)} references but {len(predictions)} predictions: give one prediction for each")
     if not references:

@@ -4,6 +4,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from medv import limits
 from medv.model.views import ViewPlan
 from medv.model.vision import SIGLIP, grid_side
 
@@ -58,10 +59,9 @@ class MedVConfig(PreTrainedConfig):
         self.text_config.is_causal = False
         if self.vision_config.model_type == SIGLIP:
             self.vision_config.vision_use_head = False
-        if self.feature_norm not in FEATURE_NORMS:
-            raise ValueError(f"unknown feature_norm {self.feature_norm!r}: use one of {', '.join(FEATURE_NORMS)}")
-        if self.text_config.tie_word_embeddings:
-            self.tie_word_embeddings = True
+        limits.named("feature_norm", self.feature_norm, FEATURE_NORMS)
+        tied = self.tie_word_embeddings or self.text_config.tie_word_embeddings  # either says it of the same two weights
+        self.tie_word_embeddings = self.text_config.tie_word_embeddings = tied
         self.image_grid = [list(pair) for pair in self.image_grid]
         _ = self.view_plan  # raises for settings that do not fit together
 

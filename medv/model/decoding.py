@@ -31,11 +31,9 @@ def normed(states: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tens
     return F.rms_norm(states, states.shape[-1:], weight, eps)
 
 
-def normed_sum(
-    states: torch.Tensor, change: torch.Tensor, weight: torch.Tensor, eps: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`states + change` [..., D] and its RMSNorm."""
-    total = states + change
+def normed_sum(states: torch.Tensor, more: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """`states + more` [..., D] and its RMSNorm."""
+    total = states + more
     return total, F.rms_norm(total, total.shape[-1:], weight, eps)
 
 
@@ -272,9 +270,8 @@ class Decoder:
         for index, layer in enumerate(self.layers):
             device = computes_on(layer.input_layernorm)
             if states.device != device:  # the model is spread
-                states, change, mask, *rope = (
-                    part if part is None else part.to(device) for part in (states, change, mask, *rope)
-                )
+                moved = (part if part is None else part.to(device) for part in (states, change, mask, *rope))
+                states, change, mask, *rope = moved
             states, change = self._layer(stream, index, (states, change), window, rope, mask)
         return vocabulary_logits(self.head, self._normed(self.tower.norm, states, change)[1])
 
@@ -338,10 +335,8 @@ class Decoder:
 
 
 def vocabulary_logits(head: nn.Module, states: torch.Tensor) -> torch.Tensor:
-    """`head(states)` [B, K, V] of states [B, K, D], equal up to rounding.
-
-    With few rows and a large vocabulary, CPU matrix libraries take up to twice as long as for the transposed product in
-    pieces. Anything but a plain linear head on a CPU is called directly.
+    """`head(states)` [B, K, V] of states [B, K, D], up to rounding: for few rows and a large vocabulary the transposed product
+    in pieces takes a CPU half as long. Anything but a plain linear head on a CPU is called directly.
     """
     plain = type(head) is nn.Linear and head.bias is None and not head.weight.is_meta
     if states.device.type != "cpu" or not plain or torch.is_grad_enabled():

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
+from medv import limits
 from medv.diffusion import official
 from medv.diffusion.blockwise import BlockwiseConfig, Denoiser, SamplerOutput
 from medv.diffusion.caching import NO_CACHE
@@ -82,14 +83,16 @@ class DiffusionGeneration:
             return replace(output, refreshes=decoder.refreshes)
 
     def settings(self, config: BlockwiseConfig) -> BlockwiseConfig:
-        """The configuration with the model's own suppressed and stop tokens where it leaves them open."""
-        own, suppressed = self.config, config.suppress_tokens
+        """The configuration with the model's own tokens where it leaves them open; ValueError for one without an embedding."""
+        own, suppressed, stops = self.config, config.suppress_tokens, getattr(config, "stop_tokens", ())
         suppressed = tuple(own.suppress_token_ids if suppressed is None else suppressed)
+        stops = tuple(own.stop_token_ids if stops is None else stops)
+        for token in (*suppressed, *stops):
+            limits.whole("a suppressed or stop token", token, 0, len(self.get_input_embeddings().weight) - 1)
         if not isinstance(config, SamplerConfig):
             return replace(config, suppress_tokens=suppressed)
-        stops = tuple(own.stop_token_ids if config.stop_tokens is None else config.stop_tokens)
-        # An image placeholder in the answer would ask for one more visual token than there are.
-        return replace(config, suppress_tokens=(*suppressed, own.image_token_id), stop_tokens=stops)
+        # A placeholder of an image would ask for one more visual token than there are; a mask is never written over.
+        return replace(config, suppress_tokens=(*suppressed, own.image_token_id, own.mask_token_id), stop_tokens=stops)
 
     def acceleration(self, config: BlockwiseConfig, graphs: bool | None = None) -> dict[str, bool]:
         """The options `graphs` and `compiled` of `generate`. None turns both on where they work: on one CUDA device and with a
@@ -107,16 +110,12 @@ class DiffusionGeneration:
     def _check_response(self, response: torch.Tensor, settings: BlockwiseConfig) -> None:
         """Raises ValueError for what no response can be with this vocabulary or this sampler."""
         if not isinstance(settings, SamplerConfig):
-            raise ValueError(
-                f"the preset {settings.preset!r} cannot keep tokens of a response: take SamplerConfig(...) instead"
-            )
+            raise ValueError(f"the preset {settings.preset!r} cannot keep tokens of a response: take SamplerConfig(...)")
         check_ids(response, len(self.get_input_embeddings().weight))
         if (response == self.config.image_token_id).any():
             raise ValueError("the response holds the placeholder of an image, which stands in prompts alone: leave it out")
 
-    def _plain_denoiser(
-        self, prompt: torch.Tensor, attention_mask: torch.Tensor | None, features: torch.Tensor | None
-    ) -> Denoiser:
+    def _plain_denoiser(self, prompt: torch.Tensor, attention: torch.Tensor | None, features: torch.Tensor | None) -> Denoiser:
         """`forward` over the whole canvas each time."""
         width = prompt.shape[1]
 
@@ -125,8 +124,8 @@ class DiffusionGeneration:
             if unconditional:
                 ids, seen = canvas.clone(), None
                 ids[:, :width] = self.config.mask_token_id
-            if attention_mask is not None and not attention_mask.all():
-                mask = pad(attention_mask, (0, canvas.shape[1] - width), value=1)  # [B, T]
+            if attention is not None and not attention.all():
+                mask = pad(attention, (0, canvas.shape[1] - width), value=1)  # [B, T]
             return self(ids, mask, image_features=seen, logits_to_keep=columns).logits
 
         return denoise
@@ -157,21 +156,19 @@ class DiffusionGeneration:
             raise ValueError(f"{len(features)} visual tokens have no place in the prompts: let MedVProcessor build both")
         return join_outputs(outputs)
 
-    def _embedding_denoiser(
-        self, prompt: torch.Tensor, attention_mask: torch.Tensor | None, features: torch.Tensor | None
-    ) -> Denoiser:
+    def _embedding_denoiser(self, prompt: torch.Tensor, visible: torch.Tensor | None, looks: torch.Tensor | None) -> Denoiser:
         """`forward` over embeddings, so that the id of a placeholder in the answer is a token like any other."""
         width, embedding = prompt.shape[1], self.get_input_embeddings()
         images = prompt == self.config.image_token_id  # [B, P]
-        start = self.model.embed(prompt, features)  # [B, P, D]: raises where images and placeholders do not match
+        start = self.model.embed(prompt, looks)  # [B, P, D]: raises where images and placeholders do not match
 
         def denoise(canvas: torch.Tensor, columns: slice, *, unconditional: bool = False) -> torch.Tensor:
             embeds, seen = embedding(canvas), None  # [B, T, D]
             embeds[:, :width][images] = start[images]
             if unconditional:
                 embeds[:, :width] = embedding.weight[self.config.mask_token_id]
-            if attention_mask is not None:
-                seen = pad(attention_mask, (0, canvas.shape[1] - width), value=1)  # [B, T]
+            if visible is not None:
+                seen = pad(visible, (0, canvas.shape[1] - width), value=1)  # [B, T]
             positions = torch.arange(canvas.shape[1], device=canvas.device)[None]
             return self(attention_mask=seen, inputs_embeds=embeds, position_ids=positions, logits_to_keep=columns).logits
 

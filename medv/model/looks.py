@@ -3,7 +3,7 @@
 Training and evaluation share it, so that an image with many questions is read, prepared and encoded once.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from medv.data.example import Example, load_image
+from medv.data.images import ImageError
 from medv.model.modeling import MedVModel
 from medv.model.processing import MedVProcessor
 
@@ -33,12 +34,15 @@ class Looks:
         self._free = keep
 
     def __call__(self, example: Example) -> Look:
-        """Tokens and tensors of one image; raises ValueError where it cannot be read."""
+        """Tokens and tensors of one image; raises ImageError where it cannot be read."""
         if example.image is None:
             return 0, {}
         if example.image in self._kept:
             return self._kept[example.image]
-        image = load_image(example)
+        try:
+            image = load_image(example)
+        except ImageError as error:
+            raise ImageError(f"example {example.id}: {error}; mend it, or leave such out with --skip-corrupt") from error
         pixels, layouts = self.processor.pixels([image]).squeeze(0), self.processor.layouts([image])
         tensors = {"pixel_values": pixels} | ({} if layouts is None else {"image_layouts": layouts})
         look = self.processor.view_plan.tokens(*image.size), tensors
@@ -46,6 +50,15 @@ class Looks:
             self._free -= pixels.nbytes
             self._kept[example.image] = look
         return look
+
+    def readable(self, examples: Iterable[Example], *, skip_corrupt: bool) -> Iterator[tuple[Example, Look]]:
+        """Each example and its look, one by one, with `skip_corrupt` without those whose image cannot be read."""
+        for example in examples:
+            try:
+                yield example, self(example)
+            except ImageError:
+                if not skip_corrupt:
+                    raise
 
     @torch.no_grad()
     def once(
@@ -56,6 +69,7 @@ class Looks:
         device: torch.device | None = None,
         rows: int = 32,
         limit: int = STATES_BYTES,
+        skip_corrupt: bool = False,
         quiet: bool = True,
     ) -> None:
         """Cache the vision states of every image of the examples that has none yet.
@@ -66,15 +80,17 @@ class Looks:
         shown = [e for image, e in shown.items() if "vision_states" not in self._kept.get(image, (0, {}))[1]]
         home, tower = model.vision_tower.device, model.vision_tower.to(device or model.vision_tower.device)
         for start in tqdm(range(0, len(shown), rows), desc="looking at images", disable=quiet):
-            looks = [self(example) for example in shown[start : start + rows]]
-            views = [tensors["pixel_values"].reshape(-1, *tensors["pixel_values"].shape[-3:]) for _, tensors in looks]
+            seen = list(self.readable(shown[start : start + rows], skip_corrupt=skip_corrupt))
+            views = [look["pixel_values"].reshape(-1, *look["pixel_values"].shape[-3:]) for _, (_, look) in seen]
+            if not views:
+                continue
             states = model.look(torch.cat(views).to(tower.device)).cpu().split([len(view) for view in views])
             if (needed := states[0].nbytes * len(shown)) > limit:
                 raise ValueError(
                     f"the vision states of {len(shown)} images take about {needed / 1e9:.1f} GB, more than the "
-                    f"{limit / 1e9:.1f} GB kept in memory: set cached_vision=False in the recipe"
+                    f"{limit / 1e9:.1f} GB kept in memory: take Profile.with_recipe(stage, cached_vision=False)"
                 )
-            for example, (tokens, tensors), state in zip(shown[start : start + rows], looks, states, strict=True):
+            for (example, (tokens, tensors)), state in zip(seen, states, strict=True):
                 layouts = {name: value for name, value in tensors.items() if name != "pixel_values"}
                 self._kept[example.image] = tokens, {"vision_states": state.clone()} | layouts
         model.vision_tower.to(home)

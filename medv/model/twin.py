@@ -91,7 +91,7 @@ class MedVForCausalLM(MedVForMaskedDiffusion):
             do_sample=False,
             eos_token_id=list(settings.stop_tokens) or None,
             pad_token_id=self.config.fill_token_id,
-            suppress_tokens=[*settings.suppress_tokens, self.config.mask_token_id],
+            suppress_tokens=list(settings.suppress_tokens),
         )  # [B, at most gen_length]
         seconds, length = time.perf_counter() - started, settings.gen_length
         stops = torch.isin(ids, torch.tensor(settings.stop_tokens, device=ids.device))

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers.image_processing_utils import select_best_resolution
 
+from medv import limits
+
 ASPECTS = ("square", "pad", "anyres")
 MERGES = ("flat", "spatial", "spatial_unpad")
 PAD_COLOR = (127, 127, 127)  # int(255 * 0.5): the mean of the tower's normalization
@@ -63,10 +65,8 @@ class ViewPlan:
         return cls(size, side, owner.image_aspect, grid, owner.image_max_tiles, owner.patch_merge)
 
     def __post_init__(self):
-        if self.aspect not in ASPECTS:
-            raise ValueError(f"unknown image_aspect {self.aspect!r}: use one of {', '.join(ASPECTS)}")
-        if self.merge not in MERGES:
-            raise ValueError(f"unknown patch_merge {self.merge!r}: use one of {', '.join(MERGES)}")
+        limits.named("image_aspect", self.aspect, ASPECTS)
+        limits.named("patch_merge", self.merge, MERGES)
         if self.max_tiles is not None and not 1 <= self.max_tiles <= MOST:
             raise ValueError(f"image_max_tiles is {self.max_tiles}: give a number from 1 to {MOST}, or None for no limit")
         if self.aspect != "anyres":
@@ -77,9 +77,7 @@ class ViewPlan:
             raise ValueError(f"image_grid holds {len(self.grid)} sizes, over the limit of {MOST}: leave some out")
         for pair in self.grid:
             if len(pair) != 2 or any(value < 1 or value % self.size for value in pair):
-                raise ValueError(
-                    f"image_grid holds {list(pair)}: give [width, height] in multiples of the tower's {self.size} pixels"
-                )
+                raise ValueError(f"image_grid holds {list(pair)}: give [width, height] in multiples of {self.size} pixels")
             if (tiles := pair[0] // self.size * (pair[1] // self.size)) > MOST:
                 raise ValueError(f"image_grid holds {list(pair)}, {tiles} tiles of one image: give sizes of at most {MOST}")
 

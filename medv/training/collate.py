@@ -13,6 +13,7 @@ from functools import lru_cache
 
 import torch
 
+from medv import limits
 from medv.data.chat import IGNORED, LOSS_TOKENS, Encoded, SpecialTokens, encode_dialogue, encode_plain
 from medv.data.example import Example, Turn
 from medv.diffusion.corruption import draw_noise, noise_generator
@@ -31,8 +32,7 @@ class Encoder:
     """
 
     def __init__(self, processor: MedVProcessor, *, loss_tokens: str, max_length: int, looks: Looks | None = None):
-        if loss_tokens not in ENCODINGS:
-            raise ValueError(f"unknown loss_tokens {loss_tokens!r}: use one of {', '.join(ENCODINGS)}")
+        limits.named("loss_tokens", loss_tokens, ENCODINGS)
         self.processor, self.loss_tokens, self.max_length = processor, loss_tokens, max_length
         self.looks = looks or Looks(processor)
         self._encoded = lru_cache(maxsize=KEPT_DIALOGUES)(self._encode)
@@ -44,7 +44,7 @@ class Encoder:
         if len(encoded.ids) > self.max_length:
             raise ValueError(
                 f"example {example.id} has {len(encoded.ids)} tokens, more than the maximum of {self.max_length}: "
-                "shorten it or raise max_length in the recipe"
+                "shorten it, or take Profile.with_recipe(stage, max_length=...)"
             )
         return {"input_ids": encoded.ids, "labels": encoded.labels, "answer_length": encoded.answer_length, **tensors}
 
@@ -65,8 +65,7 @@ class Collator:
     """
 
     def __init__(self, special: SpecialTokens, *, padding: str = "batch", feature_dropout: float = 0.0):
-        if not 0 <= feature_dropout < 1:
-            raise ValueError(f"feature_dropout {feature_dropout} is no share: give a number from 0 to below 1")
+        limits.real("feature_dropout", feature_dropout, 0, 1, open_ends="most")
         self.pad, self.padding, self.feature_dropout = special.end_of_text, padding, feature_dropout
         self.answer_size = 0
         name, _, number = padding.partition(":")
@@ -107,7 +106,7 @@ class Collator:
         if step < 0 or not {"vision_states", "pixel_values"} & set(item):
             return item
         if "vision_states" not in item:
-            raise ValueError("feature_dropout needs the tower's states: set cached_vision=True in the recipe")
+            raise ValueError("feature_dropout needs the tower's states: take Profile.with_recipe(stage, cached_vision=True)")
         states = item["vision_states"]  # [views, N, D_vision]
         generator = noise_generator(~seed, step, index)  # other draws than the text's
         kept = torch.rand(states.shape[-1], generator=generator) >= self.feature_dropout

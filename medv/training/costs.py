@@ -246,15 +246,17 @@ def check_memory(config: MedVConfig, recipe: StageRecipe, **options) -> StagePla
     if plan.fits:
         return plan
     saving, gpus = replace(recipe, checkpointing=True), plan.gpus
-    parts = recipe.batch_size // gpus
-    changes = {"with checkpointing=True in the recipe it fits": {}}
-    changes[f"with checkpointing=True and --accumulation {parts} it fits"] = {"accumulation": parts}
+    parts, also = recipe.batch_size // gpus, "" if recipe.checkpointing else " and --checkpointing"
+    changes = {"with --checkpointing it fits": {}, f"with --accumulation {parts}{also} it fits": {"accumulation": parts}}
     for more in (n for n in (1, 2, 4, 8, 16, 32) if n >= gpus and recipe.batch_size % n == 0):
         cut = {"zero": 3, "gpus": more, "accumulation": recipe.batch_size // more}
-        said = f"with ZeRO-3 on {more} such devices, --accumulation {cut['accumulation']} and checkpointing=True it fits"
-        changes[said] = cut
+        changes[f"with ZeRO-3 on {more} such devices, --accumulation {cut['accumulation']}{also} it fits"] = cut
     if options.get("lora") is None and "language_model" in recipe.trains:
-        changes["with --lora, ZeRO-3 and checkpointing=True it fits"] = {"lora": LoraRecipe(), "zero": 3, "accumulation": parts}
+        changes[f"with --lora, ZeRO-3, --accumulation {parts}{also} it fits"] = {
+            "lora": LoraRecipe(),
+            "zero": 3,
+            "accumulation": parts,
+        }
     mends = (said for said, change in changes.items() if plan_stage(config, saving, **options | change).fits)
     mend = next(mends, "use devices with more memory, or more of them")
     raise ValueError(f"this cannot fit: {plan.memory_sentence()}, but there are {plan.capacity / GB:.2f} GB; {mend}")
@@ -262,9 +264,7 @@ def check_memory(config: MedVConfig, recipe: StageRecipe, **options) -> StagePla
 
 def checkpoint_bytes(total: int, trainable: int, *, zero: int = 0, weight: int = 4, adapters: bool = False) -> int:
     """Bytes of the tensors in a checkpoint: the model (with adapters what learns alone) in `weight` bytes a parameter, and the
-    optimizer's states.
-
-    DeepSpeed keeps a second copy of the weights, under ZeRO-3 of the frozen ones alone.
+    optimizer's states. DeepSpeed keeps a second copy of the weights, under ZeRO-3 of the frozen ones alone.
     """
     kept = trainable if adapters else total
     copied = {0: 0, 3: kept - trainable}.get(zero, kept)

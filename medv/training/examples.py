@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from medv import limits
 from medv.data.example import Example
 from medv.data.readers import data_set, read_dataset, read_training_set
 from medv.data.texts import caption_examples, dialogue_examples
@@ -98,8 +99,7 @@ def in_lower_case(questions: Sequence[Example]) -> list[Example]:
 
 def question_split(data: TrainingData, *, skip_corrupt: bool = False) -> tuple[list[Example], dict[str, list[Example]]]:
     """Training questions and the lists to be asked, by name, under a protocol; raises ValueError for an unknown one."""
-    if data.protocol not in PROTOCOLS:
-        raise ValueError(f"unknown protocol {data.protocol!r}: use one of {', '.join(PROTOCOLS)}")
+    limits.named("protocol", data.protocol, PROTOCOLS)
     train = read_training_set(data.name, data.folder, roots=data.roots, skip_corrupt=skip_corrupt)
     if data.protocol == "validation":
         train, held = validation_split(train)

@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 
+from medv import limits
 from medv.artifacts import disk_is_full
 from medv.model.devices import processes, rank
 from medv.training.lora import LoraRecipe
@@ -61,8 +62,7 @@ class TrainingStopped(RuntimeError):
 
 def deepspeed_config(name: str) -> Path:
     """The packaged configuration of that name; raises ValueError for another name."""
-    if name not in DEEPSPEED:
-        raise ValueError(f"unknown DeepSpeed configuration {name!r}: use one of {', '.join(DEEPSPEED)}")
+    limits.named("DeepSpeed configuration", name, DEEPSPEED)
     return Path(__file__).parent / "deepspeed" / f"{name}.json"
 
 

@@ -32,8 +32,7 @@ def freeze_except(model: MedVForMaskedDiffusion, trains: Sequence[str]) -> int:
 
     Raises ValueError for a part that is unknown or that this model does not have.
     """
-    unknown = set(trains) - set(PARTS)
-    if unknown:
+    if unknown := set(trains) - set(PARTS):
         raise ValueError(f"unknown part {', '.join(sorted(unknown))}: a stage trains {' or '.join(PARTS)}")
     model.requires_grad_(False)
     for part in trains:

@@ -127,7 +127,8 @@ def train_stage(
         if quiet:
             trainer.remove_callback(PrinterCallback)
         if recipe.cached_vision:
-            encode.looks.once(model.model, [*examples, *validation], device=trainer.args.device, quiet=quiet)
+            how = {"device": trainer.args.device, "skip_corrupt": options.skip_corrupt, "quiet": quiet}
+            encode.looks.once(model.model, [*examples, *validation], **how)
         trainer.train(resume_from_checkpoint=find_checkpoint(saved, options.deepspeed, stream))
         unset_hf_deepspeed_config()  # under ZeRO-3 the next model would be partitioned, too
         if options.stop_after and trainer.state.global_step < steps:
@@ -186,7 +187,7 @@ def _check_cost(recipe: StageRecipe, options: RunOptions) -> None:
     if options.workers and (options.skip_corrupt or recipe.cached_vision):
         raise ValueError("workers can neither count skipped images nor cache features: leave --workers out")
     if recipe.cached_vision and "vision_end" in recipe.trains:
-        raise ValueError("a vision tower that learns cannot be cached: set cached_vision=False in the recipe")
+        raise ValueError("a vision tower that learns cannot be cached: take Profile.with_recipe(stage, cached_vision=False)")
     if recipe.cached_vision and options.deepspeed == "zero3":
         raise ValueError("cached_vision runs the whole vision tower, which ZeRO-3 has cut: give --deepspeed zero2, or none")
 
@@ -199,20 +200,18 @@ def claimed(out: Path, run: Run) -> AbstractContextManager:
     return nullcontext()
 
 
-def _whole_model(
-    trainer: StageTrainer, model: MedVForMaskedDiffusion, options: RunOptions, out: Path
-) -> MedVForMaskedDiffusion:
+def _whole_model(trainer: StageTrainer, model: MedVForMaskedDiffusion, asked: RunOptions, out: Path) -> MedVForMaskedDiffusion:
     """The trained model, on the first process gathered from all processes and with its adapters merged."""
     network = trainer.model
-    if options.deepspeed == "zero3":  # each process has a part of it
+    if asked.deepspeed == "zero3":  # each process has a part of it
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
         if rank():
             return model
         network = model = MedVForMaskedDiffusion(model.config)
-        if options.lora:
-            network = attach_lora(model, options.lora)
+        if asked.lora:
+            network = attach_lora(model, asked.lora)
         network.load_state_dict(weights)
-    return merge_lora(network, out / "adapter") if options.lora and rank() == 0 else model
+    return merge_lora(network, out / "adapter") if asked.lora and rank() == 0 else model
 
 
 def _arguments(recipe: StageRecipe, saved: Path, steps: int, options: RunOptions, *, evaluate: bool) -> OneDeviceArguments:
@@ -343,10 +342,12 @@ def plan_run(
     options: RunOptions = DEFAULTS,
 ) -> StagePlan:
     """The plan on this machine's devices at the longest of the examples; a ValueError where it cannot fit."""
-    if not examples:
-        raise ValueError("there are no training examples: look at the data set, or at `samples` of the recipe")
-    longest = max(examples, key=lambda example: sum(len(turn.text) for turn in example.turns))
-    length = len(Encoder(processor, loss_tokens=recipe.loss_tokens, max_length=recipe.max_length)(longest)["input_ids"])
+    encode = Encoder(processor, loss_tokens=recipe.loss_tokens, max_length=recipe.max_length)
+    ordered = sorted(examples, key=lambda example: -sum(len(turn.text) for turn in example.turns))
+    longest = next((example for example, _ in encode.looks.readable(ordered, skip_corrupt=options.skip_corrupt)), None)
+    if longest is None:
+        raise ValueError("there are no training examples with an image that can be read: look at the data set")
+    length = len(encode(longest)["input_ids"])
     capacity = device_capacity(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     cut = {"gpus": processes(), "zero": ZERO_STAGES[options.deepspeed], "accumulation": options.accumulation}
     return check_memory(model.config, recipe, **cut, lora=options.lora, length=length, capacity=capacity)

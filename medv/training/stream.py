@@ -13,6 +13,7 @@ import numpy as np
 from accelerate.utils import gather_object
 from torch.utils.data import Dataset
 
+from medv import limits
 from medv.data.example import Example
 from medv.data.images import ImageError
 from medv.profiles import StageRecipe
@@ -50,10 +51,8 @@ class TrainingStream(Dataset):
     ):
         if not examples:
             raise ValueError("there are no training examples")
-        if times not in TIMES:
-            raise ValueError(f"unknown times {times!r}: use one of {', '.join(TIMES)}")
-        if order not in ORDERS:
-            raise ValueError(f"unknown order {order!r}: use one of {', '.join(ORDERS)}")
+        limits.named("times", times, TIMES)
+        limits.named("order", order, ORDERS)
         self.examples, self.encode, self.order = examples, encode, order
         self.seed, self.batch_size, self.steps, self.times = seed, batch_size, steps, times
         self.skip_corrupt, self.skipped = skip_corrupt, set[str]()
@@ -90,11 +89,9 @@ class TrainingStream(Dataset):
             example = self.examples[self._index(start + (position - start + further) % count)]
             try:
                 return self.encode(example) | noise
-            except ImageError as error:
+            except ImageError:
                 if not self.skip_corrupt:
-                    raise ImageError(
-                        f"example {example.id}: {error}; mend it, or leave such images out with --skip-corrupt"
-                    ) from error
+                    raise
                 self.skipped.add(example.id)
         raise ValueError(f"none of the {count} training images can be read: look at their folder")
 

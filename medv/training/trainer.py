@@ -132,12 +132,15 @@ class StageTrainer(Trainer):
         wide = int(state[:, 1].max()) if self.data_collator.padding == "batch" else None
         batches = [self.data_collator(items, width=wide) for items in drawn]
         targets, masked, shares = [], [], [1.0] * len(batches)
+        causal = self.meter.config.text_config.is_causal  # the twin, whose loss is a mean over labels that follow a token
         for batch in batches:
             own = batch["labels"] != IGNORED_LABEL
+            own[:, 0] &= not causal
             p_mask = masking_probability(batch["t"], eps=self.meter.config.noise_eps)
             targets.append(int(own.sum()))
             masked.append(int(((batch["u"] < p_mask[:, None]) & own).sum()))
-        if counts := {"token": targets, "masked": masked}.get(self.recipe.normalization):  # divisors over the global batch
+        counted = {"token": targets, "masked": masked}  # the divisors are those of the global batch
+        if counts := targets if causal else counted.get(self.recipe.normalization):
             total = int(gather(torch.tensor([sum(counts)], device=device)).sum())
             shares = [count * len(batches) * processes() / max(total, 1) for count in counts]
         waited = (time.perf_counter() - started) / len(batches)
@@ -233,9 +236,7 @@ class Checkpoints(TrainerCallback):
         """Called by the Trainer when it has read a checkpoint and reset its sums."""
         if state.global_step:
             mark = Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE
-            losses = json.loads(mark.read_text(encoding="utf-8")).get("losses")
-            if losses is None:  # of an earlier version: the next log is over the steps since the resume
-                return
+            losses = json.loads(mark.read_text(encoding="utf-8"))["losses"]
             self.trainer._tr_loss.fill_(losses["since_log"])
             self.trainer._total_loss_scalar, self.trainer._globalstep_last_logged = losses["logged"], losses["logged_step"]
             self.trainer._initial_global_step = 0  # the mean loss of the run is over all of its steps

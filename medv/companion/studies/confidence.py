@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
+from warnings import warn
 
 import numpy as np
 import pandas as pd
@@ -122,10 +123,13 @@ def logit(confidence: np.ndarray) -> np.ndarray:
 
 
 def fit_temperature(confidence: np.ndarray, right: np.ndarray) -> float:
-    """The T of TEMPERATURES with the smallest cross-entropy of `right` under the scaled confidence."""
+    """The T of TEMPERATURES with the smallest cross-entropy of `right` under the scaled confidence; a warning at their ends."""
     signed = np.where(np.asarray(right, bool), 1, -1) * logit(confidence)
     losses = [np.logaddexp(0, -signed / temperature).mean() for temperature in TEMPERATURES]
-    return float(TEMPERATURES[int(np.argmin(losses))])
+    best = int(np.argmin(losses))
+    if best in (0, len(losses) - 1):
+        warn(f"the fit to {len(right)} answers ends at {TEMPERATURES[best]:g}, an end of the search: ask more", stacklevel=2)
+    return float(TEMPERATURES[best])
 
 
 def bins(

@@ -49,8 +49,7 @@ def vqa_study(
     A metric of the other answer type is NaN. seconds: wall time per question. looks: prepared images. Raises ValueError for
     an unknown condition.
     """
-    unknown = set(conditions) - set(CONDITIONS)
-    if unknown:
+    if unknown := set(conditions) - set(CONDITIONS):
         raise ValueError(f"unknown condition {', '.join(sorted(unknown))}: use {', '.join(CONDITIONS)}")
     blind = majority_answers(train, test)
     baselines = {"nearest question": nearest_answers(train, test), "question only": blind.lookup, "majority": blind.majority}

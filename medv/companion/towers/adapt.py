@@ -64,8 +64,7 @@ class AdaptRecipe:
 
     def __post_init__(self):
         for name, known in (("attention", ATTENTION), ("weights", tuple(WEIGHTS))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}: use one of {', '.join(known)}")
+            limits.named(name, getattr(self, name), known)
         for name in ("tokens", "length", "batch_size"):
             limits.whole(name, getattr(self, name), 1)
         limits.real("learning_rate", self.learning_rate, 0, open_ends="least")
@@ -186,7 +185,7 @@ class Adapter:
             return loss, torch.zeros_like(loss)
         with torch.no_grad():
             targets = self.teacher.model(batch.clean, **how).hidden_states[1:]
-        return loss, distance(output.hidden_states[1:], targets, batch.places) / batch.masked
+        return loss, distance(output.hidden_states[1:], targets, batch.places) / max(batch.masked, 1)
 
     def step(self, parts: Sequence[Batch], rate: float) -> torch.Tensor:
         """One step of the optimizer; float32 [3] on the device: cross-entropy, alignment, norm of the gradient."""
@@ -363,8 +362,8 @@ def _train(
     if not done:
         evaluate(0)
     saving = max(1, recipe.steps // CHECKPOINTS)
-    logged = {*range(0, recipe.steps, max(1, recipe.steps // 40)), *range(0, recipe.steps, saving), last}
     evaluated = {*range(0, recipe.steps, max(1, recipe.steps // EVALUATIONS)), recipe.steps}
+    logged = {*range(0, recipe.steps, max(1, recipe.steps // 40)), *range(0, recipe.steps, saving), *evaluated, last}
     with tqdm(total=recipe.steps, initial=done, desc="adapting", disable=quiet) as bar:
         sums, since, started = torch.zeros(3, device=adapter.device), done, time.perf_counter()
         while done < last:

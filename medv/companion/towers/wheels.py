@@ -274,8 +274,7 @@ def chat_tokenizer(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFas
     for role, string in SpecialTokens.STRINGS.items():
         if string in present or role == "mask":
             continue
-        free = [name for name in (*_ROLES.get(role, ()), *_UNUSED) if name in present and name not in names]
-        if free:
+        if free := [name for name in (*_ROLES.get(role, ()), *_UNUSED) if name in present and name not in names]:
             names[free[0]] = string
     for token in state["added_tokens"]:
         token["content"] = names.get(token["content"], token["content"])
