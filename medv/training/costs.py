@@ -252,11 +252,8 @@ def check_memory(config: MedVConfig, recipe: StageRecipe, **options) -> StagePla
         cut = {"zero": 3, "gpus": more, "accumulation": recipe.batch_size // more}
         changes[f"with ZeRO-3 on {more} such devices, --accumulation {cut['accumulation']}{also} it fits"] = cut
     if options.get("lora") is None and "language_model" in recipe.trains:
-        changes[f"with --lora, ZeRO-3, --accumulation {parts}{also} it fits"] = {
-            "lora": LoraRecipe(),
-            "zero": 3,
-            "accumulation": parts,
-        }
+        cut = {"lora": LoraRecipe(), "zero": 3, "accumulation": parts}
+        changes[f"with --lora, ZeRO-3, --accumulation {parts}{also} it fits"] = cut
     mends = (said for said, change in changes.items() if plan_stage(config, saving, **options | change).fits)
     mend = next(mends, "use devices with more memory, or more of them")
     raise ValueError(f"this cannot fit: {plan.memory_sentence()}, but there are {plan.capacity / GB:.2f} GB; {mend}")

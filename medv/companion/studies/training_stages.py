@@ -288,9 +288,8 @@ def study_seeds(
 def recorded(path: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The file of `benchmarks/small_gpu.py final`: items as those of `study_seeds`, and one row of facts per training."""
     found = json.loads(Path(path).read_text(encoding="utf-8"))
-    rows = [(row["name"], row["seconds"]["all"] - row["seconds"]["asking"], found["recipe"]) for row in found["trials"]]
-    facts = pd.DataFrame(rows, columns=["name", "seconds", "recipe"])
-    return pd.DataFrame(found["items"]), facts[facts["name"].str.startswith("real")]
+    seconds = [row["seconds"]["all"] - row["seconds"]["asking"] for row in found["trials"] if row["name"].startswith("real")]
+    return pd.DataFrame(found["items"]), pd.DataFrame({"seconds": seconds, "recipe": found["recipe"]})
 
 
 def scores(items: pd.DataFrame) -> pd.DataFrame:
