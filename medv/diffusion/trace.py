@@ -65,7 +65,7 @@ class Trace:
     def __post_init__(self):
         if wrong := next((event for event in self.events if event.confidence != event.confidence), None):
             raise ValueError(
-                f"the confidence is NaN, in {wrong}: the model's numbers are not finite; take another model, or bfloat16 or "
+                f"confidence nan, in {wrong}: the model's numbers are not finite; take another model, or bfloat16 or "
                 "float32 where it was float16"
             )
 
