@@ -375,7 +375,8 @@ def plan(
 
     chosen = get_profile(profile)
     check_used(stage != "align", "on align, which trains the projector alone", lora=lora or None)
-    check_used(stage == "vqa" and data in chosen.vqa_sets, f"on the recipe of {stage} at profile {profile}", data=data)
+    known = stage == "vqa" and data in ("vqa_rad", *chosen.vqa_sets)  # the stage's recipe is that of VQA-RAD
+    check_used(known, f"on the recipe of {stage} at profile {profile}", data=data)
     model_and_recipe = (shape_config(chosen.model, SpecialTokens(*range(7))), chosen.recipe(stage, data or ""))
     options = {
         "gpus": gpus,

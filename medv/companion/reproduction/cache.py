@@ -107,8 +107,8 @@ class Workshop:
 
     def check_own(self, nodes: Iterable[Node]) -> None:
         """Raise ValueError if the run folder holds results of another profile or of another seed of the pipeline."""
-        for kept in (state["made_from"]["parameter"] for state in map(self.recall, nodes) if state):
-            if (kept["profile"], kept["seed"]) != (self.profile.name, self.seed):
+        for node, kept in ((node, state["made_from"]["parameter"]) for node in nodes if (state := self.recall(node))):
+            if any(kept[name] != self.parameters(node)[name] for name in ("profile", "seed")):
                 raise ValueError(f"{self.out} holds profile {kept['profile']}, seed {kept['seed']}: choose another --out")
 
     def stale_reason(self, node: Node, made_from: Mapping[str, Any]) -> str | None:
