@@ -2,7 +2,7 @@
 
     python benchmarks/small_gpu.py search --language L --vision V --data-dir D --out O [--adapted A]
     python benchmarks/small_gpu.py final  --language L --vision V --data-dir D --out O [--adapted A]
-    python benchmarks/small_gpu.py final  ... --recipe "two cores" --jobs 2 --few-controls --minutes 180   # without a GPU
+    python benchmarks/small_gpu.py final  ... --recipe "two cores" --jobs 2 --few-controls --minutes 240   # without a GPU
 
 search trains every recipe of RECIPES once, on the `validation` protocol (`medv.training.examples`), and takes the one with the
 highest mean of closed accuracy and open set recall over all validation questions, a rule fixed before any of them ran; ties go
