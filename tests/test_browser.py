@@ -75,9 +75,9 @@ class Server:
     def __init__(self, target: str, place: Path, root: Path, options: str, ready: str):
         self.port, self.token, self.log = free_port(), secrets.token_hex(16), place / f"{target}.log"
         arguments = options.format(port=self.port, token=self.token)
-        made = ["BIN=" + str(Path(sys.executable).parent), "READY=Makefile", f"ARGS={arguments}"]
+        made = ["BIN=" + str(Path(sys.executable).parent), "READY=README.md", f"ARGS={arguments}"]
         bare = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
-        asked = ["make", "-n", target, *made]
+        asked = ["make", "-n", "-o", "README.md", target, *made]  # -o: the environment is here, however old the file is
         dry = subprocess.run(asked, cwd=root, env=bare, capture_output=True, text=True, check=True)
         line = dry.stdout.strip().splitlines()[-1]
         with self.log.open("w") as stream:

@@ -151,7 +151,7 @@ def test_an_interrupted_training_goes_on_only_from_its_own_start_and_data(tmp_pa
         ({"examples": examples[::-1]}, "data.rows changed"),
         ({"examples": pictures}, "data.images changed"),
         ({"seed": 1}, "seed 0, now 1"),
-        ({"lora": LoraRecipe(4, 8)}, "lora changed"),
+        ({"lora": LoraRecipe(4, 8)}, "leave --lora out"),
     ):
         with pytest.raises(ValueError, match=said):
             train(out, **options)

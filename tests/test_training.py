@@ -173,7 +173,7 @@ def test_cached_vision_runs_the_tower_once_for_each_image(tmp_path, monkeypatch)
     train(tmp_path, replace(RECIPE, cached_vision=True), checkpoints=False)
     assert sum(seen) == 10, "ten images, two epochs"
     encode = Encoder(processor(), loss_tokens="official", max_length=100)
-    with pytest.raises(ValueError, match=r"vision states of 10 images take about .* set cached_vision=False"):
+    with pytest.raises(ValueError, match=r"vision states of 10 images take about .*cached_vision=False"):
         encode.looks.once(model().model, examples(10), limit=100)
 
 
