@@ -317,7 +317,9 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True, help="trainset.json, testset.json, images/")
     parser.add_argument("--out", type=Path, required=True, help="where results go")
     parser.add_argument("--recipe", action="append", help="only these of all; final with one: it, not the best")
-    parser.add_argument("--few-controls", action="store_true", help="one seed of gray, disjoint and LoRA, fewer questions")
+    parser.add_argument(
+        "--few-controls", action="store_true", help="one seed, and fewer wrong images, of gray, disjoint and LoRA"
+    )
     parser.add_argument("--jobs", type=int, default=8, help="processes on the one GPU, or on the cores")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads a process")
     parser.add_argument("--minutes", type=float, default=5.0, help="what is not finished then is left out")

@@ -93,7 +93,7 @@ def with_adapters(base: MedVForMaskedDiffusion, folder: Path) -> MedVForMaskedDi
     if settings.get("peft_type") != "LORA":
         raise ValueError(f"{file} is of adapters of the kind {settings.get('peft_type')!r}: medv knows LORA alone")
     if strange := [name for name in settings if name not in _NOTES + _SIZES and settings[name] != plain.get(name)]:
-        raise ValueError(f"{file} sets {', '.join(strange)}, which medv's adapters do not have: merge them at their origin")
+        raise ValueError(f"{file} sets {', '.join(strange)}, which medv's adapters do not have: merge them with peft")
     tied = {module.removesuffix(".weight") for pair in base.all_tied_weights_keys.items() for module in pair}
     if both := [name for name in tensors if any(f".{module}.lora_" in name for module in tied)]:
         raise ValueError(f"{file} adapts {both[0]}, of a weight that is embedding and head at once: adapt the layers alone")

@@ -161,9 +161,7 @@ def check_depth(source: Path | str, settings: Mapping[str, Any], tensors: Mappin
     """Raises ValueError for a configuration of more layers than tensors: each would be made before it is found missing."""
     for key, value in _pairs(settings):
         if ("layers" in str(key) or key in ("n_layer", "depth")) and isinstance(value, int) and value > len(tensors):
-            raise ValueError(
-                f"{source} says {key} = {value}, but there are {len(tensors)} tensors: they do not belong together"
-            )
+            raise ValueError(f"{source} says {key} = {value}, but there are {len(tensors)} tensors: they do not fit")
 
 
 def untied_shapes(network: PreTrainedModel) -> dict[str, tuple[int, ...]]:

@@ -98,7 +98,7 @@ def encode_dialogue(
 
 
 def encode_plain(tokenizer: "PreTrainedTokenizerBase", caption: str, *, image_tokens: int) -> Encoded:
-    """An example of the reference's alignment stage: the image, then the caption and a newline as targets; no chat format."""
+    """An example of the reference's alignment stage: image, then caption and newline as targets; no chat format, no end."""
     text = _text(tokenizer, caption + "\n")
     special = SpecialTokens.of(tokenizer)
     return Encoded([special.image] * image_tokens + text, [IGNORED] * image_tokens + text, answer_length=len(text))

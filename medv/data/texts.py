@@ -59,15 +59,15 @@ class Document:
         return prompt_text((Turn("user", without_special(self.prompt)),)) if self.prompt else ""
 
 
-def read_documents(source: str | Path, files: int | None = None) -> list[Document]:
-    """The documents of a folder (its .txt and .jsonl files by name, or the first `files`), of one such file, or of a data set.
+def read_documents(source: str | Path, first: int | None = None) -> list[Document]:
+    """The documents of a folder (its .txt and .jsonl files by name; `first`: so many), of one such file, or of a data set.
 
     A JSON line or a row has "text" and may have "prompt" and "ended". A name that is no path is loaded with the package
     `datasets` (split "train"). Raises FileNotFoundError or ValueError where there is nothing to read.
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())[:files]
+        files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())[:first]
         documents = [document for file in files for document in _read_file(file)]
     elif path.is_file():
         documents = _read_file(path)

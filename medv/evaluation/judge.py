@@ -57,7 +57,7 @@ def judge_messages(question: Mapping[str, Any], answer: str) -> list[dict[str, s
     field, or has no text in one.
     """
     if missing := [name for name in NEEDED if name not in question]:
-        raise ValueError(f"question {question.get('question_id', '?')} has no {', '.join(missing)}: needed are {NEEDED}")
+        raise ValueError(f"question {question.get('question_id', '?')} has no {', '.join(missing)}, which a judge needs")
     for name in NEEDED[:-1]:
         if not isinstance(question[name], str) or not question[name].strip():
             raise ValueError(f"question {question.get('question_id', '?')}: {name!r} is not a text: a judge needs it")

@@ -115,7 +115,7 @@ class DiffusionGeneration:
         if (response == self.config.image_token_id).any():
             raise ValueError("the response holds the placeholder of an image, which stands in prompts alone: leave it out")
 
-    def _plain_denoiser(self, prompt: torch.Tensor, attention: torch.Tensor | None, features: torch.Tensor | None) -> Denoiser:
+    def _plain_denoiser(self, prompt: torch.Tensor, seeing: torch.Tensor | None, features: torch.Tensor | None) -> Denoiser:
         """`forward` over the whole canvas each time."""
         width = prompt.shape[1]
 
@@ -124,8 +124,8 @@ class DiffusionGeneration:
             if unconditional:
                 ids, seen = canvas.clone(), None
                 ids[:, :width] = self.config.mask_token_id
-            if attention is not None and not attention.all():
-                mask = pad(attention, (0, canvas.shape[1] - width), value=1)  # [B, T]
+            if seeing is not None and not seeing.all():
+                mask = pad(seeing, (0, canvas.shape[1] - width), value=1)  # [B, T]
             return self(ids, mask, image_features=seen, logits_to_keep=columns).logits
 
         return denoise
@@ -156,19 +156,19 @@ class DiffusionGeneration:
             raise ValueError(f"{len(features)} visual tokens have no place in the prompts: let MedVProcessor build both")
         return join_outputs(outputs)
 
-    def _embedding_denoiser(self, prompt: torch.Tensor, visible: torch.Tensor | None, looks: torch.Tensor | None) -> Denoiser:
+    def _embedding_denoiser(self, prompt: torch.Tensor, seeing: torch.Tensor | None, features: torch.Tensor | None) -> Denoiser:
         """`forward` over embeddings, so that the id of a placeholder in the answer is a token like any other."""
         width, embedding = prompt.shape[1], self.get_input_embeddings()
         images = prompt == self.config.image_token_id  # [B, P]
-        start = self.model.embed(prompt, looks)  # [B, P, D]: raises where images and placeholders do not match
+        start = self.model.embed(prompt, features)  # [B, P, D]: raises where images and placeholders do not match
 
         def denoise(canvas: torch.Tensor, columns: slice, *, unconditional: bool = False) -> torch.Tensor:
             embeds, seen = embedding(canvas), None  # [B, T, D]
             embeds[:, :width][images] = start[images]
             if unconditional:
                 embeds[:, :width] = embedding.weight[self.config.mask_token_id]
-            if visible is not None:
-                seen = pad(visible, (0, canvas.shape[1] - width), value=1)  # [B, T]
+            if seeing is not None:
+                seen = pad(seeing, (0, canvas.shape[1] - width), value=1)  # [B, T]
             positions = torch.arange(canvas.shape[1], device=canvas.device)[None]
             return self(attention_mask=seen, inputs_embeds=embeds, position_ids=positions, logits_to_keep=columns).logits
 

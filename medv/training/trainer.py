@@ -236,7 +236,9 @@ class Checkpoints(TrainerCallback):
         """Called by the Trainer when it has read a checkpoint and reset its sums."""
         if state.global_step:
             mark = Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE
-            losses = json.loads(mark.read_text(encoding="utf-8"))["losses"]
+            losses = json.loads(mark.read_text(encoding="utf-8")).get("losses")
+            if losses is None:  # of an earlier version: the next log is over the steps since the resume
+                return
             self.trainer._tr_loss.fill_(losses["since_log"])
             self.trainer._total_loss_scalar, self.trainer._globalstep_last_logged = losses["logged"], losses["logged_step"]
             self.trainer._initial_global_step = 0  # the mean loss of the run is over all of its steps

@@ -128,7 +128,7 @@ def fit_temperature(confidence: np.ndarray, right: np.ndarray) -> float:
     losses = [np.logaddexp(0, -signed / temperature).mean() for temperature in TEMPERATURES]
     best = int(np.argmin(losses))
     if best in (0, len(losses) - 1):
-        warn(f"the fit to {len(right)} answers ends at {TEMPERATURES[best]:g}, an end of the search: ask more", stacklevel=2)
+        warn(f"the fit to {len(right)} answers ends at {TEMPERATURES[best]:g}, an end of the search: take more", stacklevel=2)
     return float(TEMPERATURES[best])
 
 
